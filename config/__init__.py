@@ -1,0 +1,1 @@
+"""Data and settings; imports nothing of ours."""

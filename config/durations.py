@@ -1,0 +1,28 @@
+"""Durations as people write them: `90s`, `10min`, `1h`, `30d`."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+UNITS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86_400}
+_SHAPE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read a number with a unit of ms, s, min, h or d; raise ValueError with a sentence otherwise."""
+    match = _SHAPE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write a number with ms, s, min, h or d, such as 30d")
+    try:
+        return timedelta(seconds=float(match[1]) * UNITS[match[2]])
+    except OverflowError:
+        raise ValueError(f"{text!r} is longer than a duration can be") from None
+
+
+def _coerce(value: Any) -> Any:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_coerce)]

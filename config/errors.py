@@ -1,0 +1,5 @@
+"""What configuration can raise."""
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the message is one sentence: where, what was found, what is allowed."""

@@ -1,0 +1,1 @@
+"""The web side: receives, verifies and records deliveries."""

@@ -1,0 +1,1 @@
+"""Where handlers live: every module in here is imported when a worker starts."""
