@@ -1,0 +1,157 @@
+"""The environment, read once into one frozen object. Nothing else reads `os.environ` or `.env`."""
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Self
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from config.durations import Duration
+from config.errors import ConfigError
+
+DEV_DATABASE = "sqlite:///var/firstseen.db"
+DEV_BROKER = "redis+socket://var/valkey.sock"
+THROWAWAY_DISKS = ("DYNO", "RENDER", "FLY_APP_NAME")
+SQLITE = "sqlite"
+DATABASE_SCHEMES = (SQLITE, "postgres", "postgresql", "postgresql+psycopg")
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps")
+SECRET_KEY_MIN = 32
+"""Characters; shorter keys could be guessed, and every outbound idempotency key hangs on this one."""
+
+SECRET_NAMES = frozenset({"DATABASE_URL", "BROKER_URL", "REDIS_URL", "FIRSTSEEN_SECRET_KEY"})
+"""Variables whose value never stands in an error."""
+
+Count = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Settings(BaseSettings):
+    """What this process was told; see the README's table of configuration."""
+
+    model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", env_ignore_empty=True)
+
+    dev: bool = Field(default=False, validation_alias="FIRSTSEEN_DEV")
+    database_url: str = Field(default="", validation_alias="DATABASE_URL", repr=False)
+    broker_url: str = Field(default="", validation_alias="BROKER_URL", repr=False)
+    redis_url: str = Field(default="", validation_alias="REDIS_URL", repr=False)
+    secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), validation_alias="FIRSTSEEN_SECRET_KEY", repr=False
+    )
+    sources_path: Path = Field(
+        default=Path(__file__).with_name("sources.toml"), validation_alias="FIRSTSEEN_SOURCES"
+    )
+    handlers: Annotated[tuple[str, ...], NoDecode] = Field(default=(), validation_alias="FIRSTSEEN_HANDLERS")
+    lease: Duration = Field(default=timedelta(seconds=60), validation_alias="FIRSTSEEN_LEASE")
+    sweep: Duration = Field(default=timedelta(seconds=5), validation_alias="FIRSTSEEN_SWEEP")
+    attempts: Count = Field(default=15, validation_alias="FIRSTSEEN_ATTEMPTS")
+    backoff_max: Duration = Field(default=timedelta(hours=1), validation_alias="FIRSTSEEN_BACKOFF_MAX")
+    max_runtime: Duration = Field(default=timedelta(minutes=10), validation_alias="FIRSTSEEN_MAX_RUNTIME")
+    db_pool: Annotated[int, Field(ge=2, le=100)] = Field(default=5, validation_alias="FIRSTSEEN_DB_POOL")
+    host: str = Field(default="", validation_alias="FIRSTSEEN_HOST")
+    port: Annotated[int, Field(ge=1, le=65_535)] = Field(default=8000, validation_alias="PORT")
+    web_concurrency: Count = Field(default=1, validation_alias="WEB_CONCURRENCY")
+    web_threads: Count = Field(default=16, validation_alias="FIRSTSEEN_WEB_THREADS")
+    worker_concurrency: Count = Field(default=16, validation_alias="WORKER_CONCURRENCY")
+
+    @field_validator("secret_keys", "handlers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("lease", "sweep", "max_runtime", "backoff_max")
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError("a duration must be longer than 0s")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_what_would_lose_events(self) -> Self:
+        self._check_database()
+        self._check_broker()
+        if not self.dev and not self.secret_keys:
+            raise ValueError("FIRSTSEEN_SECRET_KEY is not set: give it 32 or more random characters")
+        if any(len(key.get_secret_value()) < SECRET_KEY_MIN for key in self.secret_keys):
+            raise ValueError(f"FIRSTSEEN_SECRET_KEY holds a key shorter than {SECRET_KEY_MIN} characters")
+        return self
+
+    def _check_database(self) -> None:
+        url = self.database_url or (DEV_DATABASE if self.dev else "")
+        if not url:
+            raise ValueError(
+                "DATABASE_URL is not set: name a PostgreSQL or SQLite database,"
+                " or acknowledged events would have no home"
+            )
+        _check_scheme("DATABASE_URL", url, DATABASE_SCHEMES)
+        if url.startswith(SQLITE) and url.partition("?")[0].removeprefix("sqlite://").strip("/") in (
+            "",
+            ":memory:",
+        ):
+            raise ValueError(
+                "DATABASE_URL names no file, and a database in memory forgets every event: write sqlite:///path/to/file.db"
+            )
+        platform = next((name for name in THROWAWAY_DISKS if os.environ.get(name)), None)
+        if url.startswith(SQLITE) and platform:
+            raise ValueError(
+                f"DATABASE_URL is SQLite, but {platform} says that this platform throws its disk away"
+                " at each restart, and acknowledged events with it: use PostgreSQL"
+            )
+
+    def _check_broker(self) -> None:
+        url = self.broker_url or self.redis_url or (DEV_BROKER if self.dev else "")
+        if not url:
+            raise ValueError(
+                "BROKER_URL is not set, nor REDIS_URL: name the Redis, Valkey or RabbitMQ"
+                " that wakes the workers"
+            )
+        _check_scheme("BROKER_URL" if self.broker_url else "REDIS_URL", url, BROKER_SCHEMES)
+
+    @property
+    def database(self) -> str:
+        """The database's URL as SQLAlchemy takes it, with the psycopg driver."""
+        scheme, _, rest = (self.database_url or DEV_DATABASE).partition("://")
+        return f"{scheme}://{rest}" if scheme == SQLITE else f"postgresql+psycopg://{rest}"
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL as kombu takes it; Valkey speaks Redis."""
+        url = self.broker_url or self.redis_url or DEV_BROKER
+        return url.replace("valkeys://", "rediss://", 1).replace("valkey://", "redis://", 1)
+
+
+def _check_scheme(name: str, url: str, allowed: tuple[str, ...]) -> None:
+    scheme = url.partition("://")[0]
+    if "://" not in url or scheme not in allowed:
+        found = scheme if "://" in url else "no scheme"
+        raise ValueError(f"{name} has {found!r} before ://, and only {', '.join(allowed)} are known")
+
+
+def environment() -> Mapping[str, str]:
+    """Every variable of the process and of `.env`, the process first: where secrets are looked up by name."""
+    written = {name: value for name, value in dotenv_values(".env").items() if value is not None}
+    return {**written, **os.environ}
+
+
+def load_settings() -> Settings:
+    """Read the environment; raise ConfigError with one sentence for the first thing that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return f"Environment: {message}."
+    name = str(first["loc"][0])
+    found = "" if name in SECRET_NAMES else f" (found {first['input']!r})"
+    return f"Environment: {name} is wrong: {message}{found}."

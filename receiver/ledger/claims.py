@@ -1,0 +1,188 @@
+"""The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, or_, select, update
+
+from receiver.ledger.models import ATTEMPT, EVENT
+from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
+from receiver.ledger.store import Store
+
+CRASH_LIMIT = 5
+"""Expired leases after which an event waits for a person: something in it kills workers."""
+
+EXPIRE_BATCH = 1000
+FINAL = (State.DONE, State.DEAD, State.IGNORED)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's hold on an event. `token` is the fencing token: every later claim has a higher one."""
+
+    event: UUID
+    token: int
+    source: str
+    event_id: str
+    type: str
+    generation: int
+    attempt: int
+    created_at: datetime | None
+    received_at: datetime
+    body: bytes | None = field(repr=False)
+    headers: str = field(repr=False)
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. `delay` counts from now, for moves into waiting; `error` is a traceback."""
+
+    move: Move
+    delay: timedelta = timedelta(0)
+    reason: str | None = None
+    error: str | None = None
+
+
+def claim(store: Store, event: UUID, *, lease: timedelta, worker: str) -> Claim | None:
+    """Claim one event if it is due, or if its lease has run out; None when it is not to be had."""
+    with store.write() as connection:
+        row = _claim(store, connection, EVENT.c.id == event, lease)
+        if row is None and _expire(store, connection, EVENT.c.id == event):
+            row = _claim(store, connection, EVENT.c.id == event, lease)
+        return None if row is None else _begin(store, connection, row, worker)
+
+
+def claim_next(store: Store, pick: ColumnElement[bool], *, lease: timedelta, worker: str) -> Claim | None:
+    """Claim the due event that has waited longest among those that `pick` allows."""
+    with store.write() as connection:
+        candidate = (
+            select(EVENT.c.id)
+            .where(_due(store), pick)
+            .order_by(EVENT.c.due_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = _claim(store, connection, EVENT.c.id == candidate.scalar_subquery(), lease)
+        return None if row is None else _begin(store, connection, row, worker)
+
+
+def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUID]:
+    """Extend the leases that are still held; return the events whose claims were lost."""
+    lost = set()
+    with store.write() as connection:
+        for held in sorted(claims, key=lambda item: item.event):
+            changed = connection.execute(
+                update(EVENT).where(*_held(held)).values(lease_until=store.after(lease))
+            ).rowcount
+            if not changed:
+                lost.add(held.event)
+    return lost
+
+
+def settle(store: Store, held: Claim, end: Outcome) -> bool:
+    """End an attempt with a move of the table; False when someone else took the event over."""
+    move, reason = end.move, end.reason
+    state = enters(move)
+    change: dict[str, Any] = {
+        "state": state,
+        "lease_until": None,
+        "reason": reason,
+        "nudged_at": None,
+        "nudges": 0,
+    }
+    if state == State.WAITING:
+        change["due_at"] = store.after(end.delay)
+    if state in FINAL:
+        change["finished_at"] = store.now()
+    if move in (Move.RELEASE, Move.IGNORE):
+        change["attempts"] = EVENT.c.attempts - 1
+    with store.write() as connection:
+        if not connection.execute(update(EVENT).where(*_held(held)).values(**change)).rowcount:
+            return False
+        story = {"ended_at": store.now(), "outcome": move, "reason": reason, "error": end.error}
+        mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
+        connection.execute(update(ATTEMPT).where(*mine).values(**story))
+    return True
+
+
+def expire(store: Store) -> int:
+    """Take expired leases back, each counted as a crash; at the fifth the event parks. Returns how many."""
+    with store.write() as connection:
+        return _expire(store, connection, EVENT.c.id.is_not(None))
+
+
+def due(store: Store) -> ColumnElement[bool]:
+    """Return the condition under which an event may be claimed now."""
+    return _due(store)
+
+
+def _due(store: Store) -> ColumnElement[bool]:
+    return and_(EVENT.c.state.in_(UNFINISHED), EVENT.c.due_at <= store.now())
+
+
+def _held(held: Claim) -> tuple[ColumnElement[bool], ...]:
+    return EVENT.c.id == held.event, EVENT.c.state == State.PROCESSING, EVENT.c.claim == held.token
+
+
+def _claim(
+    store: Store, connection: Connection, which: ColumnElement[bool], lease: timedelta
+) -> Row[Any] | None:
+    change = {
+        "state": enters(Move.CLAIM),
+        "lease_until": store.after(lease),
+        "claim": EVENT.c.claim + 1,
+        "attempts": EVENT.c.attempts + 1,
+    }
+    statement = update(EVENT).where(which, _due(store)).values(**change).returning(*EVENT.c)
+    return connection.execute(statement).first()
+
+
+def _begin(store: Store, connection: Connection, row: Row[Any], worker: str) -> Claim:
+    attempt = {"event": row.id, "claim": row.claim, "generation": row.generation, "number": row.attempts}
+    connection.execute(ATTEMPT.insert().values(**attempt, started_at=store.now(), worker=worker))
+    return Claim(
+        event=row.id,
+        token=row.claim,
+        source=row.source,
+        event_id=row.event_id,
+        type=row.type,
+        generation=row.generation,
+        attempt=row.attempts,
+        created_at=row.created_at,
+        received_at=row.received_at,
+        body=row.body,
+        headers=row.headers or "{}",
+        content_type=row.content_type,
+    )
+
+
+def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) -> int:
+    gone = (
+        select(EVENT.c.id)
+        .where(EVENT.c.state.in_(leaves(Move.EXPIRE)), EVENT.c.lease_until <= store.now(), which)
+        .order_by(EVENT.c.id)
+        .limit(EXPIRE_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    last = EVENT.c.crashes + 1 >= CRASH_LIMIT
+    story = f"Crash loop: {CRASH_LIMIT} workers vanished while they held this event. Retry it once that is mended."
+    change = {
+        "state": case((last, State.PARKED), else_=enters(Move.EXPIRE)),
+        "crashes": EVENT.c.crashes + 1,
+        "lease_until": None,
+        "due_at": store.now(),
+        "nudged_at": None,
+        "nudges": 0,
+        "reason": case((last, story), else_="The worker that held it vanished; its lease ran out."),
+    }
+    ids = connection.execute(update(EVENT).where(EVENT.c.id.in_(gone)).values(**change).returning(EVENT.c.id))
+    events = ids.scalars().all()
+    if events:
+        open_ = or_(*[and_(ATTEMPT.c.event == event, ATTEMPT.c.ended_at.is_(None)) for event in events])
+        end = {"ended_at": store.now(), "outcome": Move.EXPIRE}
+        connection.execute(update(ATTEMPT).where(open_).values(**end))
+    return len(events)

@@ -1,0 +1,25 @@
+"""What the ledger can raise; the docstring is the message, the edges map them to a status or an exit code."""
+
+
+class LedgerError(Exception):
+    """The ledger could not do what was asked."""
+
+    def __str__(self) -> str:
+        """Return the given sentence, or the class's own."""
+        return super().__str__() or (type(self).__doc__ or "")
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger's database does not answer; nothing was recorded. Try again."""
+
+
+class SchemaBehind(LedgerError):
+    """The database's schema is older than this release; run `firstseen migrate`."""
+
+
+class UnknownEvent(LedgerError):
+    """No such event is in the ledger."""
+
+
+class NotAllowed(LedgerError):
+    """The event's present state does not allow this."""

@@ -1,0 +1,168 @@
+"""The ledger's tables: the only truth about events. Times are UTC; see `store.py` for whose clock."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Index, Table, Text, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+from receiver.ledger.states import UNFINISHED, State
+
+TEXT_MAX = 255
+"""Characters of a source, id or type; longer ids are hashed before they come here."""
+
+_states = ", ".join(f"'{state}'" for state in State)
+_unfinished = text("state in ({})".format(", ".join(f"'{state}'" for state in UNFINISHED)))
+_nudged = text(f"{_unfinished.text} and nudges > 0")
+_processing = text(f"state = '{State.PROCESSING}'")
+
+
+class Event(SQLModel, table=True):
+    """One event, unique by source and event id; also the outbox row that the sweeper reads."""
+
+    __table_args__ = (
+        UniqueConstraint("source", "event_id", name="event_once"),
+        CheckConstraint(f"state in ({_states})", name="event_state"),
+        CheckConstraint("(state = 'processing') = (lease_until is not null)", name="event_lease"),
+        Index("event_due", "due_at", postgresql_where=_unfinished, sqlite_where=_unfinished),
+        Index("event_nudged", "nudged_at", postgresql_where=_nudged, sqlite_where=_nudged),
+        Index("event_lease", "lease_until", postgresql_where=_processing, sqlite_where=_processing),
+        Index("event_by_state", "state", "id"),
+        Index("event_by_source", "source", "id"),
+        Index("event_by_body", "source", "body_hash"),
+        Index("event_by_end", "finished_at"),
+    )
+
+    id: UUID = Field(primary_key=True)
+    source: str = Field(max_length=TEXT_MAX)
+    event_id: str = Field(max_length=TEXT_MAX)
+    type: str = Field(max_length=TEXT_MAX)
+    state: str = Field(max_length=16)
+    generation: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    claim: int = 0
+    lease_until: datetime | None = None
+    due_at: datetime
+    received_at: datetime
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+    revived_at: datetime | None = None
+    nudged_at: datetime | None = None
+    nudges: int = 0
+    discarded: bool = False
+    reason: str | None = Field(default=None, sa_type=Text)
+    duplicates: int = 0
+    first_duplicate_at: datetime | None = None
+    last_duplicate_at: datetime | None = None
+    conflicts: int = 0
+    suspected_replay: bool = False
+    address: str | None = Field(default=None, max_length=TEXT_MAX)
+    body_hash: str = Field(max_length=64)
+    body: bytes | None = None
+    headers: str | None = Field(default=None, sa_type=Text)
+    content_type: str | None = Field(default=None, max_length=TEXT_MAX)
+
+
+class Duplicate(SQLModel, table=True):
+    """One of an event's last 20 duplicates: a ring of slots, so that a storm cannot grow it."""
+
+    event: UUID = Field(primary_key=True, foreign_key="event.id", ondelete="CASCADE")
+    slot: int = Field(primary_key=True)
+    at: datetime
+    address: str | None = Field(default=None, max_length=TEXT_MAX)
+
+
+class Conflict(SQLModel, table=True):
+    """Another body that came under an event's id; the first ten are kept."""
+
+    event: UUID = Field(primary_key=True, foreign_key="event.id", ondelete="CASCADE")
+    body_hash: str = Field(primary_key=True, max_length=64)
+    at: datetime
+    body: bytes
+    headers: str = Field(sa_type=Text)
+    content_type: str | None = Field(default=None, max_length=TEXT_MAX)
+    promoted_to: UUID | None = None
+
+
+class Attempt(SQLModel, table=True):
+    """One run of a handler, named by the fencing token of its claim."""
+
+    event: UUID = Field(primary_key=True, foreign_key="event.id", ondelete="CASCADE")
+    claim: int = Field(primary_key=True)
+    generation: int
+    number: int
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: str | None = Field(default=None, max_length=16)
+    reason: str | None = Field(default=None, sa_type=Text)
+    error: str | None = Field(default=None, sa_type=Text)
+    worker: str = Field(max_length=TEXT_MAX)
+
+
+class Action(SQLModel, table=True):
+    """What a person or a rule did to an event: who, what, when."""
+
+    id: UUID = Field(primary_key=True)
+    event: UUID = Field(index=True, foreign_key="event.id", ondelete="CASCADE")
+    generation: int
+    at: datetime
+    what: str = Field(max_length=16)
+    who: str = Field(max_length=TEXT_MAX)
+    was: str = Field(max_length=16)
+
+
+class Rejection(SQLModel, table=True):
+    """How many deliveries a source refused for one reason in one minute."""
+
+    source: str = Field(primary_key=True, max_length=TEXT_MAX)
+    reason: str = Field(primary_key=True, max_length=64)
+    minute: datetime = Field(primary_key=True)
+    count: int
+
+
+class RejectionSample(SQLModel, table=True):
+    """One of a source's last 100 rejections, without body or values."""
+
+    __tablename__ = "rejection_sample"
+
+    id: UUID = Field(primary_key=True)
+    source: str = Field(max_length=TEXT_MAX, index=True)
+    reason: str = Field(max_length=64)
+    at: datetime
+    address: str | None = Field(default=None, max_length=TEXT_MAX)
+
+
+class Replay(SQLModel, table=True):
+    """A bulk retry, rerun or discard: its list stands in `replay_step` before the first step."""
+
+    id: UUID = Field(primary_key=True)
+    what: str = Field(max_length=16)
+    who: str = Field(max_length=TEXT_MAX)
+    filter: str = Field(sa_type=Text)
+    at: datetime
+    total: int
+    finished_at: datetime | None = None
+
+
+class ReplayStep(SQLModel, table=True):
+    """One event of a bulk run with the generation it was seen in; done at most once."""
+
+    __tablename__ = "replay_step"
+
+    replay: UUID = Field(primary_key=True, foreign_key="replay.id", ondelete="CASCADE")
+    event: UUID = Field(primary_key=True)
+    generation: int
+    outcome: str | None = Field(default=None, max_length=16)
+
+
+def table(model: type[SQLModel]) -> Table:
+    """Return a model's table, for statements: the ledger reads and writes rows, not objects."""
+    found: Table = model.__table__  # type: ignore[attr-defined]
+    return found
+
+
+metadata = SQLModel.metadata
+EVENT, DUPLICATE, CONFLICT, ATTEMPT = table(Event), table(Duplicate), table(Conflict), table(Attempt)
+ACTION, REJECTION, SAMPLE = table(Action), table(Rejection), table(RejectionSample)
+REPLAY, REPLAY_STEP = table(Replay), table(ReplayStep)

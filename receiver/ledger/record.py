@@ -1,0 +1,169 @@
+"""Recording deliveries: one INSERT decides which are first-seen; nobody looks first."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, exc, func, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from receiver.ledger.duplicates import note_conflict, note_duplicate
+from receiver.ledger.ids import uuid7
+from receiver.ledger.models import EVENT
+from receiver.ledger.states import UNFINISHED, State
+from receiver.ledger.store import Store
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One event of one verified POST, ready to be recorded. `body` is exact; `created_at` the provider's."""
+
+    source: str
+    event_id: str
+    type: str
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    content_type: str | None = None
+    created_at: datetime | None = None
+    address: str | None = None
+    problem: str | None = None
+    """Why it needs a person: no id, or does not parse. It is kept, parked."""
+    replay_guard: str | None = None
+    """`run` or `park` where the id is outside the signed bytes: what equal bytes under a new id meet."""
+
+    @property
+    def key(self) -> Key:
+        """Return what makes the event unique."""
+        return self.source, self.event_id
+
+    @property
+    def body_hash(self) -> str:
+        """Return the SHA-256 of the body, in hex."""
+        return hashlib.sha256(self.body).hexdigest()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the ledger says of one delivery."""
+
+    event: UUID
+    event_id: str
+    first_seen: bool
+    conflict: bool = False
+    nudge: bool = False
+    """True while the event is unfinished: a duplicate wakes it again."""
+
+
+def record(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
+    """Record a batch in one transaction and return a verdict for each delivery, in their order.
+
+    A batch that the database refuses for its data is redone one by one, so that one bad row harms nobody.
+    Raises LedgerUnavailable; then nothing of the batch stands.
+    """
+    if not deliveries:
+        return []
+    try:
+        with store.write() as connection:
+            return _record(store, connection, deliveries)
+    except (exc.DataError, exc.IntegrityError, exc.StatementError):
+        if len(deliveries) == 1:
+            raise
+    return [verdict for delivery in deliveries for verdict in record(store, [delivery])]
+
+
+def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]) -> list[Verdict]:
+    # Everybody inserts and updates in the same order, else overlapping batches deadlock on PostgreSQL.
+    merged = {delivery.key: delivery for delivery in reversed(deliveries)}
+    ordered = [merged[key] for key in sorted(merged)]
+    _serialise_replays(store, connection, ordered)
+    fresh = {(row.source, row.event_id): row for row in _insert(store, connection, ordered)}
+    parked = _flag_replays(connection, [delivery for delivery in ordered if delivery.key in fresh], fresh)
+    copies = sorted(
+        (d for d in deliveries if d.key not in fresh or d is not merged[d.key]), key=lambda d: d.key
+    )
+    seen = {id(copy): _duplicate(store, connection, copy) for copy in copies}
+    return [seen.get(id(d)) or _first(fresh[d.key], parked) for d in deliveries]
+
+
+def _first(row: Row[Any], parked: set[UUID]) -> Verdict:
+    nudge = row.state == State.RECEIVED and row.id not in parked
+    return Verdict(row.id, row.event_id, first_seen=True, nudge=nudge)
+
+
+def _insert(store: Store, connection: Connection, ordered: Iterable[Delivery]) -> Sequence[Row[Any]]:
+    dialect = sqlite if store.sqlite else postgresql
+    statement = (
+        dialect.insert(EVENT)
+        .values(received_at=store.now(), due_at=store.now())
+        .on_conflict_do_nothing(index_elements=["source", "event_id"])
+        .returning(EVENT.c.id, EVENT.c.source, EVENT.c.event_id, EVENT.c.state)
+    )
+    return connection.execute(statement, [_row(delivery) for delivery in ordered]).all()
+
+
+def _row(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "id": uuid7(),
+        "source": delivery.source,
+        "event_id": delivery.event_id,
+        "type": delivery.type,
+        "state": State.PARKED if delivery.problem else State.RECEIVED,
+        "reason": delivery.problem,
+        "created_at": delivery.created_at,
+        "address": delivery.address,
+        "body_hash": delivery.body_hash,
+        "body": delivery.body,
+        "headers": json.dumps(dict(delivery.headers)),
+        "content_type": delivery.content_type,
+    }
+
+
+def _serialise_replays(store: Store, connection: Connection, ordered: Iterable[Delivery]) -> None:
+    """Let two copies of one body under two ids not miss each other: the second waits for the first."""
+    if store.sqlite:
+        return
+    bodies = {f"{d.source}:{d.body_hash}" for d in ordered if d.replay_guard == "park"}
+    for body in sorted(bodies):
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(body, text("0")))))
+
+
+def _flag_replays(connection: Connection, new: Iterable[Delivery], rows: Mapping[Key, Row[Any]]) -> set[UUID]:
+    parked = set()
+    for delivery in new:
+        row = rows[delivery.key]
+        if delivery.replay_guard is None or not _body_known(connection, delivery, row.id):
+            continue
+        change: dict[str, Any] = {"suspected_replay": True}
+        if delivery.replay_guard == "park" and row.state == State.RECEIVED:
+            change |= {
+                "state": State.PARKED,
+                "reason": "Suspected replay: these signed bytes came before under another id.",
+            }
+            parked.add(row.id)
+        connection.execute(update(EVENT).where(EVENT.c.id == row.id).values(**change))
+    return parked
+
+
+def _body_known(connection: Connection, delivery: Delivery, own: UUID) -> bool:
+    same = (
+        EVENT.c.source == delivery.source,
+        EVENT.c.body_hash == delivery.body_hash,
+        EVENT.c.type == delivery.type,
+        EVENT.c.id != own,
+    )
+    return connection.execute(select(EVENT.c.id).where(*same).limit(1)).first() is not None
+
+
+def _duplicate(store: Store, connection: Connection, delivery: Delivery) -> Verdict:
+    row = note_duplicate(store, connection, delivery.key, delivery.address)
+    conflict = row.body_hash != delivery.body_hash
+    if conflict:
+        note_conflict(store, connection, row.id, delivery)
+    nudge = row.state in UNFINISHED
+    return Verdict(row.id, row.event_id, first_seen=False, conflict=conflict, nudge=nudge)

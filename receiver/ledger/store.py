@@ -1,0 +1,134 @@
+"""The ledger's database: connections, transactions and the clock, on PostgreSQL and SQLite alike."""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, create_engine, event, exc, func, literal
+from sqlalchemy.engine import Engine, make_url
+from sqlmodel import UTCDateTime
+
+from receiver.ledger.errors import LedgerUnavailable
+
+log = logging.getLogger(__name__)
+
+WAIT = 5.0
+"""Seconds that a statement waits for a connection or SQLite's write lock before the answer is 503."""
+
+DURABLE = frozenset({"on", "remote_apply", "remote_write", "local"})
+"""Values of synchronous_commit under which a commit has reached this server's own disk."""
+
+_UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, exc.InternalError)
+
+
+class Store:
+    """One process's door to the ledger. Threads share it; forks must not."""
+
+    def __init__(self, url: str, *, pool: int = 5, shift: timedelta = timedelta(0)) -> None:
+        self.url = make_url(url)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        self.shift = shift
+        self.engine = self._sqlite_engine(pool) if self.sqlite else self._postgres_engine(pool)
+        self._writer = threading.Lock()
+
+    def now(self) -> ColumnElement[datetime]:
+        """Return the ledger's time: the database's own clock on PostgreSQL, the host's UTC on SQLite."""
+        return self.after(timedelta(0))
+
+    def after(self, span: timedelta) -> ColumnElement[datetime]:
+        """Return the ledger's time plus a span, as one expression."""
+        if self.sqlite:
+            return literal(datetime.now(UTC) + self.shift + span, UTCDateTime())
+        clock = func.clock_timestamp(type_=UTCDateTime())
+        moved = self.shift + span
+        return clock + literal(moved) if moved else clock
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a transaction that only reads."""
+        with self._transaction(writes=False) as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a transaction whose commit is on disk when the block ends.
+
+        Raises LedgerUnavailable when the database does not answer: then nothing was recorded, or, if the
+        connection died at the commit itself, whoever asks again finds out which.
+        """
+        if not self.sqlite:
+            with self._transaction(writes=True) as connection:
+                yield connection
+            return
+        # SQLite's busy handler polls and is unfair; a lock keeps this process's own threads in line.
+        if not self._writer.acquire(timeout=WAIT):
+            raise LedgerUnavailable
+        try:
+            with self._transaction(writes=True) as connection:
+                yield connection
+        finally:
+            self._writer.release()
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _transaction(self, *, writes: bool) -> Iterator[Connection]:
+        try:
+            with self.engine.connect() as connection, connection.execution_options(writes=writes).begin():
+                if writes and not connection.info.get("durable", True):
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+                yield connection
+        except _UNAVAILABLE as error:
+            log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
+            raise LedgerUnavailable from error
+
+    def _postgres_engine(self, pool: int) -> Engine:
+        # PgBouncer in transaction mode: no prepared statements, no session state.
+        arguments = {"prepare_threshold": None, "connect_timeout": int(WAIT)}
+        engine = create_engine(
+            self.url,
+            pool_size=pool,
+            max_overflow=0,
+            pool_timeout=WAIT,
+            pool_pre_ping=True,
+            connect_args=arguments,
+        )
+        event.listen(engine, "connect", _note_durability)
+        return engine
+
+    def _sqlite_engine(self, pool: int) -> Engine:
+        Path(self.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        arguments = {"timeout": WAIT, "check_same_thread": False}
+        engine = create_engine(
+            self.url, pool_size=pool, max_overflow=0, pool_timeout=WAIT, connect_args=arguments
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+
+def _note_durability(connection: Any, record: Any) -> None:
+    # Asked once a connection: a role or database may have switched durable commits off.
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        record.info["durable"] = cursor.fetchone()[0] in DURABLE
+    connection.rollback()
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that reads and then writes fails at once under load, busy timeout or not.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
