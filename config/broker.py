@@ -6,36 +6,69 @@ from typing import Any
 WAKE_TASK = "firstseen.wake"
 QUEUE = "firstseen"
 
-CONNECT_TIMEOUT = 1.0
-"""Seconds. A frozen broker must not hold the publishing thread; measured: 60 s and more by default."""
+PUBLISH_TIMEOUT = 1.0
+"""Seconds. A frozen broker must not hold a publishing thread; measured: 60 s and more by default."""
 
-ONE_TRY: dict[str, Any] = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+CONSUME_TIMEOUT = 30.0
+"""Seconds. A consumer reads in long polls, so it must not give up as early as a publisher."""
 
 
-def celery_options(broker: str) -> dict[str, Any]:
-    """Options for `Celery(**options)`: one queue, JSON, no results, nothing that waits for long.
+def publisher_options(broker: str) -> dict[str, Any]:
+    """Options of a `Celery(**options)` that only publishes: one try, and never for long."""
+    one_try = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+    if broker.startswith("amqp"):
+        timeouts = {"read_timeout": PUBLISH_TIMEOUT, "write_timeout": PUBLISH_TIMEOUT}
+    else:
+        timeouts = {"socket_timeout": PUBLISH_TIMEOUT, "socket_connect_timeout": PUBLISH_TIMEOUT}
+    return {
+        **_common(broker),
+        "broker_pool_limit": 1,
+        "broker_connection_timeout": PUBLISH_TIMEOUT,
+        "broker_transport_options": {**timeouts, **one_try},
+    }
 
-    Heroku's Redis presents a self-signed certificate, so `rediss://` encrypts without checking who answers;
-    nudges carry row ids only.
-    """
+
+def consumer_options(broker: str) -> dict[str, Any]:
+    """Options of a worker's `Celery(**options)`: early acknowledgement, little prefetched, endless retries."""
+    options = {
+        **_common(broker),
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "worker_prefetch_multiplier": 1,
+        "worker_hijack_root_logger": False,
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+    }
+    if not broker.startswith("amqp"):
+        options["broker_transport_options"] = {
+            "socket_timeout": CONSUME_TIMEOUT,
+            "socket_connect_timeout": CONSUME_TIMEOUT,
+            "socket_keepalive": True,
+        }
+    return options
+
+
+def wake_message(event: str) -> dict[str, Any]:
+    """Arguments of `send_task` for one nudge; the empty reprs keep its arguments out of message headers."""
+    return {
+        "name": WAKE_TASK,
+        "args": (event,),
+        "retry": False,
+        "ignore_result": True,
+        "argsrepr": "",
+        "kwargsrepr": "",
+    }
+
+
+def _common(broker: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "broker_url": broker,
         "task_default_queue": QUEUE,
         "task_ignore_result": True,
         "task_serializer": "json",
         "accept_content": ["json"],
-        "broker_connection_timeout": CONNECT_TIMEOUT,
-        "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,
-        "worker_hijack_root_logger": False,
-        "broker_transport_options": _transport(broker),
     }
     if broker.startswith("rediss://"):
+        # Heroku's Redis presents a self-signed certificate. Encrypted, unchecked: nudges carry row ids only.
         options["broker_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_NONE}
     return options
-
-
-def _transport(broker: str) -> dict[str, Any]:
-    if broker.startswith("amqp"):
-        return {"max_retries": 0, "read_timeout": CONNECT_TIMEOUT, "write_timeout": CONNECT_TIMEOUT}
-    return {"socket_timeout": CONNECT_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT, **ONE_TRY}

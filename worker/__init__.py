@@ -1,0 +1,6 @@
+"""The queue side: claims events from the ledger and runs their handlers."""
+
+from worker.outcomes import Dead, Retry
+from worker.registry import handles
+
+__all__ = ["Dead", "Retry", "handles"]

@@ -1,0 +1,36 @@
+"""`python -m worker`: the Procfile's worker."""
+
+import os
+import sys
+
+from config.providers import load_providers
+from config.sources import load_sources
+
+from config.errors import ConfigError
+from config.logs import set_up_logs
+from config.settings import environment, load_settings
+from receiver.ledger import Windows
+from worker.app import Worker
+from worker.registry import HandlerError, load_handlers
+
+
+def main() -> int:
+    """Start a worker; return 0 after an orderly stop and 1 with one sentence when it cannot start."""
+    set_up_logs()
+    try:
+        settings = load_settings()
+        sources = load_sources(settings.sources_path, load_providers(), environment())
+        registry = load_handlers(settings.handlers)
+    except (ConfigError, HandlerError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    windows = {name: Windows(source.retention, source.payload_retention) for name, source in sources.items()}
+    return Worker(settings, registry, windows).start()
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A handler's thread that never returns must not hold the process.
+    os._exit(status)

@@ -1,0 +1,105 @@
+"""The worker's composition root: settings, ledger, handlers, Celery, sweeper."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_message
+from config.settings import Settings
+from receiver.ledger import Store, Windows, check_schema, ignored_types, reopen
+from receiver.ledger.errors import LedgerError
+from worker import sweeper
+from worker.registry import Registry
+from worker.runner import Limits, Runner
+from worker.shutdown import Shutdown
+from worker.tasks import Policy, attempt
+
+log = logging.getLogger(__name__)
+
+LEDGER_PAUSE = 2.0
+"""Seconds between looks at a ledger that is not there yet, or not migrated."""
+
+
+class Worker:
+    """One worker process, wired and ready to start."""
+
+    def __init__(self, settings: Settings, registry: Registry, windows: Mapping[str, Windows]) -> None:
+        self.settings, self.registry = settings, registry
+        self.store = Store(settings.database, pool=settings.db_pool)
+        policy = Policy(settings.attempts, settings.backoff_max)
+        limits = Limits(settings.lease, settings.max_runtime, settings.sweep, settings.worker_concurrency)
+        self.runner = Runner(self.store, lambda held: attempt(held, registry, policy), limits)
+        self.publisher = Celery(
+            "firstseen-nudges", **publisher_options(settings.broker), set_as_current=False
+        )
+        self.sweeper = sweeper.Sweeper(self.store, settings.sweep, self.nudge, self.runner)
+        self.pruner = sweeper.Pruner(self.store, windows)
+        self.shutdown = Shutdown(self.runner)
+
+    def start(self) -> int:
+        """Run until told to stop and return the exit status."""
+        signal.signal(signal.SIGTERM, self._asked_to_stop)
+        if not self._wait_for_ledger():
+            return 0
+        self._reopen_ignored()
+        self._in_background(sweeper.renew_for_ever, self.runner, self.settings.lease / 3, threading.Event())
+        stopping = self.runner.stopping
+        self._in_background(sweeper.run, self.sweeper, self.pruner, self.settings.sweep, stopping)
+        return self._consume()
+
+    def nudge(self, event: UUID) -> bool:
+        """Publish one nudge, in bounded time; False when the broker does not take it."""
+        try:
+            self.publisher.send_task(**wake_message(str(event)))
+        except (OperationalError, OSError) as error:
+            log.warning("The broker takes no nudges: %s", type(error).__name__)
+            return False
+        return True
+
+    def _consume(self) -> int:
+        app = Celery("firstseen", **consumer_options(self.settings.broker))
+
+        @app.task(name=WAKE_TASK)
+        def wake(event: str) -> None:
+            self.runner.run(UUID(event))
+
+        worker = app.Worker(
+            pool_cls="threads",
+            concurrency=self.settings.worker_concurrency,
+            without_mingle=True,
+            without_gossip=True,
+            without_heartbeat=True,
+        )
+        self.shutdown.arm()
+        worker.start()
+        return self.shutdown.finish()
+
+    def _wait_for_ledger(self) -> bool:
+        while not self.runner.stopping.is_set():
+            try:
+                check_schema(self.store)
+            except LedgerError as error:
+                log.warning("Waiting for the ledger: %s", error)
+                self.runner.stopping.wait(LEDGER_PAUSE)
+            else:
+                return True
+        return False
+
+    def _reopen_ignored(self) -> None:
+        for source, event_type in ignored_types(self.store):
+            if self.registry.find(source, event_type):
+                count = reopen(self.store, source, event_type)
+                log.info("Reopened %d ignored events: %s %s has a handler now.", count, source, event_type)
+
+    def _asked_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.runner.stopping.set()
+
+    def _in_background(self, target: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()

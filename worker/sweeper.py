@@ -1,0 +1,84 @@
+"""The sweeper: in every worker, any number at once; what the broker forgot, it remembers."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from random import Random
+from uuid import UUID
+
+from receiver.ledger import LedgerError, Store, Windows, expire, prune, starved, take_nudges
+from worker.runner import Runner
+
+log = logging.getLogger(__name__)
+
+PRUNE_EVERY = 60
+"""Sweeps between two prunings: five minutes at the default pace."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one pass did."""
+
+    expired: int = 0
+    nudged: int = 0
+    set_to_work: int = 0
+
+
+class Sweeper:
+    """Takes expired leases back, nudges what is due, and runs what nobody fetches."""
+
+    def __init__(self, store: Store, sweep: timedelta, nudge: Callable[[UUID], bool], runner: Runner) -> None:
+        self._store, self._sweep, self._nudge, self._runner = store, sweep, nudge, runner
+
+    def run_once(self) -> Swept:
+        """Make one pass and return its counts. Raises LedgerError when the ledger does not answer."""
+        expired = expire(self._store)
+        nudged = 0
+        for event in take_nudges(self._store, self._sweep):
+            if not self._nudge(event):
+                # The rest stay marked: they back off like lost nudges.
+                break
+            nudged += 1
+        idle = self._runner.run_unattended() if starved(self._store, self._sweep) else 0
+        return Swept(expired, nudged, idle)
+
+
+class Pruner:
+    """Erases payloads and forgets ids past their windows."""
+
+    def __init__(self, store: Store, windows: Mapping[str, Windows]) -> None:
+        self._store, self._windows = store, windows
+
+    def run_once(self) -> dict[str, int]:
+        """Prune one batch of each kind and return counts."""
+        return prune(self._store, self._windows)
+
+
+def run(sweeper: Sweeper, pruner: Pruner, pause: timedelta, stopping: threading.Event) -> None:
+    """Sweep for ever, prune now and then; a ledger that does not answer is tried again at the next pass."""
+    rng, passes = Random(), 0
+    while not stopping.wait(pause.total_seconds() * rng.uniform(0.8, 1.2)):
+        try:
+            swept = sweeper.run_once()
+            if any(asdict(swept).values()):
+                log.info("Swept: %s", swept)
+            if passes % PRUNE_EVERY == 0:
+                pruner.run_once()
+        except LedgerError as error:
+            log.warning("No sweep: %s", error)
+        except Exception:
+            log.exception("A sweep failed; the next one follows.")
+        passes += 1
+
+
+def renew_for_ever(runner: Runner, pause: timedelta, ended: threading.Event) -> None:
+    """Renew this process's leases until it ends."""
+    while not ended.wait(pause.total_seconds()):
+        try:
+            runner.renew()
+        except LedgerError as error:
+            log.warning("No lease renewed: %s", error)
+        except Exception:
+            log.exception("A renewal failed; the next one follows.")

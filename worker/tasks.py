@@ -1,0 +1,76 @@
+"""One attempt, start to end: claim, run the handler, settle. A closed set of outcomes, one match."""
+
+import logging
+import traceback
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from types import SimpleNamespace
+
+from receiver.ledger import Claim, Move, Outcome
+from worker.backoff import BASE, backoff
+from worker.events import event_of
+from worker.outcomes import Dead, Retry
+from worker.registry import Handler, Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What decides about failures where a handler does not say."""
+
+    attempts: int
+    backoff_max: timedelta
+    rng: Random = field(default_factory=Random)
+
+
+def attempt(held: Claim, registry: Registry, policy: Policy) -> Outcome:
+    """Run the handler of a claimed event and say how it ended; never raises."""
+    handler = registry.find(held.source, held.type)
+    if handler is None:
+        return _unhandled(held)
+    if held.body is None:
+        return Outcome(
+            Move.PARK, reason="Its payload was erased after payload_retention, so no handler can run."
+        )
+    limit = handler.attempts or policy.attempts
+    if held.attempt > limit:
+        return Outcome(Move.GIVE_UP, reason=f"All {limit} attempts are used up; the last worker vanished.")
+    try:
+        handler.run(event_of(held), SimpleNamespace())
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises must end in the ledger
+        return _failed(held, handler, error, policy)
+    return Outcome(Move.FINISH)
+
+
+def _unhandled(held: Claim) -> Outcome:
+    if held.token == 1:
+        return Outcome(Move.IGNORE, reason=f"No handler for {held.type!r} from {held.source!r}.")
+    return Outcome(Move.PARK, reason=f"There is no handler for {held.type!r} from {held.source!r} any more.")
+
+
+def _failed(held: Claim, handler: Handler, error: BaseException, policy: Policy) -> Outcome:
+    limit = handler.attempts or policy.attempts
+    story = "".join(traceback.format_exception(error))
+    base = handler.backoff or BASE
+    wait = backoff(held.attempt, cap=policy.backoff_max, rng=policy.rng, base=base)
+    match error:
+        case Dead():
+            return Outcome(Move.GIVE_UP, reason=str(error))
+        case _ if held.attempt >= limit:
+            return Outcome(
+                Move.GIVE_UP, reason=f"All {limit} attempts failed; the last: {_brief(error)}", error=story
+            )
+        case Retry():
+            return Outcome(
+                Move.RETRY_LATER, error.after if error.after is not None else wait, reason=str(error)
+            )
+        case _:
+            return Outcome(
+                Move.RETRY_LATER, wait, reason=f"Attempt {held.attempt} failed: {_brief(error)}", error=story
+            )
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
