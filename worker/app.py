@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from celery import Celery
+from celery.signals import setup_logging
 from kombu.exceptions import OperationalError
 
 from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_message
@@ -64,6 +65,7 @@ class Worker:
         return True
 
     def _consume(self) -> int:
+        setup_logging.connect(_leave_logs_alone)
         app = Celery("firstseen", **consumer_options(self.settings.broker))
 
         @app.task(name=WAKE_TASK)
@@ -71,6 +73,7 @@ class Worker:
             self.runner.run(UUID(event))
 
         worker = app.Worker(
+            quiet=True,
             pool_cls="threads",
             concurrency=self.settings.worker_concurrency,
             without_mingle=True,
@@ -103,3 +106,7 @@ class Worker:
 
     def _in_background(self, target: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()
+
+
+def _leave_logs_alone(**_: Any) -> None:
+    """Take part in Celery's logging signal: while somebody does, it configures nothing."""

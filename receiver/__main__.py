@@ -1,0 +1,61 @@
+"""`python -m receiver`: the Procfile's web."""
+
+import sys
+
+from config.providers import load_providers
+from config.sources import load_sources
+from granian import Granian
+from granian.constants import Interfaces
+
+from config.errors import ConfigError
+from config.logs import LINE
+from config.settings import Settings, environment, load_settings
+from receiver.endpoints import build_endpoints
+
+KILL_AFTER = 10
+"""Seconds that a stopping server's requests get; the platform kills at 30."""
+
+
+def main() -> int:
+    """Serve until told to stop; return 1 with one sentence when it cannot start."""
+    try:
+        settings = load_settings()
+        build_endpoints(load_sources(settings.sources_path, load_providers(), environment()))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    serve(settings)
+    return 0
+
+
+def serve(settings: Settings) -> None:
+    """Run granian: its workers each build the application with `create_app`."""
+    Granian(
+        "receiver.app:create_app",
+        factory=True,
+        interface=Interfaces.WSGI,
+        address=settings.host or ("127.0.0.1" if settings.dev else "0.0.0.0"),  # noqa: S104 - behind a router
+        port=settings.port,
+        workers=settings.web_concurrency,
+        blocking_threads=settings.web_threads,
+        respawn_failed_workers=True,
+        workers_kill_timeout=KILL_AFTER,
+        websockets=False,
+        log_dictconfig=_log_lines(),
+    ).serve()
+
+
+def _log_lines() -> dict[str, object]:
+    # Granian's own lines in the form of everybody else's.
+    handler = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": LINE}},
+        "handlers": {"console": handler},
+        "loggers": {"_granian": {"handlers": ["console"], "level": "INFO", "propagate": False}},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

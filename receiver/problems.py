@@ -1,0 +1,47 @@
+"""Errors as RFC 9457 problem documents: a stable type, one sentence, no secrets, no bodies."""
+
+import json
+from http import HTTPStatus
+
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+RETRY_AFTER = 5
+"""Seconds a provider is asked to wait while the ledger does not answer."""
+
+
+class Problem(Exception):
+    """A request that gets no success; raised anywhere in a view, answered once at the edge."""
+
+    def __init__(self, status: int, kind: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail, self.headers = status, kind, detail, headers or {}
+
+
+def unavailable(detail: str) -> Problem:
+    """Return a 503 that asks for another try."""
+    return Problem(503, "unavailable", detail, {"Retry-After": str(RETRY_AFTER)})
+
+
+def answer_problems(app: Flask) -> None:
+    """Answer every Problem, and every HTTP error of Flask's own, as a problem document."""
+    app.register_error_handler(Problem, _answer)
+    app.register_error_handler(HTTPException, _answer_http)
+
+
+def _answer(problem: Problem) -> Response:
+    body = {
+        "type": f"urn:firstseen:problem:{problem.kind}",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+    }
+    text = json.dumps(body)
+    return Response(text, problem.status, problem.headers, content_type="application/problem+json")
+
+
+def _answer_http(error: HTTPException) -> Response:
+    status = HTTPStatus(error.code or 500)
+    allowed = {name: value for name, value in error.get_headers() if name == "Allow"}
+    kind = status.phrase.lower().replace(" ", "-")
+    return _answer(Problem(status, kind, f"{status.phrase}.", allowed))
