@@ -1,0 +1,1 @@
+"""Tests, sorted by what must be running: unit, integration, acceptance, defects."""

@@ -1,0 +1,130 @@
+"""Services for all tests: real databases and brokers, and the product's processes on them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_celery import CeleryTestBroker, CeleryTestWorker
+
+from tests.services.celery_nodes import BrokerContainer, WorkerContainer
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment
+from tests.services.postgres import Postgres
+from tests.services.rabbitmq import MISSING, RabbitMQ, programs
+from tests.services.valkey import Valkey
+
+Deploy = Callable[..., Deployment]
+READY = "ready."
+"""What Celery's worker logs when it takes messages."""
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL for the whole run; do not stop or freeze it: start your own for that."""
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """One RabbitMQ for the whole run; whoever freezes it thaws it."""
+    if programs() is None:
+        pytest.skip(MISSING)
+    server = RabbitMQ()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """Give the test a Valkey of its own, to freeze, wipe and kill."""
+    server = Valkey()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Databases:
+    """Make databases of both kinds."""
+    return Databases(tmp_path_factory.mktemp("databases"), postgres)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
+    """Give the test an empty database, on SQLite and on PostgreSQL."""
+    url = databases.fresh(request.param)
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def migrated_url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
+    """Give the test a database with the product's schema, on SQLite and on PostgreSQL."""
+    url = databases.migrated(request.param)
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Iterator[Deploy]:
+    """Make deployments: `deploy(database_url, broker_url, **settings)`; all of them end with the test."""
+    made: list[Deployment] = []
+
+    def make(database_url: str, broker_url: str, **settings: Any) -> Deployment:
+        made.append(Deployment(tmp_path / f"deployment-{len(made)}", database_url, broker_url, **settings))
+        return made[-1]
+
+    yield make
+    for deployment in made:
+        deployment.stop()
+
+
+@pytest.fixture
+def deployment(migrated_url: str, valkey: Valkey, deploy: Deploy) -> Deployment:
+    """Deploy, not yet started, on {SQLite, PostgreSQL} and the test's own `valkey`."""
+    return deploy(migrated_url, valkey.url)
+
+
+@pytest.fixture
+def postgres_deployment(databases: Databases, valkey: Valkey, deploy: Deploy) -> Deployment:
+    """Deploy, not yet started, on PostgreSQL and the test's own `valkey`."""
+    return deploy(databases.migrated("postgres"), valkey.url)
+
+
+@pytest.fixture
+def rabbit_url(rabbitmq: RabbitMQ) -> Iterator[str]:
+    """Give the test an empty virtual host."""
+    url = rabbitmq.create_vhost()
+    yield url
+    rabbitmq.delete_vhost(url)
+
+
+@pytest.fixture
+def rabbit_deployment(databases: Databases, rabbit_url: str, deploy: Deploy) -> Deployment:
+    """Deploy, not yet started, on PostgreSQL and RabbitMQ."""
+    return deploy(databases.migrated("postgres"), rabbit_url)
+
+
+@pytest.fixture
+def celery_broker(valkey: Valkey) -> CeleryTestBroker:
+    """Give pytest-celery the test's own `valkey` for its broker."""
+    return CeleryTestBroker(BrokerContainer(valkey))
+
+
+@pytest.fixture
+def celery_backend_cluster() -> None:
+    """Tell pytest-celery that there is no result backend."""
+
+
+@pytest.fixture
+def celery_worker(deployment: Deployment, celery_setup_app: Any) -> CeleryTestWorker:
+    """Give pytest-celery the Procfile's worker, on SQLite and on PostgreSQL."""
+    return CeleryTestWorker(WorkerContainer(lambda: deployment.start_worker()[0], READY), celery_setup_app)

@@ -1,0 +1,132 @@
+"""One real process with all its descendants: its output in a file, signals to one or to all, no leftovers."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.services.waiting import wait_until
+
+INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """Return an environment with nothing of this process but where programs, home and temporary files are."""
+    return {name: os.environ[name] for name in INHERITED if name in os.environ} | extra
+
+
+class Process:
+    """A program in a session and process group of its own.
+
+    Signals go to the whole family (every descendant, whatever its group), or to the first process alone with
+    `alone=True`.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], *, log: Path, env: Mapping[str, str], **popen: Any
+    ) -> None:
+        self.name = name
+        self.log = log
+        self.url = ""
+        self._known: dict[int, psutil.Process] = {}
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                start_new_session=True,
+                **popen,
+            )
+        self.family()
+
+    @property
+    def pid(self) -> int:
+        """The first process's id, which is its group's id too."""
+        return self.popen.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the first process lives."""
+        return self.popen.poll() is None
+
+    def family(self) -> list[psutil.Process]:
+        """Return the living processes that this one started, itself first, also those that outlived it."""
+        with suppress(psutil.NoSuchProcess):
+            if self.running:
+                first = self._known.setdefault(self.pid, psutil.Process(self.pid))
+                self._known |= {child.pid: child for child in first.children(recursive=True)}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if process.pid not in self._known and os.getpgid(process.pid) == self.pid:
+                    self._known[process.pid] = process
+        return [process for process in self._known.values() if lives(process)]
+
+    def signal(self, number: int, *, alone: bool = False) -> None:
+        """Send a signal to the family, or to the first process alone; none is sent to what has ended."""
+        for process in [self.popen] if alone else self.family():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def terminate(self, *, alone: bool = True) -> None:
+        """Ask to stop, as a platform does: SIGTERM, to the first process unless told otherwise."""
+        self.signal(signal.SIGTERM, alone=alone)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: SIGINT to the process group, as a terminal does."""
+        os.killpg(self.pid, signal.SIGINT)
+
+    def kill(self, *, alone: bool = False) -> None:
+        """Kill -9; the whole family unless told otherwise. Waits until it is gone."""
+        if alone:
+            self.signal(signal.SIGKILL, alone=True)
+            self.popen.wait(30)
+            return
+        family = self.family()
+        self.signal(signal.SIGKILL)
+        self.popen.wait(30)
+        wait_until(lambda: not any(map(lives, family)), 30, f"{self.name} to be gone after SIGKILL")
+
+    def freeze(self, *, alone: bool = False) -> None:
+        """SIGSTOP, and wait until it holds."""
+        self.signal(signal.SIGSTOP, alone=alone)
+        held = self.family()[:1] if alone else self.family()
+        wait_until(lambda: all(map(_stopped, held)), 10, f"{self.name} to freeze")
+
+    def thaw(self, *, alone: bool = False) -> None:
+        """SIGCONT."""
+        self.signal(signal.SIGCONT, alone=alone)
+
+    def wait_exit(self, timeout: float = 30) -> int:
+        """Return the exit code (negative: the signal that ended it); fail with the output at `timeout`."""
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"{self.name} still runs after {timeout:g} s:\n{self.logs()[-3000:]}"
+            ) from None
+
+    def logs(self) -> str:
+        """Return everything it printed."""
+        return self.log.read_text(errors="replace")
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie that its parent has not collected does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _stopped(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return True

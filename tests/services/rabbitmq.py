@@ -1,0 +1,149 @@
+"""A private RabbitMQ node, where the system has `rabbitmq-server`; beside any other node, and as any user."""
+
+import itertools
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import amqp
+
+from tests.services.processes import Process
+from tests.services.server import Server
+from tests.services.waiting import answers, free_port, wait_until
+
+PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
+"""Where packages put it. Debian's own wrapper in /usr/sbin only serves root and insists on its own user."""
+MISSING = "rabbitmq-server is not installed here (on Debian and Ubuntu: apt-get install rabbitmq-server)"
+
+
+def programs() -> Path | None:
+    """Return the folder of RabbitMQ's own scripts, or None where it is not installed."""
+    path = os.pathsep.join([*PLACES, os.environ.get("PATH", "")])
+    found = shutil.which("rabbitmq-server", path=path)
+    return Path(found).parent if found and shutil.which("erl") else None
+
+
+class RabbitMQ(Server):
+    """A node with its own port mapper, files and cookie, on loopback alone."""
+
+    name = "rabbitmq"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.programs = programs()
+        self._numbers = itertools.count()
+        self._epmd: Process | None = None
+        self._epmd_port = self._dist_port = 0
+        for name in ("advanced.config", "rabbitmq.conf", "env.conf"):
+            (self.folder / name).touch()
+        (self.folder / "advanced.config").write_text("[].\n")
+        (self.folder / "enabled_plugins").write_text("[].\n")
+
+    def start(self) -> "RabbitMQ":
+        """Start the port mapper, then the node."""
+        if self._epmd is None:
+            self._epmd_port, self._dist_port = free_port(), free_port()
+            argv = [str(_epmd()), "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+            self._epmd = Process("epmd", argv, log=self.folder / "epmd.log", env=self.env())
+            wait_until(lambda: answers(self._epmd_port), 10, "the Erlang port mapper to listen")
+        return super().start()
+
+    def argv(self) -> list[str]:
+        """Return the command that runs the node in the foreground."""
+        assert self.programs, MISSING
+        return [str(self.programs / "rabbitmq-server")]
+
+    def env(self) -> dict[str, str]:
+        """Return an environment in which nothing of the system's own node is read or written."""
+        at = {
+            name: str(self.folder / name)
+            for name in ("mnesia", "rabbitmq.conf", "advanced.config", "env.conf")
+        }
+        return super().env() | {
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": f"{self.folder.name}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_CONF_ENV_FILE": at["env.conf"],
+            "RABBITMQ_CONFIG_FILE": at["rabbitmq.conf"],
+            "RABBITMQ_ADVANCED_CONFIG_FILE": at["advanced.config"],
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": at["mnesia"],
+            "RABBITMQ_LOG_BASE": str(self.folder),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def url(self, vhost: str = "%2F") -> str:
+        """Return the address of one of its virtual hosts."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{vhost}"
+
+    def answers(self) -> bool:
+        """Whether it lets a client in."""
+        try:
+            with self.connection():
+                return True
+        except (OSError, amqp.AMQPError):
+            return False
+
+    def connection(self, vhost: str = "/") -> amqp.Connection:
+        """Return a connection for `with`."""
+        return amqp.Connection(f"127.0.0.1:{self.port}", virtual_host=vhost, connect_timeout=5)
+
+    def create_vhost(self) -> str:
+        """Return the URL of a fresh virtual host, with no queue in it."""
+        name = f"test_{next(self._numbers)}"
+        self.ctl(f"add_vhost {name}")
+        self.ctl(f'set_permissions -p {name} guest ".*" ".*" ".*"')
+        return self.url(name)
+
+    def delete_vhost(self, url: str) -> None:
+        """Delete the virtual host at this URL: its queues are gone, its connections closed."""
+        self.ctl(f"delete_vhost {url.rpartition('/')[2]}")
+
+    def queue_length(self, url: str, queue: str = "celery") -> int:
+        """Return how many messages wait in this queue; 0 where there is no such queue."""
+        try:
+            with self.connection(url.rpartition("/")[2]) as connection:
+                return int(connection.channel().queue_declare(queue, passive=True).message_count)
+        except amqp.NotFound:
+            return 0
+
+    def wipe(self, url: str, queue: str = "celery") -> None:
+        """Drop every message that waits in this queue."""
+        with self.connection(url.rpartition("/")[2]) as connection:
+            connection.channel().queue_purge(queue)
+
+    def ctl(self, command: str) -> str:
+        """Run a rabbitmqctl command and return what it prints."""
+        assert self.programs, MISSING
+        ended = subprocess.run(
+            [self.programs / "rabbitmqctl", "--quiet", *shlex.split(command)],
+            env=self.env(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, f"rabbitmqctl {command}:\n{ended.stdout}{ended.stderr}"
+        return ended.stdout
+
+    def stop(self) -> None:
+        """End the node and its port mapper, and remove their folder."""
+        if self._epmd:
+            self._epmd.kill()
+        super().stop()
+
+
+def _epmd() -> Path:
+    """Find the port mapper: on the PATH, or inside Erlang's own folder."""
+    found = shutil.which("epmd")
+    if found:
+        return Path(found)
+    erl = Path(shutil.which("erl") or "").resolve()
+    return next(erl.parent.parent.glob("**/epmd"))

@@ -1,0 +1,91 @@
+"""What the private servers share: a folder, a port, a process with its family, an end that leaves nothing."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from tests.services.processes import Process, clean_environment
+from tests.services.waiting import free_port, wait_until
+
+STARTS = 5
+"""Tries to start: between finding a free port and binding it, another program may take it."""
+PATIENCE = 60
+"""Seconds for a server to answer after its start, on a slow and busy machine."""
+
+
+class Server:
+    """A program that listens on a loopback port and keeps everything in one temporary folder."""
+
+    name = "server"
+
+    def __init__(self) -> None:
+        # Under /tmp for root, as another user must reach it; short, as a socket's path has about 100 bytes.
+        place = "/tmp" if os.geteuid() == 0 else None
+        self.folder = Path(tempfile.mkdtemp(prefix=f"fs-{self.name}-", dir=place))
+        self.log = self.folder / "log"
+        self.port = 0
+        self._process: Process | None = None
+
+    def argv(self) -> list[str]:
+        """Return the command that runs it in the foreground."""
+        raise NotImplementedError
+
+    def env(self) -> dict[str, str]:
+        """Return its environment: HOME is its own folder."""
+        return clean_environment(HOME=str(self.folder), LC_ALL="C")
+
+    def popen(self) -> dict[str, Any]:
+        """Return what Popen needs besides."""
+        return {}
+
+    def answers(self) -> bool:
+        """Whether it does its work now, not only listens."""
+        raise NotImplementedError
+
+    @property
+    def process(self) -> Process:
+        """The running process."""
+        assert self._process, f"{self.name} was not started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        """Whether it lives, frozen or not."""
+        return self._process is not None and self._process.running
+
+    def start(self) -> Self:
+        """Start (again, on the same port once it ran) and wait for its answers."""
+        tries = 1 if self.port else STARTS
+        for _ in range(tries):
+            self.port = self.port if tries == 1 else free_port()
+            self._process = Process(self.name, self.argv(), log=self.log, env=self.env(), **self.popen())
+            wait_until(lambda: not self.running or self.answers(), PATIENCE, f"{self.name} to answer")
+            if self.running:
+                return self
+        raise AssertionError(f"{self.name} does not start:\n{self.log.read_text(errors='replace')[-3000:]}")
+
+    def freeze(self) -> None:
+        """Stop answering without closing anything (SIGSTOP); the first process first, lest it add others."""
+        self.process.freeze(alone=True)
+        self.process.freeze()
+
+    def thaw(self) -> None:
+        """Answer again (SIGCONT)."""
+        self.process.thaw()
+
+    def kill(self) -> None:
+        """Kill -9, with all of its family. `start()` brings it back on the same port."""
+        self.process.kill()
+
+    def restart(self) -> None:
+        """Kill and start again."""
+        self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        """End it and remove its folder; safe to call twice and in any state."""
+        if self._process:
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""Waiting on conditions instead of sleeping."""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+POLL = 0.03
+"""Seconds between two looks: short beside every wait here, and no load worth counting."""
+
+T = TypeVar("T")
+
+
+def wait_until(
+    predicate: Callable[[], T], timeout: float = 30, message: str | Callable[[], str] = "the condition"
+) -> T:
+    """Return the first true answer of `predicate`; fail the test at `timeout`.
+
+    The failure names `message` and the last answer. A function as message is called only then.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = predicate()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            said = message() if callable(message) else message
+            raise AssertionError(f"waited {timeout:g} s for {said}; last seen: {answer!r}")
+        time.sleep(POLL)
+
+
+def free_port() -> int:
+    """Return a loopback TCP port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Say whether something accepts connections on this loopback port."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,18 @@
+"""Unit tests run with nothing around them: a socket that opens to anywhere fails the test."""
+
+import socket
+from typing import Any, NoReturn
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection, listener and look-up."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        pytest.fail("a unit test used the network: move it to tests/integration")
+
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
