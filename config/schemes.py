@@ -1,0 +1,186 @@
+"""How a provider signs, as data: the tables that `receiver.signatures` compiles.
+
+The rules below refuse a table that would verify less than it seems to.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, StrictStr, model_validator
+
+from config.locators import Kind, Locator, Locators, parse_locators
+from config.scheme_parts import (
+    KeyTable,
+    SignatureTable,
+    Table,
+    TimestampTable,
+    check_content,
+    check_places,
+    check_required,
+)
+from config.templates import Part, Placeholder, parse_template
+
+Hash = Literal["sha1", "sha256", "sha384", "sha512"]
+SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]
+
+SHARED: frozenset[SchemeType] = frozenset({"token", "basic"})
+PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
+    "ed25519": frozenset({"ed25519-hex", "ed25519-base64", "spki-base64", "pem"}),
+    "ecdsa": frozenset({"spki-base64", "pem"}),
+    "rsa": frozenset({"spki-base64", "pem"}),
+}
+# One line each: what a type needs, and what would be ignored beside it.
+NEEDS: Mapping[SchemeType, frozenset[str]] = {
+    "hmac": frozenset({"signature", "content", "hash"}),
+    "hash": frozenset({"signature", "content", "hash"}),
+    "ed25519": frozenset({"signature", "content", "key"}),
+    "ecdsa": frozenset({"signature", "content", "hash", "key"}),
+    "rsa": frozenset({"signature", "content", "hash", "key"}),
+    "token": frozenset({"signature"}),
+    "basic": frozenset({"signature"}),
+    "any_of": frozenset({"schemes"}),
+}
+MAY: Mapping[SchemeType, frozenset[str]] = {
+    "hmac": frozenset({"key", "timestamp", "id", "require", "nonce_field"}),
+    "hash": frozenset({"timestamp", "id", "require", "nonce_field"}),
+    "ed25519": frozenset({"timestamp", "id", "require", "nonce_field"}),
+    "ecdsa": frozenset({"timestamp", "id", "require", "nonce_field"}),
+    "rsa": frozenset({"timestamp", "id", "require", "nonce_field"}),
+    "token": frozenset({"require"}),
+    "basic": frozenset({"require"}),
+    "any_of": frozenset(),
+}
+
+
+class SchemeTable(Table):
+    """One scheme: what is signed, with what, and where the signature is."""
+
+    type: SchemeType
+    hash: Hash | None = None
+    key: KeyTable | None = None
+    signature: SignatureTable | None = None
+    timestamp: TimestampTable | None = None
+    id: Annotated[StrictStr, AfterValidator(check_places)] | None = None
+    content: Annotated[StrictStr, AfterValidator(check_content)] | None = None
+    require: Annotated[Mapping[StrictStr, StrictStr], AfterValidator(check_required)] = {}
+    nonce_field: Annotated[StrictStr, Field(min_length=1)] | None = None
+    schemes: tuple["SchemeTable", ...] = ()
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        self._check_keys()
+        if self.type not in SHARED | {"any_of"}:
+            self._check_signed()
+            self._check_time()
+        return self
+
+    def _check_keys(self) -> None:
+        given = self.model_fields_set - {"type"}
+        if missing := NEEDS[self.type] - given:
+            raise ValueError(f"a scheme of type {self.type!r} needs {_names(missing)}")
+        if unused := given - NEEDS[self.type] - MAY[self.type]:
+            raise ValueError(f"a scheme of type {self.type!r} has no use for {_names(unused)}")
+        if self.type == "any_of" and (not self.schemes or any(s.type == "any_of" for s in self.schemes)):
+            raise ValueError("any_of needs at least one scheme, and none of them may be an any_of itself")
+
+    def _check_signed(self) -> None:
+        names = {str(part) for part in self.placeholders}
+        if not names - {"secret"}:
+            raise ValueError(
+                "content takes nothing from the delivery, so every delivery has the same signature"
+            )
+        if (self.type == "hash") != ("secret" in names):
+            raise ValueError("{secret} belongs into the content of a scheme of type 'hash', and only there")
+        if ("id" in names) != (self.id is not None):
+            raise ValueError("{id} in the content and the key id go together (the event's id is event_id)")
+        if self.signature is None or self.signature.encoding is None:
+            raise ValueError("signature.encoding is missing; allowed are hex, base64 and base64url")
+        if any(p.kind != "header" and self._signs_place(p) for p in self.signature.places.places):
+            raise ValueError("the signature cannot stand inside the bytes that it signs")
+        encodings = PUBLIC_KEY.get(self.type, {"utf8", "base64", "hex"})
+        if self.key is not None and self.key.encoding not in encodings:
+            raise ValueError(f"key.encoding is {self.key.encoding!r}; allowed are {_names(encodings)}")
+
+    def _check_time(self) -> None:
+        uses = Placeholder("timestamp") in self.placeholders
+        if uses and (self.timestamp is None) == (self.nonce_field is None):
+            raise ValueError("{timestamp} in the content needs either the key timestamp or nonce_field")
+        if self.nonce_field is not None and not uses:
+            raise ValueError("nonce_field names the value of {timestamp}, which the content does not have")
+        fields = self.nonce_field is not None or _in_signature(self.timestamp)
+        if fields and (self.signature is None or self.signature.pair_sep is None):
+            raise ValueError("a field of the signature header needs signature.pair_sep")
+        if self.timestamp and self.timestamp.tolerance and not self.timestamp_is_signed:
+            raise ValueError("timestamp.tolerance protects nothing: the timestamp is not in the signed bytes")
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The content, split."""
+        return parse_template(self.content or "")
+
+    @cached_property
+    def placeholders(self) -> frozenset[Placeholder]:
+        """What the content takes from the delivery."""
+        return frozenset(part for part in self.parts if isinstance(part, Placeholder))
+
+    @cached_property
+    def signs_body(self) -> bool:
+        """Whether the whole body is in the signed bytes."""
+        if self.schemes:
+            return all(scheme.signs_body for scheme in self.schemes)
+        return bool(self.placeholders & {Placeholder("body"), Placeholder("body_sha256_hex")})
+
+    @cached_property
+    def timestamp_is_signed(self) -> bool:
+        """Whether moving the timestamp breaks the signature."""
+        if self.timestamp is None:
+            return False
+        return Placeholder("timestamp") in self.placeholders or self.signs(self.timestamp.places)
+
+    @cached_property
+    def has_tolerable_time(self) -> bool:
+        """Whether a tolerance means anything: somewhere a timestamp is signed."""
+        return self.timestamp_is_signed or any(scheme.timestamp_is_signed for scheme in self.schemes)
+
+    def signs(self, where: Locators) -> bool:
+        """Whether every alternative of a locator reads signed bytes only."""
+        if self.schemes:
+            return all(scheme.signs(where) for scheme in self.schemes)
+        if self.id is not None and parse_locators(self.id) == where:
+            return True
+        return all(self._signs_place(place) for place in where.places)
+
+    def _signs_place(self, place: Locator) -> bool:
+        kinds = {part.kind for part in self.placeholders}
+        if place.kind in {"json", "item", "form"} and self.signs_body:
+            return True
+        if place.kind == "query" and kinds & {"url", "path_query"}:
+            return True
+        return any(place.same_place(Locator(kind, name)) for kind, name in self._places)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[Kind, str], ...]:
+        kinds: tuple[Kind, ...] = ("json", "header", "query", "form")
+        return tuple((kind, part.name) for part in self.placeholders for kind in kinds if part.kind == kind)
+
+    @cached_property
+    def config_names(self) -> frozenset[str]:
+        """The options that a source must give: the names of `{config:...}`."""
+        own = {part.name for part in self.placeholders if part.kind == "config"}
+        return frozenset(own.union(*(scheme.config_names for scheme in self.schemes)))
+
+    @cached_property
+    def signature_headers(self) -> frozenset[str]:
+        """Names, in lower case, of the headers that hold a signature or a token."""
+        places = self.signature.places.places if self.signature else ()
+        own = {place.name.lower() for place in places if place.kind == "header"}
+        return frozenset(own.union(*(scheme.signature_headers for scheme in self.schemes)))
+
+
+def _in_signature(timestamp: TimestampTable | None) -> bool:
+    return timestamp is not None and any(place.kind == "sig" for place in timestamp.places.places)
+
+
+def _names(keys: "frozenset[str] | set[str]") -> str:
+    return ", ".join(sorted(keys))

@@ -1,0 +1,25 @@
+"""What a verification can raise."""
+
+REASONS = {
+    "no_secret": "no secret of this source can be used as a key",
+    "missing_signature": "the signature is missing",
+    "malformed_signature": "the signature is not written as this provider writes it",
+    "bad_signature": "the signature does not belong to these bytes and this secret",
+    "repeated_value": "a value that must stand once was sent more than once",
+    "missing_timestamp": "the timestamp is missing",
+    "malformed_timestamp": "the timestamp is not a time",
+    "stale_timestamp": "the delivery was signed too long ago",
+    "future_timestamp": "the delivery was signed in the future",
+    "missing_value": "a value that is part of the signed bytes is missing",
+    "unmet_requirement": "a header that this provider always sends is missing or has another value",
+    "unreadable_body": "the body, which holds part of what is signed, cannot be read",
+}
+
+
+class InvalidSignature(Exception):
+    """A delivery did not prove its sender; `reason` is a stable code, the message a sentence."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason = reason
+        sentence = REASONS[reason]
+        super().__init__(f"{sentence} ({detail})" if detail else sentence)
