@@ -28,7 +28,7 @@ check: $(VENV)/.test  ## Lint, check the format, the types, the import contracts
 	$(PY) .ci/budget.py
 
 defects: $(VENV)/.test  ## Break each promise in a copy; fail if its tests still pass
-	@exec $(PY) tests/defects/run.py $(ARGS)
+	@exec $(PY) -m tests.defects.run $(ARGS)
 
 requirements: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 	$(PIP) install uv

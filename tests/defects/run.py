@@ -4,12 +4,11 @@ A defect is a file `NN-name.patch` here: first the lines `promise:` (what it bre
 separated by blanks; the line may be repeated), then a unified diff of product code. Every named test must
 fail, by an assertion or an error of its own and not because it cannot be collected or set up.
 
-Usage: python tests/defects/run.py [NAME ...]    (default: all; a name may be the beginning of one)
+Usage: python -m tests.defects.run [NAME ...]    (default: all; a name may be the beginning of one)
 """
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from tests.services.checkout import CHECKOUT, copy_checkout
+
 AT_ONCE = 2
 """Defects run side by side; a small machine has two cores."""
 PATIENCE = 180
 """Seconds for one defect's tests."""
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "var", "build", "dist", "*.egg-info", ".env", ".*_cache", "__pycache__"
-)
 
 
 class DefectError(Exception):
@@ -61,7 +59,7 @@ def try_defect(defect: Defect, root: Path) -> None:
     """Apply one defect to a copy of `root` and run its tests; raise DefectError unless each of them fails."""
     with tempfile.TemporaryDirectory(prefix="fs-defect-") as folder:
         copy = Path(folder).resolve() / "checkout"
-        shutil.copytree(root, copy, ignore=LEFT_OUT, symlinks=True)
+        copy_checkout(copy, root)
         apply(defect.patch, copy)
         check_imports(copy)
         for test, failed in run_tests(defect, copy).items():
@@ -162,7 +160,7 @@ def main() -> int:
     """Try the defects; return 1 unless every one was caught, 2 if a name fits none."""
     parser = argparse.ArgumentParser(description="Break each promise in a copy; its tests must fail.")
     parser.add_argument("names", nargs="*", help="beginnings of defects' names (default: all)")
-    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="the checkout")
+    parser.add_argument("--root", type=Path, default=CHECKOUT, help="the checkout")
     chosen = parser.parse_args()
     patches = sorted((chosen.root / "tests" / "defects").glob("*.patch"))
     wanted = [patch for patch in patches if not chosen.names or patch.name.startswith(tuple(chosen.names))]

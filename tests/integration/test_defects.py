@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-RUNNER = Path(__file__).resolve().parents[1] / "defects" / "run.py"
+from tests.services.checkout import CHECKOUT
 
 PATCH = """promise: {promise}
 tests: {tests}
@@ -47,8 +47,8 @@ def run(checkout: Path, tests: str, *, promise: str = "It costs 1.", before: int
     """Run the runner on one defect; return its exit code and what it prints."""
     patch = PATCH.format(promise=promise, tests=tests, before=before)
     (checkout / "tests" / "defects" / "01-dearer.patch").write_text(patch)
-    argv = [sys.executable, str(RUNNER), "--root", str(checkout)]
-    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+    argv = [sys.executable, "-m", "tests.defects.run", "--root", str(checkout)]
+    ended = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout + ended.stderr
 
 
