@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from tests.services.celery_nodes import WorkerContainer
 
 
+@pytest.fixture
+def deployment(deployment: Deployment) -> Deployment:
+    """Sweep often, so that no test waits for it."""
+    deployment.env["FIRSTSEEN_SWEEP"] = "300ms"
+    return deployment
+
+
 def test_a_stray_nudge_harms_nothing(celery_setup: CeleryTestSetup, valkey: Valkey) -> None:
     """Nudges for events that nobody recorded are taken off the queue, and the worker goes on."""
     assert len(celery_setup) == 2, "one broker, one worker, no result backend"
