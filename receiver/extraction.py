@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
-from uuid import uuid4
 
 from config.locators import Locators, parse_locator, parse_locators
 from config.provider_parts import VALUE_KINDS, HandshakeTable, TimeTable
 from config.sources import Source
+from receiver.ledger.ids import uuid7
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
 from receiver.signatures.clock import parse_time
 from receiver.signatures.reading import candidates, dig
@@ -19,6 +19,7 @@ from receiver.signatures.request import Request
 UNKNOWN_TYPE = "unknown"
 LONGEST = 255  # characters that the ledger's columns for ids and types hold
 LONGEST_CHALLENGE = 1_024  # far above any provider's; an answer never repeats more of a request
+MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
 EVERY = "*"  # a step of a batch's place that goes into each element of an array
 
 
@@ -27,20 +28,15 @@ class Item:
     """One event of a delivery.
 
     `body` is the raw body, or one element of a batch as JSON, and `content_type` is that of `body`. With a
-    `problem` (a sentence) there is no `event_id`: the caller parks the item under `hashed_id`.
+    `problem`, a sentence for the person who finds it parked, `event_id` is the body's hash.
     """
 
-    event_id: str | None
+    event_id: str
     type: str
-    created_at: datetime | None
     body: bytes = field(repr=False)
-    content_type: str | None = None
+    created_at: datetime | None = None
     problem: str | None = None
-
-    @property
-    def hashed_id(self) -> str:
-        """An id made of the body, for what has none of its own."""
-        return hashed(self.body)
+    content_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Extractor:
         """Return the delivery's events in order; an empty batch has none."""
         content_type = request.header("content-type")
         if request.payload.problem:
-            return [self._item(request, None, request.body, content_type, request.payload.problem)]
+            return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
         if self._batch is None:
             return [self._item(request, None, request.body, content_type)]
         try:
@@ -91,8 +87,7 @@ class Extractor:
                 json.dumps(element, separators=(",", ":"), allow_nan=False).encode() for element in elements
             ]
         except (ValueError, RecursionError) as error:
-            problem = f"the batch cannot be split: {error}"
-            return [self._item(request, None, request.body, content_type, problem)]
+            return [self._whole(request, f"It is not the list of events that this provider sends: {error}.")]
         pairs = zip(elements, bodies, strict=True)
         return [self._item(request, element, body, "application/json") for element, body in pairs]
 
@@ -107,28 +102,24 @@ class Extractor:
             arrays = _spread([request.payload.value], place.path)
         if not all(isinstance(array, list) for array in arrays):
             raise UnreadablePayloadError(f"there is no array at {place}")
+        if sum(map(len, arrays)) > MOST_ITEMS:
+            raise UnreadablePayloadError(f"it has more than {MOST_ITEMS} items")
         return [element for array in arrays for element in array]
 
-    def _item(
-        self,
-        request: Request,
-        element: Any,
-        body: bytes,
-        content_type: str | None,
-        problem: str | None = None,
-    ) -> Item:
-        event_id = None
-        if problem is None:
-            event_id = self._event_id(request, element, body)
-            problem = None if event_id else f"it has no id at {' and '.join(map(str, self._id_places))}"
+    def _item(self, request: Request, element: Any, body: bytes, content_type: str | None) -> Item:
+        event_id = self._event_id(request, element, body)
         return Item(
-            event_id=event_id,
+            event_id=event_id or hashed(body),
             type=self._type(request, element),
-            created_at=_moment(self._time, request, element),
             body=body,
+            created_at=_moment(self._time, request, element),
+            problem=None if event_id else f"It has no event id at {' and '.join(map(str, self._id_places))}.",
             content_type=content_type,
-            problem=problem,
         )
+
+    def _whole(self, request: Request, problem: str) -> Item:
+        item = self._item(request, None, request.body, request.header("content-type"))
+        return replace(item, event_id=hashed(request.body), problem=problem)
 
     def _event_id(self, request: Request, element: Any, body: bytes) -> str | None:
         if self._policy == "none":
@@ -144,7 +135,7 @@ class Extractor:
         return storable(".".join(part for part in parts if part) or UNKNOWN_TYPE)
 
 
-def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: uuid4().hex) -> Extractor:
+def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: str(uuid7())) -> Extractor:
     """Compile a source's locators; `new_id` names the events of providers that have no ids."""
     return Extractor(source, new_id)
 
