@@ -1,7 +1,6 @@
 """`migrate`, `prune`, `version`: what keeps a deployment in order."""
 
 import tomllib
-from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -59,10 +58,10 @@ def prune(context: Context, *, as_json: bool) -> None:
     windows = {
         name: Windows(source.retention, source.payload_retention) for name, source in context.sources.items()
     }
-    total: Counter[str] = Counter()
-    while any((counts := prune_once(context.ledger, windows)).values()):
-        total.update(counts)
-    result = {kind: total[kind] for kind in counts}
+    result = counts = prune_once(context.ledger, windows)
+    while any(number > 0 for number in counts.values()):
+        counts = prune_once(context.ledger, windows)
+        result = {kind: result[kind] + number for kind, number in counts.items()}
     if as_json:
         print_json(result)
     else:
