@@ -56,7 +56,7 @@ def note_duplicate(
             EVENT.c.state,
             EVENT.c.body_hash,
             EVENT.c.duplicates,
-            # Erased together with the body. No IS NULL here: SQLite 3.40 returns false for it, whatever is so.
+            # Erased together with the body. Not as IS NULL: SQLite 3.40 returns false for that, always.
             func.length(EVENT.c.headers).label("headers"),
         )
     )
