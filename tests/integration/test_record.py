@@ -198,10 +198,10 @@ def test_a_row_that_the_database_refuses_harms_nobody(store: Store) -> None:
 
 def test_a_thousand_and_more_in_one_batch(store: Store) -> None:
     """A batch larger than one statement's page is one transaction with a verdict for each, in order."""
-    made = record(store, [delivery(f"evt_{n % 1500}") for n in range(2500)])
-    assert [one.first_seen for one in made] == [True] * 1500 + [False] * 1000
-    assert [one.event_id for one in made] == [f"evt_{n % 1500}" for n in range(2500)]
-    assert len({one.event for one in made}) == 1500
+    made = record(store, [delivery(f"evt_{n % 1200}") for n in range(1300)])
+    assert [one.first_seen for one in made] == [True] * 1200 + [False] * 100
+    assert [one.event_id for one in made] == [f"evt_{n % 1200}" for n in range(1300)]
+    assert len({one.event for one in made}) == 1200
 
 
 def test_a_new_delivery_revives_a_dead_event_at_most_once_an_hour(store: Store) -> None:
@@ -311,10 +311,9 @@ def test_a_tombstone_still_knows_its_id(store: Store) -> None:
     assert deliver(store, body=b"other").conflict
 
 
+@pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_an_id_that_is_pruned_in_the_midst_is_first_seen(store: Store) -> None:
     """Between the insert that an old row stopped and the update that misses it, nothing falls through."""
-    if store.sqlite:
-        pytest.skip("one writer at a time: nothing gets between")
     old = deliver(store)
     with _after_the_insert(store, old.event):
         again = deliver(store)
