@@ -1,10 +1,12 @@
 """Short words for what the ledger's tests do, so that each test says only what it is about."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Table, func, select, update
+from sqlalchemy import Connection, Row, Table, event, func, select, text, update
 
 from receiver.ledger import Claim, Delivery, Move, Outcome, Store, Verdict, claim, record, settle
 from receiver.ledger.models import ATTEMPT, CONFLICT, DUPLICATE, EVENT
@@ -90,3 +92,18 @@ def end(store: Store, event: UUID, move: Move = Move.FINISH, **outcome: Any) -> 
 def later(store: Store, **span: float) -> None:
     """Move the ledger's clock on."""
     store.shift += timedelta(**span)
+
+
+@contextmanager
+def worst_plan(store: Store) -> Iterator[None]:
+    """Leave PostgreSQL only the joins that run a subquery again for each row."""
+
+    def worst(connection: Connection) -> None:
+        for kind in ("hashjoin", "hashagg", "mergejoin", "material", "sort"):
+            connection.execute(text(f"SET LOCAL enable_{kind} = off"))
+
+    event.listen(store.engine, "begin", worst)
+    try:
+        yield
+    finally:
+        event.remove(store.engine, "begin", worst)
