@@ -119,7 +119,8 @@ class Store:
         return engine
 
     def _sqlite_engine(self, pool: int) -> Engine:
-        Path(self.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        place = (self.url.database or "").removeprefix("file:")
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
         arguments = {"timeout": WAIT, "check_same_thread": False}
         engine = create_engine(
             self.url, pool_size=pool, max_overflow=0, pool_timeout=WAIT, connect_args=arguments
