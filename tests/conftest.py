@@ -1,5 +1,6 @@
 """Services for all tests: real databases and brokers, and the product's processes on them."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from tests.services.valkey import Valkey
 Deploy = Callable[..., Deployment]
 READY = "ready."
 """What Celery's worker logs when it takes messages."""
+
+
+def pytest_configure() -> None:
+    """End in order when told to stop, as a cancelled CI job is: servers and processes end with us."""
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to stop", returncode=128 + signal.SIGTERM))
 
 
 @pytest.fixture(scope="session")
