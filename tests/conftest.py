@@ -58,9 +58,9 @@ def valkey() -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="session")
-def databases(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Databases:
-    """Make databases of both kinds."""
-    return Databases(tmp_path_factory.mktemp("databases"), postgres)
+def databases(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Databases:
+    """Make databases of both kinds; a run that needs SQLite alone starts no PostgreSQL."""
+    return Databases(tmp_path_factory.mktemp("databases"), lambda: request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
