@@ -201,7 +201,7 @@ def test_a_move_that_does_not_start_from_processing_is_refused(store: Store, mov
     assert state(store, held.event) == "processing"
 
 
-@pytest.mark.parametrize("bad", ["nul \x00 byte", "lone \ud800 surrogate"])
+@pytest.mark.parametrize("bad", ["nul \x00 byte", "lone \ud800 surrogate"], ids=["nul", "surrogate"])
 def test_a_traceback_that_cannot_be_stored_settles_all_the_same(store: Store, bad: str) -> None:
     """An error that quotes garbage from a payload must not turn into five crashes."""
     held = take(store, deliver(store).event)

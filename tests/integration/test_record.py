@@ -27,9 +27,6 @@ from tests.integration.steps import (
     take,
 )
 
-NUL = "evt_\x00"
-SURROGATE = "evt_\ud800"
-
 
 def test_nothing_recorded_says_nothing(store: Store) -> None:
     """An empty batch is no error and no row."""
@@ -146,7 +143,11 @@ def test_a_problem_parks_at_once(store: Store) -> None:
     assert (found.state, found.reason) == ("parked", "It has no id.")
 
 
-@pytest.mark.parametrize("bad", [NUL, SURROGATE, "x" * 256, "x" * 5000, "\U0001f600" * 256])
+BAD_IDS = {"nul": "evt_\x00", "surrogate": "evt_\ud800", "long": "x" * 256, "huge": "😀" * 5000}
+BAD_TEXTS = {"nul": "\x00", "surrogate": "\ud800", "long": "x" * 300, "escapes": "\udfff" * 300}
+
+
+@pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
 def test_an_id_that_no_column_holds_harms_nobody(store: Store, bad: str) -> None:
     """It is recorded under its hash, its copies are its duplicates, and its neighbours are untouched."""
     made = record(store, [delivery("a"), delivery(bad), delivery("z"), delivery(bad)])
@@ -156,7 +157,7 @@ def test_an_id_that_no_column_holds_harms_nobody(store: Store, bad: str) -> None
     assert deliver(store, bad).event == made[1].event
 
 
-@pytest.mark.parametrize("bad", ["\x00", "\ud800", "x" * 300, "\udfff" * 300])
+@pytest.mark.parametrize("bad", BAD_TEXTS.values(), ids=BAD_TEXTS)
 def test_texts_that_no_column_holds_are_made_to_fit(store: Store, bad: str) -> None:
     """Type, address, content type, headers and problem never keep a verified delivery out."""
     made = deliver(

@@ -3,7 +3,7 @@
 import time
 from uuid import RFC_4122
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from receiver.ledger.ids import uuid7
@@ -58,6 +58,8 @@ def test_any_text_becomes_storable(text: str) -> None:
 
 
 @given(ANY_TEXT, ANY_TEXT)
+@example("x" * TEXT_MAX + "1", "x" * TEXT_MAX + "2")
+@example("\x00", "\\x00")
 def test_two_ids_stay_two(one: str, other: str) -> None:
     """Whatever an id holds, it fits its column, and different ids do not become one."""
     made = storable_id(one)
