@@ -1,0 +1,82 @@
+"""How APIs treat idempotency keys: `dialects.toml`, read and checked once."""
+
+import functools
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from config.durations import Duration
+from config.errors import ConfigError
+
+DIALECTS = Path(__file__).with_name("dialects.toml")
+METHODS = ("POST", "PUT", "PATCH", "DELETE")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Error(_Table):
+    """A status and the code that stands in its body."""
+
+    status: Annotated[int, Field(ge=400, le=599)]
+    code: str
+
+
+class Replay(_Table):
+    """How a replay looks: another status, a marker header, or neither."""
+
+    status: Annotated[int, Field(ge=200, le=599)] | None = None
+    header: str | None = None
+
+
+class Server(_Table):
+    """What a server promises. `locked` left out: a concurrent duplicate waits for the first one's answer."""
+
+    covers: tuple[str, ...]
+    scope: tuple[str, ...]
+    fingerprint: Annotated[tuple[str, ...], Field(min_length=1)]
+    mismatch: Literal["separate"] | Error
+    locked: Error | None = None
+    stored: Literal["all", "2xx", "final"]
+    replay: Replay = Replay()
+    quoted: bool = False
+
+    @field_validator("covers")
+    @classmethod
+    def _are_methods_with_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            method, _, path = entry.partition(" ")
+            if method not in METHODS or not (path == "*" or path.startswith("/")):
+                raise ValueError(f"{entry!r} is not one of {', '.join(METHODS)} with a path or *")
+        return value
+
+
+class Dialect(_Table):
+    """One API's way with keys. Lengths are in characters; `life` counts from a key's first use."""
+
+    title: str
+    header: str
+    min_length: Annotated[int, Field(ge=1)]
+    max_length: Annotated[int, Field(ge=1)]
+    life: Duration
+    server: Server | None = None
+
+
+@functools.cache
+def load_dialects(path: Path = DIALECTS) -> Mapping[str, Dialect]:
+    """Read every dialect by name; raise ConfigError that names file, entry and key."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    try:
+        return MappingProxyType(TypeAdapter(dict[str, Dialect]).validate_python(tables))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']} (found {first['input']!r}).") from None

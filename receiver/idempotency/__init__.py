@@ -1,0 +1,6 @@
+"""Idempotency-Key for servers: one engine, driven by policies that are data."""
+
+from receiver.idempotency.engine import Engine
+from receiver.idempotency.policy import Policy, Refusal, Scope, policy_of
+
+__all__ = ["Engine", "Policy", "Refusal", "Scope", "policy_of"]
