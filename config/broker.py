@@ -12,6 +12,9 @@ PUBLISH_TIMEOUT = 1.0
 CONSUME_TIMEOUT = 30.0
 """Seconds. A consumer reads in long polls, so it must not give up as early as a publisher."""
 
+ENDLESS = 10**9
+"""Tries to reach the broker. Celery reads None as its default, 100, after which a worker would end."""
+
 
 def publisher_options(broker: str) -> dict[str, Any]:
     """Options of a `Celery(**options)` that only publishes: one try, and never for long."""
@@ -29,11 +32,11 @@ def publisher_options(broker: str) -> dict[str, Any]:
 
 
 def consumer_options(broker: str) -> dict[str, Any]:
-    """Options of a worker's `Celery(**options)`: early acknowledgement, little prefetched, endless retries."""
+    """Options of a worker's `Celery(**options)`: acknowledge early, prefetch little, retry for ever."""
     options = {
         **_common(broker),
         "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,
+        "broker_connection_max_retries": ENDLESS,
         "worker_prefetch_multiplier": 1,
         "worker_hijack_root_logger": False,
         "worker_enable_remote_control": False,

@@ -2,14 +2,14 @@
 
 import sys
 
-from config.providers import load_providers
-from config.sources import load_sources
 from granian import Granian
 from granian.constants import Interfaces
 
 from config.errors import ConfigError
 from config.logs import LINE
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
+from config.sources import load_sources
 from receiver.endpoints import build_endpoints
 
 KILL_AFTER = 10

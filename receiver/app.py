@@ -3,12 +3,12 @@
 import logging
 from functools import partial
 
-from config.providers import load_providers
-from config.sources import load_sources
 from flask import Flask
 
 from config.logs import set_up_logs
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
+from config.sources import load_sources
 from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints

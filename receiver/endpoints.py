@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from config.sources import Source
-
 from receiver.extraction import Extractor, Item, compile_extractor
 from receiver.ledger import Delivery
 from receiver.signatures import Request, Scheme, compile_scheme, verify

@@ -3,12 +3,11 @@
 import os
 import sys
 
-from config.providers import load_providers
-from config.sources import load_sources
-
 from config.errors import ConfigError
 from config.logs import set_up_logs
+from config.providers import load_providers
 from config.settings import environment, load_settings
+from config.sources import load_sources
 from receiver.ledger import Windows
 from worker.app import Worker
 from worker.registry import HandlerError, load_handlers

@@ -3,14 +3,16 @@
 import logging
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 from uuid import UUID
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
-from kombu.exceptions import OperationalError
+from celery.worker import state as celery_state
 
 from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_message
 from config.settings import Settings
@@ -46,10 +48,10 @@ class Worker:
 
     def start(self) -> int:
         """Run until told to stop and return the exit status."""
-        signal.signal(signal.SIGTERM, self._asked_to_stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked_to_stop)
         if not self._wait_for_ledger():
             return 0
-        self._reopen_ignored()
         self._in_background(sweeper.renew_for_ever, self.runner, self.settings.lease / 3, threading.Event())
         stopping = self.runner.stopping
         self._in_background(sweeper.run, self.sweeper, self.pruner, self.settings.sweep, stopping)
@@ -59,20 +61,26 @@ class Worker:
         """Publish one nudge, in bounded time; False when the broker does not take it."""
         try:
             self.publisher.send_task(**wake_message(str(event)))
-        except (OperationalError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - clients raise whatever they like; the sweep goes on
             log.warning("The broker takes no nudges: %s", type(error).__name__)
             return False
         return True
 
     def _consume(self) -> int:
         setup_logging.connect(_leave_logs_alone)
+        # Celery warns root of pickled messages; only JSON is accepted here.
+        warnings.simplefilter("ignore", SecurityWarning)
         app = Celery("firstseen", **consumer_options(self.settings.broker))
 
         @app.task(name=WAKE_TASK)
         def wake(event: str) -> None:
             self.runner.run(UUID(event))
 
-        worker = app.Worker(
+        class Consumer(app.Worker):  # type: ignore[name-defined,misc]  # made by Celery at run time
+            def install_platform_tweaks(self, worker: Any) -> None:
+                """Leave the signals as they are: from its first moment this process stops in one way."""
+
+        consumer = Consumer(
             quiet=True,
             pool_cls="threads",
             concurrency=self.settings.worker_concurrency,
@@ -80,14 +88,14 @@ class Worker:
             without_gossip=True,
             without_heartbeat=True,
         )
-        self.shutdown.arm()
-        worker.start()
-        return self.shutdown.finish()
+        consumer.start()
+        return self.shutdown.finish(consumer.exitcode or 0)
 
     def _wait_for_ledger(self) -> bool:
         while not self.runner.stopping.is_set():
             try:
                 check_schema(self.store)
+                self._reopen_ignored()
             except LedgerError as error:
                 log.warning("Waiting for the ledger: %s", error)
                 self.runner.stopping.wait(LEDGER_PAUSE)
@@ -102,7 +110,8 @@ class Worker:
                 log.info("Reopened %d ignored events: %s %s has a handler now.", count, source, event_type)
 
     def _asked_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self.runner.stopping.set()
+        celery_state.should_stop = 0  # type: ignore[assignment]  # an exit code, once set
+        self.shutdown.begin()
 
     def _in_background(self, target: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()

@@ -8,9 +8,8 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from receiver.ledger.payload import parse_payload
-
 from receiver.ledger import Claim
+from receiver.ledger.payload import parse_payload
 
 
 @dataclass(frozen=True)

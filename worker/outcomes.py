@@ -13,7 +13,9 @@ class Retry(Exception):
         self, after: float | None = None, reason: str = "The handler asked for another run."
     ) -> None:
         super().__init__(reason)
-        self.after = None if after is None else min(timedelta(seconds=max(0.0, after)), AFTER_MAX)
+        self.after = (
+            None if after is None else timedelta(seconds=min(max(0.0, after), AFTER_MAX.total_seconds()))
+        )
 
 
 class Dead(Exception):

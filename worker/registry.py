@@ -117,7 +117,7 @@ def load_handlers(modules: Sequence[str] = ()) -> Registry:
             importlib.import_module(name)
         except HandlerError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise HandlerError(
                 f"Handlers: {name} fails to import: {type(error).__name__}: {error}"
             ) from error

@@ -49,6 +49,7 @@ class Runner:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._attempt = attempt
         self._held: dict[UUID, tuple[Claim, float]] = {}
+        self._busy = self._drains = 0
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(limits.concurrency)
         self._own = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="firstseen-own")
@@ -64,15 +65,18 @@ class Runner:
 
     def run_unattended(self) -> int:
         """Put idle threads of this process to what nobody fetches; returns how many were set to work."""
-        idle = self.limits.concurrency - len(self._held)
+        with self._lock:
+            idle = self.limits.concurrency - max(self._busy, self._drains)
+            self._drains += idle
         for _ in range(idle):
             self._own.submit(self._drain)
         return idle
 
     @property
     def idle(self) -> bool:
-        """Say whether this process holds no claim."""
-        return not self._held
+        """Say whether no thread of this process holds a claim or is about to."""
+        with self._lock:
+            return not self._busy
 
     def renew(self) -> int:
         """Renew the leases of claims younger than `max_runtime`; returns how many still hold."""
@@ -82,8 +86,10 @@ class Runner:
         if not young:
             return 0
         lost = renew(self.store, young, lease=self.limits.lease)
-        for event in lost:
-            log.warning("Event %s was taken over: its lease had run out.", event)
+        for held in young:
+            if held.event in lost:
+                log.warning("Event %s was taken over: its lease had run out.", held.event)
+                self._forget(held)
         return len(young) - len(lost)
 
     def release(self) -> int:
@@ -98,38 +104,55 @@ class Runner:
         return claim_next(self.store, pick, lease=self.limits.lease, worker=self.name)
 
     def _drain(self) -> None:
-        while self.run_next():
-            pass
+        try:
+            while self.run_next():
+                pass
+        except Exception:
+            log.exception("An event could not be run; its lease will expire.")
+        finally:
+            with self._lock:
+                self._drains -= 1
 
     def _run(self, take: Callable[[], Claim | None]) -> bool:
         with self._slots:
-            if self.stopping.is_set():
-                return False
-            # Counted from before the claim: the ledger's own clock starts later, never earlier.
-            since = time.monotonic()
+            # Busy from before the claim: a shutdown that saw nobody busy would leave it to expire.
+            with self._lock:
+                if self.stopping.is_set():
+                    return False
+                self._busy += 1
             try:
-                held = take()
-            except LedgerError as error:
-                log.warning("Nothing claimed: %s", error)
-                return False
-            if held is None:
-                return False
-            self._hold(held, since)
-            return True
+                return self._claim_and_run(take)
+            finally:
+                with self._lock:
+                    self._busy -= 1
 
-    def _hold(self, held: Claim, since: float) -> None:
+    def _claim_and_run(self, take: Callable[[], Claim | None]) -> bool:
+        # Counted from before the claim: the ledger's own clock starts later, never earlier.
+        since = time.monotonic()
+        try:
+            held = take()
+        except LedgerError as error:
+            log.warning("Nothing claimed: %s", error)
+            return False
+        if held is None:
+            return False
         with self._lock:
             self._held[held.event] = (held, since)
         try:
             self._settle(held, self._attempt(held))
         finally:
-            with self._lock:
-                if self._held.get(held.event, (None,))[0] is held:
-                    del self._held[held.event]
+            self._forget(held)
+        return True
+
+    def _forget(self, held: Claim) -> None:
+        with self._lock:
+            # By now this process may hold a later claim of the same event.
+            if self._held.get(held.event, (None,))[0] is held:
+                del self._held[held.event]
 
     def _settle(self, held: Claim, end: Outcome) -> None:
-        """Write the outcome down, trying for as long as a lease lasts; then it is up to the next claim."""
-        deadline = time.monotonic() + self.limits.lease.total_seconds()
+        """Write the outcome down, trying for long: while the ledger is away, nobody else can claim it."""
+        deadline = time.monotonic() + self.limits.max_runtime.total_seconds()
         while True:
             try:
                 settled = settle(self.store, held, end)

@@ -4,9 +4,6 @@ import logging
 import os
 import threading
 import time
-from typing import Any
-
-from celery.signals import worker_shutting_down
 
 from receiver.ledger.errors import LedgerError
 from worker.runner import Runner
@@ -19,6 +16,9 @@ GRACE = 20.0
 CELERY_GRACE = 3.0
 """Seconds that Celery gets to close by itself once no handler runs; a frozen broker can hold it for ever."""
 
+RELEASE_GRACE = 3.0
+"""Seconds for giving claims back; a ledger that does not answer lets them expire."""
+
 PAUSE = 0.05
 
 
@@ -27,39 +27,39 @@ class Shutdown:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._over = threading.Event()
+        self._celery_ended = threading.Event()
+        self._status = 0
+        self._thread: threading.Thread | None = None
 
-    def arm(self) -> None:
-        """Start the clock as soon as Celery is told to stop."""
-        worker_shutting_down.connect(self._begin, weak=False)
-        if self._runner.stopping.is_set():
-            self._begin()
+    def begin(self) -> None:
+        """Start to stop; once is enough. A signal handler calls this, so it takes no lock."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._end, daemon=True, name="shutdown")
+            self._thread.start()
 
-    def finish(self) -> int:
-        """Say that Celery has ended by itself; wait for what still runs and return the exit status."""
-        self._runner.stopping.set()
-        self._wait_until_idle(time.monotonic() + GRACE)
-        self._over.set()
-        self._release()
-        return 0
-
-    def _begin(self, **_: Any) -> None:
-        self._runner.stopping.set()
-        threading.Thread(target=self._end, daemon=True, name="shutdown").start()
+    def finish(self, status: int) -> int:
+        """Say that Celery has ended, in order (0) or not, and wait for the rest; return the status."""
+        self._status = status
+        self._celery_ended.set()
+        self.begin()
+        if self._thread is not None:
+            self._thread.join()
+        return self._status
 
     def _end(self) -> None:
+        self._runner.stopping.set()
         log.info("Stopping: nothing new is claimed; running handlers have %d s.", GRACE)
-        self._wait_until_idle(time.monotonic() + GRACE)
-        if self._runner.idle and self._over.wait(CELERY_GRACE):
-            return
-        self._release()
-        logging.shutdown()
-        # Threads cannot be stopped, and the interpreter would wait for them.
-        os._exit(0)
-
-    def _wait_until_idle(self, deadline: float) -> None:
+        deadline = time.monotonic() + GRACE
         while not self._runner.idle and time.monotonic() < deadline:
             time.sleep(PAUSE)
+        if self._runner.idle:
+            self._celery_ended.wait(CELERY_GRACE)
+        release = threading.Thread(target=self._release, daemon=True, name="release")
+        release.start()
+        release.join(RELEASE_GRACE)
+        logging.shutdown()
+        # Threads cannot be stopped, and the interpreter would wait for them.
+        os._exit(self._status)
 
     def _release(self) -> None:
         try:

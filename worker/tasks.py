@@ -15,6 +15,9 @@ from worker.registry import Handler, Registry
 
 log = logging.getLogger(__name__)
 
+REASON_MAX, STORY_MAX = 500, 20_000
+"""Characters kept of a reason and of a traceback: enough to see why, too few to fill a disk with."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -52,25 +55,26 @@ def _unhandled(held: Claim) -> Outcome:
 
 def _failed(held: Claim, handler: Handler, error: BaseException, policy: Policy) -> Outcome:
     limit = handler.attempts or policy.attempts
-    story = "".join(traceback.format_exception(error))
-    base = handler.backoff or BASE
-    wait = backoff(held.attempt, cap=policy.backoff_max, rng=policy.rng, base=base)
+    story = "".join(traceback.format_exception(error))[-STORY_MAX:]
+    brief = _brief(error)
+    wait = backoff(held.attempt, cap=policy.backoff_max, rng=policy.rng, base=handler.backoff or BASE)
     match error:
         case Dead():
-            return Outcome(Move.GIVE_UP, reason=str(error))
+            return Outcome(Move.GIVE_UP, reason=brief)
         case _ if held.attempt >= limit:
-            return Outcome(
-                Move.GIVE_UP, reason=f"All {limit} attempts failed; the last: {_brief(error)}", error=story
-            )
+            reason = f"All {limit} attempts failed; the last: {brief}"
+            return Outcome(Move.GIVE_UP, reason=reason, error=story)
         case Retry():
-            return Outcome(
-                Move.RETRY_LATER, error.after if error.after is not None else wait, reason=str(error)
-            )
+            return Outcome(Move.RETRY_LATER, wait if error.after is None else error.after, reason=brief)
         case _:
-            return Outcome(
-                Move.RETRY_LATER, wait, reason=f"Attempt {held.attempt} failed: {_brief(error)}", error=story
-            )
+            reason = f"Attempt {held.attempt} failed: {brief}"
+            return Outcome(Move.RETRY_LATER, wait, reason=reason, error=story)
 
 
 def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - it is the handler's class, and may be broken too
+        text = "(its text cannot be had)"
+    named = text if isinstance(error, Dead | Retry) else f"{type(error).__name__}: {text}"
+    return named[:REASON_MAX]

@@ -1,21 +1,33 @@
 """The waist that web, worker and command line share: the ledger of events, and the rules for changing it."""
 
+from receiver.ledger.actions import Acted, discard, rerun, retry
 from receiver.ledger.claims import Claim, Outcome, claim, claim_next, due, expire, renew, settle
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
+from receiver.ledger.promotion import Promoted, promote
+from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events
 from receiver.ledger.record import Delivery, Verdict, record
+from receiver.ledger.rejections import Rejected, record_rejections, rejections
 from receiver.ledger.schema import check_schema, migrate
 from receiver.ledger.states import Move, State
+from receiver.ledger.stats import stats
 from receiver.ledger.store import Store
+from receiver.ledger.story import story
 from receiver.ledger.sweep import Windows, ignored_types, prune, reopen, starved, take_nudges, unattended
 
 __all__ = [
+    "Acted",
+    "BadCursor",
     "Claim",
     "Delivery",
+    "Filter",
     "LedgerError",
     "LedgerUnavailable",
     "Move",
     "NotAllowed",
     "Outcome",
+    "Page",
+    "Promoted",
+    "Rejected",
     "SchemaBehind",
     "State",
     "Store",
@@ -25,16 +37,27 @@ __all__ = [
     "check_schema",
     "claim",
     "claim_next",
+    "count_events",
+    "discard",
     "due",
     "expire",
+    "find_event",
     "ignored_types",
+    "list_events",
     "migrate",
+    "promote",
     "prune",
     "record",
+    "record_rejections",
+    "rejections",
     "renew",
     "reopen",
+    "rerun",
+    "retry",
     "settle",
     "starved",
+    "stats",
+    "story",
     "take_nudges",
     "unattended",
 ]

@@ -18,7 +18,7 @@ from tests.services.deployment import procfile
 from tests.services.postgres import Postgres
 from tests.services.processes import Process, clean_environment, lives
 from tests.services.rabbitmq import RabbitMQ
-from tests.services.server import Server
+from tests.services.server import QUEUE, Server
 from tests.services.valkey import Valkey
 from tests.services.waiting import answers, wait_until
 
@@ -124,7 +124,7 @@ def test_postgres_never_runs_as_root(postgres: Postgres) -> None:
 def test_valkey_counts_wipes_and_drops(valkey: Valkey) -> None:
     """Messages can be counted and wiped, and clients cut off."""
     with valkey.client() as client:
-        client.lpush("celery", "one", "two")
+        client.lpush(QUEUE, "one", "two")
         assert valkey.queue_length() == 2
         client.hset("unacked", "three", "3")
         assert valkey.messages() == 3
@@ -140,8 +140,8 @@ def test_rabbitmq_runs_beside_any_other(rabbitmq: RabbitMQ) -> None:
     url = rabbitmq.create_vhost()
     with rabbitmq.connection(url.rpartition("/")[2]) as connection:
         channel = connection.channel()
-        channel.queue_declare("celery", auto_delete=False)
-        channel.basic_publish(rabbit_message("hello"), routing_key="celery")
+        channel.queue_declare(QUEUE, auto_delete=False)
+        channel.basic_publish(rabbit_message("hello"), routing_key=QUEUE)
         wait_until(lambda: rabbitmq.queue_length(url) == 1, 10, "the message to be queued")
         rabbitmq.wipe(url)
         assert rabbitmq.queue_length(url) == 0

@@ -11,12 +11,12 @@ from typing import Any
 
 import httpx
 
+from tests.services.checkout import CHECKOUT
 from tests.services.handlers import Handlers
 from tests.services.processes import Process, clean_environment
 from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event
 from tests.services.waiting import free_port, wait_until
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 BOOT = 60
 """Seconds for a process to be ready on a slow and busy machine."""
 

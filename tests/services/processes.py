@@ -1,6 +1,7 @@
 """One real process with all its descendants: its output in a file, signals to one or to all, no leftovers."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,20 @@ import psutil
 from tests.services.waiting import wait_until
 
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
+PRIVATE = re.compile(
+    "DATABASE_URL|BROKER_URL|REDIS_URL|PORT|WEB_CONCURRENCY|WORKER_CONCURRENCY|FIRSTSEEN_.*|.*_SECRETS?"
+    "|PYTHONPATH|VIRTUAL_ENV|PYTEST_.*|MAKE.*|MFLAGS|VENV|ARGS"
+)
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """Return an environment with nothing of this process but where programs, home and temporary files are."""
     return {name: os.environ[name] for name in INHERITED if name in os.environ} | extra
+
+
+def users_environment(**extra: str) -> dict[str, str]:
+    """Return this process's environment without the product's variables or an outer make's."""
+    return {name: value for name, value in os.environ.items() if not PRIVATE.fullmatch(name)} | extra
 
 
 class Process:

@@ -10,7 +10,7 @@ from pathlib import Path
 import amqp
 
 from tests.services.processes import Process
-from tests.services.server import Server
+from tests.services.server import QUEUE, Server
 from tests.services.waiting import answers, free_port, wait_until
 
 PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
@@ -106,7 +106,7 @@ class RabbitMQ(Server):
         """Delete the virtual host at this URL: its queues are gone, its connections closed."""
         self.ctl(f"delete_vhost {url.rpartition('/')[2]}")
 
-    def queue_length(self, url: str, queue: str = "celery") -> int:
+    def queue_length(self, url: str, queue: str = QUEUE) -> int:
         """Return how many messages wait in this queue; 0 where there is no such queue."""
         try:
             with self.connection(url.rpartition("/")[2]) as connection:
@@ -114,7 +114,7 @@ class RabbitMQ(Server):
         except amqp.NotFound:
             return 0
 
-    def wipe(self, url: str, queue: str = "celery") -> None:
+    def wipe(self, url: str, queue: str = QUEUE) -> None:
         """Drop every message that waits in this queue."""
         with self.connection(url.rpartition("/")[2]) as connection:
             connection.channel().queue_purge(queue)

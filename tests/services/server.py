@@ -9,6 +9,8 @@ from typing import Any, Self
 from tests.services.processes import Process, clean_environment
 from tests.services.waiting import free_port, wait_until
 
+QUEUE = "firstseen"
+"""The queue in which the product puts its nudges."""
 STARTS = 5
 """Tries to start: between finding a free port and binding it, another program may take it."""
 PATIENCE = 60

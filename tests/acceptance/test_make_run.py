@@ -1,0 +1,121 @@
+"""`make run` on a machine that just cloned the project: one command up, Ctrl-C down, nothing left."""
+
+import re
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from dotenv import dotenv_values
+
+from tests.services.checkout import copy_checkout
+from tests.services.processes import Process, lives, users_environment
+from tests.services.signing import stripe_delivery, stripe_event
+from tests.services.waiting import answers, free_port, wait_until
+
+pytestmark = pytest.mark.timeout(400)  # the first run installs everything
+INSTALL = 300
+"""Seconds for the first run, which downloads."""
+
+MakeRun = Callable[[int], Process]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the checkout as a clone, in a folder whose name has a blank."""
+    return copy_checkout(tmp_path_factory.mktemp("make run") / "clone")
+
+
+@pytest.fixture
+def make_run(clone: Path, tmp_path: Path) -> Iterator[MakeRun]:
+    """Run `make run` on a port; whatever is left of it at the end is killed."""
+    started: list[Process] = []
+
+    def start(port: int) -> Process:
+        env = users_environment(PORT=str(port))
+        started.append(Process("make run", ["make", "run"], log=tmp_path / "log", env=env, cwd=clone))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def wait_listening(make: Process) -> list[psutil.Process]:
+    """Wait until it greets; return all of its processes, which are in sessions of their own."""
+    wait_until(lambda: "listens at" in make.logs() or not make.running, INSTALL, make.logs)
+    assert make.running, make.logs()
+    return make.family()
+
+
+def check_nothing_left(family: list[psutil.Process], port: int) -> None:
+    """Check that every process of that run is gone, and that its port is free."""
+    wait_until(lambda: not [process for process in family if lives(process)], 10, "all processes to be gone")
+    assert not answers(port)
+
+
+def deliver(clone: Path, port: int) -> httpx.Response:
+    """Deliver an event signed with the secret that the first run wrote."""
+    secret = dotenv_values(clone / ".env")["STRIPE_WEBHOOK_SECRETS"]
+    assert secret
+    body, headers = stripe_delivery(stripe_event(), secret=secret)
+    return httpx.post(
+        f"http://127.0.0.1:{port}/webhooks/stripe", content=body, headers=headers, trust_env=False
+    )
+
+
+def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
+    """The first run installs, writes secrets, migrates and serves; Ctrl-C ends all of it."""
+    port = free_port()
+    make = make_run(port)
+    family = wait_listening(make)
+    names = " ".join(" ".join(process.cmdline()) for process in family)
+    assert all(part in names for part in ("valkey-server", "-m receiver", "-m worker")), names
+    assert deliver(clone, port).status_code == 200
+    assert stat.S_IMODE((clone / ".env").stat().st_mode) == 0o600
+    make.interrupt()
+    make.wait_exit(60)
+    check_nothing_left(family, port)
+    assert f"http://127.0.0.1:{port}/webhooks/" in make.logs()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_make_run_ends_with_any_signal(clone: Path, make_run: MakeRun, number: int) -> None:
+    """A kill of make's child or a closed terminal ends all of it too, and what `.env` has stays."""
+    own = "STANDARD_WEBHOOK_SECRETS='whsec_bXkgb3duIHNlY3JldCwga2VwdA=='\n"
+    (clone / ".env").write_text(own)
+    port = free_port()
+    make = make_run(port)
+    family = wait_listening(make)
+    assert (clone / ".env").read_text().startswith(own)
+    child = next(process for process in family if "firstseen.dev" in process.cmdline())
+    child.send_signal(number)
+    assert make.wait_exit(60) == 0
+    check_nothing_left(family, port)
+
+
+@pytest.mark.parametrize("module", ["receiver", "worker"])
+def test_make_run_says_who_died(make_run: MakeRun, module: str) -> None:
+    """When one process dies, it is named, the others end, and make fails."""
+    port = free_port()
+    make = make_run(port)
+    family = wait_listening(make)
+    victim = next(process for process in family if process.cmdline()[-2:] == ["-m", module])
+    victim.kill()
+    assert make.wait_exit(60) != 0
+    assert re.search(r"(web|worker) ended by itself with exit code -9", make.logs())
+    check_nothing_left(family, port)
+
+
+def test_make_run_refuses_a_taken_port(make_run: MakeRun) -> None:
+    """A taken port is one clear sentence, and nothing was started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        make = make_run(port)
+        assert make.wait_exit(INSTALL) != 0
+        assert f"Port {port} cannot be used (Address already in use): stop what listens there" in make.logs()
+        assert "Traceback" not in make.logs()

@@ -1,0 +1,16 @@
+"""Clean copies of the checkout, as someone has it who just cloned it."""
+
+import shutil
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+NOT_CLONED = (
+    *(".git", ".venv", ".env", "var", "build", "dist", "*.egg-info"),
+    *("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache"),
+)
+
+
+def copy_checkout(target: Path, source: Path = CHECKOUT) -> Path:
+    """Copy the checkout without what it ignores; return the copy's path."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*NOT_CLONED), symlinks=True)
+    return target

@@ -1,0 +1,78 @@
+"""What both sides tell Celery about the broker."""
+
+import ssl
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from config.broker import (
+    CONSUME_TIMEOUT,
+    PUBLISH_TIMEOUT,
+    WAKE_TASK,
+    consumer_options,
+    publisher_options,
+    wake_message,
+)
+
+URLS = [
+    "redis://127.0.0.1:1/0",
+    "rediss://:secret@127.0.0.1:1/0",
+    "redis+socket:///nowhere/valkey.sock",
+    "amqp://guest:guest@127.0.0.1:1//",
+    "amqps://guest:guest@127.0.0.1:1//",
+]
+
+
+def app(options: dict[str, Any]) -> Celery:
+    """Make a Celery application that becomes nobody's default."""
+    return Celery("test", **options, set_as_current=False)
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_publish_is_bounded_on_every_transport(url: str) -> None:
+    """Every publisher has short timeouts for what may block, and one try."""
+    options = publisher_options(url)["broker_transport_options"]
+    timeouts = {value for name, value in options.items() if "timeout" in name}
+    assert timeouts == {PUBLISH_TIMEOUT}
+    assert len([name for name in options if "timeout" in name]) == 2
+    assert options["max_retries"] == 0
+    assert app(publisher_options(url)).connection_for_write().connect_timeout == PUBLISH_TIMEOUT
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_both_sides_mean_the_same_queue_and_trust_json_alone(url: str) -> None:
+    """A nudge goes where the worker listens, and nothing but JSON is accepted there."""
+    for options in (publisher_options(url), consumer_options(url)):
+        conf = app(options).conf
+        assert (conf.task_default_queue, list(conf.accept_content)) == ("firstseen", ["json"])
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_consumer_acknowledges_early_and_never_gives_up(url: str) -> None:
+    """The lease recovers, not the broker: early acknowledgement, little prefetched, endless reconnecting."""
+    conf = app(consumer_options(url)).conf
+    assert (conf.task_acks_late, conf.worker_prefetch_multiplier) == (False, 1)
+    assert conf.broker_connection_retry_on_startup
+    assert conf.broker_connection_max_retries > 1_000_000, "None and 0 both mean something else"
+
+
+def test_a_consumer_outlasts_a_long_poll() -> None:
+    """A consumer waits longer for an answer than Redis holds a read back."""
+    assert consumer_options(URLS[0])["broker_transport_options"]["socket_timeout"] == CONSUME_TIMEOUT > 10
+
+
+def test_a_self_signed_certificate_is_accepted() -> None:
+    """Heroku's Redis has one: the connection is encrypted and the certificate unchecked, on both sides."""
+    for options in (publisher_options(URLS[1]), consumer_options(URLS[1])):
+        assert app(options).connection_for_write().ssl == {"ssl_cert_reqs": ssl.CERT_NONE}
+    assert "broker_use_ssl" not in publisher_options(URLS[0])
+
+
+def test_a_nudge_says_nothing_but_the_row() -> None:
+    """A nudge holds the row's id alone; its arguments stay out of headers, its time out of the broker."""
+    message = wake_message("0195")
+    assert (message["name"], message["args"]) == (WAKE_TASK, ("0195",))
+    assert (message["argsrepr"], message["kwargsrepr"]) == ("", "")
+    assert not message["retry"]
+    assert not {"eta", "countdown", "expires"} & set(message)

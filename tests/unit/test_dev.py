@@ -1,0 +1,95 @@
+"""What `make run` writes and chooses before anything starts."""
+
+import os
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from config.settings import load_settings
+from firstseen.dev import SOCKET_LIMIT, Refused, only_one, socket_path, write_env
+
+ENV = Path(".env")
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in an empty folder, as after a clone, with nothing of the product in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in [*os.environ]:
+        if name.startswith("FIRSTSEEN_") or name.endswith(("_SECRETS", "_URL")):
+            monkeypatch.delenv(name)
+    Path("var").mkdir()
+
+
+def test_the_first_run_writes_secrets() -> None:
+    """Every variable that the shipped sources name gets a secret, in a file that only its owner can read."""
+    added = write_env(ENV)
+    written = dotenv_values(ENV)
+    assert list(written) == added
+    assert added[:2] == ["FIRSTSEEN_DEV", "FIRSTSEEN_SECRET_KEY"]
+    assert {"STRIPE_WEBHOOK_SECRETS", "GITHUB_WEBHOOK_SECRETS", "STANDARD_WEBHOOK_SECRETS"} < set(added)
+    assert all(len(value or "") > 30 for name, value in written.items() if name != "FIRSTSEEN_DEV")
+    assert stat.S_IMODE(ENV.stat().st_mode) == 0o600
+    assert load_settings().dev
+
+
+def test_no_two_folders_share_secrets() -> None:
+    """Secrets are drawn anew each time."""
+    write_env(ENV)
+    first = dotenv_values(ENV)
+    ENV.unlink()
+    write_env(ENV)
+    same = [name for name, value in dotenv_values(ENV).items() if first[name] == value]
+    assert same == ["FIRSTSEEN_DEV"]
+
+
+def test_a_second_run_changes_nothing() -> None:
+    """What is there stays, byte for byte."""
+    write_env(ENV)
+    before = ENV.read_bytes()
+    assert write_env(ENV) == []
+    assert ENV.read_bytes() == before
+
+
+def test_what_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of one's own, in the file (even an unfinished line) or the environment, are never replaced."""
+    ENV.write_text("# mine\nSTRIPE_WEBHOOK_SECRETS='whsec_it is #1'")
+    monkeypatch.setenv("GITHUB_WEBHOOK_SECRETS", "exported")
+    added = write_env(ENV)
+    assert not {"STRIPE_WEBHOOK_SECRETS", "GITHUB_WEBHOOK_SECRETS"} & set(added)
+    assert ENV.read_text().startswith("# mine\nSTRIPE_WEBHOOK_SECRETS='whsec_it is #1'\nFIRSTSEEN_DEV=1\n")
+    assert dotenv_values(ENV)["STRIPE_WEBHOOK_SECRETS"] == "whsec_it is #1"
+
+
+def test_two_runs_in_one_folder_are_refused() -> None:
+    """A second `make run` in the same folder would take the first one's broker: it is told so."""
+    with ExitStack() as first, ExitStack() as second:
+        only_one(first)
+        with pytest.raises(Refused, match="already runs in this folder"):
+            only_one(second)
+    with ExitStack() as third:
+        only_one(third)
+
+
+def test_the_socket_is_under_var() -> None:
+    """The broker's socket is where it can be found, and one left by a crash is removed."""
+    Path("var/valkey.sock").touch()
+    with ExitStack() as cleanup:
+        path = socket_path(cleanup)
+    assert path == Path("var/valkey.sock").absolute()
+    assert not path.exists()
+
+
+def test_a_long_path_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout too deep for a socket's path gets one in a temporary folder, which goes at the end."""
+    deep = tmp_path / ("d" * SOCKET_LIMIT)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    with ExitStack() as cleanup:
+        path = socket_path(cleanup)
+        assert len(bytes(path)) < SOCKET_LIMIT
+        assert path.parent.is_dir()
+    assert not path.parent.exists()
