@@ -2,5 +2,6 @@
 
 from receiver.idempotency.engine import Engine
 from receiver.idempotency.policy import Policy, Refusal, Scope, policy_of
+from receiver.idempotency.reading import read_body
 
-__all__ = ["Engine", "Policy", "Refusal", "Scope", "policy_of"]
+__all__ = ["Engine", "Policy", "Refusal", "Scope", "policy_of", "read_body"]

@@ -1,7 +1,7 @@
 """What a server promises about idempotency keys, as data; `config/dialects.toml` has one a dialect."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -9,6 +9,9 @@ from enum import StrEnum
 from flask import Request
 
 from config.dialects import Dialect, Error, Replay
+
+OF_REQUEST = frozenset({"method", "path"})
+"""The scope parts that every request has; an API names the others."""
 
 
 class Stored(StrEnum):
@@ -86,7 +89,7 @@ def fingerprint(policy: Policy, request: Request, body: bytes) -> str:
     return digest(_part(name, request, body) for name in policy.fingerprint)
 
 
-def scope(policy: Policy, request: Request, known: dict[str, Scope]) -> str:
+def scope(policy: Policy, request: Request, known: Mapping[str, Scope]) -> str:
     """Return the digest that a request's key is unique within."""
     parts = (
         known[name](request).encode() if name in known else _part(name, request, b"") for name in policy.scope

@@ -93,15 +93,15 @@ Opened = Held | Running | Mismatch | Answer
 
 
 def open_key(store: Store, slot: Slot, *, lease: timedelta) -> Opened:
-    """Claim a key, or say why not. The INSERT decides; nobody looks first. Raises LedgerUnavailable."""
-    with store.write() as connection:
-        held = _insert(store, connection, slot, lease)
-        if held:
-            return held
-        row = connection.execute(select(KEY).where(*_same(slot)).with_for_update()).first()
-        if row is None:
-            return Running()
-        return _take_over(store, connection, row, slot, lease) or _describe(row, slot)
+    """Claim a key, or say why not: the INSERT decides who runs. Raises LedgerUnavailable.
+
+    A look goes first, at what nobody can change by running: answers in their life and live leases. It takes
+    no lock, so on SQLite, too, a duplicate learns about a running request without waiting for its end.
+    """
+    while True:
+        opened = _look(store, slot) or _claim(store, slot, lease)
+        if opened:
+            return opened
 
 
 def finish_key(connection: Connection, held: Held, answer: Answer) -> bool:
@@ -126,6 +126,27 @@ def prune_keys(store: Store) -> int:
     chosen = select(KEY.c.id).where(over).limit(PRUNE_BATCH).with_for_update(skip_locked=True)
     with store.write() as connection:
         return connection.execute(delete(KEY).where(KEY.c.id.in_(chosen))).rowcount
+
+
+def _look(store: Store, slot: Slot) -> Opened | None:
+    alive = (KEY.c.expires_at > store.now()).label("alive")
+    leased = (KEY.c.lease_until > store.now()).label("leased")
+    with store.read() as connection:
+        row = connection.execute(select(KEY, alive, leased).where(*_same(slot))).first()
+    settled = row is not None and (row.leased or (row.alive and row.status is not None))
+    return _describe(row, slot) if row is not None and settled else None
+
+
+def _claim(store: Store, slot: Slot, lease: timedelta) -> Opened | None:
+    """Insert the key or take it over; None when the row that was in the way is gone: try again."""
+    with store.write() as connection:
+        held = _insert(store, connection, slot, lease)
+        if held:
+            return held
+        row = connection.execute(select(KEY).where(*_same(slot)).with_for_update()).first()
+        if row is None:
+            return None
+        return _take_over(store, connection, row, slot, lease) or _describe(row, slot)
 
 
 def _insert(store: Store, connection: Connection, slot: Slot, lease: timedelta) -> Held | None:
