@@ -6,11 +6,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, literal_column, select, true, update
 
+from receiver.ledger.errors import NotAllowed
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
+from receiver.ledger.texts import clipped, plain
 
 CRASH_LIMIT = 5
 """Expired leases after which an event waits for a person: something in it kills workers."""
@@ -74,7 +76,8 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
     """Extend the leases that are still held; return the events whose claims were lost."""
     lost = set()
     with store.write() as connection:
-        for held in sorted(claims, key=lambda item: item.event):
+        # In the order in which `record` takes its rows, else the two deadlock on PostgreSQL.
+        for held in sorted(claims, key=lambda item: (item.source, item.event_id)):
             changed = connection.execute(
                 update(EVENT).where(*_held(held)).values(lease_until=store.after(lease))
             ).rowcount
@@ -84,35 +87,40 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
 
 
 def settle(store: Store, held: Claim, end: Outcome) -> bool:
-    """End an attempt with a move of the table; False when someone else took the event over."""
-    move, reason = end.move, end.reason
-    state = enters(move)
-    change: dict[str, Any] = {
-        "state": state,
-        "lease_until": None,
-        "reason": reason,
-        "nudged_at": None,
-        "nudges": 0,
-    }
-    if state == State.WAITING:
-        change["due_at"] = store.after(end.delay)
-    if state in FINAL:
-        change["finished_at"] = store.now()
-    if move in (Move.RELEASE, Move.IGNORE):
-        change["attempts"] = EVENT.c.attempts - 1
+    """End an attempt with a move of the table; False when someone else took the event over.
+
+    Raises NotAllowed for a move that does not start from processing.
+    """
+    if State.PROCESSING not in leaves(end.move):
+        raise NotAllowed(f"{end.move!r} does not end an attempt.")
+    # A traceback quotes what the sender wrote; a text that cannot be stored must not keep the event held.
+    reason, error = (None if text is None else plain(text) for text in (end.reason, end.error))
     with store.write() as connection:
+        change = _settlement(store, end) | {"reason": reason}
         if not connection.execute(update(EVENT).where(*_held(held)).values(**change)).rowcount:
             return False
-        story = {"ended_at": store.now(), "outcome": move, "reason": reason, "error": end.error}
+        story = {"ended_at": store.now(), "outcome": end.move, "reason": reason, "error": error}
         mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
         connection.execute(update(ATTEMPT).where(*mine).values(**story))
     return True
 
 
+def _settlement(store: Store, end: Outcome) -> dict[str, Any]:
+    state = enters(end.move)
+    change: dict[str, Any] = {"state": state, "lease_until": None, "nudged_at": None, "nudges": 0}
+    if state == State.WAITING:
+        change["due_at"] = store.after(end.delay)
+    if state in FINAL:
+        change["finished_at"] = store.now()
+    if end.move in (Move.RELEASE, Move.IGNORE):
+        change["attempts"] = EVENT.c.attempts - 1
+    return change
+
+
 def expire(store: Store) -> int:
     """Take expired leases back, each counted as a crash; at the fifth the event parks. Returns how many."""
     with store.write() as connection:
-        return _expire(store, connection, EVENT.c.id.is_not(None))
+        return _expire(store, connection, true())
 
 
 def due(store: Store) -> ColumnElement[bool]:
@@ -120,8 +128,17 @@ def due(store: Store) -> ColumnElement[bool]:
     return _due(store)
 
 
+def in_state(store: Store, *states: State) -> ColumnElement[Any]:
+    """Return a condition on states of many rows that the partial indexes serve on both databases.
+
+    SQLite does not match a partial index with parameters, and takes any state for rare unless it is told.
+    """
+    found = EVENT.c.state.in_([literal_column(f"'{state}'") for state in states])
+    return func.likelihood(found, literal_column("0.9")) if store.sqlite else found
+
+
 def _due(store: Store) -> ColumnElement[bool]:
-    return and_(EVENT.c.state.in_(UNFINISHED), EVENT.c.due_at <= store.now())
+    return and_(in_state(store, *UNFINISHED), EVENT.c.due_at <= store.now())
 
 
 def _held(held: Claim) -> tuple[ColumnElement[bool], ...]:
@@ -143,7 +160,7 @@ def _claim(
 
 def _begin(store: Store, connection: Connection, row: Row[Any], worker: str) -> Claim:
     attempt = {"event": row.id, "claim": row.claim, "generation": row.generation, "number": row.attempts}
-    connection.execute(ATTEMPT.insert().values(**attempt, started_at=store.now(), worker=worker))
+    connection.execute(ATTEMPT.insert().values(**attempt, started_at=store.now(), worker=clipped(worker)))
     return Claim(
         event=row.id,
         token=row.claim,
@@ -164,14 +181,15 @@ def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) ->
     gone = (
         select(EVENT.c.id)
         .where(EVENT.c.state.in_(leaves(Move.EXPIRE)), EVENT.c.lease_until <= store.now(), which)
-        .order_by(EVENT.c.id)
+        .order_by(EVENT.c.lease_until)
         .limit(EXPIRE_BATCH)
         .with_for_update(skip_locked=True)
+        .cte("gone")
     )
     last = EVENT.c.crashes + 1 >= CRASH_LIMIT
-    story = f"Crash loop: {CRASH_LIMIT} workers vanished while they held this event. Retry it once that is mended."
+    story = f"Crash loop: {CRASH_LIMIT} workers vanished while they held it. Retry it once that is mended."
     change = {
-        "state": case((last, State.PARKED), else_=enters(Move.EXPIRE)),
+        "state": case((last, enters(Move.PARK)), else_=enters(Move.EXPIRE)),
         "crashes": EVENT.c.crashes + 1,
         "lease_until": None,
         "due_at": store.now(),
@@ -179,10 +197,10 @@ def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) ->
         "nudges": 0,
         "reason": case((last, story), else_="The worker that held it vanished; its lease ran out."),
     }
-    ids = connection.execute(update(EVENT).where(EVENT.c.id.in_(gone)).values(**change).returning(EVENT.c.id))
-    events = ids.scalars().all()
+    taken = update(EVENT).where(EVENT.c.id.in_(select(gone.c.id))).values(**change).returning(EVENT.c.id)
+    events = connection.execute(taken).scalars().all()
     if events:
-        open_ = or_(*[and_(ATTEMPT.c.event == event, ATTEMPT.c.ended_at.is_(None)) for event in events])
         end = {"ended_at": store.now(), "outcome": Move.EXPIRE}
-        connection.execute(update(ATTEMPT).where(open_).values(**end))
+        open_ = (ATTEMPT.c.event.in_(events), ATTEMPT.c.ended_at.is_(None))
+        connection.execute(update(ATTEMPT).where(*open_).values(**end))
     return len(events)

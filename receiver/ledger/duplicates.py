@@ -50,10 +50,17 @@ def note_duplicate(
         update(EVENT)
         .where(EVENT.c.source == key[0], EVENT.c.event_id == key[1])
         .values(**change, **_revival(store, now))
-        .returning(EVENT.c.id, EVENT.c.event_id, EVENT.c.state, EVENT.c.body_hash, EVENT.c.duplicates)
+        .returning(
+            EVENT.c.id,
+            EVENT.c.event_id,
+            EVENT.c.state,
+            EVENT.c.body_hash,
+            EVENT.c.duplicates,
+            EVENT.c.body.is_(None).label("erased"),
+        )
     )
     row = connection.execute(statement).one()
-    _remember(store, connection, row, address)
+    _remember(store, connection, row, None if row.erased else address)
     return row
 
 
@@ -70,7 +77,9 @@ def _revival(store: Store, now: ColumnElement[datetime]) -> dict[str, ColumnElem
         "finished_at": null(),
         "attempts": 0,
         "crashes": 0,
+        "nudged_at": null(),
         "nudges": 0,
+        "reason": "A new delivery revived it.",
     }
     return {name: case((revives, value), else_=EVENT.c[name]) for name, value in fresh.items()}
 

@@ -3,18 +3,27 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Index, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    CheckConstraint,
+    Index,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 from receiver.ledger.states import UNFINISHED, State
-
-TEXT_MAX = 255
-"""Characters of a source, id or type; longer ids are hashed before they come here."""
+from receiver.ledger.texts import TEXT_MAX
 
 _states = ", ".join(f"'{state}'" for state in State)
 _unfinished = text("state in ({})".format(", ".join(f"'{state}'" for state in UNFINISHED)))
 _nudged = text(f"{_unfinished.text} and nudges > 0")
 _processing = text(f"state = '{State.PROCESSING}'")
+_ignored = text(f"state = '{State.IGNORED}'")
+_ended = text("finished_at is not null")
+_open = text("outcome is null")
+_payload = text("finished_at is not null and body is not null")
 
 
 class Event(SQLModel, table=True):
@@ -29,8 +38,11 @@ class Event(SQLModel, table=True):
         Index("event_lease", "lease_until", postgresql_where=_processing, sqlite_where=_processing),
         Index("event_by_state", "state", "id"),
         Index("event_by_source", "source", "id"),
+        Index("event_by_type", "type", "id"),
         Index("event_by_body", "source", "body_hash"),
-        Index("event_by_end", "finished_at"),
+        Index("event_by_end", "source", "finished_at", postgresql_where=_ended, sqlite_where=_ended),
+        Index("event_payload", "source", "finished_at", postgresql_where=_payload, sqlite_where=_payload),
+        Index("event_ignored", "finished_at", postgresql_where=_ignored, sqlite_where=_ignored),
     )
 
     id: UUID = Field(primary_key=True)
@@ -149,6 +161,9 @@ class ReplayStep(SQLModel, table=True):
     """One event of a bulk run with the generation it was seen in; done at most once."""
 
     __tablename__ = "replay_step"
+    __table_args__ = (
+        Index("replay_step_open", "replay", "event", postgresql_where=_open, sqlite_where=_open),
+    )
 
     replay: UUID = Field(primary_key=True, foreign_key="replay.id", ondelete="CASCADE")
     event: UUID = Field(primary_key=True)

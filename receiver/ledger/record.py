@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +18,11 @@ from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
 from receiver.ledger.states import UNFINISHED, State
 from receiver.ledger.store import Store
+from receiver.ledger.texts import clipped, plain, storable_id
 
 Key = tuple[str, str]
+PLAUSIBLE = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""A provider's time outside of this is garbage, and near its own ends `datetime` cannot change zones."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Delivery:
         """Return what makes the event unique."""
         return self.source, self.event_id
 
-    @property
+    @cached_property
     def body_hash(self) -> str:
         """Return the SHA-256 of the body, in hex."""
         return hashlib.sha256(self.body).hexdigest()
@@ -63,32 +68,65 @@ class Verdict:
 def record(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
     """Record a batch in one transaction and return a verdict for each delivery, in their order.
 
-    A batch that the database refuses for its data is redone one by one, so that one bad row harms nobody.
-    Raises LedgerUnavailable; then nothing of the batch stands.
+    Texts that no column holds are made to fit first. A batch that the database refuses all the same is
+    redone one by one, so that one bad row harms nobody; its error is raised after the others are recorded.
+    Raises LedgerUnavailable: whatever stands of the batch then (nothing, save in a redo) is a duplicate
+    when it comes again.
     """
     if not deliveries:
         return []
+    batch = [_storable(delivery) for delivery in deliveries]
     try:
         with store.write() as connection:
-            return _record(store, connection, deliveries)
-    except (exc.DataError, exc.IntegrityError, exc.StatementError):
-        if len(deliveries) == 1:
-            raise
-    return [verdict for delivery in deliveries for verdict in record(store, [delivery])]
+            return _record(store, connection, batch)
+    # NoResultFound: an id was pruned between the insert that it stopped and the update that missed it.
+    except (exc.StatementError, exc.NoResultFound):
+        return _one_by_one(store, batch)
+
+
+def _one_by_one(store: Store, batch: Iterable[Delivery]) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+    refused: Exception | None = None
+    for delivery in batch:
+        try:
+            with store.write() as connection:
+                verdicts += _record(store, connection, [delivery])
+        except (exc.StatementError, exc.NoResultFound) as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return verdicts
+
+
+def _storable(delivery: Delivery) -> Delivery:
+    """Return the delivery as the columns take it: no text that they cannot hold loses what is verified."""
+    created = delivery.created_at
+    fits = created is not None and created.tzinfo is not None and PLAUSIBLE[0] <= created < PLAUSIBLE[1]
+    return replace(
+        delivery,
+        event_id=storable_id(delivery.event_id),
+        type=clipped(delivery.type) or "",
+        created_at=created if fits else None,
+        content_type=clipped(delivery.content_type),
+        address=clipped(delivery.address),
+        problem=None if delivery.problem is None else plain(delivery.problem),
+    )
 
 
 def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]) -> list[Verdict]:
     # Everybody inserts and updates in the same order, else overlapping batches deadlock on PostgreSQL.
-    merged = {delivery.key: delivery for delivery in reversed(deliveries)}
-    ordered = [merged[key] for key in sorted(merged)]
+    places = sorted(range(len(deliveries)), key=lambda place: deliveries[place].key)
+    leaders = {deliveries[place].key: place for place in reversed(places)}
+    ordered = [deliveries[leaders[key]] for key in sorted(leaders)]
     _serialise_replays(store, connection, ordered)
     fresh = {(row.source, row.event_id): row for row in _insert(store, connection, ordered)}
-    parked = _flag_replays(connection, [delivery for delivery in ordered if delivery.key in fresh], fresh)
-    copies = sorted(
-        (d for d in deliveries if d.key not in fresh or d is not merged[d.key]), key=lambda d: d.key
-    )
-    seen = {id(copy): _duplicate(store, connection, copy) for copy in copies}
-    return [seen.get(id(d)) or _first(fresh[d.key], parked) for d in deliveries]
+    first = sorted(leaders[key] for key in fresh)
+    parked = _flag_replays(connection, [deliveries[place] for place in first], fresh)
+    verdicts = {place: _first(fresh[deliveries[place].key], parked) for place in first}
+    for place in places:
+        if place not in verdicts:
+            verdicts[place] = _duplicate(store, connection, deliveries[place])
+    return [verdicts[place] for place in range(len(deliveries))]
 
 
 def _first(row: Row[Any], parked: set[UUID]) -> Verdict:
@@ -133,11 +171,15 @@ def _serialise_replays(store: Store, connection: Connection, ordered: Iterable[D
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(body, text("0")))))
 
 
-def _flag_replays(connection: Connection, new: Iterable[Delivery], rows: Mapping[Key, Row[Any]]) -> set[UUID]:
+def _flag_replays(connection: Connection, new: Sequence[Delivery], rows: Mapping[Key, Row[Any]]) -> set[UUID]:
     parked = set()
-    for delivery in new:
+    not_before: dict[str, list[UUID]] = defaultdict(list)
+    for delivery in reversed(new):
         row = rows[delivery.key]
-        if delivery.replay_guard is None or not _body_known(connection, delivery, row.id):
+        not_before[delivery.body_hash].append(row.id)
+        if delivery.replay_guard is None or not _body_known(
+            connection, delivery, not_before[delivery.body_hash]
+        ):
             continue
         change: dict[str, Any] = {"suspected_replay": True}
         if delivery.replay_guard == "park" and row.state == State.RECEIVED:
@@ -150,12 +192,12 @@ def _flag_replays(connection: Connection, new: Iterable[Delivery], rows: Mapping
     return parked
 
 
-def _body_known(connection: Connection, delivery: Delivery, own: UUID) -> bool:
+def _body_known(connection: Connection, delivery: Delivery, not_before: Iterable[UUID]) -> bool:
     same = (
         EVENT.c.source == delivery.source,
         EVENT.c.body_hash == delivery.body_hash,
         EVENT.c.type == delivery.type,
-        EVENT.c.id != own,
+        EVENT.c.id.not_in(not_before),
     )
     return connection.execute(select(EVENT.c.id).where(*same).limit(1)).first() is not None
 

@@ -35,18 +35,21 @@ class Move(StrEnum):
 
 
 _S = State
+FIRST: Final = (State.RECEIVED, State.PARKED)
+"""States in which an event enters the ledger; parked where a person must look first."""
+
 UNFINISHED: Final = (State.RECEIVED, State.WAITING)
 """States in which an event may be claimed once it is due."""
 
 TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
-    # What a worker does. An expired lease is claimed straight from `processing`: its holder is gone.
-    Move.CLAIM: ((_S.RECEIVED, _S.WAITING, _S.PROCESSING), _S.PROCESSING),
+    # What a worker does.
+    Move.CLAIM: (UNFINISHED, _S.PROCESSING),
     Move.FINISH: ((_S.PROCESSING,), _S.DONE),
     Move.RETRY_LATER: ((_S.PROCESSING,), _S.WAITING),
     Move.PARK: ((_S.PROCESSING,), _S.PARKED),
     Move.GIVE_UP: ((_S.PROCESSING,), _S.DEAD),
     Move.IGNORE: ((_S.PROCESSING,), _S.IGNORED),
-    # A release gives the attempt back; an expired lease does not, and counts as a crash too.
+    # A release gives the attempt back; an expired lease does not, and counts as a crash: the fifth parks.
     Move.RELEASE: ((_S.PROCESSING,), _S.WAITING),
     Move.EXPIRE: ((_S.PROCESSING,), _S.WAITING),
     # What a delivery or a starting worker does.

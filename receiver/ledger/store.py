@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, create_engine, event, exc, func, literal
+from sqlalchemy import ColumnElement, Connection, create_engine, event, exc, func, literal, select
 from sqlalchemy.engine import Engine, make_url
 from sqlmodel import UTCDateTime
 
@@ -19,6 +19,12 @@ log = logging.getLogger(__name__)
 
 WAIT = 5.0
 """Seconds that a statement waits for a connection or SQLite's write lock before the answer is 503."""
+
+PATIENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
+"""Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours."""
+
+UNACKED = 10_000
+"""Milliseconds that sent bytes may stay unacknowledged by its machine: the same, in mid-statement."""
 
 DURABLE = frozenset({"on", "remote_apply", "remote_write", "local"})
 """Values of synchronous_commit under which a commit has reached this server's own disk."""
@@ -44,9 +50,10 @@ class Store:
         """Return the ledger's time plus a span, as one expression."""
         if self.sqlite:
             return literal(datetime.now(UTC) + self.shift + span, UTCDateTime())
-        clock = func.clock_timestamp(type_=UTCDateTime())
+        clock: ColumnElement[datetime] = func.clock_timestamp(type_=UTCDateTime())
         moved = self.shift + span
-        return clock + literal(moved) if moved else clock
+        # As a subquery it is asked once a statement, and an index can be searched for it: it is volatile.
+        return select(clock + literal(moved) if moved else clock).scalar_subquery()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -89,19 +96,25 @@ class Store:
                 if writes and not connection.info.get("durable", True):
                     connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
                 yield connection
-        except _UNAVAILABLE as error:
+        except (*_UNAVAILABLE, exc.DatabaseError) as error:
+            # Its kinds are a caller's mistakes, the bare class is a broken file or protocol.
+            if not isinstance(error, _UNAVAILABLE) and type(error) is not exc.DatabaseError:
+                raise
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
             raise LedgerUnavailable from error
 
     def _postgres_engine(self, pool: int) -> Engine:
         # PgBouncer in transaction mode: no prepared statements, no session state.
-        arguments = {"prepare_threshold": None, "connect_timeout": int(WAIT)}
+        arguments = {"prepare_threshold": None, "connect_timeout": int(WAIT)} | PATIENCE
+        arguments["tcp_user_timeout"] = UNACKED
         engine = create_engine(
             self.url,
             pool_size=pool,
             max_overflow=0,
             pool_timeout=WAIT,
             pool_pre_ping=True,
+            # Said with each BEGIN: a database whose default is stricter would fail what meets at one row.
+            isolation_level="READ COMMITTED",
             connect_args=arguments,
         )
         event.listen(engine, "connect", _note_durability)

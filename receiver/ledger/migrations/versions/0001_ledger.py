@@ -48,15 +48,36 @@ def upgrade() -> None:
         sa.UniqueConstraint("source", "event_id", name="event_once"),
     )
     op.create_index("event_by_body", "event", ["source", "body_hash"])
-    op.create_index("event_by_end", "event", ["finished_at"])
+    op.create_index(
+        "event_by_end",
+        "event",
+        ["source", "finished_at"],
+        postgresql_where=sa.text("finished_at is not null"),
+        sqlite_where=sa.text("finished_at is not null"),
+    )
     op.create_index("event_by_source", "event", ["source", "id"])
     op.create_index("event_by_state", "event", ["state", "id"])
+    op.create_index("event_by_type", "event", ["type", "id"])
     op.create_index(
         "event_due",
         "event",
         ["due_at"],
         postgresql_where=sa.text("state in ('received', 'waiting')"),
         sqlite_where=sa.text("state in ('received', 'waiting')"),
+    )
+    op.create_index(
+        "event_ignored",
+        "event",
+        ["finished_at"],
+        postgresql_where=sa.text("state = 'ignored'"),
+        sqlite_where=sa.text("state = 'ignored'"),
+    )
+    op.create_index(
+        "event_payload",
+        "event",
+        ["source", "finished_at"],
+        postgresql_where=sa.text("finished_at is not null and body is not null"),
+        sqlite_where=sa.text("finished_at is not null and body is not null"),
     )
     op.create_index(
         "event_lease",
@@ -158,6 +179,13 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String(length=16), nullable=True),
         sa.ForeignKeyConstraint(["replay"], ["replay.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("replay", "event"),
+    )
+    op.create_index(
+        "replay_step_open",
+        "replay_step",
+        ["replay", "event"],
+        postgresql_where=sa.text("outcome is null"),
+        sqlite_where=sa.text("outcome is null"),
     )
 
 
