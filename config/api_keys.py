@@ -16,7 +16,7 @@ _KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One key. `name` stands in the audit and in the scope of idempotency keys; a read-only key changes nothing."""
+    """One key. `name` stands in the audit and scopes idempotency keys; a read-only key changes nothing."""
 
     name: str
     secret: str = field(repr=False)

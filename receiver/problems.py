@@ -25,11 +25,12 @@ def unavailable(detail: str) -> Problem:
 
 def answer_problems(app: Flask) -> None:
     """Answer every Problem, and every HTTP error of Flask's own, as a problem document."""
-    app.register_error_handler(Problem, _answer)
+    app.register_error_handler(Problem, answer_problem)
     app.register_error_handler(HTTPException, _answer_http)
 
 
-def _answer(problem: Problem) -> Response:
+def answer_problem(problem: Problem) -> Response:
+    """Return a Problem as its document."""
     body = {
         "type": f"urn:firstseen:problem:{problem.kind}",
         "title": HTTPStatus(problem.status).phrase,
@@ -44,4 +45,4 @@ def _answer_http(error: HTTPException) -> Response:
     status = HTTPStatus(error.code or 500)
     allowed = {name: value for name, value in error.get_headers() if name == "Allow"}
     kind = status.phrase.lower().replace(" ", "-")
-    return _answer(Problem(status, kind, f"{status.phrase}.", allowed))
+    return answer_problem(Problem(status, kind, f"{status.phrase}.", allowed))

@@ -38,6 +38,7 @@ class TakenOver(Exception):
 
 
 View = Callable[..., Any]
+Guarded = Callable[..., Response]
 
 
 class Engine:
@@ -66,7 +67,7 @@ class Engine:
         self.store, self.policy, self.lease, self.body_max = store, policy, lease, body_max
         self._scopes, self._refuse = scopes, refuse
 
-    def guard(self, view: View) -> View:
+    def guard(self, view: View) -> Guarded:
         """Wrap a view."""
 
         @functools.wraps(view)
