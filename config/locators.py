@@ -11,7 +11,7 @@ from typing import Literal, get_args
 Kind = Literal["header", "json", "item", "query", "form", "sig"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`~-]+")
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`~-]+")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def parse_locator(text: str, kinds: Iterable[Kind] = KINDS, *, root: bool = Fals
     if not separator or kind not in allowed:
         names = ", ".join(f"{kind}:" for kind in allowed)
         raise ValueError(f"{text!r} is not a place; it must begin with one of {names}")
-    if not (name or (root and kind == "json")) or (kind == "header" and not _HEADER_NAME.fullmatch(name)):
+    if not (name or (root and kind == "json")) or (kind == "header" and not HEADER_NAME.fullmatch(name)):
         raise ValueError(f"{text!r} names nothing; write {kind}: and a name after it")
     if kind in {"json", "item"} and name and "" in name.split("."):
         raise ValueError(f"{text!r} has an empty step; write the keys with single dots between them")

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
 
 from config.locators import Locators, parse_locator, parse_locators
+from config.tables import Table
 from config.templates import parse_template
 
 
@@ -43,12 +44,6 @@ def check_required(table: Mapping[str, str]) -> Mapping[str, str]:
     for place in table:
         parse_locator(place, ("header", "json", "query", "form"))
     return table
-
-
-class Table(BaseModel):
-    """A table that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SignatureTable(Table):

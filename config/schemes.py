@@ -13,12 +13,12 @@ from config.locators import Kind, Locator, Locators, parse_locators
 from config.scheme_parts import (
     KeyTable,
     SignatureTable,
-    Table,
     TimestampTable,
     check_content,
     check_places,
     check_required,
 )
+from config.tables import Table
 from config.templates import Part, Placeholder, parse_template
 
 Hash = Literal["sha1", "sha256", "sha384", "sha512"]

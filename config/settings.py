@@ -1,10 +1,12 @@
 """The environment, read once into one frozen object. Nothing else reads `os.environ` or `.env`."""
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import quote
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -15,9 +17,11 @@ from config.durations import Duration
 from config.errors import ConfigError
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
-DEV_BROKER = "redis+socket://var/valkey.sock"
+DEV_SOCKET = Path("var/valkey.sock")
 THROWAWAY_DISKS = ("DYNO", "RENDER", "FLY_APP_NAME")
 SQLITE = "sqlite"
+IN_MEMORY = (":memory:", "mode=memory")
+SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}")
 DATABASE_SCHEMES = (SQLITE, "postgres", "postgresql", "postgresql+psycopg")
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps")
 SECRET_KEY_MIN = 32
@@ -101,12 +105,11 @@ class Settings(BaseSettings):
                 " or acknowledged events would have no home"
             )
         _check_scheme("DATABASE_URL", url, DATABASE_SCHEMES)
-        if url.startswith(SQLITE) and url.partition("?")[0].removeprefix("sqlite://").strip("/") in (
-            "",
-            ":memory:",
-        ):
+        nameless = not url.partition("?")[0].removeprefix("sqlite://").strip("/")
+        if url.startswith(SQLITE) and (nameless or any(word in url for word in IN_MEMORY)):
             raise ValueError(
-                "DATABASE_URL names no file, and a database in memory forgets every event: write sqlite:///path/to/file.db"
+                "DATABASE_URL names no file, and a database in memory forgets every event:"
+                " write sqlite:///path/to/file.db"
             )
         platform = next((name for name in THROWAWAY_DISKS if os.environ.get(name)), None)
         if url.startswith(SQLITE) and platform:
@@ -116,7 +119,7 @@ class Settings(BaseSettings):
             )
 
     def _check_broker(self) -> None:
-        url = self.broker_url or self.redis_url or (DEV_BROKER if self.dev else "")
+        url = self.broker_url or self.redis_url or (dev_broker() if self.dev else "")
         if not url:
             raise ValueError(
                 "BROKER_URL is not set, nor REDIS_URL: name the Redis, Valkey or RabbitMQ"
@@ -133,14 +136,20 @@ class Settings(BaseSettings):
     @property
     def broker(self) -> str:
         """The broker's URL as kombu takes it; Valkey speaks Redis."""
-        url = self.broker_url or self.redis_url or DEV_BROKER
+        url = self.broker_url or self.redis_url or dev_broker()
         return url.replace("valkeys://", "rediss://", 1).replace("valkey://", "redis://", 1)
+
+
+def dev_broker() -> str:
+    """Return where `make run` puts its broker: an absolute path, since kombu takes no other."""
+    return f"redis+socket://{quote(str(DEV_SOCKET.absolute()))}"
 
 
 def _check_scheme(name: str, url: str, allowed: tuple[str, ...]) -> None:
     scheme = url.partition("://")[0]
     if "://" not in url or scheme not in allowed:
-        found = scheme if "://" in url else "no scheme"
+        # What does not look like a scheme may be a password.
+        found = scheme if "://" in url and SCHEME.fullmatch(scheme) else "no scheme"
         raise ValueError(f"{name} has {found!r} before ://, and only {', '.join(allowed)} are known")
 
 

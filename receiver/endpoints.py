@@ -31,7 +31,7 @@ class Endpoint:
     ) -> Delivery:
         return Delivery(
             source=self.source.name,
-            event_id=item.event_id or item.hashed_id,
+            event_id=item.event_id,
             type=item.type,
             body=item.body,
             headers=kept,

@@ -1,0 +1,156 @@
+"""The catalogue of providers: who sends, how it signs, where its event's id and type are."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
+
+from config.errors import ConfigError
+from config.locators import Locators, parse_locators
+from config.provider_parts import (
+    VALUE_KINDS,
+    HandshakeTable,
+    HeaderNames,
+    Places,
+    TimeTable,
+    WrittenDuration,
+    check_batch,
+)
+from config.schemes import SchemeTable
+from config.tables import Table, explain, kind_of, read_toml
+
+CATALOGUE = Path(__file__).with_name("providers.toml")
+SHORTEST_WINDOW = timedelta(days=1)  # the shortest retry horizon of any provider, with its margin
+
+Dedup = Literal["id", "composite", "body_hash", "none"]
+
+
+class Provider(Table):
+    """One entry of the catalogue.
+
+    `custom` entries have no scheme: each source brings its own. `window` is how long the provider can still
+    send an event again, retries and manual resends together; `window_reason` says why. `verified` is true when
+    the entry was read in official sources.
+    """
+
+    name: StrictStr
+    title: StrictStr
+    custom: StrictBool = False
+    scheme: SchemeTable | None = None
+    secret_prefix: StrictStr = ""
+    dedup: Dedup | None = None
+    event_id: Places = ()
+    event_type: Places = ()
+    created_at: TimeTable | None = None
+    batch: Annotated[StrictStr, AfterValidator(check_batch)] | None = None
+    keep_headers: HeaderNames = ()
+    success_status: Annotated[StrictInt, Field(ge=200, le=299)] = 200
+    handshake: HandshakeTable | None = None
+    window: WrittenDuration
+    window_reason: Annotated[StrictStr, Field(min_length=1)]
+    docs: StrictStr = ""
+    verified: StrictBool = False
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if (self.scheme is None) != self.custom:
+            raise ValueError("scheme is missing; only an entry with custom = true leaves it to each source")
+        if not self.custom:
+            self._check_dedup()
+            self._check_batch_ids()
+            self._check_window()
+        return self
+
+    def _check_dedup(self) -> None:
+        found = len(self.event_id)
+        if not found and self.dedup not in ("body_hash", "none"):
+            raise ValueError(
+                'event_id is missing; name where the event\'s id is, or say dedup = "body_hash" or "none"'
+            )
+        if found and self.dedup not in (None, self._located_policy):
+            raise ValueError(
+                f"dedup is {self.dedup!r}, but event_id makes it {self._located_policy!r}: leave it out"
+            )
+
+    @property
+    def _located_policy(self) -> Dedup:
+        return "composite" if len(self.event_id) > 1 else "id"
+
+    def _check_batch_ids(self) -> None:
+        kinds = {place.kind for where in self.id_places for place in where.places}
+        if self.batch is None and "item" in kinds:
+            raise ValueError("event_id reads item:, but the entry has no batch to take items from")
+        if self.batch is not None and kinds and "item" not in kinds:
+            raise ValueError("event_id must read item: in a batch, or all of its events would share one id")
+
+    def _check_window(self) -> None:
+        if self.window < SHORTEST_WINDOW:
+            raise ValueError("window is shorter than 1d, and every provider can send again for that long")
+        if self.longest_tolerance and self.window < self.longest_tolerance:
+            raise ValueError(
+                "window is shorter than the scheme's tolerance: an old delivery could be replayed"
+            )
+
+    @property
+    def longest_tolerance(self) -> timedelta:
+        """How old a signed delivery may be at most; zero when there is no limit."""
+        schemes = (self.required_scheme, *self.required_scheme.schemes)
+        seconds = [scheme.timestamp.tolerance or 0 for scheme in schemes if scheme.timestamp]
+        return timedelta(seconds=max(seconds, default=0))
+
+    @property
+    def required_scheme(self) -> SchemeTable:
+        """The scheme; raise ConfigError for an entry that leaves it to each source."""
+        if self.scheme is None:
+            raise ConfigError(f"{self.name} has no scheme of its own: a source must bring one in its options")
+        return self.scheme
+
+    @cached_property
+    def id_places(self) -> tuple[Locators, ...]:
+        """Where the parts of the event's id are."""
+        return tuple(parse_locators(place, VALUE_KINDS) for place in self.event_id)
+
+    @cached_property
+    def type_places(self) -> tuple[Locators, ...]:
+        """Where the parts of the event's type are."""
+        return tuple(parse_locators(place, VALUE_KINDS) for place in self.event_type)
+
+    @property
+    def policy(self) -> Dedup:
+        """What makes two deliveries one event."""
+        return self._located_policy if self.event_id else (self.dedup or "body_hash")
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether one delivery carries several events."""
+        return self.batch is not None
+
+    @cached_property
+    def signs_body(self) -> bool:
+        """Whether the body is in the signed bytes; never with a token or Basic."""
+        return self.required_scheme.signs_body
+
+    @cached_property
+    def id_is_signed(self) -> bool:
+        """Whether changing the event's id breaks the signature."""
+        if self.policy == "body_hash":
+            return self.signs_body
+        return bool(self.id_places) and all(self.required_scheme.signs(where) for where in self.id_places)
+
+
+def load_providers(path: Path | None = None) -> Mapping[str, Provider]:
+    """Load and check the whole catalogue; raise ConfigError with one sentence for the first wrong entry."""
+    file = path or CATALOGUE
+    return {name: _load(file, name, entry) for name, entry in read_toml(file).items()}
+
+
+def _load(file: Path, name: str, entry: Any) -> Provider:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{file}: {name} is {kind_of(entry)}; every entry must be a table such as [stripe]")
+    try:
+        return Provider.model_validate({**entry, "name": name})
+    except ValidationError as error:
+        raise ConfigError(f"{file}: [{name}] {explain(error)}") from None

@@ -1,0 +1,229 @@
+"""What this deployment receives: one table per source, checked at start-up against its provider."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StrictInt, StrictStr, ValidationError
+
+from config.custom import describe_provider
+from config.errors import ConfigError
+from config.provider_parts import HeaderNames, WrittenDuration
+from config.providers import Provider
+from config.schemes import SchemeTable
+from config.secrets import is_usable
+from config.tables import Table, explain, kind_of, read_toml, suggest
+
+SOURCES = Path(__file__).with_name("sources.toml")
+MEBIBYTE = 1_048_576
+LARGEST_BODY = 100 * MEBIBYTE
+DEFAULT_RETENTION = timedelta(
+    days=400
+)  # a tombstone outlives every provider's manual resend, and one year's audit
+DEFAULT_PAYLOAD_RETENTION = timedelta(days=30)
+LONGEST_RETENTION = timedelta(days=36_500)  # further back, dates end
+NEVER_KEPT = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+SILENT = frozenset({"secrets_env", "secret", "secrets", "key", "options"})
+"""Keys whose values an error never repeats: a secret may stand there by mistake."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+OnReplay = Literal["run", "park"]
+
+
+def _check_variables(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    for name in (names,) if isinstance(names, str) else names:
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(
+                "it must name environment variables, in capitals, digits and _; the secret itself never stands here"
+            )
+    return names
+
+
+class SourceTable(Table):
+    """A source as it is written."""
+
+    provider: StrictStr
+    secrets_env: Annotated[
+        StrictStr | tuple[StrictStr, ...], Field(min_length=1), AfterValidator(_check_variables)
+    ]
+    tolerance: Annotated[StrictInt, Field(ge=1, le=31_536_000)] | None = None
+    retention: Annotated[WrittenDuration, Field(gt=timedelta(0), le=LONGEST_RETENTION)] = DEFAULT_RETENTION
+    payload_retention: Annotated[WrittenDuration, Field(gt=timedelta(0))] | None = None
+    max_body: Annotated[StrictInt, Field(ge=1, le=LARGEST_BODY)] = MEBIBYTE
+    keep_headers: HeaderNames = ()
+    on_replay: OnReplay = "run"
+    options: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One endpoint, `/webhooks/<name>`.
+
+    `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret `secrets`
+    is empty and `problem` says why; `warnings` are about single secrets that cannot be used.
+    """
+
+    name: str
+    provider: Provider
+    secrets: tuple[str, ...] = field(repr=False)
+    problem: str | None = None
+    warnings: tuple[str, ...] = ()
+    tolerance: int | None = None
+    retention: timedelta = DEFAULT_RETENTION
+    payload_retention: timedelta = DEFAULT_PAYLOAD_RETENTION
+    max_body: int = MEBIBYTE
+    keep_headers: tuple[str, ...] = ()
+    on_replay: OnReplay = "run"
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret_names: tuple[str, ...] = ()
+
+    @property
+    def scheme(self) -> SchemeTable:
+        """How its deliveries are signed."""
+        return self.provider.required_scheme
+
+    @property
+    def replay_guard(self) -> OnReplay | None:
+        """What equal bytes under a new id meet; None where that cannot be a replay: the id is signed, or nothing is."""
+        return self.on_replay if can_be_replayed(self.provider) else None
+
+
+def can_be_replayed(provider: Provider) -> bool:
+    """Whether captured bytes verify again under another event id."""
+    return provider.policy in ("id", "composite") and provider.signs_body and not provider.id_is_signed
+
+
+def load_sources(
+    path: Path, providers: Mapping[str, Provider], environ: Mapping[str, str]
+) -> Mapping[str, Source]:
+    """Load every source; raise ConfigError with one sentence for the first thing that is wrong."""
+    return {name: _load(path, name, entry, providers, environ) for name, entry in read_toml(path).items()}
+
+
+def _load(
+    path: Path, name: str, entry: Any, providers: Mapping[str, Provider], environ: Mapping[str, str]
+) -> Source:
+    try:
+        table = _read(name, entry)
+        provider, options = describe_provider(_known(table.provider, providers), table.options)
+        _check_against(table, provider)
+        secrets, warnings = _secrets(table, provider, environ)
+        payload_retention = table.payload_retention or min(DEFAULT_PAYLOAD_RETENTION, table.retention)
+    except ValueError as error:
+        raise ConfigError(f"{path}: [{name}] {error}") from None
+    return Source(
+        name=name,
+        provider=provider,
+        secrets=secrets,
+        problem=None if secrets else f"[{name}] has no secret: {'; '.join(warnings)}",
+        warnings=warnings,
+        tolerance=table.tolerance,
+        retention=table.retention,
+        payload_retention=payload_retention,
+        max_body=table.max_body,
+        keep_headers=table.keep_headers,
+        on_replay=table.on_replay,
+        options=options,
+        secret_names=_variables(table),
+    )
+
+
+def _read(name: str, entry: Any) -> SourceTable:
+    if not isinstance(entry, dict):
+        raise ValueError(f"is {kind_of(entry)}; every source must be a table such as [stripe]")  # noqa: TRY004 - one kind of error carries the sentence
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "is no name for a source; allowed are 1 to 64 of a-z, 0-9, _ and -, a letter or digit first"
+        )
+    try:
+        return SourceTable.model_validate(entry)
+    except ValidationError as error:
+        raise ValueError(explain(error, SILENT)) from None
+
+
+def _known(name: str, providers: Mapping[str, Provider]) -> Provider:
+    if name not in providers:
+        raise ValueError(f"provider is {name!r}, which is not in the catalogue{suggest(name, providers)}")
+    return providers[name]
+
+
+def _check_against(table: SourceTable, provider: Provider) -> None:
+    _check_times(table, provider)
+    if table.on_replay == "park" and not can_be_replayed(provider):
+        raise ValueError(f"on_replay is 'park', but {_why_no_replay(provider)}; only 'run' is allowed")
+    signatures = provider.required_scheme.signature_headers
+    for header in table.keep_headers:
+        if header.lower() in NEVER_KEPT | signatures or "signature" in header.lower():
+            raise ValueError(
+                f"keep_headers has {header!r}; credentials, cookies and signatures are never kept"
+            )
+
+
+def _check_times(table: SourceTable, provider: Provider) -> None:
+    if table.tolerance and not provider.required_scheme.has_tolerable_time:
+        raise ValueError(
+            f"tolerance is {table.tolerance}, but {provider.name} signs no timestamp; leave it out"
+        )
+    if table.retention < provider.window:
+        raise ValueError(
+            f"retention is {in_words(table.retention)}, but {provider.name} can send an event again for"
+            f" {in_words(provider.window)} ({provider.window_reason}); allowed is {in_words(provider.window)} or more"
+        )
+    if table.tolerance and timedelta(seconds=table.tolerance) > table.retention:
+        raise ValueError(
+            f"tolerance is {table.tolerance} seconds, longer than retention: old deliveries could return"
+        )
+    if table.payload_retention and table.payload_retention > table.retention:
+        raise ValueError(
+            f"payload_retention is {in_words(table.payload_retention)}, longer than retention:"
+            f" allowed is {in_words(table.retention)} or less"
+        )
+
+
+def _why_no_replay(provider: Provider) -> str:
+    if not provider.signs_body:
+        return f"{provider.name} does not sign the body"
+    if provider.id_is_signed:
+        return f"the event's id is inside the bytes that {provider.name} signs"
+    return f"equal deliveries of {provider.name} are events of their own"
+
+
+def _variables(table: SourceTable) -> tuple[str, ...]:
+    return (table.secrets_env,) if isinstance(table.secrets_env, str) else table.secrets_env
+
+
+def _secrets(
+    table: SourceTable, provider: Provider, environ: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found: dict[str, None] = {}
+    warnings = []
+    for variable in _variables(table):
+        value = environ.get(variable, "").strip()
+        listed = value.split(",") if isinstance(table.secrets_env, str) else [value]
+        secrets = [secret.strip() for secret in listed if secret.strip()]
+        if not secrets:
+            warnings.append(
+                f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
+            )
+        for number, secret in enumerate(secrets, 1):
+            if is_usable(secret, provider.required_scheme):
+                found[secret] = None
+            else:
+                warnings.append(
+                    f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
+                )
+    return tuple(found), tuple(warnings)
+
+
+def in_words(span: timedelta) -> str:
+    """Write a duration as it is written in TOML: `30d`, `36h`, `90s`."""
+    seconds = span.total_seconds()
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:g}s"

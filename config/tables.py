@@ -1,0 +1,84 @@
+"""TOML files read into tables, and what is wrong with them in one sentence."""
+
+import tomllib
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from config.errors import ConfigError
+
+LONGEST_ECHO = 80
+
+
+class Table(BaseModel):
+    """A frozen table that refuses keys it does not know, and names those it does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        for key in data if isinstance(data, dict) else ():
+            if key not in known:
+                raise ValueError(f"{key!r} is not a known key{suggest(key, known)}")
+        return data
+
+
+def suggest(word: str, known: Collection[str]) -> str:
+    """Say which known word was meant, or which there are."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raise ConfigError with a sentence that names it, and the line where it breaks."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: it cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: it is not UTF-8, and TOML must be") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: it is not valid TOML: {error}") from None
+
+
+def explain(error: ValidationError, silent: Collection[str] = ()) -> str:
+    """Make one sentence of the first thing that is wrong: key, what was found, what is allowed.
+
+    Values under a key in `silent` are not repeated: they may be secrets put in the wrong place.
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(step) for step in first["loc"])
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
+    found = kind_of(first["input"]) if _is_silent(first["loc"], silent) else echo(first["input"])
+    return f"{where} is {found}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def echo(value: Any) -> str:
+    """Show a short value as it was written, a table or an array by its kind."""
+    if isinstance(value, dict | list):
+        return kind_of(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
+
+
+def kind_of(value: Any) -> str:
+    """Name TOML's kind of a value."""
+    kinds = {dict: "a table", list: "an array", str: "a string", bool: "a boolean", int: "a number"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _is_silent(loc: Sequence[int | str], silent: Collection[str]) -> bool:
+    return any(step in silent for step in loc)

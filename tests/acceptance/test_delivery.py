@@ -1,0 +1,87 @@
+"""Deliveries in, handlers run: each event once, however often it is delivered."""
+
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
+from typing import NamedTuple
+
+import pytest
+
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.signing import stripe_delivery, stripe_event
+from tests.services.waiting import wait_until
+
+EVENTS, COPIES, THREADS = 1000, 3, 16
+
+
+@pytest.fixture(params=["sqlite", "postgres", "rabbitmq"])
+def deployed(request: pytest.FixtureRequest) -> Deployment:
+    """Deploy on SQLite and on PostgreSQL with Valkey, and on PostgreSQL with RabbitMQ."""
+    if request.param == "rabbitmq":
+        found: Deployment = request.getfixturevalue("rabbit_deployment")
+        return found
+    databases, valkey = request.getfixturevalue("databases"), request.getfixturevalue("valkey")
+    made: Deployment = request.getfixturevalue("deploy")(databases.migrated(request.param), valkey.url)
+    return made
+
+
+class Answer(NamedTuple):
+    """What one delivery got."""
+
+    event_id: str
+    status: int
+    replayed: bool
+    body: bytes
+
+
+def deliver_copies(deployment: Deployment, ids: list[str]) -> list[Answer]:
+    """Deliver each event three times, shuffled, over kept connections of several threads."""
+    signed = {event_id: stripe_delivery(stripe_event(event_id)) for event_id in ids}
+    order = ids * COPIES
+    random.Random(7).shuffle(order)
+    urls = deployment.urls
+    with ThreadPoolExecutor(THREADS) as pool:
+        lanes = [
+            pool.submit(
+                deliver, urls[lane % len(urls)], [(name, *signed[name]) for name in order[lane::THREADS]]
+            )
+            for lane in range(THREADS)
+        ]
+        return [answer for lane in lanes for answer in lane.result()]
+
+
+def deliver(url: str, deliveries: list[tuple[str, bytes, dict[str, str]]]) -> list[Answer]:
+    """Post these one after the other over one connection."""
+    answers = []
+    with closing(HTTPConnection(url.removeprefix("http://"), timeout=30)) as connection:
+        for event_id, body, headers in deliveries:
+            connection.request("POST", "/webhooks/stripe", body, headers)
+            answer = connection.getresponse()
+            replayed = answer.getheader("Idempotent-Replayed") == "true"
+            answers.append(Answer(event_id, answer.status, replayed, answer.read()))
+    return answers
+
+
+def test_every_event_runs_once(deployed: Deployment) -> None:
+    """1,000 events delivered 3 times each, concurrently: every answer is 200, every handler ran once."""
+    deployed.start(worker=2)
+    ids = [f"evt_{number}" for number in range(EVENTS)]
+    answers = deliver_copies(deployed, ids)
+    assert Counter(answer.status for answer in answers) == {200: EVENTS * COPIES}
+    firsts = Counter(answer.event_id for answer in answers if not answer.replayed)
+    assert firsts == Counter(ids), "of each event's answers, one is the first's"
+    assert len({answer.body for answer in answers}) == EVENTS, "a duplicate's answer is the first's"
+    deployed.wait_handled(ids, 60)
+    ledger = Ledger(deployed.database_url)
+    wait_until(lambda: ledger.states() == {"done": EVENTS}, 30, "every event to be done")
+    assert Counter(deployed.handlers.lines()) == Counter(ids), "each event's handler ran once"
+    sums = "sum(duplicates) AS duplicates, sum(conflicts) AS conflicts, max(attempts) AS attempts"
+    (found,) = ledger.rows(f"SELECT {sums} FROM event")
+    assert {name: int(value) for name, value in found.items()} == {
+        "duplicates": EVENTS * (COPIES - 1),
+        "conflicts": 0,
+        "attempts": 1,
+    }

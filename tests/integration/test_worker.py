@@ -1,0 +1,398 @@
+"""The worker's parts on real ledgers and brokers, and the Procfile's worker under pytest-celery."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pytest_celery import CeleryTestSetup
+
+from config.settings import Settings
+from receiver.ledger import Claim, Delivery, LedgerUnavailable, Move, Outcome, Store, record
+from tests.services.databases import driver_url
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+from worker import runner as runner_module
+from worker.app import Worker
+from worker.registry import Registry
+from worker.runner import Limits, Runner
+from worker.sweeper import Sweeper, Swept
+
+LEASE, SWEEP = timedelta(seconds=60), timedelta(seconds=5)
+DONE = Outcome(Move.FINISH)
+MakeRunner = Callable[..., Runner]
+
+
+@pytest.fixture
+def store(migrated_url: str) -> Iterator[Store]:
+    """Open the ledger of an empty, migrated database."""
+    opened = Store(driver_url(migrated_url), pool=5)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def ledger(migrated_url: str) -> Ledger:
+    """Look at the same database from outside."""
+    return Ledger(migrated_url)
+
+
+class Hands:
+    """An attempt that notes its claims and, once told to hold, waits to be let go."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def __call__(self, held: Claim) -> Outcome:
+        """Note, wait, finish."""
+        self.ran.append(held.event_id)
+        self.begun.release()
+        assert self.go_on.wait(30)
+        return DONE
+
+
+@pytest.fixture
+def hands() -> Hands:
+    """Give the test hands of its own."""
+    return Hands()
+
+
+@pytest.fixture
+def make_runner(store: Store) -> Iterator[MakeRunner]:
+    """Make runners with a lease of a minute and four slots; their threads end with the test."""
+    made: list[Runner] = []
+
+    def make(hands: Callable[[Claim], Outcome], **changes: Any) -> Runner:
+        limits = {"lease": LEASE, "max_runtime": timedelta(minutes=10), "sweep": SWEEP, "concurrency": 4}
+        made.append(Runner(store, hands, Limits(**limits | changes)))
+        return made[-1]
+
+    yield make
+    for runner in made:
+        runner.stopping.set()
+        runner._own.shutdown()
+
+
+def add(store: Store, *event_ids: str) -> list[UUID]:
+    """Record events and return their row ids."""
+    deliveries = [Delivery("stripe", name, "invoice.paid", b"{}") for name in event_ids]
+    return [verdict.event for verdict in record(store, deliveries)]
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    """Start this on a thread of its own."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_an_event_runs_once(store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger) -> None:
+    """A nudge runs its event to the end; the same nudge again, or one for no event, does nothing."""
+    runner = make_runner(hands)
+    (event,) = add(store, "evt_1")
+    assert [runner.run(event), runner.run(event), runner.run(UUID(int=1))] == [True, False, False]
+    assert hands.ran == ["evt_1"]
+    assert ledger.state("evt_1") == "done"
+    assert runner.idle
+
+
+def test_many_nudges_at_once_run_it_once(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
+    """Threads that are nudged for the same event at the same moment run it once."""
+    runner = make_runner(hands, concurrency=8)
+    (event,) = add(store, "evt_1")
+    threads = [in_thread(lambda: runner.run(event)) for _ in range(8)]
+    for thread in threads:
+        thread.join(30)
+    assert hands.ran == ["evt_1"]
+
+
+def test_no_more_run_at_once_than_there_are_slots(
+    store: Store, make_runner: MakeRunner, hands: Hands
+) -> None:
+    """Nudges and the sweeper share the slots: with all of them taken, nothing more is claimed."""
+    runner = make_runner(hands, concurrency=2)
+    events = add(store, *(f"evt_{number}" for number in range(6)))
+    store.shift = timedelta(hours=1)
+    hands.go_on.clear()
+    threads = [in_thread(lambda event=event: runner.run(event)) for event in events[:3]]
+    for _ in range(2):
+        assert hands.begun.acquire(timeout=30)
+    assert runner.run_unattended() == 0, "no thread is idle"
+    assert not hands.begun.acquire(timeout=0.3), "a third one runs"
+    hands.go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(hands.ran) == 3
+
+
+def test_unattended_events_are_drained(
+    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+) -> None:
+    """Idle threads run everything that nobody fetches; being told twice starts no second crowd."""
+    runner = make_runner(hands)
+    names = [f"evt_{number}" for number in range(20)]
+    add(store, *names)
+    store.shift = timedelta(hours=1)
+    hands.go_on.clear()
+    assert runner.run_unattended() == 4
+    for _ in range(4):
+        assert hands.begun.acquire(timeout=30)
+    assert runner.run_unattended() == 0
+    hands.go_on.set()
+    wait_until(lambda: ledger.states() == {"done": 20}, 30, "all to be done")
+    assert sorted(hands.ran) == sorted(names)
+    wait_until(lambda: runner.run_unattended() == 4, 10, "the threads to be idle again")
+
+
+def test_a_claim_in_the_making_is_not_idle(
+    store: Store, make_runner: MakeRunner, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is just claiming is busy: a shutdown that missed it would leave the claim to expire."""
+    claiming, go_on = threading.Event(), threading.Event()
+    real = runner_module.claim
+
+    def slow(*arguments: Any, **named: Any) -> Claim | None:
+        held = real(*arguments, **named)
+        claiming.set()
+        assert go_on.wait(30)
+        return held
+
+    monkeypatch.setattr(runner_module, "claim", slow)
+    runner = make_runner(hands)
+    (event,) = add(store, "evt_1")
+    thread = in_thread(lambda: runner.run(event))
+    assert claiming.wait(30)
+    assert not runner.idle
+    go_on.set()
+    thread.join(30)
+    assert runner.idle
+
+
+def test_a_stopping_process_claims_nothing(
+    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+) -> None:
+    """Once told to stop, neither a nudge nor the sweeper claims anything."""
+    runner = make_runner(hands)
+    (event,) = add(store, "evt_1")
+    store.shift = timedelta(hours=1)
+    runner.stopping.set()
+    assert not runner.run(event)
+    runner.run_unattended()
+    wait_until(lambda: runner.run_unattended() == 4, 10, "the threads to come back")
+    assert (hands.ran, ledger.state("evt_1"), runner.idle) == ([], "received", True)
+
+
+def test_release_gives_the_attempt_back(
+    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+) -> None:
+    """A released event waits with no attempt counted, can be claimed at once; its old run settles nothing."""
+    runner = make_runner(hands)
+    (event,) = add(store, "evt_1")
+    hands.go_on.clear()
+    thread = in_thread(lambda: runner.run(event))
+    assert hands.begun.acquire(timeout=30)
+    assert runner.release() == 1
+    found = ledger.event("evt_1")
+    assert (found["state"], found["attempts"], found["crashes"]) == ("waiting", 0, 0)
+    hands.go_on.set()
+    thread.join(30)
+    assert ledger.state("evt_1") == "waiting", "the old run settles nothing"
+    assert make_runner(hands).run(event)
+    assert ledger.outcomes("evt_1") == ["release", "finish"]
+
+
+def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
+    """A renewed claim outlives its first lease; one past max_runtime is not renewed and may be taken over."""
+    runner = make_runner(hands)
+    (event,) = add(store, "evt_1")
+    hands.go_on.clear()
+    thread = in_thread(lambda: runner.run(event))
+    assert hands.begun.acquire(timeout=30)
+    store.shift = LEASE * 0.9
+    assert runner.renew() == 1
+    store.shift = LEASE * 1.5
+    other = make_runner(Hands())
+    assert not other.run(event), "it was renewed"
+    runner.limits = Limits(LEASE, timedelta(0), SWEEP, 4)
+    assert runner.renew() == 0
+    store.shift = LEASE * 3
+    assert other.run(event)
+    hands.go_on.set()
+    thread.join(30)
+
+
+def test_a_lost_claim_is_said_once(
+    store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that lost its claim says so once, not at every renewal for as long as the handler runs."""
+    runner = make_runner(hands)
+    (event,) = add(store, "evt_1")
+    hands.go_on.clear()
+    thread = in_thread(lambda: runner.run(event))
+    assert hands.begun.acquire(timeout=30)
+    store.shift = LEASE * 2
+    assert make_runner(lambda _held: DONE).run(event)
+    with caplog.at_level(logging.WARNING):
+        assert [runner.renew(), runner.renew()] == [0, 0]
+    assert caplog.text.count("taken over") == 1
+    assert not runner.idle, "its handler still runs"
+    hands.go_on.set()
+    thread.join(30)
+
+
+def test_settling_outlasts_an_outage(
+    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the ledger does not answer an ended attempt is kept, longer than a lease, then written down."""
+    failures = iter([LedgerUnavailable()] * 3)
+    real = runner_module.settle
+
+    def brittle(*arguments: Any) -> bool:
+        for error in failures:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(runner_module, "settle", brittle)
+    monkeypatch.setattr(runner_module, "SETTLE_PAUSE", 0.01)
+    runner = make_runner(hands, lease=timedelta(microseconds=1))
+    (event,) = add(store, "evt_1")
+    assert runner.run(event)
+    assert (ledger.state("evt_1"), ledger.outcomes("evt_1")) == ("done", ["finish"])
+
+
+def make_sweeper(store: Store, runner: Runner, nudge: Callable[[UUID], bool]) -> Sweeper:
+    """Make a sweeper with this way to nudge."""
+    return Sweeper(store, SWEEP, nudge, runner)
+
+
+def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
+    """A pass nudges what waited for a sweep, nothing newer, and nothing again before its back-off."""
+    nudged: list[UUID] = []
+    sweeper = make_sweeper(store, make_runner(hands), lambda event: nudged.append(event) is None)
+    events = add(store, "evt_1", "evt_2")
+    assert sweeper.run_once() == Swept(), "web nudges what is new"
+    store.shift = SWEEP
+    assert sweeper.run_once() == Swept(nudged=2)
+    assert sorted(nudged) == sorted(events)
+    store.shift = SWEEP * 2
+    assert sweeper.run_once() == Swept()
+    store.shift = SWEEP * 8
+    assert sweeper.run_once() == Swept(nudged=2)
+
+
+def test_a_sweep_takes_expired_leases_back(
+    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+) -> None:
+    """A vanished worker's event is taken back once its lease is over, and nudged in the same pass."""
+    (event,) = add(store, "evt_1")
+    hands.go_on.clear()
+    runner = make_runner(hands)
+    thread = in_thread(lambda: runner.run(event))
+    assert hands.begun.acquire(timeout=30)
+    sweeper = make_sweeper(store, make_runner(Hands()), lambda _event: True)
+    assert sweeper.run_once() == Swept()
+    store.shift = LEASE
+    assert sweeper.run_once() == Swept(expired=1, nudged=1)
+    assert ledger.event("evt_1")["crashes"] == 1
+    hands.go_on.set()
+    thread.join(30)
+
+
+def test_a_deaf_broker_starves_nothing(
+    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+) -> None:
+    """What was nudged twice and fetched by nobody runs on the worker's own threads."""
+    sweeper = make_sweeper(store, make_runner(hands), lambda _event: True)
+    add(store, "evt_1", "evt_2")
+    for sweeps in (1, 8):
+        store.shift = SWEEP * sweeps
+        assert sweeper.run_once().set_to_work == 0
+    store.shift = SWEEP * 15
+    assert sweeper.run_once().set_to_work == 4
+    wait_until(lambda: ledger.states() == {"done": 2}, 30, "both to run")
+
+
+def test_a_refusing_broker_stops_no_sweep(
+    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+) -> None:
+    """A broker that takes nothing is asked once in a pass, and starves nothing either."""
+    asked: list[UUID] = []
+
+    def refuse(event: UUID) -> bool:
+        asked.append(event)
+        return False
+
+    sweeper = make_sweeper(store, make_runner(hands), refuse)
+    add(store, *(f"evt_{number}" for number in range(5)))
+    for sweeps, times in ((1, 1), (8, 2), (15, 2)):
+        store.shift = SWEEP * sweeps
+        assert sweeper.run_once().nudged == 0
+        assert len(asked) == times
+    wait_until(lambda: ledger.states() == {"done": 5}, 30, "all to run")
+
+
+@pytest.fixture
+def worker(migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """Wire a worker, not started, on the test's own broker."""
+    monkeypatch.setenv("DATABASE_URL", migrated_url)
+    monkeypatch.setenv("BROKER_URL", valkey.url)
+    monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
+    made = Worker(Settings(_env_file=None), Registry([]), {})
+    yield made
+    made.publisher.close()
+    made.store.close()
+
+
+def test_a_nudge_never_raises(worker: Worker, valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that is full, or gone, makes a nudge fail with a word in the log, and works again later."""
+    assert worker.nudge(UUID(int=1))
+    with valkey.client() as client:
+        client.config_set("maxmemory", 1)
+        assert not worker.nudge(UUID(int=2)), "out of memory"
+        client.config_set("maxmemory", 0)
+    assert worker.nudge(UUID(int=3))
+    valkey.kill()
+    assert not worker.nudge(UUID(int=4)), "gone"
+    valkey.start()
+    assert worker.nudge(UUID(int=5))
+    assert "The broker takes no nudges" in caplog.text
+
+
+def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -> None:
+    """A frozen broker holds a nudge for about a second, not a minute."""
+    assert worker.nudge(UUID(int=1))
+    valkey.freeze()
+    begun = time.monotonic()
+    assert not worker.nudge(UUID(int=2))
+    assert time.monotonic() - begun < 5
+    valkey.thaw()
+    assert worker.nudge(UUID(int=3))
+
+
+def test_a_worker_is_ready_dies_and_comes_back(celery_setup: CeleryTestSetup, deployment: Deployment) -> None:
+    """The Procfile's worker says when it is ready, takes events, and goes on after a kill and a restart."""
+    celery_setup.worker.wait_for_log("ready.")
+    deployment.start_web()
+    deployment.deliver("evt_1").raise_for_status()
+    deployment.wait_handled(["evt_1"])
+    celery_setup.worker.kill()
+    deployment.deliver("evt_2").raise_for_status()
+    celery_setup.worker.restart()
+    deployment.wait_handled(["evt_2"])
+    celery_setup.worker.restart()
+    celery_setup.worker.wait_for_log("ready.")
+    deployment.deliver("evt_3").raise_for_status()
+    deployment.wait_handled(["evt_3"])
+    assert sorted(deployment.handlers.lines()) == ["evt_1", "evt_2", "evt_3"]
+    wait_until(
+        lambda: Ledger(deployment.database_url).states() == {"done": 3}, 10, "the three events to be done"
+    )

@@ -1,0 +1,51 @@
+"""A deployment's database as an outsider sees it: plain SQL, a connection for each question."""
+
+from collections import Counter
+from typing import Any
+
+from sqlalchemy import NullPool, create_engine, text
+
+from tests.services.databases import driver_url
+
+
+class Ledger:
+    """Reads, and for set-up writes, one database without any of the product's code."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(driver_url(url), poolclass=NullPool)
+
+    def rows(self, query: str, **values: Any) -> list[dict[str, Any]]:
+        """Return the rows of a SELECT."""
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(text(query), values).mappings()]
+
+    def change(self, statement: str, **values: Any) -> int:
+        """Run a statement and return how many rows it changed."""
+        with self.engine.begin() as connection:
+            return int(connection.execute(text(statement), values).rowcount)
+
+    def event(self, event_id: str) -> dict[str, Any]:
+        """Return the one row of an event; an empty dict if there is none."""
+        found = self.rows("SELECT * FROM event WHERE event_id = :id", id=event_id)
+        assert len(found) < 2, f"{event_id} has {len(found)} rows"
+        return found[0] if found else {}
+
+    def state(self, event_id: str) -> str | None:
+        """Return an event's state; None if there is no such event."""
+        return self.event(event_id).get("state")
+
+    def states(self) -> Counter[str]:
+        """Return how many events are in each state."""
+        counted = self.rows("SELECT state, count(*) AS n FROM event GROUP BY state")
+        return Counter({row["state"]: row["n"] for row in counted})
+
+    def attempts(self, event_id: str) -> list[dict[str, Any]]:
+        """Return an event's attempts, in the order of their claims."""
+        query = (
+            "SELECT a.* FROM attempt a JOIN event e ON e.id = a.event WHERE e.event_id = :id ORDER BY a.claim"
+        )
+        return self.rows(query, id=event_id)
+
+    def outcomes(self, event_id: str) -> list[str | None]:
+        """Return how each attempt of an event ended; None while it has not."""
+        return [row["outcome"] for row in self.attempts(event_id)]

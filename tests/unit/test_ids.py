@@ -1,0 +1,80 @@
+"""Row ids: UUID version 7, sorted by time; and texts that every column holds."""
+
+import time
+from uuid import RFC_4122
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.ledger.ids import uuid7
+from receiver.ledger.texts import TEXT_MAX, clipped, plain, storable_id
+
+TIMES = st.integers(0, 2**48 - 1)
+NOISE = st.integers(0, 2**74 - 1)
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=600)
+
+
+@given(TIMES, NOISE)
+def test_a_row_id_is_a_version_7_uuid_with_its_time_in_front(milliseconds: int, noise: int) -> None:
+    """RFC 9562, section 5.7: 48 bits of milliseconds, the version, 12 bits, the variant, 62 bits."""
+    made = uuid7(milliseconds, noise)
+    assert (made.version, made.variant) == (7, RFC_4122)
+    assert made.int >> 80 == milliseconds
+    assert ((made.int >> 64 & 0xFFF) << 62 | made.int & (1 << 62) - 1) == noise, "random bits were lost"
+
+
+@given(TIMES, TIMES, NOISE, NOISE)
+def test_row_ids_sort_by_time(one: int, other: int, noise: int, more: int) -> None:
+    """An earlier millisecond sorts first, whatever the random bits are, as a number and as text."""
+    early, late = sorted((one, other))
+    if early < late:
+        first, second = uuid7(early, noise), uuid7(late, more)
+        assert (first < second, str(first) < str(second)) == (True, True)
+
+
+def test_row_ids_come_from_the_clock_and_differ() -> None:
+    """Without arguments the time is now, and a thousand ids are a thousand."""
+    before = time.time_ns() // 1_000_000
+    made = {uuid7() for _ in range(1000)}
+    after = time.time_ns() // 1_000_000
+    assert len(made) == 1000
+    assert all(before <= one.int >> 80 <= after for one in made)
+
+
+def test_the_example_of_the_rfc() -> None:
+    """RFC 9562, appendix A.6."""
+    noise = 0xCC3 << 62 | 0x18C4DC0C0C07398F
+    assert str(uuid7(0x017F22E279B0, noise)) == "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"
+
+
+@given(ANY_TEXT)
+def test_any_text_becomes_storable(text: str) -> None:
+    """No U+0000 and no lone surrogate is left; a text without them is left as it is."""
+    made = plain(text)
+    made.encode()
+    assert "\x00" not in made
+    if "\x00" not in text and not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+        assert made == text
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_two_ids_stay_two(one: str, other: str) -> None:
+    """Whatever an id holds, it fits its column, and different ids do not become one."""
+    made = storable_id(one)
+    made.encode()
+    assert len(made) <= TEXT_MAX
+    assert "\x00" not in made
+    assert (made == storable_id(other)) == (one == other)
+
+
+def test_an_id_is_kept_as_it_is_up_to_the_columns_length() -> None:
+    """255 characters stay, the 256th turns an id into its hash."""
+    assert storable_id("é" * TEXT_MAX) == "é" * TEXT_MAX
+    assert storable_id("a" * (TEXT_MAX + 1)).startswith("sha256:")
+
+
+def test_a_long_text_is_cut_and_none_stays_none() -> None:
+    """Types, addresses and content types are cut at the column's length."""
+    assert clipped("x" * 300) == "x" * TEXT_MAX
+    assert clipped("\x00" * 300) == ("\\x00" * 300)[:TEXT_MAX]
+    assert clipped(None) is None

@@ -1,0 +1,210 @@
+"""Settings: what is refused at start-up, with which sentence, and that no sentence tells a secret."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from config.durations import parse_duration
+from config.errors import ConfigError
+from config.settings import Settings, environment, load_settings
+
+KEY = "k" * 32
+GOOD = {
+    "DATABASE_URL": "postgresql://app:hunter2@db/firstseen",
+    "BROKER_URL": "redis://:hunter3@broker/0",
+    "FIRSTSEEN_SECRET_KEY": KEY,
+}
+SECRETS = ("hunter2", "hunter3", KEY)
+NAMES = {str(field.validation_alias) for field in Settings.model_fields.values()}
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give each test an environment without settings and a folder without `.env`."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*NAMES, "DYNO", "RENDER", "FLY_APP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> "Load":
+    """Load settings from a good environment with some variables changed; None takes one away."""
+    return Load(monkeypatch)
+
+
+class Load:
+    """Sets the environment, then loads it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, **change: str | None) -> Settings:
+        """Return the settings of GOOD with these changes."""
+        for name, value in (GOOD | change).items():
+            if value is None:
+                self.monkeypatch.delenv(name, raising=False)
+            else:
+                self.monkeypatch.setenv(name, value)
+        return load_settings()
+
+    def refusal(self, **change: str | None) -> str:
+        """Return the sentence with which these changes are refused; it holds no secret and one full stop."""
+        with pytest.raises(ConfigError) as caught:
+            self(**change)
+        said = str(caught.value)
+        assert not any(secret in said for secret in SECRETS), said
+        assert caught.value.__cause__ is None
+        assert said.endswith(".")
+        assert "\n" not in said
+        return said
+
+
+def test_a_good_environment_loads(load: Load) -> None:
+    """Three variables are enough, and every other setting has its documented default."""
+    found = load()
+    assert found.database == "postgresql+psycopg://app:hunter2@db/firstseen"
+    assert found.broker == "redis://:hunter3@broker/0"
+    assert [key.get_secret_value() for key in found.secret_keys] == [KEY]
+    assert (found.lease, found.sweep, found.attempts) == (timedelta(seconds=60), timedelta(seconds=5), 15)
+    assert (found.backoff_max, found.max_runtime) == (timedelta(hours=1), timedelta(minutes=10))
+    assert (found.db_pool, found.port, found.dev, found.handlers) == (5, 8000, False, ())
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_spelling_of_postgresql_gets_the_driver(load: Load, scheme: str) -> None:
+    """Heroku's `postgres://` and both others reach psycopg, with all that follows kept."""
+    found = load(DATABASE_URL=f"{scheme}://u:p%40ss@h:5432/d?sslmode=require")
+    assert found.database == "postgresql+psycopg://u:p%40ss@h:5432/d?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"DATABASE_URL": None}, "DATABASE_URL is not set"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL is not set"),
+        ({"DATABASE_URL": "mysql://u:hunter2@h/d"}, "DATABASE_URL has 'mysql' before ://"),
+        ({"DATABASE_URL": "hunter2"}, "DATABASE_URL has 'no scheme' before ://"),
+        ({"DATABASE_URL": "app:hunter2@db://x"}, "DATABASE_URL has 'no scheme' before ://"),
+        ({"DATABASE_URL": "sqlite://"}, "names no file"),
+        ({"DATABASE_URL": "sqlite:///:memory:"}, "names no file"),
+        ({"DATABASE_URL": "sqlite:///file::memory:?cache=shared&uri=true"}, "names no file"),
+        ({"DATABASE_URL": "sqlite:///file:x?mode=memory&uri=true"}, "names no file"),
+        ({"BROKER_URL": None}, "BROKER_URL is not set, nor REDIS_URL"),
+        ({"BROKER_URL": "kafka://u:hunter3@h"}, "BROKER_URL has 'kafka' before ://"),
+        ({"BROKER_URL": None, "REDIS_URL": "http://u:hunter3@h"}, "REDIS_URL has 'http' before ://"),
+        ({"BROKER_URL": "hunter3"}, "BROKER_URL has 'no scheme' before ://"),
+        ({"FIRSTSEEN_SECRET_KEY": None}, "FIRSTSEEN_SECRET_KEY is not set"),
+        ({"FIRSTSEEN_SECRET_KEY": " , "}, "FIRSTSEEN_SECRET_KEY is not set"),
+        ({"FIRSTSEEN_SECRET_KEY": f"{KEY},hunter2"}, "a key shorter than 32 characters"),
+    ],
+)
+def test_what_would_lose_events_is_refused(load: Load, change: dict[str, str | None], sentence: str) -> None:
+    """A missing or unusable database, broker or key stops the start with a sentence that names it."""
+    assert sentence in load.refusal(**change)
+
+
+@pytest.mark.parametrize("platform", ["DYNO", "RENDER", "FLY_APP_NAME"])
+@pytest.mark.parametrize("dev", [None, "1"])
+def test_sqlite_is_refused_where_disks_are_thrown_away(load: Load, platform: str, dev: str | None) -> None:
+    """On Heroku, Render and Fly a file would vanish with its events, under `make run` too."""
+    change = {"DATABASE_URL": "sqlite:///var/x.db", platform: "web.1", "FIRSTSEEN_DEV": dev}
+    assert f"{platform} says that this platform throws its disk away" in load.refusal(**change)
+    assert load(DATABASE_URL=GOOD["DATABASE_URL"], **{platform: "web.1"}).database.startswith("postgresql")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("FIRSTSEEN_LEASE", "60", "'60' is not a duration"),
+        ("FIRSTSEEN_LEASE", "0s", "longer than 0s"),
+        ("FIRSTSEEN_SWEEP", "0ms", "longer than 0s"),
+        ("FIRSTSEEN_MAX_RUNTIME", "-1s", "is not a duration"),
+        ("FIRSTSEEN_BACKOFF_MAX", "9999999999d", "longer than a duration can be"),
+        ("FIRSTSEEN_ATTEMPTS", "0", "greater than or equal to 1"),
+        ("FIRSTSEEN_ATTEMPTS", "many", "valid integer"),
+        ("FIRSTSEEN_DB_POOL", "1", "greater than or equal to 2"),
+        ("FIRSTSEEN_DB_POOL", "1000", "less than or equal to 100"),
+        ("PORT", "0", "greater than or equal to 1"),
+        ("PORT", "65536", "less than or equal to 65535"),
+        ("WEB_CONCURRENCY", "0", "greater than or equal to 1"),
+        ("WORKER_CONCURRENCY", "x", "valid integer"),
+        ("FIRSTSEEN_WEB_THREADS", "0", "greater than or equal to 1"),
+        ("FIRSTSEEN_DEV", "perhaps", "valid boolean"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(load: Load, name: str, value: str, said: str) -> None:
+    """The sentence names the variable, what is allowed and what was found."""
+    sentence = load.refusal(**{name: value})
+    assert sentence.startswith(f"Environment: {name} is wrong: ")
+    assert said.lower() in sentence.lower()
+    assert repr(value) in sentence
+
+
+def test_make_run_needs_nothing(load: Load) -> None:
+    """FIRSTSEEN_DEV=1 alone brings SQLite and the embedded broker under var/, and no other way does."""
+    found = load(FIRSTSEEN_DEV="1", **dict.fromkeys(GOOD))
+    assert found.database == "sqlite:///var/firstseen.db"
+    assert found.broker.startswith("redis+socket://")
+
+
+def test_an_empty_variable_counts_as_unset(load: Load) -> None:
+    """`FIRSTSEEN_LEASE=` in a file of variables means the default."""
+    assert load(FIRSTSEEN_LEASE="", PORT="").lease == timedelta(seconds=60)
+
+
+def test_the_broker_is_broker_url_else_redis_url(load: Load) -> None:
+    """BROKER_URL wins; REDIS_URL is what platforms set; Valkey's schemes become Redis's."""
+    assert load(REDIS_URL="redis://other/1").broker == GOOD["BROKER_URL"]
+    assert load(BROKER_URL=None, REDIS_URL="rediss://other/1").broker == "rediss://other/1"
+    assert load(BROKER_URL="valkey://h/0").broker == "redis://h/0"
+    assert load(BROKER_URL="valkeys://h/0").broker == "rediss://h/0"
+
+
+def test_a_list_of_keys_rotates(load: Load) -> None:
+    """Keys are separated by commas, the first one signs."""
+    keys = load(FIRSTSEEN_SECRET_KEY=f"{'n' * 32}, {KEY}").secret_keys
+    assert [key.get_secret_value() for key in keys] == ["n" * 32, KEY]
+
+
+def test_secrets_stand_in_no_repr(load: Load) -> None:
+    """Printing the settings shows no password and no key."""
+    shown = repr(load()) + str(load())
+    assert not any(secret in shown for secret in SECRETS)
+
+
+def test_settings_are_frozen(load: Load) -> None:
+    """Nobody changes a setting after the start."""
+    found = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        found.lease = timedelta(0)
+
+
+def test_the_process_wins_over_the_env_file(load: Load, tmp_path: Path) -> None:
+    """`.env` fills what the environment leaves out, for settings and for secrets looked up by name."""
+    (tmp_path / ".env").write_text("FIRSTSEEN_LEASE=7s\nPORT=1234\nSHOP_SECRET='it''s # one'\n")
+    found = load(PORT="4321")
+    assert (found.lease, found.port) == (timedelta(seconds=7), 4321)
+    assert environment()["PORT"] == "4321"
+    assert environment()["FIRSTSEEN_LEASE"] == "7s"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("10min", 600), ("1h", 3600), ("30d", 2_592_000), ("250ms", 0.25), (" 1.5 h ", 5400)],
+)
+def test_durations_as_people_write_them(text: str, seconds: float) -> None:
+    """A number and a unit of ms, s, min, h or d."""
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@given(st.text(max_size=20))
+def test_any_other_text_is_no_duration(text: str) -> None:
+    """Whatever is written, it is a duration or refused with a sentence."""
+    try:
+        assert parse_duration(text) >= timedelta(0)
+    except ValueError as error:
+        assert "duration" in str(error)  # noqa: PT017

@@ -1,0 +1,76 @@
+"""The table of transitions: complete, without dead ends, and the same as its picture."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from receiver.ledger.states import FIRST, TRANSITIONS, UNFINISHED, Move, State, enters, leaves
+
+DIAGRAM = Path(__file__).parents[2] / "docs" / "states.md"
+ARROW = re.compile(r"^\s+(\[\*\]|\w+) --> (\w+)(?:: ([\w ]+))?$", re.MULTILINE)
+FINAL = {State.DONE, State.DEAD, State.IGNORED}
+
+
+def arrows() -> set[tuple[str, str, str]]:
+    """Return every arrow of the table as (from, to, label)."""
+    return {(state, enters(move), move) for move in Move for state in leaves(move)}
+
+
+def reachable(start: set[State]) -> set[State]:
+    """Return the states that some path of moves leads to."""
+    seen = set(start)
+    while True:
+        further = {State(to) for source, to, _ in arrows() if source in seen} - seen
+        if not further:
+            return seen
+        seen |= further
+
+
+def test_every_move_has_an_entry() -> None:
+    """Each move stands in the table once, with at least one state to leave."""
+    assert set(TRANSITIONS) == set(Move)
+    assert all(leaves(move) for move in Move)
+
+
+def test_every_state_is_reachable_from_received() -> None:
+    """A new event can get to each state."""
+    assert reachable({State.RECEIVED}) == set(State)
+
+
+@pytest.mark.parametrize("state", State)
+def test_no_state_is_a_trap(state: State) -> None:
+    """From each state some path leads on to done."""
+    assert State.DONE in reachable({state}), f"an event that is {state} can never be handled"
+
+
+def test_only_a_claim_starts_processing_and_only_from_unfinished() -> None:
+    """Nothing but a claim enters processing, and an event that ended is never claimed."""
+    assert [move for move in Move if enters(move) == State.PROCESSING] == [Move.CLAIM]
+    assert leaves(Move.CLAIM) == UNFINISHED
+
+
+def test_what_is_being_processed_is_moved_by_its_worker_alone() -> None:
+    """No delivery and no person takes an event from a running worker."""
+    others = {Move.REVIVE, Move.REOPEN, Move.RETRY, Move.RERUN, Move.DISCARD}
+    assert {move for move in others if State.PROCESSING in leaves(move)} == set()
+
+
+def test_an_event_that_ended_runs_again_only_on_purpose() -> None:
+    """Done events leave by a rerun alone; no retry and no delivery repeats their effects."""
+    assert {move for move in Move if State.DONE in leaves(move)} == {Move.RERUN}
+    assert all(enters(move) == State.WAITING for move in Move if set(leaves(move)) & FINAL)
+
+
+def test_the_diagram_is_the_table() -> None:
+    """docs/states.md draws each arrow of the table, and no other."""
+    drawn = ARROW.findall(DIAGRAM.read_text())
+    assert {(source, to, label) for source, to, label in drawn if source != "[*]"} == arrows()
+    assert {to for source, to, _ in drawn if source == "[*]"} == set(FIRST)
+    assert len(drawn) == len(set(drawn)), "an arrow is drawn twice"
+
+
+def test_the_page_explains_every_state() -> None:
+    """docs/states.md has one row for each state."""
+    rows = re.findall(r"^\| (\w+) \|", DIAGRAM.read_text(), re.MULTILINE)
+    assert rows == ["state", *State]
