@@ -69,7 +69,7 @@ class Desk:
     def change(self, identity: str, changes: Fields) -> Fields:
         """Change a resource and return it; what changes nothing is no effect."""
         before = self.find(identity)
-        after = before | changes | {"id": before["id"]}
+        after = before | changes
         if after != before:
             with self._ledger.write() as connection:
                 fields = json.dumps(after)
