@@ -37,7 +37,6 @@ class Parts:
     keys: Sequence[ApiKey]
     sources: Mapping[str, Source]
     nudge: Nudge
-    version: str
 
 
 def api_views(parts: Parts) -> Blueprint:
@@ -57,7 +56,7 @@ def api_views(parts: Parts) -> Blueprint:
             operation.rule, operation.name, view, methods=methods, provide_automatic_options=False
         )
     views.register_error_handler(LedgerError, answer_ledger_error)
-    _add_documents(views, document(operations, parts.version))
+    _add_documents(views, document(operations))
     return views
 
 
@@ -89,4 +88,6 @@ def _add_documents(views: Blueprint, described: dict[str, Any]) -> None:
 
 
 def _off(**_: str) -> NoReturn:
-    raise Problem(404, "api-off", "The API is off: set FIRSTSEEN_API_KEYS, such as `ops=<key>`, to turn it on.")
+    raise Problem(
+        404, "api-off", "The API is off: set FIRSTSEEN_API_KEYS, such as `ops=<key>`, to turn it on."
+    )

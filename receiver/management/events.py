@@ -46,9 +46,7 @@ class Events:
         Ask again with `cursor` set to `next` until that is null: the pages together have every event once,
         and events that arrive meanwhile shift none of them.
         """
-        return list_events(
-            self._store, given.as_filter(), limit=given.limit, cursor=given.cursor
-        ).as_json()
+        return list_events(self._store, given.as_filter(), limit=given.limit, cursor=given.cursor).as_json()
 
     def show_event(self, event: UUID) -> Answer:
         """Tell an event's whole story.

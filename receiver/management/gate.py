@@ -17,7 +17,9 @@ def admit(keys: Sequence[ApiKey]) -> None:
         raise _unauthorized("api-key-missing", "Send an API key: Authorization: Bearer <key>.")
     key = find_api_key(keys, secret.strip())
     if key is None:
-        raise _unauthorized("api-key-unknown", "This API key is unknown; FIRSTSEEN_API_KEYS has those that count.")
+        raise _unauthorized(
+            "api-key-unknown", "This API key is unknown; FIRSTSEEN_API_KEYS has those that count."
+        )
     if key.read_only and request.method not in READS:
         raise Problem(403, "api-key-read-only", "This API key may only read; use one without :read to act.")
     g.api_key = key

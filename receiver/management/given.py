@@ -15,7 +15,7 @@ _EARLIEST, _LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzin
 
 
 def read_time(value: Any) -> Any:
-    """Return an RFC 3339 time in UTC; raise ValueError. Beyond what any event can have, it is drawn nearer."""
+    """Return an RFC 3339 time in UTC, drawn nearer if it is beyond any event's; raise ValueError."""
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str) or not _TIME.fullmatch(value.upper()):
@@ -67,7 +67,7 @@ class EventsQuery(Which):
     cursor: str | None = Field(
         default=None, pattern="^[A-Za-z0-9_-]{22}$", description="`next` of the previous page."
     )
-    limit: Annotated[int, BeforeValidator(_read_count), Field(ge=1, le=PAGE_MAX)] = Field(
+    limit: Annotated[int, Field(ge=1, le=PAGE_MAX), BeforeValidator(_read_count)] = Field(
         default=PAGE, description="How many events at most."
     )
 

@@ -28,7 +28,7 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
 }
 
 
-def document(operations: Sequence[Operation], version: str) -> Json:
+def document(operations: Sequence[Operation]) -> Json:
     """Return the document, ready for JSON."""
     paths: dict[str, Json] = {}
     for operation in operations:
@@ -36,7 +36,7 @@ def document(operations: Sequence[Operation], version: str) -> Json:
     key = {"type": "http", "scheme": "bearer", "description": "One of FIRSTSEEN_API_KEYS."}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Firstseen", "version": version, "description": ABOUT},
+        "info": {"title": "Firstseen", "version": "1", "description": ABOUT},
         "servers": [{"url": "/"}],
         "security": [{"key": []}],
         "paths": paths,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 View = Callable[..., Any]
+Answers = Mapping[int, type[BaseModel]]
 PREFIX = "/v1"
 OF_ALL = frozenset({401, 422, 503})
 OF_POST = frozenset({400, 403, 409, 413, 415})
@@ -18,15 +19,15 @@ OF_PATH = frozenset({404})
 class Operation:
     """One method of one path below `/v1`.
 
-    `path` has its parameters in braces. `takes` is the query of a GET and the body of a POST; the view gets it
-    as `given`, and the path's parameters under their names. `answers` are the shapes of success by status.
+    `path` has its parameters in braces. `takes` is the query of a GET and the body of a POST; the view gets
+    it as `given`, and the path's parameters under their names. `answers` are the shapes of success by status.
     The view's docstring is its documentation.
     """
 
     method: Literal["GET", "POST"]
     path: str
     view: View
-    answers: Mapping[int, type[BaseModel]]
+    answers: Answers
     takes: type[BaseModel] | None = None
     example: Mapping[str, Any] | None = None
 

@@ -58,7 +58,12 @@ def _shape(name: str, schema: Json, schemas: Json) -> Json:
 def _members(schema: Json) -> list[Json]:
     required = schema.get("required", ())
     return [
-        {"name": name, "form": _form(form), "required": name in required, "about": form.get("description", "")}
+        {
+            "name": name,
+            "form": _form(form),
+            "required": name in required,
+            "about": form.get("description", ""),
+        }
         for name, form in schema.get("properties", {}).items()
     ]
 
@@ -77,11 +82,7 @@ def _form(schema: Json) -> str:
             return " or ".join(map(_form, several))
         case {"enum": list(values)}:
             return ", ".join(map(str, values))
-        case {"const": value}:
-            return json.dumps(value)
         case {"type": "array", "items": dict(items)}:
             return f"list of {_form(items)}"
-        case {"type": str(kind), **rest}:
-            return str(rest.get("format", kind))
         case _:
-            return "any"
+            return str(schema.get("const", schema.get("format", schema.get("type", "any"))))

@@ -10,7 +10,7 @@ from receiver.ledger.replays import candidates, plan, progress
 from receiver.management import shapes
 from receiver.management.gate import who
 from receiver.management.given import ReplayBody
-from receiver.management.operations import PREFIX, Operation
+from receiver.management.operations import PREFIX, Answers, Operation
 
 Answer = dict[str, Any]
 
@@ -23,7 +23,7 @@ class Replays:
 
     def operations(self) -> list[Operation]:
         """Return the endpoints."""
-        started = {200: shapes.Counted, 202: shapes.Progress}
+        started: Answers = {200: shapes.Counted, 202: shapes.Progress}
         example = {"what": "retry", "filter": {"source": "stripe", "state": "dead"}, "dry_run": True}
         return [
             Operation("POST", "/replays", self.start_replay, started, ReplayBody, example),
