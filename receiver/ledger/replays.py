@@ -63,8 +63,11 @@ def plan(store: Store, what: Move, which: Filter, who: str) -> Replay:
         listed = select(literal(replay, EVENT.c.id.type), EVENT.c.id, EVENT.c.generation)
         chosen = listed.where(*conditions(store, which), actable(what))
         columns = [REPLAY_STEP.c.replay, REPLAY_STEP.c.event, REPLAY_STEP.c.generation]
-        total = connection.execute(REPLAY_STEP.insert().from_select(columns, chosen)).rowcount
-        connection.execute(update(REPLAY).where(REPLAY.c.id == replay).values(total=total))
+        connection.execute(REPLAY_STEP.insert().from_select(columns, chosen))
+        # Counted, not taken from the insert: the driver for PostgreSQL does not tell there.
+        listed_now = select(func.count()).where(REPLAY_STEP.c.replay == replay).scalar_subquery()
+        counted = update(REPLAY).where(REPLAY.c.id == replay).values(total=listed_now)
+        total = connection.execute(counted.returning(REPLAY.c.total)).scalar_one()
     return Replay(replay, what, total)
 
 
