@@ -11,6 +11,7 @@ from config.durations import parse_duration
 from config.locators import HEADER_NAME, Kind, Locators, parse_locator, parse_locators
 from config.tables import Table, kind_of
 
+LONGEST = timedelta(days=36_500)  # a longer one, taken from today, leaves the calendar
 VALUE_KINDS: tuple[Kind, ...] = ("header", "json", "item", "query", "form")
 
 
@@ -38,7 +39,10 @@ def _check_header_names(names: tuple[str, ...]) -> tuple[str, ...]:
 def _read_duration(value: Any) -> timedelta:
     if not isinstance(value, str):
         raise ValueError(f'found {kind_of(value)}; write a number with its unit in quotes, such as "30d"')  # noqa: TRY004 - pydantic turns only this one into a sentence
-    return parse_duration(value)
+    span = parse_duration(value)
+    if not timedelta(0) < span <= LONGEST:
+        raise ValueError(f"{value!r} is out of range; it must be more than 0s and at most {LONGEST.days}d")
+    return span
 
 
 def check_batch(text: str) -> str:

@@ -32,8 +32,8 @@ class Provider(Table):
     """One entry of the catalogue.
 
     `custom` entries have no scheme: each source brings its own. `window` is how long the provider can still
-    send an event again, retries and manual resends together; `window_reason` says why. `verified` is true when
-    the entry was read in official sources.
+    send an event again, retries and manual resends together; `window_reason` says why. `verified` is true
+    when the entry was read in official sources.
     """
 
     name: StrictStr

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BeforeValidator, Field, StrictInt, StrictStr, ValidationError
 
 from config.custom import describe_provider
 from config.errors import ConfigError
@@ -24,7 +24,6 @@ DEFAULT_RETENTION = timedelta(
     days=400
 )  # a tombstone outlives every provider's manual resend, and one year's audit
 DEFAULT_PAYLOAD_RETENTION = timedelta(days=30)
-LONGEST_RETENTION = timedelta(days=36_500)  # further back, dates end
 NEVER_KEPT = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
 SILENT = frozenset({"secrets_env", "secret", "secrets", "key", "options"})
 """Keys whose values an error never repeats: a secret may stand there by mistake."""
@@ -35,37 +34,40 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 OnReplay = Literal["run", "park"]
 
 
-def _check_variables(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    for name in (names,) if isinstance(names, str) else names:
-        if not _VARIABLE.fullmatch(name):
-            raise ValueError(
-                "it must name environment variables, in capitals, digits and _; the secret itself never stands here"
-            )
-    return names
+def _check_variables(value: Any) -> str | tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and names and all(map(_is_variable, names)):
+        return value if isinstance(value, str) else tuple(names)
+    raise ValueError(
+        f"found {kind_of(value)} that is no variable's name, nor a list of such names;"
+        " write capitals, digits and _, never the secret itself"
+    )
+
+
+def _is_variable(name: Any) -> bool:
+    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
 
 
 class SourceTable(Table):
     """A source as it is written."""
 
     provider: StrictStr
-    secrets_env: Annotated[
-        StrictStr | tuple[StrictStr, ...], Field(min_length=1), AfterValidator(_check_variables)
-    ]
+    secrets_env: Annotated[str | tuple[str, ...], BeforeValidator(_check_variables)]
     tolerance: Annotated[StrictInt, Field(ge=1, le=31_536_000)] | None = None
-    retention: Annotated[WrittenDuration, Field(gt=timedelta(0), le=LONGEST_RETENTION)] = DEFAULT_RETENTION
-    payload_retention: Annotated[WrittenDuration, Field(gt=timedelta(0))] | None = None
+    retention: WrittenDuration = DEFAULT_RETENTION
+    payload_retention: WrittenDuration | None = None
     max_body: Annotated[StrictInt, Field(ge=1, le=LARGEST_BODY)] = MEBIBYTE
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Source:
     """One endpoint, `/webhooks/<name>`.
 
-    `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret `secrets`
-    is empty and `problem` says why; `warnings` are about single secrets that cannot be used.
+    `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret
+    `secrets` is empty and `problem` says why; `warnings` are about single secrets that cannot be used.
     """
 
     name: str
@@ -89,7 +91,7 @@ class Source:
 
     @property
     def replay_guard(self) -> OnReplay | None:
-        """What equal bytes under a new id meet; None where that cannot be a replay: the id is signed, or nothing is."""
+        """What equal bytes under a new id meet; None where ids are signed, or nothing is."""
         return self.on_replay if can_be_replayed(self.provider) else None
 
 
@@ -172,7 +174,8 @@ def _check_times(table: SourceTable, provider: Provider) -> None:
     if table.retention < provider.window:
         raise ValueError(
             f"retention is {in_words(table.retention)}, but {provider.name} can send an event again for"
-            f" {in_words(provider.window)} ({provider.window_reason}); allowed is {in_words(provider.window)} or more"
+            f" {in_words(provider.window)} ({provider.window_reason});"
+            f" allowed is {in_words(provider.window)} or more"
         )
     if table.tolerance and timedelta(seconds=table.tolerance) > table.retention:
         raise ValueError(

@@ -1,7 +1,7 @@
 """TOML files read into tables, and what is wrong with them in one sentence."""
 
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from config.errors import ConfigError
 
 LONGEST_ECHO = 80
+
+_ALLOWED = {
+    "literal_error": "allowed is {expected}",
+    "int_type": "it must be a whole number",
+    "bool_type": "it must be true or false",
+    "string_type": "it must be a string",
+    "string_too_short": "it must not be empty",
+    "string_pattern_mismatch": "it must match {pattern}",
+    "greater_than": "it must be more than {gt}",
+    "greater_than_equal": "it must be {ge} or more",
+    "less_than_equal": "it must be {le} or less",
+    "tuple_type": "it must be an array",
+    "dict_type": "it must be a table",
+    "mapping_type": "it must be a table",
+    "model_type": "it must be a table",
+}
 
 
 class Table(BaseModel):
@@ -55,7 +71,7 @@ def explain(error: ValidationError, silent: Collection[str] = ()) -> str:
 
     Values under a key in `silent` are not repeated: they may be secrets put in the wrong place.
     """
-    first = error.errors(include_url=False, include_context=False)[0]
+    first = error.errors(include_url=False)[0]
     where = ".".join(str(step) for step in first["loc"])
     if first["type"] == "missing":
         return f"{where} is missing"
@@ -63,7 +79,12 @@ def explain(error: ValidationError, silent: Collection[str] = ()) -> str:
         message = first["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
     found = kind_of(first["input"]) if _is_silent(first["loc"], silent) else echo(first["input"])
-    return f"{where} is {found}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return f"{where} is {found}; {_allowed(first['type'], first.get('ctx', {}), first['msg'])}"
+
+
+def _allowed(kind: str, context: Mapping[str, Any], message: str) -> str:
+    sentence = _ALLOWED.get(kind)
+    return sentence.format(**context) if sentence else message
 
 
 def echo(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""The command line and `make run`: the only package that may import both sides."""
+"""The command line, `python -m firstseen`; the only package that may import both sides."""

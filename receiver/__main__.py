@@ -1,5 +1,6 @@
 """`python -m receiver`: the Procfile's web."""
 
+import logging
 import sys
 
 from granian import Granian
@@ -47,14 +48,21 @@ def serve(settings: Settings) -> None:
 
 def _log_lines() -> dict[str, object]:
     # Granian's own lines in the form of everybody else's.
-    handler = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
+    stream = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
+    handler = {**stream, "formatter": "line", "filters": ["threads"]}
     return {
         "version": 1,
         "disable_existing_loggers": False,
+        "filters": {"threads": {"()": lambda: _is_not_about_threads}},
         "formatters": {"line": {"format": LINE}},
         "handlers": {"console": handler},
         "loggers": {"_granian": {"handlers": ["console"], "level": "INFO", "propagate": False}},
     }
+
+
+def _is_not_about_threads(record: logging.LogRecord) -> bool:
+    # Granian counts threads against cores; ours wait for the database, so more of them than cores is right.
+    return "Python threads" not in record.getMessage()
 
 
 if __name__ == "__main__":

@@ -1,164 +1,198 @@
-"""Events out of a verified request: one, or one for each item of a batch; and handshakes."""
+"""What a verified delivery says: its events' ids, types, times, bodies; and whether it is a handshake."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 from config.locators import Locators, parse_locator, parse_locators
 from config.provider_parts import VALUE_KINDS, HandshakeTable, TimeTable
-from config.providers import Provider
 from config.sources import Source
 from receiver.ledger.ids import uuid7
-from receiver.signatures import Request
-from receiver.signatures.reading import as_text, dig, texts
+from receiver.ledger.payload import UnreadablePayloadError, parse_json
+from receiver.signatures.clock import parse_time
+from receiver.signatures.reading import candidates, dig
+from receiver.signatures.request import Request
 
-TEXT_MAX = 255
-"""Characters of an id or a type that the ledger stores as they are; longer ones are hashed, not cut."""
-
-ITEMS_MAX = 10_000
-"""Items of one batch; a larger one is kept whole, for a person."""
-
-UNKNOWN = "unknown"
+UNKNOWN_TYPE = "unknown"
+LONGEST = 255  # characters that the ledger's columns for ids and types hold
+LONGEST_CHALLENGE = 1_024  # far above any provider's; an answer never repeats more of a request
+MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
+EVERY = "*"  # a step of a batch's place that goes into each element of an array
 
 
 @dataclass(frozen=True)
 class Item:
-    """One event of a request: its exact body, or a batch's item as JSON. `problem` says why it has no id."""
+    """One event of a delivery.
+
+    `body` is the raw body, or one element of a batch as JSON, and `content_type` is that of `body`. With a
+    `problem`, a sentence for the person who finds it parked, `event_id` is the body's hash.
+    """
 
     event_id: str
     type: str
     body: bytes = field(repr=False)
     created_at: datetime | None = None
     problem: str | None = None
+    content_type: str | None = None
 
 
 @dataclass(frozen=True)
 class Handshake:
-    """The answer to a request that proves the endpoint is ours; nothing of it is recorded."""
+    """The answer to a request that is no event; a `signed` one counts only after its signature verified."""
 
     status: int
     content_type: str
-    body: str
+    body: bytes
+    signed: bool
 
 
 class Extractor:
-    """One source's way of finding events, compiled at start-up."""
+    """Compiled from a source; never raises, for any bytes."""
 
-    def __init__(self, provider: Provider) -> None:
-        self._provider = provider
+    def __init__(self, source: Source, new_id: Callable[[], str]) -> None:
+        provider = source.provider
+        self._policy = provider.policy
+        self._id_places = provider.id_places
+        self._type_places = provider.type_places
+        self._time = provider.created_at
         self._batch = parse_locator(provider.batch, ("json", "form"), root=True) if provider.batch else None
-
-    def items(self, request: Request) -> list[Item]:
-        """Return the events of a verified request; never raises, and drops nothing."""
-        if request.payload.problem and self._reads_payload:
-            return [
-                self._unidentified(
-                    request, request.body, f"Its body does not parse: {request.payload.problem}."
-                )
-            ]
-        if self._batch is None:
-            return [self._item(request, request.body, None)]
-        found = dig(request.payload.value, self._batch.path)
-        if not isinstance(found, list) or len(found) > ITEMS_MAX:
-            return [
-                self._unidentified(
-                    request, request.body, "It is not the list of events that this provider sends."
-                )
-            ]
-        return [self._item(request, _compact(item), item) for item in found]
+        self._handshake = provider.handshake
+        self._new_id = new_id
 
     def handshake(self, request: Request) -> Handshake | None:
-        """Return the answer to a handshake, or None for everything else."""
-        table = self._provider.handshake
-        if table is None or table.method != request.method or not self._asked(table, request):
+        """Return the answer when the request is the provider's handshake."""
+        table = self._handshake
+        if table is None or request.method != table.method or not _meets(table, request):
             return None
         if table.challenge is None:
-            return Handshake(table.status, "text/plain", "")
-        challenge = _first(parse_locators(table.challenge, VALUE_KINDS), request, None)
-        if challenge is None:
+            return Handshake(table.status, "text/plain; charset=utf-8", b"", table.signed)
+        challenge = _one(parse_locators(table.challenge, VALUE_KINDS), request)
+        if challenge is None or len(challenge) > LONGEST_CHALLENGE:
             return None
-        if table.answer == "text":
-            return Handshake(table.status, "text/plain; charset=utf-8", challenge)
-        answer = {table.answer.removeprefix("json:"): challenge}
-        return Handshake(table.status, "application/json", json.dumps(answer))
+        return _answer(table, challenge)
 
-    @property
-    def _reads_payload(self) -> bool:
-        provider = self._provider
-        places = (place for where in (*provider.id_places, *provider.type_places) for place in where.places)
-        return self._batch is not None or any(place.kind in ("json", "item") for place in places)
+    def items(self, request: Request) -> list[Item]:
+        """Return the delivery's events in order; an empty batch has none."""
+        content_type = request.header("content-type")
+        if request.payload.problem:
+            return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
+        if self._batch is None:
+            return [self._item(request, None, request.body, content_type)]
+        try:
+            elements = self._elements(request)
+            bodies = [
+                json.dumps(element, separators=(",", ":"), allow_nan=False).encode() for element in elements
+            ]
+        except (ValueError, RecursionError) as error:
+            return [self._whole(request, f"It is not the list of events that this provider sends: {error}.")]
+        pairs = zip(elements, bodies, strict=True)
+        return [self._item(request, element, body, "application/json") for element, body in pairs]
 
-    def _asked(self, table: HandshakeTable, request: Request) -> bool:
-        return all(
-            _first(parse_locators(where, VALUE_KINDS), request, None) == value
-            for where, value in table.when.items()
+    def _elements(self, request: Request) -> list[Any]:
+        place = self._batch
+        if place is None:
+            return []
+        if place.kind == "form":
+            text = request.form.get(place.name)
+            arrays: list[Any] = [parse_json(text.encode()) if isinstance(text, str) else None]
+        else:
+            arrays = _spread([request.payload.value], place.path)
+        if not all(isinstance(array, list) for array in arrays):
+            raise UnreadablePayloadError(f"there is no array at {place}")
+        if sum(map(len, arrays)) > MOST_ITEMS:
+            raise UnreadablePayloadError(f"it has more than {MOST_ITEMS} items")
+        return [element for array in arrays for element in array]
+
+    def _item(self, request: Request, element: Any, body: bytes, content_type: str | None) -> Item:
+        event_id = self._event_id(request, element, body)
+        return Item(
+            event_id=event_id or hashed(body),
+            type=self._type(request, element),
+            body=body,
+            created_at=_moment(self._time, request, element),
+            problem=None if event_id else f"It has no event id at {' and '.join(map(str, self._id_places))}.",
+            content_type=content_type,
         )
 
-    def _item(self, request: Request, body: bytes, item: Any) -> Item:
-        parts = [_first(where, request, item) for where in self._provider.id_places]
-        match self._provider.policy:
-            case "body_hash":
-                event_id: str | None = _hash(body)
-            case "none":
-                event_id = str(uuid7())
-            case _:
-                event_id = ":".join(part for part in parts if part) if parts and all(parts) else None
-        if event_id is None:
-            return self._unidentified(request, body, "It has no event id where this provider puts it.", item)
-        return Item(storable(event_id), self._type(request, item), body, self._time(request, item))
+    def _whole(self, request: Request, problem: str) -> Item:
+        item = self._item(request, None, request.body, request.header("content-type"))
+        return replace(item, event_id=hashed(request.body), problem=problem)
 
-    def _unidentified(self, request: Request, body: bytes, problem: str, item: Any = None) -> Item:
-        return Item(_hash(body), self._type(request, item), body, self._time(request, item), problem)
+    def _event_id(self, request: Request, element: Any, body: bytes) -> str | None:
+        if self._policy == "none":
+            return self._new_id()
+        if self._policy == "body_hash":
+            return hashed(body)
+        parts = [_one(where, request, element) for where in self._id_places]
+        found = [part for part in parts if part]
+        return storable("+".join(found)) if len(found) == len(parts) else None
 
-    def _type(self, request: Request, item: Any) -> str:
-        parts = [_first(where, request, item) for where in self._provider.type_places]
-        return storable(".".join(part for part in parts if part) or UNKNOWN)
-
-    def _time(self, request: Request, item: Any) -> datetime | None:
-        table = self._provider.created_at
-        return None if table is None else _read_time(table, _first(table.places, request, item))
+    def _type(self, request: Request, element: Any) -> str:
+        parts = [_one(where, request, element) for where in self._type_places]
+        return storable(".".join(part for part in parts if part) or UNKNOWN_TYPE)
 
 
-def compile_extractor(source: Source) -> Extractor:
-    """Compile a source's extractor."""
-    return Extractor(source.provider)
+def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: str(uuid7())) -> Extractor:
+    """Compile a source's locators; `new_id` names the events of providers that have no ids."""
+    return Extractor(source, new_id)
 
 
 def storable(text: str) -> str:
-    """Return a text as it is, or hashed where no column could hold it: U+0000, surrogates, length."""
-    fits = (
-        len(text) <= TEXT_MAX and "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
-    )
-    return text if fits else _hash(text.encode("utf-8", "surrogatepass"))
+    """Return a text that every database keeps as it is; what none would is hashed, not cut."""
+    if len(text) <= LONGEST and "\0" not in text and not _has_surrogate(text):
+        return text
+    return hashed(text.encode("utf-8", "surrogatepass"))
 
 
-def _first(where: Locators, request: Request, item: Any) -> str | None:
-    found: Iterable[str | None] = (text for place in where.places for text in _texts(place, request, item))
-    return next((text for text in found if text), None)
+def hashed(raw: bytes) -> str:
+    """Name bytes by their SHA-256: `sha256:<hex>`."""
+    return f"sha256:{sha256(raw).hexdigest()}"
 
 
-def _texts(place: Any, request: Request, item: Any) -> tuple[str | None, ...]:
-    return (as_text(dig(item, place.path)),) if place.kind == "item" else texts(place, request)
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _read_time(table: TimeTable, text: str | None) -> datetime | None:
-    if text is None:
-        return None
+def _one(where: Locators, request: Request, item: Any = None) -> str | None:
+    """Return the text that is there exactly once; a repeated one is no answer."""
+    for values in candidates(where, request, item):
+        return values[0] if len(values) == 1 else None
+    return None
+
+
+def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
+    found = list(values)
+    for step in path:
+        if step == EVERY:
+            found = [
+                element for value in found for element in (value if isinstance(value, list) else [value])
+            ]
+        else:
+            found = [dig(value, (step,)) for value in found]
+    return found
+
+
+def _moment(table: TimeTable | None, request: Request, item: Any) -> datetime | None:
+    text = _one(table.places, request, item) if table else None
+    seconds = parse_time(text, table.unit) if table and text else None
     try:
-        if table.unit == "iso8601":
-            found = datetime.fromisoformat(text)
-            return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-        return datetime.fromtimestamp(float(text) / (1000 if table.unit == "ms" else 1), UTC)
+        return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
     except (ValueError, OverflowError, OSError):
         return None
 
 
-def _compact(item: Mapping[str, Any] | Any) -> bytes:
-    return json.dumps(item, separators=(",", ":")).encode()
+def _meets(table: HandshakeTable, request: Request) -> bool:
+    return all(
+        _one(parse_locators(place, VALUE_KINDS), request) == value for place, value in table.when.items()
+    )
 
 
-def _hash(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+def _answer(table: HandshakeTable, challenge: str) -> Handshake:
+    if table.answer == "text":
+        body = challenge.encode("utf-8", "replace")
+        return Handshake(table.status, "text/plain; charset=utf-8", body, table.signed)
+    key = table.answer.removeprefix("json:")
+    return Handshake(table.status, "application/json", json.dumps({key: challenge}).encode(), table.signed)

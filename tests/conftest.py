@@ -127,8 +127,10 @@ def celery_backend_cluster() -> None:
 
 @pytest.fixture
 def celery_worker(deployment: Deployment, celery_setup_app: Any) -> CeleryTestWorker:
-    """Give pytest-celery the Procfile's worker, on SQLite and on PostgreSQL."""
-    return CeleryTestWorker(WorkerContainer(lambda: deployment.start_worker()[0], READY), celery_setup_app)
+    """Give pytest-celery the Procfile's worker, ready, on SQLite and on PostgreSQL."""
+    container = WorkerContainer(lambda: deployment.start_worker()[0], READY)
+    container.ready()
+    return CeleryTestWorker(container, celery_setup_app)
 
 
 @pytest.fixture(scope="session")

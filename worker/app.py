@@ -16,7 +16,7 @@ from celery.worker import state as celery_state
 
 from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_message
 from config.settings import Settings
-from receiver.ledger import Store, Windows, check_schema, ignored_types, reopen
+from receiver.ledger import Store, Windows, check_schema
 from receiver.ledger.errors import LedgerError
 from worker import sweeper
 from worker.registry import Registry
@@ -34,7 +34,7 @@ class Worker:
     """One worker process, wired and ready to start."""
 
     def __init__(self, settings: Settings, registry: Registry, windows: Mapping[str, Windows]) -> None:
-        self.settings, self.registry = settings, registry
+        self.settings = settings
         self.store = Store(settings.database, pool=settings.db_pool)
         policy = Policy(settings.attempts, settings.backoff_max)
         limits = Limits(settings.lease, settings.max_runtime, settings.sweep, settings.worker_concurrency)
@@ -44,6 +44,7 @@ class Worker:
         )
         self.sweeper = sweeper.Sweeper(self.store, settings.sweep, self.nudge, self.runner)
         self.pruner = sweeper.Pruner(self.store, windows)
+        self.reopener = sweeper.Reopener(self.store, registry)
         self.shutdown = Shutdown(self.runner)
 
     def start(self) -> int:
@@ -53,8 +54,8 @@ class Worker:
         if not self._wait_for_ledger():
             return 0
         self._in_background(sweeper.renew_for_ever, self.runner, self.settings.lease / 3, threading.Event())
-        stopping = self.runner.stopping
-        self._in_background(sweeper.run, self.sweeper, self.pruner, self.settings.sweep, stopping)
+        chores = (self.sweeper, self.pruner, self.reopener)
+        self._in_background(sweeper.run, *chores, self.settings.sweep, self.runner.stopping)
         return self._consume()
 
     def nudge(self, event: UUID) -> bool:
@@ -95,19 +96,12 @@ class Worker:
         while not self.runner.stopping.is_set():
             try:
                 check_schema(self.store)
-                self._reopen_ignored()
             except LedgerError as error:
                 log.warning("Waiting for the ledger: %s", error)
                 self.runner.stopping.wait(LEDGER_PAUSE)
             else:
                 return True
         return False
-
-    def _reopen_ignored(self) -> None:
-        for source, event_type in ignored_types(self.store):
-            if self.registry.find(source, event_type):
-                count = reopen(self.store, source, event_type)
-                log.info("Reopened %d ignored events: %s %s has a handler now.", count, source, event_type)
 
     def _asked_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
         celery_state.should_stop = 0  # type: ignore[assignment]  # an exit code, once set

@@ -8,14 +8,25 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from receiver.ledger import LedgerError, Store, Windows, expire, prune, starved, take_nudges
+from receiver.ledger import (
+    LedgerError,
+    Store,
+    Windows,
+    expire,
+    ignored_types,
+    prune,
+    reopen,
+    starved,
+    take_nudges,
+)
 from receiver.ledger.replays import step, unfinished
+from worker.registry import Registry
 from worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
-PRUNE_EVERY = 60
-"""Sweeps between two prunings: five minutes at the default pace."""
+PRUNE_EVERY, REOPEN_EVERY = 60, 12
+"""Sweeps between two prunings and two reopenings: five minutes and one, at the default pace."""
 
 REPLAY_BATCH = 100
 """Events of a bulk run in one transaction: short enough to let deliveries through on SQLite."""
@@ -81,11 +92,35 @@ class Pruner:
         return prune(self._store, self._windows)
 
 
-def run(sweeper: Sweeper, pruner: Pruner, pause: timedelta, stopping: threading.Event) -> None:
-    """Sweep for ever, prune now and then; a ledger that does not answer is tried again at the next pass."""
+class Reopener:
+    """Opens again what was ignored and has a handler here.
+
+    Not at the start alone: while releases overlap, an older worker may ignore it once more.
+    """
+
+    def __init__(self, store: Store, registry: Registry) -> None:
+        self._store, self._registry = store, registry
+
+    def run_once(self) -> int:
+        """Reopen what was ignored in the last 24 hours and return how many."""
+        total = 0
+        for source, event_type in ignored_types(self._store):
+            if self._registry.find(source, event_type):
+                count = reopen(self._store, source, event_type)
+                log.info("Reopened %d ignored events: %s %s has a handler now.", count, source, event_type)
+                total += count
+        return total
+
+
+def run(
+    sweeper: Sweeper, pruner: Pruner, reopener: Reopener, pause: timedelta, stopping: threading.Event
+) -> None:
+    """Sweep for ever, the rest now and then; a ledger that does not answer is tried again at the next."""
     rng, passes = Random(), 0
     while not stopping.wait(pause.total_seconds() * rng.uniform(0.8, 1.2)):
         try:
+            if passes % REOPEN_EVERY == 0:
+                reopener.run_once()
             swept = sweeper.run_once()
             if any(asdict(swept).values()):
                 log.info("Swept: %s", swept)

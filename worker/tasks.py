@@ -48,7 +48,7 @@ def attempt(held: Claim, registry: Registry, policy: Policy) -> Outcome:
 
 
 def _unhandled(held: Claim) -> Outcome:
-    if held.token == 1:
+    if not held.tried:
         return Outcome(Move.IGNORE, reason=f"No handler for {held.type!r} from {held.source!r}.")
     return Outcome(Move.PARK, reason=f"There is no handler for {held.type!r} from {held.source!r} any more.")
 

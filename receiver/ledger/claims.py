@@ -37,6 +37,8 @@ class Claim:
     body: bytes | None = field(repr=False)
     headers: str = field(repr=False)
     content_type: str | None = None
+    tried: bool = False
+    """Whether a handler may have worked on it before: then it is not ignored for want of one."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,14 @@ def _begin(store: Store, connection: Connection, row: Row[Any], worker: str) -> 
         body=row.body,
         headers=row.headers or "{}",
         content_type=row.content_type,
+        tried=row.claim > 1 and _tried(connection, row),
     )
+
+
+def _tried(connection: Connection, row: Row[Any]) -> bool:
+    earlier = and_(ATTEMPT.c.event == row.id, ATTEMPT.c.claim < row.claim)
+    handled = ATTEMPT.c.outcome.is_distinct_from(Move.IGNORE)
+    return connection.execute(select(ATTEMPT.c.claim).where(earlier, handled).limit(1)).first() is not None
 
 
 def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) -> int:

@@ -16,8 +16,8 @@ def parse_payload(body: bytes, content_type: str | None) -> Any:
     """Parse a body as its content type says; everything that is not a form is read as JSON.
 
     A form becomes a dict of strings, with a list where a field repeats. A form whose `payload`
-    field holds JSON becomes that JSON, as GitHub and Slack send it. Of two equal keys in JSON the last one counts.
-    Raise UnreadablePayloadError, and nothing else, for any bytes.
+    field holds JSON becomes that JSON, as GitHub and Slack send it. Of two equal keys in JSON the last one
+    counts. Raise UnreadablePayloadError, and nothing else, for any bytes.
     """
     if not is_form(content_type):
         return parse_json(body)

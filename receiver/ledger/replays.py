@@ -64,10 +64,9 @@ def plan(store: Store, what: Move, which: Filter, who: str) -> Replay:
         chosen = listed.where(*conditions(store, which), actable(what))
         columns = [REPLAY_STEP.c.replay, REPLAY_STEP.c.event, REPLAY_STEP.c.generation]
         connection.execute(REPLAY_STEP.insert().from_select(columns, chosen))
-        # Counted, not taken from the insert: the driver for PostgreSQL does not tell there.
-        listed_now = select(func.count()).where(REPLAY_STEP.c.replay == replay).scalar_subquery()
-        counted = update(REPLAY).where(REPLAY.c.id == replay).values(total=listed_now)
-        total = connection.execute(counted.returning(REPLAY.c.total)).scalar_one()
+        steps = select(func.count()).where(REPLAY_STEP.c.replay == replay).scalar_subquery()
+        counted = update(REPLAY).where(REPLAY.c.id == replay).values(total=steps).returning(REPLAY.c.total)
+        total = connection.execute(counted).scalar_one()
     return Replay(replay, what, total)
 
 

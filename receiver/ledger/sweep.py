@@ -167,8 +167,9 @@ def _reopen_batch(store: Store, source: str, event_type: str) -> int:
     chosen = select(EVENT.c.id).where(*which).order_by(key).limit(REOPEN_BATCH).with_for_update()
     change = {"state": enters(Move.REOPEN), "due_at": store.now(), "finished_at": None, "reason": None}
     with store.write() as connection:
-        statement = update(EVENT).where(_among(chosen)).values(**change)
-        return connection.execute(statement).rowcount
+        statement = update(EVENT).where(_among(chosen)).values(**change).returning(EVENT.c.id)
+        # Counted by its rows: SQLite's driver says -1 of a statement that begins with a CTE.
+        return len(connection.execute(statement).all())
 
 
 def prune(store: Store, windows: Mapping[str, Windows]) -> dict[str, int]:
@@ -233,4 +234,4 @@ def _delete_ids(store: Store, source: str, age: timedelta) -> int:
     quiet = or_(EVENT.c.last_duplicate_at.is_(None), EVENT.c.last_duplicate_at < store.after(-age))
     chosen = _oldest(and_(which, quiet))
     with store.write() as connection:
-        return connection.execute(delete(EVENT).where(_among(chosen))).rowcount
+        return len(connection.execute(delete(EVENT).where(_among(chosen)).returning(EVENT.c.id)).all())

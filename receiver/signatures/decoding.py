@@ -6,9 +6,6 @@ A decoder that skips stray characters lets one signature be written in many ways
 import binascii
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-
-MAX_TEXT = 8_192  # an RSA-8192 signature has 2,048 hex digits; longer text is no signature
 
 
 def wire(text: str) -> bytes:
@@ -59,17 +56,3 @@ def encode(raw: bytes, encoding: str) -> str:
     if encoding == "hex":
         return raw.hex()
     return (urlsafe_b64encode(raw).rstrip(b"=") if encoding == "base64url" else b64encode(raw)).decode()
-
-
-@lru_cache(maxsize=1_024)
-def key_bytes(secret: str, encoding: str, strip_prefix: str) -> bytes | None:
-    """Read a shared secret's text into key bytes, or None when it is not in its encoding.
-
-    Secrets are pasted by people, so base64 is read without padding and in both alphabets.
-    """
-    text = secret.removeprefix(strip_prefix)
-    if encoding == "utf8":
-        return text.encode("utf-8", "surrogateescape") or None
-    if encoding == "hex":
-        return from_hex(text) or None
-    return from_base64url(text.rstrip("=").replace("+", "-").replace("/", "_")) or None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from config.errors import ConfigError
 from config.scheme_parts import KeyTable
-from receiver.signatures.decoding import key_bytes
+from config.secrets import key_bytes
 
 
 class Signer(Protocol):

@@ -30,8 +30,11 @@ def as_text(value: Any) -> str | None:
     return None
 
 
-def texts(place: Locator, request: Request) -> tuple[str, ...]:
-    """Every non-empty text at a place; more than one when a header or a field is repeated."""
+def texts(place: Locator, request: Request, item: Any = None) -> tuple[str, ...]:
+    """Every non-empty text at a place; more than one when a header or a field is repeated.
+
+    `item` is the element of a batch that `item:` reads.
+    """
     if place.kind == "header":
         found: Any = request.header_values(place.name)
     elif place.kind == "query":
@@ -40,13 +43,13 @@ def texts(place: Locator, request: Request) -> tuple[str, ...]:
         field = request.form.get(place.name, ())
         found = (field,) if isinstance(field, str) else field
     else:
-        found = (as_text(dig(request.payload.value, place.path)),)
+        found = (as_text(dig(item if place.kind == "item" else request.payload.value, place.path)),)
     return tuple(text for text in found if text)
 
 
-def candidates(where: Locators, request: Request) -> tuple[tuple[str, ...], ...]:
+def candidates(where: Locators, request: Request, item: Any = None) -> tuple[tuple[str, ...], ...]:
     """Return the texts of the first place that has any, or of every such place when all are asked for."""
-    found = (texts(place, request) for place in where.places)
+    found = (texts(place, request, item) for place in where.places)
     filled = (values for values in found if values)
     return tuple(filled) if where.several else tuple(values for values in [next(filled, ())] if values)
 

@@ -1,6 +1,5 @@
 """`make run` on a machine that just cloned the project: one command up, Ctrl-C down, nothing left."""
 
-import re
 import signal
 import socket
 import stat
@@ -98,8 +97,8 @@ def test_make_run_ends_with_any_signal(clone: Path, make_run: MakeRun, number: i
     check_nothing_left(family, port)
 
 
-@pytest.mark.parametrize("module", ["receiver", "worker"])
-def test_make_run_says_who_died(make_run: MakeRun, module: str) -> None:
+@pytest.mark.parametrize(("name", "module"), [("web", "receiver"), ("worker", "worker")])
+def test_make_run_says_who_died(make_run: MakeRun, name: str, module: str) -> None:
     """When one process dies, it is named, the others end, and make fails."""
     port = free_port()
     make = make_run(port)
@@ -107,7 +106,7 @@ def test_make_run_says_who_died(make_run: MakeRun, module: str) -> None:
     victim = next(process for process in family if process.cmdline()[-2:] == ["-m", module])
     victim.kill()
     assert make.wait_exit(60) != 0
-    assert re.search(r"(web|worker) ended by itself with exit code -9", make.logs())
+    assert f"{name} ended by itself with exit code -9: stopping all." in make.logs()
     check_nothing_left(family, port)
 
 

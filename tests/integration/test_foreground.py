@@ -86,3 +86,15 @@ def test_an_end_by_itself_ends_all(start: Start, line: str, code: int) -> None:
     assert running.wait_exit(20) == 1
     assert f"run    | client ended by itself with exit code {code}: stopping all." in running.logs()
     assert "server | bye" in running.logs()
+
+
+def test_children_of_a_dead_process_end_too(start: Start) -> None:
+    """What a process started ends with it, also when that process was killed and could not see to it."""
+    running = start(client="sleep 600 & echo up; wait")
+    family = running.family()
+    client = next(process for process in family if process.cmdline()[-1].startswith("sleep 600 &"))
+    sleeper = client.children()[0]
+    client.kill()
+    assert running.wait_exit(20) == 1
+    wait_until(lambda: not lives(sleeper), 10, "the sleeper to be gone")
+    wait_until(lambda: not any(map(lives, family)), 10, "everything to be gone")

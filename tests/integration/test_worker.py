@@ -1,4 +1,4 @@
-"""The worker's parts on real ledgers and brokers, and the Procfile's worker under pytest-celery."""
+"""The worker's parts on real ledgers and brokers."""
 
 import logging
 import threading
@@ -9,20 +9,19 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from pytest_celery import CeleryTestSetup
 
 from config.settings import Settings
-from receiver.ledger import Claim, Delivery, LedgerUnavailable, Move, Outcome, Store, record
+from receiver.ledger import Claim, Delivery, LedgerUnavailable, Move, Outcome, Store, record, sweep
 from tests.services.databases import driver_url
-from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 from worker import runner as runner_module
 from worker.app import Worker
-from worker.registry import Registry
+from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
-from worker.sweeper import Sweeper, Swept
+from worker.sweeper import Reopener, Sweeper, Swept
+from worker.tasks import Policy, attempt
 
 LEASE, SWEEP = timedelta(seconds=60), timedelta(seconds=5)
 DONE = Outcome(Move.FINISH)
@@ -378,21 +377,49 @@ def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -
     assert worker.nudge(UUID(int=3))
 
 
-def test_a_worker_is_ready_dies_and_comes_back(celery_setup: CeleryTestSetup, deployment: Deployment) -> None:
-    """The Procfile's worker says when it is ready, takes events, and goes on after a kill and a restart."""
-    celery_setup.worker.wait_for_log("ready.")
-    deployment.start_web()
-    deployment.deliver("evt_1").raise_for_status()
-    deployment.wait_handled(["evt_1"])
-    celery_setup.worker.kill()
-    deployment.deliver("evt_2").raise_for_status()
-    celery_setup.worker.restart()
-    deployment.wait_handled(["evt_2"])
-    celery_setup.worker.restart()
-    celery_setup.worker.wait_for_log("ready.")
-    deployment.deliver("evt_3").raise_for_status()
-    deployment.wait_handled(["evt_3"])
-    assert sorted(deployment.handlers.lines()) == ["evt_1", "evt_2", "evt_3"]
-    wait_until(
-        lambda: Ledger(deployment.database_url).states() == {"done": 3}, 10, "the three events to be done"
-    )
+def test_what_no_handler_worked_on_is_ignored_again(
+    store: Store, make_runner: MakeRunner, ledger: Ledger
+) -> None:
+    """While releases overlap, a worker without a handler ignores a reopened event again and parks nothing."""
+    policy = Policy(3, timedelta(seconds=1))
+    without = make_runner(lambda held: attempt(held, Registry([]), policy))
+    (event,) = add(store, "evt_1")
+    assert without.run(event)
+    assert ledger.state("evt_1") == "ignored"
+    reopener = Reopener(store, Registry([Handler("stripe", "*", lambda _event, _calls: None)]))
+    assert reopener.run_once() == 1
+    assert without.run(event)
+    assert ledger.outcomes("evt_1") == ["ignore", "ignore"]
+    assert ledger.event("evt_1")["attempts"] == 0
+
+
+def test_what_a_handler_worked_on_is_parked_without_it(
+    store: Store, make_runner: MakeRunner, ledger: Ledger
+) -> None:
+    """An event whose handler is gone after a shutdown's release waits for a person: calls may be open."""
+    hands = Hands()
+    hands.go_on.clear()
+    runner = make_runner(hands)
+    (event,) = add(store, "evt_1")
+    thread = in_thread(lambda: runner.run(event))
+    assert hands.begun.acquire(timeout=30)
+    runner.release()
+    hands.go_on.set()
+    thread.join(30)
+    policy = Policy(3, timedelta(seconds=1))
+    assert make_runner(lambda held: attempt(held, Registry([]), policy)).run(event)
+    assert ledger.outcomes("evt_1") == ["release", "park"]
+
+
+def test_everything_ignored_is_reopened(
+    store: Store, make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reopening takes all batches, and only what has a handler here; a second time there is nothing to do."""
+    monkeypatch.setattr(sweep, "REOPEN_BATCH", 2)
+    policy = Policy(3, timedelta(seconds=1))
+    without = make_runner(lambda held: attempt(held, Registry([]), policy))
+    for event in add(store, *(f"evt_{number}" for number in range(5))):
+        without.run(event)
+    assert Reopener(store, Registry([Handler("shopify", "*", lambda _event, _calls: None)])).run_once() == 0
+    reopener = Reopener(store, Registry([Handler("stripe", "*", lambda _event, _calls: None)]))
+    assert [reopener.run_once(), reopener.run_once()] == [5, 0]

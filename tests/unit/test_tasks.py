@@ -186,14 +186,14 @@ def test_stories_are_bounded() -> None:
 
 
 def test_an_event_without_a_handler_is_ignored() -> None:
-    """A first claim that finds no handler ignores the event, and says for what."""
-    end = attempt(claim(type="other"), Registry([]), Policy(3, timedelta(hours=1)))
+    """A claim that finds no handler, now or ever before, ignores the event and says for what."""
+    end = attempt(claim(type="other", token=3, attempt=2), Registry([]), Policy(3, timedelta(hours=1)))
     assert end == Outcome(Move.IGNORE, reason="No handler for 'other' from 'stripe'.")
 
 
 def test_an_event_whose_handler_is_gone_is_parked() -> None:
     """An event that a handler worked on is not ignored once that handler is gone: calls may be open."""
-    end = attempt(claim(token=2, attempt=2), Registry([]), Policy(3, timedelta(hours=1)))
+    end = attempt(claim(tried=True), Registry([]), Policy(3, timedelta(hours=1)))
     assert end.move is Move.PARK
 
 

@@ -1,0 +1,160 @@
+"""What `doctor` looks at: each check yields findings, one sentence each."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+from uuid import uuid4
+
+from kombu import Connection
+from sqlalchemy import select
+from sqlalchemy.engine import make_url
+
+from config.broker import publisher_options
+from firstseen.context import Context
+from receiver.ledger import Store, check_schema
+from receiver.ledger.schema import head
+from receiver.ledger.store import DURABLE
+from receiver.signatures import compile_scheme
+from worker.registry import Registry, load_handlers
+
+SKEW_WARN, SKEW_FAIL = 2.0, 3600.0
+"""Seconds between the host's clock and the database's. Lists by time allow for an hour of it."""
+
+BROKER_WAIT = 3.0
+SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
+
+
+class Level(StrEnum):
+    """How bad it is; a failure makes `doctor` exit 1."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `doctor`."""
+
+    check: str
+    level: Level
+    text: str
+
+
+Verdict = tuple[Level, str]
+Check = Callable[[Context], Iterator[Verdict]]
+
+
+def configuration(context: Context) -> Iterator[Verdict]:
+    """Read the environment."""
+    settings = context.settings
+    database = make_url(settings.database).render_as_string(hide_password=True)
+    yield Level.OK, f"The environment is complete; the database is {database}."
+    if settings.dev:
+        yield Level.WARN, "FIRSTSEEN_DEV is set: this is for make run and tests, not for deployments."
+
+
+def sources(context: Context) -> Iterator[Verdict]:
+    """Read and compile the sources."""
+    if not context.sources:
+        yield Level.WARN, f"{context.settings.sources_path} names no source, so every delivery gets a 404."
+    for source in context.sources.values():
+        if source.problem:
+            yield Level.FAIL, f"{source.problem}; its deliveries get a 503."
+            continue
+        compile_scheme(source.scheme, source.options)
+        yield Level.OK, f"{source.name}: {source.provider.name}, {len(source.secrets)} secret(s) in use."
+        for warning in source.warnings:
+            yield Level.WARN, f"{source.name}: {warning}."
+
+
+def database(context: Context) -> Iterator[Verdict]:
+    """Reach the database and read its durability settings back, from inside a writing transaction."""
+    store = context.database
+    with store.write() as connection:
+        names = ("journal_mode", "synchronous") if store.sqlite else ("synchronous_commit", "fsync")
+        ask = "PRAGMA" if store.sqlite else "SHOW"
+        found = {name: connection.exec_driver_sql(f"{ask} {name}").scalar_one() for name in names}
+    yield from _durability(store, found)
+
+
+def _durability(store: Store, found: dict[str, str | int]) -> Iterator[Verdict]:
+    if store.sqlite:
+        found["synchronous"] = SYNCHRONOUS.get(int(found["synchronous"]), "?")
+        durable = found["journal_mode"] == "wal" and found["synchronous"] in ("FULL", "EXTRA")
+    else:
+        durable = found["synchronous_commit"] in DURABLE and found["fsync"] == "on"
+    told = ", ".join(f"{name} = {value}" for name, value in found.items())
+    if durable:
+        yield Level.OK, f"It answers, and a commit is on disk: {told}."
+    else:
+        yield Level.FAIL, f"A crash of the database's machine can lose acknowledged events: {told}."
+
+
+def schema(context: Context) -> Iterator[Verdict]:
+    """Compare the database's schema with this release's."""
+    check_schema(context.database)
+    yield Level.OK, f"The schema fits this release ({head()})."
+
+
+def clock(context: Context) -> Iterator[Verdict]:
+    """Compare the host's clock with the database's."""
+    with context.database.read() as connection:
+        before = time.time()
+        there = connection.execute(select(context.database.now())).scalar_one()
+        after = time.time()
+    here = datetime.fromtimestamp((before + after) / 2, UTC)
+    skew = abs((there - here).total_seconds())
+    if skew < SKEW_WARN:
+        yield Level.OK, f"Host and database agree to {skew:.3f} s."
+        return
+    level = Level.WARN if skew < SKEW_FAIL else Level.FAIL
+    yield level, f"The host's clock is {skew:.1f} s off the database's: signatures with times may be refused."
+
+
+def broker(context: Context) -> Iterator[Verdict]:
+    """Send the broker a message and get it back."""
+    options = publisher_options(context.settings.broker)
+    begun = time.monotonic()
+    connection = Connection(
+        options["broker_url"],
+        ssl=options.get("broker_use_ssl", False),
+        connect_timeout=options["broker_connection_timeout"],
+        transport_options=options["broker_transport_options"],
+    )
+    with connection, connection.SimpleBuffer(f"firstseen.doctor.{uuid4()}") as mailbox:
+        mailbox.put({"ping": 1})
+        mailbox.get(timeout=BROKER_WAIT)
+        mailbox.queue.delete()
+    took = 1000 * (time.monotonic() - begun)
+    yield Level.OK, f"{connection.as_uri()} took a message and gave it back in {took:.0f} ms."
+
+
+def handlers(context: Context) -> Iterator[Verdict]:
+    """Import the handlers and match them with the sources."""
+    registry = load_handlers(context.settings.handlers)
+    if not registry.handlers:
+        yield Level.WARN, "There is no handler, so every event is ignored: put one into worker/handlers/."
+        return
+    yield Level.OK, f"{len(registry.handlers)} handler(s) can be imported."
+    yield from _unmatched(context, registry)
+
+
+def _unmatched(context: Context, registry: Registry) -> Iterator[Verdict]:
+    for handler in registry.handlers:
+        if not any(handler.matches(name, handler.type) for name in context.sources):
+            yield Level.WARN, f"{handler.name} never runs: no source is called {handler.source!r}."
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "configuration": configuration,
+    "sources": sources,
+    "database": database,
+    "schema": schema,
+    "clock": clock,
+    "broker": broker,
+    "handlers": handlers,
+}

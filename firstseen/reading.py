@@ -1,0 +1,84 @@
+"""`events`, `stats`, `sources`: what there is."""
+
+from typing import Any
+
+import click
+
+from config.sources import Source
+from firstseen.context import Context, pass_context
+from firstseen.options import filter_of, filter_options, json_option
+from firstseen.output import moment, print_json, print_table
+from receiver.ledger import State, list_events
+from receiver.ledger import stats as figures
+
+PAGE = 50
+SHOWN = ("source", "event_id", "type", "state", "attempts", "duplicates", "reason")
+
+
+@click.command()
+@filter_options
+@click.option(
+    "--limit", type=click.IntRange(1, 500), default=PAGE, show_default=True, help="Events on a page."
+)
+@click.option("--cursor", help="Where the page starts; the previous one prints it.")
+@json_option
+@pass_context
+def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any) -> None:
+    """List events, newest first."""
+    page = list_events(context.ledger, filter_of(given), limit=limit, cursor=cursor)
+    if as_json:
+        print_json(page.as_json())
+        return
+    rows = [(moment(event["received_at"]), *(event[name] for name in SHOWN)) for event in page.data]
+    print_table(("received", *SHOWN), rows)
+    if page.next:
+        click.echo(f"More: the same command with --cursor {page.next}", err=True)
+
+
+@click.command()
+@json_option
+@pass_context
+def stats(context: Context, *, as_json: bool) -> None:
+    """Count events by source and state, and rejections by reason."""
+    found = figures(context.ledger)
+    if as_json:
+        print_json(found)
+        return
+    states = [str(state) for state in State]
+    head = ("source", "accepted", "duplicates", "conflicts", *states, "oldest unfinished", "rejected")
+    print_table(head, [_figures_row(row, states) for row in found["data"]])
+
+
+def _figures_row(row: dict[str, Any], states: list[str]) -> tuple[Any, ...]:
+    refused = ", ".join(f"{number} {reason}" for reason, number in sorted(row["rejections"].items()))
+    counts = (row["states"][state] for state in states)
+    plain = (row["source"], row["accepted"], row["duplicates"], row["conflicts"])
+    return (*plain, *counts, moment(row["oldest_unfinished"]), refused)
+
+
+@click.command()
+@json_option
+@pass_context
+def sources(context: Context, *, as_json: bool) -> None:
+    """List the configured sources, and what is wrong with them."""
+    configured = [_source_json(source) for source in context.sources.values()]
+    if as_json:
+        print_json({"data": configured, "next": None})
+        return
+    rows = [(s["name"], s["provider"], s["path"], s["secrets"], s["problem"] or "ok") for s in configured]
+    print_table(("source", "provider", "path", "secrets", "problem"), rows)
+
+
+def _source_json(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "provider": source.provider.name,
+        "path": f"/webhooks/{source.name}",
+        "secrets": len(source.secrets),
+        "problem": source.problem,
+        "warnings": list(source.warnings),
+        "retention_seconds": int(source.retention.total_seconds()),
+        "payload_retention_seconds": int(source.payload_retention.total_seconds()),
+        "max_body": source.max_body,
+        "on_replay": source.on_replay,
+    }

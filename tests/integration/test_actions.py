@@ -1,0 +1,172 @@
+"""What a person does to an event: one guarded change, one audit row."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from receiver.ledger import (
+    Move,
+    NotAllowed,
+    Outcome,
+    State,
+    Store,
+    UnknownEvent,
+    claim,
+    discard,
+    expire,
+    rerun,
+    retry,
+    settle,
+)
+from receiver.ledger.models import ACTION
+from receiver.ledger.states import leaves
+from tests.integration.steps import change, deliver, end, later, row, rows_of, state, take
+
+ACTIONS = {Move.RETRY: retry, Move.RERUN: rerun, Move.DISCARD: discard}
+
+
+def act(store: Store, move: Move, event: Any, **guard: Any) -> Any:
+    """Take an action as Ann; a rerun sees generation 0 unless told otherwise."""
+    return ACTIONS[move](store, event, "ann", **({"generation": 0} | guard if move == Move.RERUN else guard))
+
+
+def test_retry_makes_a_dead_event_due_with_fresh_attempts(store: Store) -> None:
+    """A retry keeps the generation, forgets attempts and crashes, and is claimable at once."""
+    event = deliver(store).event
+    end(store, event, Move.GIVE_UP, reason="All 15 attempts failed.")
+    change(store, event, attempts=15, crashes=3, nudges=4)
+    acted = retry(store, event, "ann")
+    now = row(store, event)
+    assert (acted.was, acted.state, acted.nudge) == (State.DEAD, State.WAITING, True)
+    assert (now.state, now.generation, now.attempts, now.crashes, now.nudges) == ("waiting", 0, 0, 0, 0)
+    assert (now.finished_at, now.reason, now.discarded) == (None, None, False)
+    assert take(store, event).attempt == 1
+
+
+def test_retry_of_a_waiting_event_brings_it_forward(store: Store) -> None:
+    """An event that backs off for an hour runs now."""
+    event = deliver(store).event
+    end(store, event, Move.RETRY_LATER, delay=timedelta(hours=1))
+    assert claim(store, event, lease=timedelta(seconds=9), worker="w") is None
+    retry(store, event, "ann")
+    assert take(store, event).generation == 0
+
+
+def test_rerun_starts_the_next_generation(store: Store) -> None:
+    """A done event runs again one generation later."""
+    event = deliver(store).event
+    end(store, event)
+    assert rerun(store, event, "ann", generation=0).generation == 1
+    assert take(store, event).generation == 1
+
+
+def test_rerun_with_a_stale_generation_is_refused(store: Store) -> None:
+    """Two people who saw generation 0 start one rerun between them, even when the first has ended."""
+    event = deliver(store).event
+    end(store, event)
+    rerun(store, event, "ann", generation=0)
+    end(store, event)
+    with pytest.raises(NotAllowed, match="is in generation 1, not 0"):
+        rerun(store, event, "bob", generation=0)
+    assert row(store, event).generation == 1
+
+
+def test_concurrent_reruns_start_one_generation(store: Store) -> None:
+    """Of eight reruns at once from the same view, one wins."""
+    event = deliver(store).event
+    end(store, event)
+
+    def attempt(_: int) -> bool:
+        try:
+            return rerun(store, event, "ann", generation=0).generation == 1
+        except NotAllowed:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(8))) == 1
+    assert len(rows_of(store, ACTION, event)) == 1
+
+
+def test_discard_ends_an_event_for_good(store: Store) -> None:
+    """A discarded event is dead, says by whom, and no new delivery revives it."""
+    event = deliver(store).event
+    discard(store, event, "ann")
+    later(store, days=2)
+    deliver(store)
+    now = row(store, event)
+    assert (now.state, now.discarded, now.reason) == ("dead", True, "Discarded by ann.")
+    assert now.finished_at is not None
+
+
+def test_a_retry_undoes_a_discard(store: Store) -> None:
+    """A person may change their mind: the event is due, and may be revived again later."""
+    event = deliver(store).event
+    discard(store, event, "ann")
+    retry(store, event, "ann")
+    now = row(store, event)
+    assert (now.state, now.discarded, now.finished_at) == ("waiting", False, None)
+
+
+@pytest.mark.parametrize("move", ACTIONS)
+@pytest.mark.parametrize("start", State)
+def test_every_state_allows_just_what_the_table_says(store: Store, move: Move, start: State) -> None:
+    """An action changes an event exactly where the table of transitions lets it, and else says why not."""
+    event = deliver(store).event
+    lease = row(store, event).due_at if start == State.PROCESSING else None
+    change(store, event, state=start, lease_until=lease)
+    if start in leaves(move):
+        assert act(store, move, event).was == start
+        return
+    with pytest.raises(NotAllowed) as refused:
+        act(store, move, event)
+    assert str(refused.value).startswith(f"Event evt_1 is {start}; ")
+    assert state(store, event) == start, "a refused action changed the state"
+    assert rows_of(store, ACTION, event) == []
+
+
+@pytest.mark.parametrize("move", [Move.RETRY, Move.RERUN])
+def test_an_erased_payload_cannot_run_again(store: Store, move: Move) -> None:
+    """Without a body no handler can run, so the refusal says that it was erased."""
+    event = deliver(store).event
+    end(store, event, Move.GIVE_UP)
+    change(store, event, body=None, headers=None)
+    with pytest.raises(NotAllowed, match=f"cannot {move}: its payload was erased"):
+        act(store, move, event)
+
+
+@pytest.mark.parametrize("move", ACTIONS)
+def test_an_unknown_event_is_named(store: Store, move: Move) -> None:
+    """An action on nothing says what was not found."""
+    missing = uuid4()
+    with pytest.raises(UnknownEvent, match=str(missing)):
+        act(store, move, missing)
+
+
+def test_every_action_leaves_an_audit_row(store: Store) -> None:
+    """Who did what, when, in which generation, and what the state was before."""
+    event = deliver(store).event
+    discard(store, event, "ann")
+    later(store, minutes=1)
+    rerun(store, event, "bob\x00" * 100, generation=0)
+    rows = sorted(rows_of(store, ACTION, event), key=lambda one: one.at)
+    assert [(one.what, one.was, one.generation) for one in rows] == [
+        ("discard", "received", 0),
+        ("rerun", "dead", 1),
+    ]
+    assert rows[0].who == "ann"
+    assert rows[1].who.startswith("bob\\x00bob"), "a name that no column holds was not made storable"
+
+
+def test_an_action_overtakes_no_running_worker(store: Store) -> None:
+    """While a worker holds an event nobody acts on it; once its lease is over they may."""
+    event = deliver(store).event
+    held = take(store, event)
+    with pytest.raises(NotAllowed, match="a worker is running it now"):
+        discard(store, event, "ann")
+    later(store, minutes=5)
+    expire(store)
+    discard(store, event, "ann")
+    assert not settle(store, held, Outcome(Move.FINISH)), "a late worker settled a discarded event"

@@ -1,0 +1,200 @@
+"""Reading the ledger: filters, pages, and plans that search an index."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+from receiver.ledger import BadCursor, Filter, Move, State, Store, UnknownEvent
+from receiver.ledger.models import EVENT
+from receiver.ledger.queries import Page, conditions, count_events, find_event, list_events, rfc3339
+from tests.integration.steps import change, deliver, deliver_all, end, later, row
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+EVERY_PART = {
+    "source": "stripe",
+    "state": State.PARKED,
+    "type": "invoice.paid",
+    "since": NOON,
+    "until": NOON + timedelta(hours=1),
+    "event_id": "evt_1",
+}
+
+
+def ids(page: Page) -> list[str]:
+    """Return the events' own ids of a page."""
+    return [event["event_id"] for event in page.data]
+
+
+def pages(store: Store, which: Filter, limit: int) -> Iterator[Page]:
+    """Read all pages."""
+    page = list_events(store, which, limit=limit)
+    yield page
+    while page.next:
+        page = list_events(store, which, limit=limit, cursor=page.next)
+        yield page
+
+
+def test_an_event_has_the_agreed_shape(store: Store) -> None:
+    """Twelve fields, ids and times as text, times with a Z."""
+    event = deliver(store).event
+    deliver(store)
+    deliver(store, body=b"other")
+    end(store, event, Move.RETRY_LATER, reason="Not now.")
+    shown = list_events(store, Filter()).data[0]
+    assert shown == {
+        "id": str(event),
+        "source": "stripe",
+        "event_id": "evt_1",
+        "type": "invoice.paid",
+        "state": "waiting",
+        "attempts": 1,
+        "generation": 0,
+        "received_at": rfc3339(row(store, event).received_at),
+        "due_at": rfc3339(row(store, event).due_at),
+        "reason": "Not now.",
+        "duplicates": 2,
+        "conflicts": 1,
+    }
+    assert shown["received_at"].endswith("Z")
+
+
+def test_each_part_of_a_filter_narrows(store: Store) -> None:
+    """Source, state, type and id each leave out what does not match, and together they intersect."""
+    end(store, deliver(store, "evt_1").event)
+    deliver(store, "evt_2", type="invoice.failed")
+    deliver(store, "evt_1", source="github")
+    assert ids(list_events(store, Filter())) == ["evt_1", "evt_2", "evt_1"]
+    assert ids(list_events(store, Filter(source="stripe"))) == ["evt_2", "evt_1"]
+    assert ids(list_events(store, Filter(state=State.DONE))) == ["evt_1"]
+    assert ids(list_events(store, Filter(type="invoice.failed"))) == ["evt_2"]
+    assert count_events(store, Filter(event_id="evt_1")) == 2
+    assert count_events(store, Filter(event_id="evt_1", source="github", state=State.DONE)) == 0
+
+
+def test_since_is_inclusive_and_until_is_not(store: Store) -> None:
+    """Neighbouring spans share no event and lose none."""
+    for number in range(3):
+        deliver(store, f"evt_{number}")
+    times = {
+        one["event_id"]: datetime.fromisoformat(one["received_at"])
+        for one in list_events(store, Filter()).data
+    }
+    middle = times["evt_1"]
+    assert "evt_1" in ids(list_events(store, Filter(since=middle)))
+    assert "evt_1" not in ids(list_events(store, Filter(until=middle)))
+    both = count_events(store, Filter(since=middle)) + count_events(store, Filter(until=middle))
+    assert both == 3
+
+
+def test_a_shifted_clock_still_finds_events_by_time(store: Store) -> None:
+    """A filter by time follows the ledger's clock, also where it is ahead of the host that made the ids."""
+    later(store, days=3)
+    deliver(store)
+    span = Filter(since=datetime.now(UTC) + timedelta(days=2), until=datetime.now(UTC) + timedelta(days=4))
+    assert count_events(store, span) == 1
+
+
+@pytest.mark.parametrize("moment", [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
+def test_any_time_can_be_asked_for(store: Store, moment: datetime) -> None:
+    """The first and the last moment that a clock can name break nothing."""
+    deliver(store)
+    assert count_events(store, Filter(since=moment)) + count_events(store, Filter(until=moment)) == 1
+
+
+def test_pages_are_complete_and_disjoint_while_events_arrive(store: Store) -> None:
+    """Every event that was there at the first page is seen once, though new ones come before each page."""
+    there = {f"evt_{n}" for n in range(25)}
+    deliver_all(store, 25)
+    seen: list[str] = []
+    for number, page in enumerate(pages(store, Filter(source="stripe"), 4)):
+        seen += ids(page)
+        deliver(store, f"new_{number}")
+    assert len(seen) == len(set(seen)), "an event stands on two pages"
+    assert set(seen) == there
+
+
+def test_a_full_last_page_has_no_next(store: Store) -> None:
+    """Exactly one page of events is one page; one more event makes two."""
+    deliver_all(store, 5)
+    assert [len(page.data) for page in pages(store, Filter(), 5)] == [5]
+    deliver(store, "evt_9")
+    assert [len(page.data) for page in pages(store, Filter(), 5)] == [5, 1]
+    assert list_events(store, Filter(source="none")).as_json() == {"data": [], "next": None}
+
+
+@pytest.mark.parametrize("cursor", ["x", "ü", "=" * 9, "a" * 23, "\x00", "AAAA"])
+def test_a_foreign_cursor_is_refused(store: Store, cursor: str) -> None:
+    """A cursor that was not made here is named as such, whatever it is."""
+    with pytest.raises(BadCursor):
+        list_events(store, Filter(), cursor=cursor)
+
+
+def test_texts_that_no_column_holds_match_nothing(store: Store) -> None:
+    """U+0000 and half a surrogate pair in a filter find nothing; such an id is found by its hash."""
+    deliver(store, "evt_\x00")
+    assert count_events(store, Filter(source="\x00")) == 0
+    assert count_events(store, Filter(type="\ud800")) == 0
+    assert find_event(store, "stripe", "evt_\x00") == UUID(list_events(store, Filter()).data[0]["id"])
+
+
+def test_an_unknown_event_is_named(store: Store) -> None:
+    """What cannot be found says where it was looked for."""
+    with pytest.raises(UnknownEvent, match="No event evt_9 of stripe"):
+        find_event(store, "stripe", "evt_9")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("source",), ("state",), ("type",), ("source", "state"), ("since",), ("until",), ("event_id",), ()],
+    ids=" ".join,
+)
+def test_lists_search_an_index_and_stop_early(store: Store, parts: tuple[str, ...]) -> None:
+    """No list reads or sorts the whole table: the plan walks an index in the order of the page."""
+    plan = explained(store, Filter(**{part: EVERY_PART[part] for part in parts}))
+    assert "sort" not in plan.lower().replace("temp b-tree", "sort") or "event_id" in parts, plan
+    assert "Seq Scan" not in plan, plan
+    assert "SCAN event\n" not in f"{plan}\n", plan
+
+
+def explained(store: Store, which: Filter) -> str:
+    """Return the database's plan for a first page, on PostgreSQL the one for a table too large to sort."""
+    listed = (
+        select(EVENT.c.id, EVENT.c.reason)
+        .where(*conditions(store, which))
+        .order_by(EVENT.c.id.desc())
+        .limit(50)
+    )
+    dialect: Any = sqlite.dialect() if store.sqlite else postgresql.dialect()
+    query = str(listed.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+    with store.read() as connection:
+        if store.sqlite:
+            rows = connection.execute(text(f"EXPLAIN QUERY PLAN {escaped(query)}")).all()
+            return "\n".join(one[3] for one in rows)
+        for setting in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):
+            connection.execute(text(f"SET LOCAL {setting} = off"))
+        return "\n".join(one[0] for one in connection.execute(text(f"EXPLAIN {escaped(query)}")))
+
+
+def escaped(query: str) -> str:
+    """Return SQL in which no colon looks like a parameter."""
+    return query.replace(":", "\\:")
+
+
+def test_a_page_is_bounded(store: Store) -> None:
+    """However much is asked for, a page holds at most 500 events, and at least one."""
+    deliver_all(store, 502)
+    assert len(list_events(store, Filter(), limit=10_000).data) == 500
+    assert len(list_events(store, Filter(), limit=0).data) == 1
+
+
+def test_a_filter_by_state_sees_the_present_state(store: Store) -> None:
+    """An event that moved on is listed where it is now."""
+    event = deliver(store).event
+    change(store, event, state=State.PARKED)
+    assert ids(list_events(store, Filter(state=State.PARKED))) == ["evt_1"]
+    assert ids(list_events(store, Filter(state=State.RECEIVED))) == []

@@ -1,0 +1,73 @@
+"""What was refused: counted by minute, remembered a little, never growing."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+from sqlalchemy import func, select
+
+from receiver.ledger import Rejected, Store, record_rejections, rejections
+from receiver.ledger.models import SAMPLE
+from tests.integration.steps import later
+
+
+def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> None:
+    """A later batch adds to the same minute; another minute is another count."""
+    first = [
+        Rejected("stripe", "bad_signature"),
+        Rejected("stripe", "too_old"),
+        Rejected("github", "too_large"),
+    ]
+    record_rejections(store, first + first[:1])
+    later(store, minutes=2)
+    record_rejections(store, first[:1])
+    found = rejections(store)
+    counted = [(one["source"], one["reason"], one["count"]) for one in found["data"]]
+    assert counted == [
+        ("stripe", "bad_signature", 1),
+        ("github", "too_large", 1),
+        ("stripe", "bad_signature", 2),
+        ("stripe", "too_old", 1),
+    ]
+    assert {datetime.fromisoformat(one["minute"]).second for one in found["data"]} == {0}
+
+
+def test_a_source_can_be_asked_for_alone(store: Store) -> None:
+    """Counts and samples of one source leave out the others."""
+    record_rejections(store, [Rejected("stripe", "too_old", "192.0.2.1"), Rejected("github", "too_large")])
+    found = rejections(store, "stripe")
+    assert [one["source"] for one in found["data"]] == ["stripe"]
+    assert [(one["reason"], one["address"]) for one in found["latest"]] == [("too_old", "192.0.2.1")]
+
+
+def test_the_last_hundred_of_each_source_are_kept(store: Store) -> None:
+    """A storm against one source neither grows the table nor pushes another source's samples out."""
+    record_rejections(store, [Rejected("quiet", "too_old", "192.0.2.9")])
+    for number in range(5):
+        record_rejections(store, [Rejected("loud", "bad_signature", f"192.0.2.{number}")] * 90)
+    assert len(rejections(store, "loud")["latest"]) == 100
+    assert rejections(store, "loud")["latest"][0]["address"] == "192.0.2.4"
+    assert len(rejections(store, "quiet")["latest"]) == 1
+    assert rejections(store, "loud")["data"][0]["count"] == 450
+    with store.read() as connection:
+        assert connection.execute(select(func.count()).select_from(SAMPLE)).scalar_one() == 101
+
+
+def test_concurrent_batches_add_up(store: Store) -> None:
+    """Eight processes' worth of batches in all orders lose no count and do not deadlock."""
+    batch = [Rejected(source, reason) for source in ("a", "b", "c") for reason in ("x", "y")]
+
+    def one(turn: int) -> None:
+        for _ in range(5):
+            record_rejections(store, batch[turn % 6 :] + batch[: turn % 6])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+    assert sum(one["count"] for one in rejections(store)["data"]) == 8 * 5 * 6
+
+
+def test_what_columns_cannot_hold_is_cut(store: Store) -> None:
+    """A long reason or address is cut rather than the batch lost; an empty batch is nothing."""
+    record_rejections(store, [])
+    record_rejections(store, [Rejected("stripe", "r" * 99, "a" * 999), Rejected("stripe", "too_old", "\x00")])
+    latest = rejections(store)["latest"]
+    assert sorted((len(one["reason"]), len(one["address"])) for one in latest) == [(7, 4), (64, 255)]

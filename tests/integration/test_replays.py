@@ -1,0 +1,217 @@
+"""Bulk runs: listed first, each step done at most once, whoever runs them and however often."""
+
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import func, select
+
+from receiver.ledger import Filter, Move, NotAllowed, State, Store, discard, rerun, retry
+from receiver.ledger.models import ACTION, EVENT
+from receiver.ledger.replays import UnknownReplay, candidates, plan, progress, step
+from tests.integration.steps import ONLY_POSTGRES, change, count, deliver, deliver_all, end, later, row
+from tests.services.processes import clean_environment
+from tests.services.waiting import wait_until
+
+WORK = """
+import sys
+from uuid import UUID
+from receiver.ledger import Store
+from receiver.ledger.replays import step
+store = Store(sys.argv[1])
+while step(store, UUID(sys.argv[2]), batch=int(sys.argv[3])).left:
+    pass
+"""
+
+
+def finish(store: Store, replay: UUID, batch: int = 100) -> tuple[int, int]:
+    """Run a bulk run to its end; return what this caller did and skipped."""
+    done = skipped = 0
+    left = True
+    while left:
+        stepped = step(store, replay, batch=batch)
+        done, skipped, left = done + stepped.done, skipped + stepped.skipped, stepped.left
+    return done, skipped
+
+
+def all_done(store: Store, number: int) -> list[UUID]:
+    """Record this many events and end them."""
+    events = deliver_all(store, number)
+    with store.write() as connection:
+        ended = {"state": State.DONE, "finished_at": store.now()}
+        connection.execute(EVENT.update().values(**ended))
+    return events
+
+
+def reruns(store: Store) -> list[tuple[UUID, int]]:
+    """Return how many audit rows each event has."""
+    with store.read() as connection:
+        counted = select(ACTION.c.event, func.count()).group_by(ACTION.c.event)
+        return [(one, number) for one, number in connection.execute(counted)]
+
+
+def start(store: Store, replay: UUID, batch: int) -> subprocess.Popen[bytes]:
+    """Run a bulk run in a process of its own."""
+    url = store.url.render_as_string(hide_password=False)
+    argv = [sys.executable, "-c", textwrap.dedent(WORK), url, str(replay), str(batch)]
+    return subprocess.Popen(argv, env=clean_environment(PYTHONPATH=":".join(sys.path)))
+
+
+def test_a_bulk_run_acts_on_all_that_its_filter_finds(store: Store) -> None:
+    """Every matching event is done once, in batches, and nothing else is touched."""
+    events = all_done(store, 7)
+    other = deliver(store, "evt_x", source="github").event
+    replay = plan(store, Move.RERUN, Filter(source="stripe"), "ann")
+    assert replay.total == 7
+    assert finish(store, replay.id, batch=3) == (7, 0)
+    assert {row(store, event).generation for event in events} == {1}
+    assert row(store, other).generation == 0
+
+
+def test_the_list_holds_only_what_the_action_allows(store: Store) -> None:
+    """Counted and listed are those that can be acted on: no running event, none with an erased payload."""
+    events = all_done(store, 4)
+    change(store, events[0], body=None)
+    change(store, events[1], state=State.RECEIVED)
+    assert candidates(store, Move.RERUN, Filter()) == 2
+    assert plan(store, Move.RERUN, Filter(), "ann").total == 2
+    assert candidates(store, Move.DISCARD, Filter()) == 1
+
+
+def test_a_doubled_run_does_nothing_twice(store: Store) -> None:
+    """Two lists of the same events: the second finds every event moved on."""
+    all_done(store, 5)
+    first, second = (plan(store, Move.RERUN, Filter(), "ann") for _ in range(2))
+    assert finish(store, first.id) == (5, 0)
+    assert finish(store, second.id) == (0, 5)
+    assert finish(store, first.id) == (0, 0), "a finished run did something again"
+    assert {number for _, number in reruns(store)} == {1}
+
+
+def test_a_step_whose_event_moved_on_is_skipped(store: Store) -> None:
+    """An event that someone reran since the list was written is left alone, and the run says so."""
+    events = all_done(store, 3)
+    replay = plan(store, Move.RERUN, Filter(), "ann")
+    rerun(store, events[0], "bob", generation=0)
+    end(store, events[0])
+    with store.write() as connection:
+        connection.execute(EVENT.delete().where(EVENT.c.id == events[1]))
+    assert finish(store, replay.id) == (1, 2)
+    found = progress(store, replay.id)
+    assert (found["done"], found["skipped"], found["open"], found["total"]) == (1, 2, 0, 3)
+
+
+def test_a_retry_step_is_done_once_though_the_generation_stays(store: Store) -> None:
+    """An event that dies again after its step is not retried by the same run."""
+    event = deliver(store).event
+    end(store, event, Move.GIVE_UP)
+    replay = plan(store, Move.RETRY, Filter(state=State.DEAD), "ann")
+    assert finish(store, replay.id) == (1, 0)
+    end(store, event, Move.GIVE_UP)
+    assert finish(store, replay.id) == (0, 0)
+    assert row(store, event).state == "dead"
+
+
+def test_concurrent_threads_do_each_event_once(store: Store) -> None:
+    """Four runners of one list share it."""
+    all_done(store, 200)
+    replay = plan(store, Move.RERUN, Filter(), "ann")
+    with ThreadPoolExecutor(4) as pool:
+        shares = list(pool.map(lambda _: finish(store, replay.id, batch=7), range(4)))
+    assert sum(done for done, _ in shares) == 200
+    assert sum(skipped for _, skipped in shares) == 0
+    assert {number for _, number in reruns(store)} == {1}
+
+
+def test_two_processes_do_each_event_once(store: Store) -> None:
+    """Two processes on one list, and both end by themselves."""
+    all_done(store, 600)
+    replay = plan(store, Move.RERUN, Filter(), "ann")
+    runners = [start(store, replay.id, 5) for _ in range(2)]
+    assert [runner.wait(60) for runner in runners] == [0, 0]
+    assert sorted(number for _, number in reruns(store)) == [1] * 600
+    assert count(store, EVENT.c.generation == 1) == 600
+    assert progress(store, replay.id)["finished_at"] is not None
+
+
+def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
+    """Kill -9 in the middle loses no step and repeats none."""
+    all_done(store, 3000)
+    replay = plan(store, Move.RERUN, Filter(), "ann")
+    runner = start(store, replay.id, 1)
+    wait_until(lambda: progress(store, replay.id)["done"] > 20, 60, "the run to be under way")
+    runner.kill()
+    runner.wait(10)
+    before = progress(store, replay.id)
+    assert before["open"] > 0, "it was over before it was killed"
+    assert before["done"] == count(store, EVENT.c.generation == 1), "marks and actions differ"
+    finish(store, replay.id)
+    assert count(store, EVENT.c.generation == 1) == 3000
+    assert {number for _, number in reruns(store)} == {1}
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_locked_event_is_left_for_later(store: Store) -> None:
+    """A run waits for nobody: an event in another transaction's hands stays open."""
+    events = all_done(store, 3)
+    replay = plan(store, Move.RERUN, Filter(), "ann")
+    with store.write() as connection:
+        connection.execute(select(EVENT.c.id).where(EVENT.c.id == events[1]).with_for_update())
+        first = step(store, replay.id)
+    assert (first.done, first.skipped, first.left) == (2, 0, True)
+    assert finish(store, replay.id) == (1, 0)
+
+
+def test_discarding_many_says_by_whom(store: Store) -> None:
+    """A bulk discard reads like a single one."""
+    events = deliver_all(store, 2)
+    finish(store, plan(store, Move.DISCARD, Filter(), "ann").id)
+    assert {row(store, event).reason for event in events} == {"Discarded by ann."}
+
+
+def test_a_run_of_nothing_is_over_at_once(store: Store) -> None:
+    """An empty list has no step, and the run is closed."""
+    replay = plan(store, Move.RETRY, Filter(), "ann")
+    assert (replay.total, finish(store, replay.id)) == (0, (0, 0))
+    assert progress(store, replay.id)["finished_at"] is not None
+
+
+def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> None:
+    """What comes after the list was written is another run's business."""
+    dead = deliver(store, "evt_1").event
+    end(store, dead, Move.GIVE_UP)
+    replay = plan(store, Move.RETRY, Filter(state=State.DEAD), "ann")
+    late = deliver(store, "evt_2").event
+    end(store, late, Move.GIVE_UP)
+    assert finish(store, replay.id) == (1, 0)
+    assert row(store, late).state == "dead"
+
+
+def test_only_peoples_actions_run_in_bulk(store: Store) -> None:
+    """A worker's move is refused, and so is an unknown run."""
+    with pytest.raises(NotAllowed, match="not claim"):
+        plan(store, Move.CLAIM, Filter(), "ann")
+    with pytest.raises(UnknownReplay):
+        step(store, uuid4())
+
+
+def test_progress_tells_what_was_asked_and_by_whom(store: Store) -> None:
+    """The filter, the name and the times stand with the counts."""
+    later(store, days=-3)
+    discard(store, deliver(store).event, "bob")
+    replay = plan(store, Move.RETRY, Filter(source="stripe", state=State.DEAD), "ann")
+    found = progress(store, replay.id)
+    assert found["filter"] == {"source": "stripe", "state": "dead"}
+    assert (found["what"], found["who"], found["open"], found["finished_at"]) == ("retry", "ann", 1, None)
+    assert retry(store, row_of_only(store), "ann").was == State.DEAD
+    assert finish(store, replay.id) == (1, 0), "a waiting event may be retried too"
+
+
+def row_of_only(store: Store) -> UUID:
+    """Return the id of the only event."""
+    with store.read() as connection:
+        found: UUID = connection.execute(select(EVENT.c.id)).scalar_one()
+    return found
