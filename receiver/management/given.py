@@ -32,8 +32,13 @@ def _read_count(value: Any) -> Any:
     return value
 
 
+def _read_whole(value: Any) -> Any:
+    # In JSON 1.0 is an integer, too.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Time = Annotated[datetime, BeforeValidator(read_time)]
-Generation = Annotated[StrictInt, Field(ge=0, le=GENERATION_MAX)]
+Generation = Annotated[StrictInt, Field(ge=0, le=GENERATION_MAX), BeforeValidator(_read_whole)]
 
 
 class Given(BaseModel):
