@@ -38,9 +38,9 @@ def key_bytes(secret: str, encoding: str, strip_prefix: str = "") -> bytes | Non
     Secrets are pasted by people, so base64 is read without padding and in both alphabets.
     """
     text = secret.removeprefix(strip_prefix)
-    if encoding == "utf8":
-        return text.encode("utf-8", "surrogateescape") or None
     try:
+        if encoding == "utf8":
+            return text.encode("utf-8", "surrogateescape") or None  # the bytes that the environment holds
         if encoding == "hex":
             return bytes.fromhex(text) or None
         bare = text.rstrip("=").replace("-", "+").replace("_", "/")

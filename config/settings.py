@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     attempts: Count = Field(default=15, validation_alias="FIRSTSEEN_ATTEMPTS")
     backoff_max: Duration = Field(default=timedelta(hours=1), validation_alias="FIRSTSEEN_BACKOFF_MAX")
     max_runtime: Duration = Field(default=timedelta(minutes=10), validation_alias="FIRSTSEEN_MAX_RUNTIME")
-    db_pool: Annotated[int, Field(ge=2, le=100)] = Field(default=5, validation_alias="FIRSTSEEN_DB_POOL")
+    db_pool: Annotated[int, Field(ge=2, le=100)] = Field(default=4, validation_alias="FIRSTSEEN_DB_POOL")
     host: str = Field(default="", validation_alias="FIRSTSEEN_HOST")
     port: Annotated[int, Field(ge=1, le=65_535)] = Field(default=8000, validation_alias="PORT")
     web_concurrency: Count = Field(default=1, validation_alias="WEB_CONCURRENCY")

@@ -14,10 +14,10 @@ from sqlalchemy.engine import make_url
 
 from config.broker import publisher_options
 from firstseen.context import Context
+from receiver.endpoints import build_endpoints
 from receiver.ledger import Store, check_schema
 from receiver.ledger.schema import head
 from receiver.ledger.store import DURABLE
-from receiver.signatures import compile_scheme
 from worker.registry import Registry, load_handlers
 
 SKEW_WARN, SKEW_FAIL = 2.0, 3600.0
@@ -59,13 +59,13 @@ def configuration(context: Context) -> Iterator[Verdict]:
 
 def sources(context: Context) -> Iterator[Verdict]:
     """Read and compile the sources."""
+    build_endpoints(context.sources)
     if not context.sources:
         yield Level.WARN, f"{context.settings.sources_path} names no source, so every delivery gets a 404."
     for source in context.sources.values():
         if source.problem:
             yield Level.FAIL, f"{source.problem}; its deliveries get a 503."
             continue
-        compile_scheme(source.scheme, source.options)
         yield Level.OK, f"{source.name}: {source.provider.name}, {len(source.secrets)} secret(s) in use."
         for warning in source.warnings:
             yield Level.WARN, f"{source.name}: {warning}."

@@ -11,6 +11,7 @@ from firstseen.acting import discard, rerun, retry
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
 from firstseen.reading import events, sources, stats
+from firstseen.sending import send
 from firstseen.showing import show
 from firstseen.upkeep import migrate, prune, release, version
 from receiver.ledger import LedgerError
@@ -50,6 +51,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
+    send,
     events,
     show,
     retry,

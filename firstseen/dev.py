@@ -17,13 +17,13 @@ from urllib.parse import quote
 from config.errors import ConfigError
 from config.providers import load_providers
 from config.secrets import generate_secret
-from config.settings import Settings, environment, load_settings
+from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources
 from firstseen.foreground import Foreground, Screen
 from receiver.ledger import LedgerError, Store, migrate
 
 ENV = Path(".env")
-VAR = Path("var")
+VAR = DEV_SOCKET.parent
 SOCKET_LIMIT = 100
 """Bytes: a longer path to a unix socket cannot be bound (103 on macOS, 107 on Linux)."""
 EVERYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, never bound to
@@ -100,11 +100,11 @@ def valkey_program() -> str:
 
 def socket_path(cleanup: ExitStack) -> Path:
     """Return where the embedded broker listens: under var/, or in a temporary folder if that is too long."""
-    path = (VAR / "valkey.sock").absolute()
+    path = DEV_SOCKET.absolute()
     if len(os.fsencode(path)) >= SOCKET_LIMIT:
         folder = tempfile.mkdtemp(prefix="firstseen-")
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        path = Path(folder) / "valkey.sock"
+        path = Path(folder) / DEV_SOCKET.name
     path.unlink(missing_ok=True)
     return path
 
@@ -135,10 +135,12 @@ def ready(settings: Settings) -> bool:
             return False
 
 
-def command() -> str:
-    """Return the command line as a person types it in this folder."""
+def next_command() -> str:
+    """Return the command to try next, as a person types it in this folder in another terminal."""
     program = Path(sys.executable).with_name("firstseen")
-    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
+    shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+    port = f"PORT={os.environ['PORT']} " if os.environ.get("PORT") else ""
+    return f"{port}{shown} send stripe"
 
 
 def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
@@ -151,7 +153,7 @@ def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
         run.screen.say(
             "run", f"Firstseen listens at http://{address(settings)}/webhooks/<source>; Ctrl-C stops it."
         )
-        run.screen.say("run", f"Next, in a second terminal in this folder: {command()} send stripe")
+        run.screen.say("run", f"Next, in a second terminal in this folder: {next_command()}")
     run.wait(lambda: False)
 
 

@@ -56,11 +56,12 @@ def note_duplicate(
             EVENT.c.state,
             EVENT.c.body_hash,
             EVENT.c.duplicates,
-            EVENT.c.body.is_(None).label("erased"),
+            # Erased together with the body. Not as IS NULL: SQLite 3.40 returns false for that, always.
+            func.length(EVENT.c.headers).label("headers"),
         )
     )
     row = connection.execute(statement).one()
-    _remember(store, connection, row, None if row.erased else address)
+    _remember(store, connection, row, address if row.headers else None)
     return row
 
 

@@ -20,6 +20,8 @@ def migrate(store: Store, revision: str = "head") -> str:
     """Bring the schema to a revision (the newest by default) and return where it stands."""
     with store.write() as connection:
         if not store.sqlite:
+            # Migrations wait for each other, and for tables, as long as it takes.
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         config = _config(connection)
         if revision == "base" or revision < (_found(connection) or ""):

@@ -18,7 +18,7 @@ from receiver.ledger.errors import LedgerUnavailable
 log = logging.getLogger(__name__)
 
 WAIT = 5.0
-"""Seconds that a statement waits for a connection or SQLite's write lock before the answer is 503."""
+"""Seconds that a statement waits for a connection or a lock before the answer is 503."""
 
 PATIENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
 """Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours."""
@@ -29,6 +29,8 @@ UNACKED = 10_000
 DURABLE = frozenset({"on", "remote_apply", "remote_write", "local"})
 """Values of synchronous_commit under which a commit has reached this server's own disk."""
 
+_LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
+_COMMIT = "; SET LOCAL synchronous_commit = on"
 _UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, exc.InternalError)
 
 
@@ -93,8 +95,8 @@ class Store:
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
         try:
             with self.engine.connect() as connection, connection.execution_options(writes=writes).begin():
-                if writes and not connection.info.get("durable", True):
-                    connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+                if writes and not self.sqlite:
+                    connection.exec_driver_sql(_LOCAL if connection.info["durable"] else _LOCAL + _COMMIT)
                 yield connection
         except (*_UNAVAILABLE, exc.DatabaseError) as error:
             # Its kinds are a caller's mistakes, the bare class is a broken file or protocol.

@@ -3,12 +3,14 @@
 import hmac
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Protocol
 
 from config.locators import Locator, Locators, parse_locator, parse_locators
 from config.scheme_parts import TimestampTable
 from config.schemes import SchemeTable
+from config.secrets import key_bytes
 from config.templates import Placeholder
 from receiver.signatures.clock import check_age, format_time
 from receiver.signatures.content import Signing, compile_content
@@ -87,9 +89,7 @@ class SignedScheme:
 
     @staticmethod
     def _with_secret(signing: Signing, secret: str) -> Signing:
-        return Signing(
-            signing.request, signing.timestamp, signing.event_id, secret.encode("utf-8", "surrogateescape")
-        )
+        return replace(signing, secret=key_bytes(secret, "utf8") or b"")
 
     def sign(self, secret: str, request: Request, now: float, event_id: str) -> Request:
         """See `Scheme`; what the template needs beyond id and time is filled with the id."""
@@ -128,7 +128,7 @@ class TokenScheme:
         text = one_text(self._where, request, "missing_signature")
         self._require.check(request)
         token = self._token(text)
-        usable = [secret.encode("utf-8", "surrogateescape") for secret in secrets if secret]
+        usable = [raw for secret in secrets if (raw := key_bytes(secret, "utf8"))]
         if not usable:
             raise InvalidSignature("no_secret")
         if not any(hmac.compare_digest(token, secret) for secret in usable):

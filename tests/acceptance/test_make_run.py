@@ -1,8 +1,10 @@
 """`make run` on a machine that just cloned the project: one command up, Ctrl-C down, nothing left."""
 
+import re
 import signal
 import socket
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,6 +59,22 @@ def check_nothing_left(family: list[psutil.Process], port: int) -> None:
     assert not answers(port)
 
 
+def run_next(make: Process, clone: Path) -> str:
+    """Run the command that `make run` says to try next, as a second terminal would; return what it prints."""
+    found = re.search(r"in this folder: (.*)", make.logs())
+    assert found, make.logs()
+    ended = subprocess.run(
+        ["/bin/sh", "-c", found[1]],
+        cwd=clone,
+        env=users_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
 def deliver(clone: Path, port: int) -> httpx.Response:
     """Deliver an event signed with the secret that the first run wrote."""
     secret = dotenv_values(clone / ".env")["STRIPE_WEBHOOK_SECRETS"]
@@ -75,6 +93,7 @@ def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
     names = " ".join(" ".join(process.cmdline()) for process in family)
     assert all(part in names for part in ("valkey-server", "-m receiver", "-m worker")), names
     assert deliver(clone, port).status_code == 200
+    assert "first seen" in run_next(make, clone)
     assert stat.S_IMODE((clone / ".env").stat().st_mode) == 0o600
     make.interrupt()
     make.wait_exit(60)

@@ -71,7 +71,7 @@ def test_a_good_environment_loads(load: Load) -> None:
     assert [key.get_secret_value() for key in found.secret_keys] == [KEY]
     assert (found.lease, found.sweep, found.attempts) == (timedelta(seconds=60), timedelta(seconds=5), 15)
     assert (found.backoff_max, found.max_runtime) == (timedelta(hours=1), timedelta(minutes=10))
-    assert (found.db_pool, found.port, found.dev, found.handlers) == (5, 8000, False, ())
+    assert (found.db_pool, found.port, found.dev, found.handlers) == (4, 8000, False, ())
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])

@@ -1,0 +1,171 @@
+"""The database stops, locks or refuses to be written: nobody is told 200 for what is not recorded."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import Deploy
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment, timed
+from tests.services.ledger import Ledger
+from tests.services.postgres import Postgres
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+
+QUICK = {"FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_LEASE": "30s"}
+PATIENCE = 12
+"""Seconds for a 503: a wait for SQLite's lock, behind another thread's wait for it."""
+WRITE_VERSION = 18
+"""The byte of a SQLite file's header that makes every library open it read-only when it is above 2."""
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """Give the test a PostgreSQL of its own, to stop and kill."""
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def on_postgres(own_postgres: Postgres, valkey: Valkey, deploy: Deploy) -> Deployment:
+    """Deploy, migrated, on a PostgreSQL of its own."""
+    made = deploy(own_postgres.create_database(), valkey.url, env=QUICK)
+    made.migrate()
+    return made
+
+
+@pytest.fixture
+def on_sqlite(databases: Databases, valkey: Valkey, deploy: Deploy) -> Deployment:
+    """Deploy, migrated, on SQLite."""
+    return deploy(databases.migrated("sqlite"), valkey.url, env=QUICK)
+
+
+def path(deployment: Deployment) -> Path:
+    """Return where this deployment's SQLite file is."""
+    return Path(deployment.database_url.removeprefix("sqlite:///"))
+
+
+def assert_unavailable(answer: httpx.Response) -> None:
+    """Check for a 503 that asks for another try."""
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert "nothing was recorded" in answer.json()["detail"]
+
+
+def assert_first(answer: httpx.Response) -> None:
+    """Check that this delivery was recorded and nothing of it had been before."""
+    assert answer.status_code == 200
+    assert "Idempotent-Replayed" not in answer.headers
+
+
+def test_a_stopped_postgres(on_postgres: Deployment, own_postgres: Postgres) -> None:
+    """PostgreSQL is down: 503. Back again: recorded afresh, and a handler that ended meanwhile is done."""
+    on_postgres.start()
+    on_postgres.deliver("evt_running", hold=True).raise_for_status()
+    wait_until(lambda: on_postgres.handlers.started("evt_running"), 30, "the handler to start")
+    own_postgres.halt()
+    answer, seconds = timed(on_postgres.deliver, "evt_late")
+    assert_unavailable(answer)
+    assert seconds < PATIENCE
+    ready = on_postgres.client.get(f"{on_postgres.url}/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "unavailable")
+    assert on_postgres.client.get(f"{on_postgres.url}/healthz").status_code == 200
+    on_postgres.handlers.release()
+    on_postgres.wait_handled(["evt_running"])
+    own_postgres.start()
+    assert_first(on_postgres.deliver("evt_late"))
+    on_postgres.wait_handled(["evt_late"])
+    ledger = Ledger(on_postgres.database_url)
+    wait_until(lambda: ledger.states() == {"done": 2}, 10, lambda: f"both to be done: {ledger.states()}")
+    assert ledger.outcomes("evt_running") == ["finish"], "it was settled late, not run again"
+    assert sorted(on_postgres.handlers.lines()) == ["evt_late", "evt_running"]
+    assert all(process.running for process in (*on_postgres.webs, *on_postgres.workers))
+
+
+def test_a_killed_postgres_keeps_what_was_acknowledged(
+    on_postgres: Deployment, own_postgres: Postgres
+) -> None:
+    """What got its 200 before PostgreSQL was killed under load is there afterwards, and is done."""
+    on_postgres.start()
+    acknowledged: list[str] = []
+    others: set[int] = set()
+    over = threading.Event()
+
+    def deliver(lane: int) -> None:
+        for number in range(10_000):
+            if over.is_set():
+                return
+            answer = on_postgres.deliver(f"evt_{lane}_{number}")
+            if answer.status_code == 200:
+                acknowledged.append(f"evt_{lane}_{number}")
+            else:
+                others.add(answer.status_code)
+
+    lanes = [threading.Thread(target=deliver, args=(lane,)) for lane in range(4)]
+    for lane in lanes:
+        lane.start()
+    wait_until(lambda: len(acknowledged) > 100, 30, "some load")
+    own_postgres.kill()
+    wait_until(lambda: others, 30, "the first refusal")
+    over.set()
+    for lane in lanes:
+        lane.join()
+    assert others == {503}
+    own_postgres.start()
+    on_postgres.wait_handled(acknowledged)
+    recorded = {
+        row["event_id"] for row in Ledger(on_postgres.database_url).rows("SELECT event_id FROM event")
+    }
+    assert set(acknowledged) <= recorded
+
+
+def test_a_locked_sqlite(on_sqlite: Deployment) -> None:
+    """While another process holds SQLite's lock: 503. Once it lets go: recorded afresh, and done."""
+    on_sqlite.start()
+    on_sqlite.deliver("evt_running", hold=True).raise_for_status()
+    wait_until(lambda: on_sqlite.handlers.started("evt_running"), 30, "the handler to start")
+    with closing(sqlite3.connect(path(on_sqlite), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        on_sqlite.handlers.release()
+        answer, seconds = timed(on_sqlite.deliver, "evt_late")
+        assert_unavailable(answer)
+        assert seconds < PATIENCE
+        other.execute("ROLLBACK")
+    assert_first(on_sqlite.deliver("evt_late"))
+    on_sqlite.wait_handled(["evt_late", "evt_running"])
+    ledger = Ledger(on_sqlite.database_url)
+    wait_until(lambda: ledger.states() == {"done": 2}, 10, lambda: f"both to be done: {ledger.states()}")
+    assert ledger.outcomes("evt_running") == ["finish"], "it was settled late, not run again"
+
+
+def test_a_read_only_sqlite(on_sqlite: Deployment) -> None:
+    """A SQLite file that may only be read gives 503 to every delivery and loses none of what it holds."""
+    make_read_only(path(on_sqlite), yes=True)
+    on_sqlite.start()
+    assert_unavailable(on_sqlite.deliver("evt_1"))
+    (worker,) = on_sqlite.workers
+    wait_until(lambda: "No sweep" in worker.logs(), 30, worker.logs)
+    on_sqlite.forget(on_sqlite.webs[0])
+    on_sqlite.forget(worker)
+    make_read_only(path(on_sqlite), yes=False)
+    on_sqlite.start()
+    assert_first(on_sqlite.deliver("evt_1"))
+    on_sqlite.wait_handled(["evt_1"])
+
+
+def make_read_only(file: Path, *, yes: bool) -> None:
+    """Make a SQLite file read-only for everybody, root too, or writable again."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with file.open("r+b") as opened:
+        opened.seek(WRITE_VERSION)
+        opened.write(b"\3" if yes else b"\2")

@@ -1,0 +1,38 @@
+"""A migrated ledger for each test: one database of each kind for the whole run, emptied in between."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import delete
+
+from receiver.ledger import Store, migrate
+from receiver.ledger.models import metadata
+from tests.services.databases import Databases, driver_url
+
+
+@pytest.fixture(scope="session")
+def ledgers(databases: Databases) -> Iterator[Callable[[str], Store]]:
+    """Give the store of the whole run, by kind: sqlite or postgres."""
+    made: dict[str, Store] = {}
+
+    def make(kind: str) -> Store:
+        if kind not in made:
+            made[kind] = Store(driver_url(databases.fresh(kind)))
+            migrate(made[kind])
+        return made[kind]
+
+    yield make
+    for one in made.values():
+        one.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> Iterator[Store]:
+    """Give the test an empty ledger, on SQLite and on PostgreSQL."""
+    found = ledgers(request.param)
+    yield found
+    found.shift = timedelta(0)
+    with found.write() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(delete(table))

@@ -1,0 +1,109 @@
+"""Short words for what the ledger's tests do, so that each test says only what it is about."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, Table, event, func, select, text, update
+
+from receiver.ledger import Claim, Delivery, Move, Outcome, Store, Verdict, claim, record, settle
+from receiver.ledger.models import ATTEMPT, CONFLICT, DUPLICATE, EVENT
+
+LEASE = timedelta(seconds=60)
+SWEEP = timedelta(seconds=5)
+ONLY_POSTGRES = {"argnames": "store", "argvalues": ["postgres"], "indirect": True}
+ONLY_SQLITE = {"argnames": "store", "argvalues": ["sqlite"], "indirect": True}
+
+
+def delivery(event_id: str = "evt_1", body: bytes = b"{}", **change: Any) -> Delivery:
+    """Return a delivery of a Stripe event."""
+    return Delivery(**({"source": "stripe", "type": "invoice.paid"} | change), event_id=event_id, body=body)
+
+
+def deliver(store: Store, event_id: str = "evt_1", body: bytes = b"{}", **change: Any) -> Verdict:
+    """Record one delivery."""
+    return record(store, [delivery(event_id, body, **change)])[0]
+
+
+def deliver_all(store: Store, count: int, **change: Any) -> list[UUID]:
+    """Record this many events in one batch; return their ids in order."""
+    return [v.event for v in record(store, [delivery(f"evt_{n}", **change) for n in range(count)])]
+
+
+def row(store: Store, event: UUID) -> Row[Any]:
+    """Return an event's row; fail when it is gone."""
+    with store.read() as connection:
+        return connection.execute(select(EVENT).where(EVENT.c.id == event)).one()
+
+
+def state(store: Store, event: UUID) -> str:
+    """Return an event's state."""
+    return str(row(store, event).state)
+
+
+def rows_of(store: Store, table: Table, event: UUID) -> list[Row[Any]]:
+    """Return an event's rows in one of the other tables, by their keys."""
+    with store.read() as connection:
+        chosen = select(table).where(table.c.event == event).order_by(*table.primary_key)
+        return list(connection.execute(chosen))
+
+
+def attempts(store: Store, event: UUID) -> list[Row[Any]]:
+    """Return an event's attempts, oldest claim first."""
+    return rows_of(store, ATTEMPT, event)
+
+
+def conflicts(store: Store, event: UUID) -> list[Row[Any]]:
+    """Return the other bodies that are kept beside an event."""
+    return rows_of(store, CONFLICT, event)
+
+
+def duplicates(store: Store, event: UUID) -> list[Row[Any]]:
+    """Return what is remembered of an event's duplicates, by slot."""
+    return rows_of(store, DUPLICATE, event)
+
+
+def count(store: Store, *where: Any) -> int:
+    """Return how many events meet these conditions."""
+    with store.read() as connection:
+        return connection.execute(select(func.count()).select_from(EVENT).where(*where)).scalar_one()
+
+
+def change(store: Store, event: UUID, **values: Any) -> None:
+    """Put an event into a shape that would take long to reach."""
+    with store.write() as connection:
+        connection.execute(update(EVENT).where(EVENT.c.id == event).values(**values))
+
+
+def take(store: Store, event: UUID, worker: str = "worker-1", lease: timedelta = LEASE) -> Claim:
+    """Claim an event; fail when it is not to be had."""
+    held = claim(store, event, lease=lease, worker=worker)
+    assert held is not None, f"event {event} is not to be had: {row(store, event)}"
+    return held
+
+
+def end(store: Store, event: UUID, move: Move = Move.FINISH, **outcome: Any) -> None:
+    """Claim an event and settle it so."""
+    assert settle(store, take(store, event), Outcome(move, **outcome)), "the claim was lost"
+
+
+def later(store: Store, **span: float) -> None:
+    """Move the ledger's clock on."""
+    store.shift += timedelta(**span)
+
+
+@contextmanager
+def worst_plan(store: Store) -> Iterator[None]:
+    """Leave PostgreSQL only the joins that run a subquery again for each row."""
+
+    def worst(connection: Connection) -> None:
+        for kind in ("hashjoin", "hashagg", "mergejoin", "material", "sort"):
+            connection.execute(text(f"SET LOCAL enable_{kind} = off"))
+
+    event.listen(store.engine, "begin", worst)
+    try:
+        yield
+    finally:
+        event.remove(store.engine, "begin", worst)

@@ -1,0 +1,329 @@
+"""The claim protocol: one holder at a time, a token that fences others out, and attempts counted right."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import true
+
+from receiver.ledger import (
+    Claim,
+    Move,
+    NotAllowed,
+    Outcome,
+    Store,
+    claim,
+    claim_next,
+    expire,
+    record,
+    renew,
+    settle,
+    unattended,
+)
+from receiver.ledger.claims import CRASH_LIMIT, EXPIRE_BATCH
+from receiver.ledger.models import EVENT
+from receiver.ledger.states import State, leaves
+from tests.integration.steps import (
+    LEASE,
+    ONLY_POSTGRES,
+    SWEEP,
+    attempts,
+    change,
+    count,
+    deliver,
+    deliver_all,
+    delivery,
+    end,
+    later,
+    row,
+    state,
+    take,
+    worst_plan,
+)
+
+DONE = Outcome(Move.FINISH)
+
+
+def test_a_claim_carries_what_a_handler_needs(store: Store) -> None:
+    """The exact body, the headers, the first attempt's number, and a token."""
+    first = deliver(store, body=b"\x00\xff", headers={"a": "b"}, content_type="text/plain")
+    held = take(store, first.event)
+    assert (held.body, held.headers, held.content_type) == (b"\x00\xff", '{"a": "b"}', "text/plain")
+    assert (held.event_id, held.source, held.type, held.generation) == ("evt_1", "stripe", "invoice.paid", 0)
+    assert (held.attempt, held.token) == (1, 1)
+    found = row(store, first.event)
+    assert (found.state, found.attempts) == ("processing", 1)
+    assert LEASE - timedelta(seconds=5) < found.lease_until - found.received_at < LEASE + timedelta(seconds=5)
+    story = attempts(store, first.event)
+    assert [(one.claim, one.number, one.worker, one.ended_at) for one in story] == [(1, 1, "worker-1", None)]
+
+
+def test_a_claim_shows_no_payload_when_printed(store: Store) -> None:
+    """Logs print claims: body and headers stay out."""
+    shown = repr(take(store, deliver(store, body=b"secret-body", headers={"h": "secret-header"}).event))
+    assert "secret" not in shown
+
+
+def test_a_held_event_is_not_to_be_had(store: Store) -> None:
+    """While the lease lasts, nobody else gets it, by id or by turn."""
+    first = deliver(store)
+    take(store, first.event)
+    later(store, seconds=59)
+    assert claim(store, first.event, lease=LEASE, worker="other") is None
+    assert claim_next(store, true(), lease=LEASE, worker="other") is None
+
+
+@pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.GIVE_UP, Move.IGNORE])
+def test_an_event_that_ended_is_not_to_be_had(store: Store, move: Move) -> None:
+    """A nudge that comes twice, or late, does nothing."""
+    first = deliver(store)
+    end(store, first.event, move)
+    assert claim(store, first.event, lease=LEASE, worker="other") is None
+    assert claim_next(store, true(), lease=LEASE, worker="other") is None
+
+
+def test_an_unknown_event_is_not_to_be_had(store: Store) -> None:
+    """A nudge for an event that was pruned meanwhile does nothing."""
+    first = deliver(store)
+    with store.write() as connection:
+        connection.execute(EVENT.delete())
+    assert claim(store, first.event, lease=LEASE, worker="other") is None
+
+
+def test_an_event_is_not_claimed_before_it_is_due(store: Store) -> None:
+    """A delay counts from the settlement, by the ledger's clock."""
+    first = deliver(store)
+    end(store, first.event, Move.RETRY_LATER, delay=timedelta(minutes=5))
+    later(store, minutes=4)
+    assert claim(store, first.event, lease=LEASE, worker="early") is None
+    later(store, minutes=2)
+    assert take(store, first.event).attempt == 2
+
+
+def test_only_one_of_many_workers_gets_an_event(store: Store) -> None:
+    """Sixteen threads claim the same event at once: one holds it, and one attempt is counted."""
+    first = deliver(store)
+    gate = threading.Barrier(16)
+
+    def grab(n: int) -> Claim | None:
+        gate.wait()
+        return claim(store, first.event, lease=LEASE, worker=f"w{n}")
+
+    with ThreadPoolExecutor(16) as pool:
+        held = [one for one in pool.map(grab, range(16)) if one]
+    assert (len(held), row(store, first.event).attempts, len(attempts(store, first.event))) == (1, 1, 1)
+
+
+def test_many_workers_empty_the_queue_without_meeting(store: Store) -> None:
+    """Eight threads claim by turn until nothing is due: every event is held exactly once."""
+    events = deliver_all(store, 60)
+
+    def drain(n: int) -> list[Any]:
+        mine = []
+        while held := claim_next(store, true(), lease=LEASE, worker=f"w{n}"):
+            mine.append(held.event)
+        return mine
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [one for mine in pool.map(drain, range(8)) for one in mine]
+    assert sorted(taken) == sorted(events)
+    assert count(store, EVENT.c.attempts != 1) == 0
+
+
+def test_the_longest_waiting_event_goes_first(store: Store) -> None:
+    """By turn means by `due_at`."""
+    old, young = deliver(store, "old").event, deliver(store, "young").event
+    later(store, minutes=10)
+    change(store, young, due_at=row(store, old).due_at - timedelta(minutes=1))
+    held = claim_next(store, true(), lease=LEASE, worker="w")
+    assert held is not None
+    assert held.event == young
+
+
+def test_a_fresh_delivery_is_left_to_its_nudge(store: Store) -> None:
+    """By the `unattended` rule a worker takes what nobody fetched for a sweep, and nothing younger."""
+    first = deliver(store)
+    assert claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w") is None
+    later(store, seconds=6)
+    held = claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w")
+    assert held is not None
+    assert held.event == first.event
+
+
+def test_a_settlement_ends_the_attempt(store: Store) -> None:
+    """State, reason and time stand in the row, and the attempt has its outcome and its traceback."""
+    first = deliver(store)
+    end(store, first.event, Move.GIVE_UP, reason="No such customer.", error="Traceback ...")
+    found = row(store, first.event)
+    assert (found.state, found.reason, found.lease_until) == ("dead", "No such customer.", None)
+    assert found.finished_at is not None
+    told = attempts(store, first.event)[0]
+    assert (told.outcome, told.reason, told.error) == ("give up", "No such customer.", "Traceback ...")
+    assert told.ended_at >= told.started_at
+
+
+@pytest.mark.parametrize("move", [move for move in Move if State.PROCESSING in leaves(move)])
+def test_a_stale_token_settles_nothing(store: Store, move: Move) -> None:
+    """A worker that slept past its lease changes neither the event nor the attempt of its successor."""
+    first = deliver(store)
+    stale = take(store, first.event, "frozen")
+    later(store, seconds=61)
+    fresh = take(store, first.event, "successor")
+    before, story = row(store, first.event), attempts(store, first.event)
+    assert settle(store, stale, Outcome(move, reason="too late")) is False
+    assert (row(store, first.event), attempts(store, first.event)) == (before, story)
+    assert settle(store, fresh, DONE) is True
+
+
+def test_a_second_settlement_changes_nothing(store: Store) -> None:
+    """A retried settle whose first try had committed is told that the claim is gone."""
+    held = take(store, deliver(store).event)
+    assert settle(store, held, DONE)
+    assert settle(store, held, Outcome(Move.GIVE_UP)) is False
+    assert state(store, held.event) == "done"
+
+
+def test_an_expired_lease_that_nobody_took_still_settles(store: Store) -> None:
+    """Late is not lost: until someone takes over, the token holds."""
+    held = take(store, deliver(store).event)
+    later(store, minutes=10)
+    assert settle(store, held, DONE)
+
+
+@pytest.mark.parametrize("move", [Move.CLAIM, Move.REVIVE, Move.RERUN, Move.DISCARD, Move.REOPEN])
+def test_a_move_that_does_not_start_from_processing_is_refused(store: Store, move: Move) -> None:
+    """An attempt ends only as the table says."""
+    held = take(store, deliver(store).event)
+    with pytest.raises(NotAllowed):
+        settle(store, held, Outcome(move))
+    assert state(store, held.event) == "processing"
+
+
+@pytest.mark.parametrize("bad", ["nul \x00 byte", "lone \ud800 surrogate"])
+def test_a_traceback_that_cannot_be_stored_settles_all_the_same(store: Store, bad: str) -> None:
+    """An error that quotes garbage from a payload must not turn into five crashes."""
+    held = take(store, deliver(store).event)
+    assert settle(store, held, Outcome(Move.GIVE_UP, reason=bad, error=bad))
+    assert attempts(store, held.event)[0].error == bad.replace("\x00", "\\x00").replace("\ud800", "\\ud800")
+
+
+def test_a_release_gives_the_attempt_back(store: Store) -> None:
+    """A shutdown costs the event nothing: it is due at once, under the same attempt's number."""
+    first = deliver(store)
+    for _ in range(3):
+        end(store, first.event, Move.RELEASE)
+    found = row(store, first.event)
+    assert (found.state, found.attempts, found.crashes) == ("waiting", 0, 0)
+    held = take(store, first.event)
+    assert (held.attempt, held.token) == (1, 4)
+
+
+def test_an_expired_lease_keeps_the_attempt_and_counts_a_crash(store: Store) -> None:
+    """Whoever vanished had its attempt; the event is due at once, and the attempt's end says why."""
+    first = deliver(store)
+    take(store, first.event)
+    assert expire(store) == 0
+    later(store, seconds=61)
+    assert expire(store) == 1
+    found = row(store, first.event)
+    assert (found.state, found.attempts, found.crashes, found.lease_until) == ("waiting", 1, 1, None)
+    told = attempts(store, first.event)[0]
+    assert (told.outcome, told.ended_at is not None) == ("expire", True)
+    assert expire(store) == 0
+    assert take(store, first.event).attempt == 2
+
+
+def test_a_claim_takes_an_expired_lease_over_itself(store: Store) -> None:
+    """It need not wait for a sweep, and the crash is counted all the same."""
+    first = deliver(store)
+    take(store, first.event, "gone")
+    later(store, seconds=61)
+    held = take(store, first.event, "successor")
+    assert (held.attempt, held.token, row(store, first.event).crashes) == (2, 2, 1)
+    assert [one.outcome for one in attempts(store, first.event)] == ["expire", None]
+
+
+def test_five_crashes_park(store: Store) -> None:
+    """What kills every worker that touches it waits for a person, who is told so."""
+    first = deliver(store)
+    for crash in range(1, CRASH_LIMIT + 1):
+        take(store, first.event)
+        later(store, seconds=61)
+        if crash < CRASH_LIMIT:
+            assert expire(store) == 1
+    assert claim(store, first.event, lease=LEASE, worker="sixth") is None, "a sixth worker was given it"
+    found = row(store, first.event)
+    assert (found.state, found.crashes, found.attempts) == ("parked", 5, 5)
+    assert "Crash loop" in found.reason
+
+
+def test_more_expired_leases_than_a_batch(store: Store) -> None:
+    """A pass takes back a thousand; the next one takes the rest, on either database."""
+    deliver_all(store, EXPIRE_BATCH + 1)
+    with store.write() as connection:
+        lease = {"state": "processing", "lease_until": store.after(LEASE), "claim": 1, "attempts": 1}
+        connection.execute(EVENT.update().values(**lease))
+    later(store, seconds=61)
+    assert [expire(store), expire(store), expire(store)] == [EXPIRE_BATCH, 1, 0]
+
+
+def test_renewal_keeps_a_lease_alive(store: Store) -> None:
+    """Renewed at a third, an event is never taken over."""
+    held = take(store, deliver(store).event)
+    for _ in range(6):
+        later(store, seconds=20)
+        assert renew(store, [held], lease=LEASE) == set()
+        assert expire(store) == 0
+    assert settle(store, held, DONE)
+
+
+def test_a_stale_token_renews_nothing(store: Store) -> None:
+    """The lost event is named, and its new holder's lease is not touched; the others are renewed."""
+    lost, kept = (take(store, one) for one in deliver_all(store, 2))
+    later(store, seconds=61)
+    renew(store, [kept], lease=LEASE)
+    take(store, lost.event, "successor", lease=timedelta(seconds=30))
+    before = row(store, lost.event).lease_until
+    assert renew(store, [lost, kept], lease=LEASE) == {lost.event}
+    assert row(store, lost.event).lease_until == before
+
+
+def test_what_was_settled_is_not_renewed(store: Store) -> None:
+    """A renewal that comes after the end does not bring the lease back."""
+    held = take(store, deliver(store).event)
+    settle(store, held, DONE)
+    assert renew(store, [held], lease=LEASE) == {held.event}
+    assert (state(store, held.event), row(store, held.event).lease_until) == ("done", None)
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_renewals_and_duplicates_do_not_deadlock(store: Store) -> None:
+    """Both take many rows; they take them in one order, so neither is thrown out."""
+    names = [f"evt_{n:02}" for n in reversed(range(40))]
+    held = [take(store, deliver(store, name).event) for name in names]
+    batch = [delivery(name) for name in names]
+
+    def renewing() -> None:
+        for _ in range(25):
+            assert renew(store, held, lease=LEASE) == set()
+
+    def recording() -> None:
+        for _ in range(25):
+            record(store, batch)
+
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(renewing), pool.submit(recording)]:
+            job.result()
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL may join so that a subquery with a limit runs for each row; the limit holds all the same."""
+    monkeypatch.setattr("receiver.ledger.claims.EXPIRE_BATCH", 5)
+    for one in deliver_all(store, 20):
+        take(store, one)
+    later(store, seconds=61)
+    with worst_plan(store):
+        assert expire(store) == 5

@@ -1,0 +1,379 @@
+"""Recording: what is first seen, what a duplicate leaves behind, and that nothing verified is lost."""
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, event, exc, text
+
+from receiver.ledger import Delivery, LedgerUnavailable, Move, Store, Windows, prune, record
+from receiver.ledger.actions import discard
+from receiver.ledger.models import EVENT
+from tests.integration.steps import (
+    ONLY_POSTGRES,
+    change,
+    conflicts,
+    count,
+    deliver,
+    delivery,
+    duplicates,
+    end,
+    later,
+    row,
+    state,
+    take,
+)
+
+NUL = "evt_\x00"
+SURROGATE = "evt_\ud800"
+
+
+def test_nothing_recorded_says_nothing(store: Store) -> None:
+    """An empty batch is no error and no row."""
+    assert record(store, []) == []
+
+
+def test_the_first_delivery_is_first_seen(store: Store) -> None:
+    """A new event is durable, due at once, exact in every byte, and asks for a nudge."""
+    at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    every_byte = bytes(range(256))
+    made = deliver(
+        store,
+        body=every_byte,
+        headers={"X-Shop": "a\x00b ü"},
+        content_type="application/json",
+        created_at=at,
+        address="192.0.2.1",
+    )
+    assert (made.first_seen, made.conflict, made.nudge, made.event_id) == (True, False, True, "evt_1")
+    found = row(store, made.event)
+    assert (found.state, found.attempts, found.duplicates, found.generation) == ("received", 0, 0, 0)
+    assert (found.body, found.created_at, found.address) == (every_byte, at, "192.0.2.1")
+    assert found.headers == '{"X-Shop": "a\\u0000b \\u00fc"}'
+    assert found.due_at <= datetime.now(UTC)
+    assert abs(found.received_at - datetime.now(UTC)) < timedelta(seconds=10)
+
+
+def test_a_second_delivery_is_a_duplicate(store: Store) -> None:
+    """The same id again changes neither the row's identity nor its body; while unfinished it is nudged."""
+    first, again = deliver(store, address="a"), deliver(store, address="b")
+    assert (again.event, again.first_seen, again.conflict, again.nudge) == (first.event, False, False, True)
+    found = row(store, first.event)
+    assert (found.duplicates, found.conflicts) == (1, 0)
+    assert found.received_at <= min(found.first_duplicate_at, found.last_duplicate_at)
+    assert abs(found.last_duplicate_at - found.first_duplicate_at) < timedelta(seconds=1)
+    assert [one.address for one in duplicates(store, first.event)] == ["b"]
+
+
+@pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.IGNORE, Move.RETRY_LATER])
+def test_a_duplicate_nudges_what_is_unfinished_only(store: Store, move: Move) -> None:
+    """An event that ended, or that waits for a person, is not woken by another delivery."""
+    first = deliver(store)
+    end(store, first.event, move)
+    assert deliver(store).nudge is (move == Move.RETRY_LATER)
+
+
+def test_a_duplicate_of_what_is_being_processed_does_not_nudge(store: Store) -> None:
+    """A worker has it already; the lease brings it back if that worker dies."""
+    first = deliver(store)
+    take(store, first.event)
+    again = deliver(store)
+    assert (again.nudge, state(store, first.event)) == (False, "processing")
+
+
+def test_the_same_id_of_two_sources_is_two_events(store: Store) -> None:
+    """Ids are unique by source."""
+    made = record(store, [delivery(source="a"), delivery(source="b")])
+    assert [one.first_seen for one in made] == [True, True]
+    assert made[0].event != made[1].event
+
+
+def test_copies_within_a_batch_are_merged(store: Store) -> None:
+    """Of three copies in one batch the first is first seen and two are duplicates, whatever is between."""
+    batch = [delivery("b"), delivery("a"), delivery("b"), delivery("b")]
+    made = record(store, batch)
+    assert [one.event_id for one in made] == ["b", "a", "b", "b"]
+    assert [one.first_seen for one in made] == [True, True, False, False]
+    assert row(store, made[0].event).duplicates == 2
+
+
+def test_one_object_twice_in_a_batch_is_first_seen_once(store: Store) -> None:
+    """Not even the very same delivery is first seen twice."""
+    one = delivery()
+    made = record(store, [one, one])
+    assert [verdict.first_seen for verdict in made] == [True, False]
+    assert row(store, made[0].event).duplicates == 1
+
+
+def test_the_first_of_a_batch_wins_and_another_body_is_a_conflict(store: Store) -> None:
+    """Two bodies under one id in one batch: the first is the event, the second is kept beside it."""
+    made = record(store, [delivery(body=b"one"), delivery(body=b"two", headers={"h": "v"})])
+    assert [(one.first_seen, one.conflict) for one in made] == [(True, False), (False, True)]
+    found = row(store, made[0].event)
+    assert (found.body, found.conflicts, found.duplicates) == (b"one", 1, 1)
+    kept = conflicts(store, made[0].event)
+    assert [(one.body, one.headers) for one in kept] == [(b"two", '{"h": "v"}')]
+
+
+def test_a_conflict_is_kept_once_and_ten_at_most(store: Store) -> None:
+    """The eleventh other body is counted and not kept; a body that came before is neither."""
+    first = deliver(store)
+    for n in range(12):
+        assert deliver(store, body=b"%d" % n).conflict
+    for n in range(5):
+        assert deliver(store, body=b"%d" % n).conflict, "a known other body is still not the event's"
+    assert row(store, first.event).conflicts == 12
+    assert len(conflicts(store, first.event)) == 10
+
+
+def test_only_the_last_twenty_duplicates_are_kept(store: Store) -> None:
+    """A storm is counted in full and remembered in twenty rows, the newest ones."""
+    first = deliver(store)
+    record(store, [delivery(address=str(n)) for n in range(45)])
+    assert row(store, first.event).duplicates == 45
+    kept = {one.address for one in duplicates(store, first.event)}
+    assert kept == {str(n) for n in range(25, 45)}
+
+
+def test_a_problem_parks_at_once(store: Store) -> None:
+    """What has no id or does not parse is kept for a person, with the reason, and nobody is woken."""
+    made = deliver(store, problem="It has no id.")
+    assert (made.first_seen, made.nudge) == (True, False)
+    found = row(store, made.event)
+    assert (found.state, found.reason) == ("parked", "It has no id.")
+
+
+@pytest.mark.parametrize("bad", [NUL, SURROGATE, "x" * 256, "x" * 5000, "\U0001f600" * 256])
+def test_an_id_that_no_column_holds_harms_nobody(store: Store, bad: str) -> None:
+    """It is recorded under its hash, its copies are its duplicates, and its neighbours are untouched."""
+    made = record(store, [delivery("a"), delivery(bad), delivery("z"), delivery(bad)])
+    assert [one.first_seen for one in made] == [True, True, True, False]
+    assert count(store) == 3
+    assert made[1].event_id.startswith("sha256:")
+    assert deliver(store, bad).event == made[1].event
+
+
+@pytest.mark.parametrize("bad", ["\x00", "\ud800", "x" * 300, "\udfff" * 300])
+def test_texts_that_no_column_holds_are_made_to_fit(store: Store, bad: str) -> None:
+    """Type, address, content type, headers and problem never keep a verified delivery out."""
+    made = deliver(
+        store, type=bad, address=bad, content_type=bad, headers={bad: bad}, problem=bad, body=b"kept"
+    )
+    found = row(store, made.event)
+    assert (made.first_seen, found.body, found.state) == (True, b"kept", "parked")
+    assert all(0 < len(one) <= 255 for one in (found.type, found.address, found.content_type))
+    assert deliver(store, type=bad, address=bad, content_type=bad, headers={bad: bad}, body=b"2").conflict
+
+
+@pytest.mark.parametrize(
+    "created",
+    [
+        datetime(2026, 1, 1),  # noqa: DTZ001
+        datetime.min.replace(tzinfo=UTC),
+        datetime.max.replace(tzinfo=UTC),
+    ],
+)
+def test_an_absurd_time_of_the_provider_is_dropped(store: Store, created: datetime) -> None:
+    """A `created` that cannot be right, or that no database returns, does not keep the event out."""
+    found = row(store, deliver(store, created_at=created).event)
+    assert found.created_at is None
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_row_that_the_database_refuses_harms_nobody(store: Store) -> None:
+    """Its neighbours on both sides are recorded, and its own error is told afterwards."""
+    with store.write() as connection:
+        connection.execute(text("ALTER TABLE event ADD CONSTRAINT no_bad CHECK (event_id <> 'bad')"))
+    try:
+        with pytest.raises(exc.IntegrityError):
+            record(store, [delivery("a"), delivery("bad"), delivery("z")])
+    finally:
+        with store.write() as connection:
+            connection.execute(text("ALTER TABLE event DROP CONSTRAINT no_bad"))
+    assert count(store, EVENT.c.event_id.in_(["a", "z"])) == 2, "a neighbour is lost"
+
+
+def test_a_thousand_and_more_in_one_batch(store: Store) -> None:
+    """A batch larger than one statement's page is one transaction with a verdict for each, in order."""
+    made = record(store, [delivery(f"evt_{n % 1200}") for n in range(1300)])
+    assert [one.first_seen for one in made] == [True] * 1200 + [False] * 100
+    assert [one.event_id for one in made] == [f"evt_{n % 1200}" for n in range(1300)]
+    assert len({one.event for one in made}) == 1200
+
+
+def test_a_new_delivery_revives_a_dead_event_at_most_once_an_hour(store: Store) -> None:
+    """It runs again with all its attempts; a provider's next retries within the hour do not spin it."""
+    first = deliver(store)
+    end(store, first.event, Move.GIVE_UP, reason="It failed.")
+    assert row(store, first.event).finished_at is not None
+    again = deliver(store)
+    assert (again.first_seen, again.nudge) == (False, True)
+    found = row(store, first.event)
+    assert (found.state, found.attempts, found.crashes, found.finished_at) == ("waiting", 0, 0, None)
+    assert found.reason != "It failed."
+    end(store, first.event, Move.GIVE_UP)
+    later(store, minutes=59)
+    assert (deliver(store).nudge, state(store, first.event)) == (False, "dead")
+    later(store, minutes=2)
+    assert (deliver(store).nudge, state(store, first.event)) == (True, "waiting")
+
+
+def test_a_discarded_event_is_never_revived(store: Store) -> None:
+    """A person's word stands against any number of deliveries, for ever."""
+    first = deliver(store)
+    discard(store, first.event, "ada")
+    for _ in range(3):
+        later(store, hours=2)
+        assert (deliver(store).nudge, state(store, first.event)) == (False, "dead")
+
+
+def test_a_dead_event_without_its_body_is_not_revived(store: Store) -> None:
+    """There is nothing left for a handler to work on."""
+    first = deliver(store)
+    end(store, first.event, Move.GIVE_UP)
+    later(store, days=31)
+    prune(store, {"stripe": Windows(timedelta(days=90), timedelta(days=30))})
+    assert (deliver(store).nudge, state(store, first.event)) == (False, "dead")
+
+
+def test_equal_bytes_under_a_new_id_are_flagged(store: Store) -> None:
+    """With `run` the copy is flagged and runs; other bytes, another type or another source are not."""
+    deliver(store, "a", b"same", replay_guard="run")
+    copy = deliver(store, "b", b"same", replay_guard="run")
+    others = [
+        deliver(store, "c", b"other", replay_guard="run"),
+        deliver(store, "d", b"same", type="other", replay_guard="run"),
+        deliver(store, "e", b"same", source="other", replay_guard="run"),
+        deliver(store, "f", b"same"),
+    ]
+    assert (copy.nudge, state(store, copy.event)) == (True, "received")
+    assert [row(store, one.event).suspected_replay for one in (copy, *others)] == [True, *[False] * 4]
+
+
+def test_a_suspected_replay_parks_where_the_source_says_so(store: Store) -> None:
+    """With `park` the copy waits for a person and nobody is woken; the first one runs."""
+    first = deliver(store, "a", b"same", replay_guard="park")
+    copy = deliver(store, "b", b"same", replay_guard="park")
+    assert (first.nudge, copy.nudge, copy.first_seen) == (True, False, True)
+    assert [state(store, one.event) for one in (first, copy)] == ["received", "parked"]
+    assert "replay" in row(store, copy.event).reason
+
+
+def test_of_two_equal_bodies_in_one_batch_the_first_to_come_runs(store: Store) -> None:
+    """The order of arrival decides, not the order of the ids; only what came later is suspected."""
+    made = record(
+        store, [delivery("z", b"same", replay_guard="park"), delivery("a", b"same", replay_guard="park")]
+    )
+    assert [one.nudge for one in made] == [True, False]
+    assert [state(store, one.event) for one in made] == ["received", "parked"]
+
+
+def test_a_replay_of_an_erased_event_is_still_suspected(store: Store) -> None:
+    """The hash of a body outlives the body."""
+    first = deliver(store, "a", b"same", replay_guard="park")
+    end(store, first.event)
+    later(store, days=31)
+    prune(store, {"stripe": Windows(timedelta(days=90), timedelta(days=30))})
+    assert state(store, deliver(store, "b", b"same", replay_guard="park").event) == "parked"
+
+
+def test_of_concurrent_copies_under_many_ids_one_runs(store: Store) -> None:
+    """However many arrive at once with `park`, exactly one of the equal bodies is handed to a worker."""
+    gate = threading.Barrier(8)
+    verdicts = []
+
+    def send(n: int) -> None:
+        gate.wait()
+        verdicts.append(deliver(store, f"copy_{n}", b"same", replay_guard="park"))
+
+    threads = [threading.Thread(target=send, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.nudge for one in verdicts) == [False] * 7 + [True]
+    assert count(store, EVENT.c.state == "parked") == 7
+
+
+def test_a_tombstone_still_knows_its_id(store: Store) -> None:
+    """After its payload is erased, an event's next delivery is a duplicate and leaves no new address."""
+    first = deliver(store, address="192.0.2.1")
+    end(store, first.event)
+    later(store, days=31)
+    windows = {"stripe": Windows(timedelta(days=90), timedelta(days=30))}
+    assert prune(store, windows)["payloads"] == 1
+    again = deliver(store, address="192.0.2.2")
+    assert (again.first_seen, again.event, again.nudge, again.conflict) == (False, first.event, False, False)
+    assert [one.address for one in duplicates(store, first.event)] == [None]
+    assert deliver(store, body=b"other").conflict
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_an_id_that_is_pruned_in_the_midst_is_first_seen(store: Store) -> None:
+    """Between the insert that an old row stopped and the update that misses it, nothing falls through."""
+    old = deliver(store)
+    with _after_the_insert(store, old.event):
+        again = deliver(store)
+    assert again.first_seen
+    assert again.event != old.event
+
+
+def _after_the_insert(store: Store, victim: Any) -> Any:
+    return _Pruned(store, victim)
+
+
+class _Pruned:
+    """Deletes an event from another connection right after the first INSERT of `record`."""
+
+    def __init__(self, store: Store, victim: Any) -> None:
+        self.store, self.victim = store, victim
+
+    def __enter__(self) -> None:
+        event.listen(self.store.engine, "after_cursor_execute", self.hook)
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(self.store.engine, "after_cursor_execute", self.hook)
+
+    def hook(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        victim, self.victim = self.victim, None
+        if victim is None or not statement.startswith("INSERT INTO event"):
+            self.victim = victim
+            return
+        with self.store.write() as connection:
+            connection.execute(delete(EVENT).where(EVENT.c.id == victim))
+
+
+@pytest.fixture
+def locked_row(store: Store) -> Iterator[Delivery]:
+    """Give a recorded delivery whose row another transaction holds for the length of the test."""
+    found = delivery()
+    made = record(store, [found])[0]
+    with store.engine.connect() as other:
+        other.execute(text("SELECT 1 FROM event WHERE id = :id FOR UPDATE"), {"id": made.event})
+        yield found
+        other.rollback()
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_lock_that_lasts_too_long_is_unavailable(
+    store: Store, locked_row: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that holds a row for ever makes a 503, not a hang, and no half of the batch stands."""
+    batch = [delivery("a"), locked_row, delivery("z")]
+    monkeypatch.setattr("receiver.ledger.store._LOCAL", "SET LOCAL lock_timeout = 300")
+    begun = time.monotonic()
+    with pytest.raises(LedgerUnavailable):
+        record(store, batch)
+    assert 0.3 <= time.monotonic() - begun < 5
+    assert count(store, EVENT.c.event_id.in_(["a", "z"])) == 0
+
+
+def test_a_row_changed_by_hand_cannot_break_the_invariant(store: Store) -> None:
+    """The database itself refuses a state that does not exist, and processing without a lease."""
+    made = deliver(store)
+    for wrong in ({"state": "lost"}, {"state": "processing"}):
+        with pytest.raises(exc.IntegrityError):
+            change(store, made.event, **wrong)

@@ -1,0 +1,121 @@
+"""The providers' own libraries sign and ours verifies, and the other way round."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import standardwebhooks
+import stripe
+from slack_sdk.signature import Clock, SignatureVerifier
+
+from config.providers import load_providers
+from config.schemes import SchemeTable
+from receiver.signatures import InvalidSignature, Request, compile_scheme, sign, verify
+
+CATALOGUE = load_providers()
+BODY = '{"id":"evt_1","object":"event","type":"invoice.paid","customer":"J\u00fcrgen"}'
+VECTORS = Path(__file__).parents[3] / "shared" / "providers"
+
+
+def scheme(name: str) -> Any:
+    """Compile a preset."""
+    return compile_scheme(CATALOGUE[name].required_scheme)
+
+
+def post(headers: dict[str, str]) -> Request:
+    """Make a POST of the body."""
+    return Request("POST", "https://x.example/", tuple(headers.items()), BODY.encode())
+
+
+def test_stripe_verifies_what_we_sign() -> None:
+    """Stripe's library accepts our header for its secret, prefix and all."""
+    now = time.time()
+    headers = sign(scheme("stripe"), "whsec_k", body=BODY.encode(), now=now, event_id="evt_1")
+    event = stripe.Webhook.construct_event(BODY, headers["Stripe-Signature"], "whsec_k")  # type: ignore[no-untyped-call]
+    assert event["id"] == "evt_1"
+
+
+def test_we_verify_what_stripe_signs() -> None:
+    """The signature that Stripe's library computes is ours too."""
+    now = int(time.time())
+    signature = stripe.WebhookSignature._compute_signature(f"{now}.{BODY}", "whsec_k")
+    header = f"t={now},v1={signature},v0=6ffbb59b2300aae63f272406069a9788598b792a944a07aba816edb039989a39"
+    verify(scheme("stripe"), ("whsec_k",), post({"Stripe-Signature": header}), now)
+
+
+STANDARD = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def test_standard_webhooks_verifies_what_we_sign() -> None:
+    """The reference library accepts our three headers."""
+    headers = sign(
+        scheme("standard-webhooks"), STANDARD, body=BODY.encode(), now=time.time(), event_id="msg_1"
+    )
+    assert standardwebhooks.Webhook(STANDARD).verify(BODY, headers)["id"] == "evt_1"
+
+
+def test_we_verify_what_standard_webhooks_signs() -> None:
+    """The reference library's signature is accepted, beside versions that it does not know."""
+    now = datetime.now(UTC)
+    signature = standardwebhooks.Webhook(STANDARD).sign("msg_1", now, BODY)
+    headers = {
+        "webhook-id": "msg_1",
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": f"v1a,AAAA {signature} v2,x",
+    }
+    verify(scheme("standard-webhooks"), (STANDARD,), post(headers), now.timestamp())
+
+
+def test_slack_verifies_what_we_sign() -> None:
+    """Slack's library accepts our headers."""
+    headers = sign(scheme("slack"), "s3cr3t", body=BODY.encode(), now=time.time(), event_id="Ev1")
+    assert SignatureVerifier("s3cr3t").is_valid_request(BODY, headers)
+
+
+def test_we_verify_what_slack_signs() -> None:
+    """The signature that Slack's library generates is ours too."""
+    now = int(time.time())
+    signature = SignatureVerifier("s3cr3t", Clock()).generate_signature(timestamp=str(now), body=BODY)
+    assert signature is not None
+    headers = {"X-Slack-Request-Timestamp": str(now), "X-Slack-Signature": signature}
+    verify(scheme("slack"), ("s3cr3t",), post(headers), now)
+
+
+def test_githubs_documented_example_verifies() -> None:
+    """The example of GitHub's page on validating deliveries: its secret, its payload, its signature."""
+    signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+    request = Request("POST", "https://x/", (("X-Hub-Signature-256", signature),), b"Hello, World!")
+    verify(scheme("github"), ("It's a Secret to Everybody",), request, 0)
+
+
+def _vectors() -> list[Any]:
+    if not (VECTORS / "vectors.json").is_file():
+        return [pytest.param(None, None, marks=pytest.mark.skip(reason="the shared vectors are not here"))]
+    described = json.loads((VECTORS / "catalogue.json").read_text(encoding="utf-8"))
+    tables = {entry["name"]: entry["declarative"] for entry in described if entry.get("declarative")}
+    vectors = json.loads((VECTORS / "vectors.json").read_text(encoding="utf-8"))
+    return [
+        pytest.param(vector, tables[vector["provider"]], id=vector["id"])
+        for vector in vectors
+        if vector["provider"] in tables and vector["kind"] == "signature"
+    ]
+
+
+@pytest.mark.parametrize(("vector", "table"), _vectors())
+def test_shared_vectors_have_their_verdict(vector: dict[str, Any], table: dict[str, Any]) -> None:
+    """Each published or derived vector of a declarative provider verifies, or fails, as it says."""
+    secrets = vector["secret"] if isinstance(vector["secret"], list) else [vector["secret"]]
+    url, headers = vector.get("url", "https://x/"), tuple(vector["headers"].items())
+    request = Request(vector["method"], url, headers, vector["body"].encode())
+    preset = CATALOGUE.get(vector["provider"])
+    tables = [SchemeTable.model_validate(table), *([preset.required_scheme] if preset else [])]
+    for compiled in map(compile_scheme, tables):
+        try:
+            verify(compiled, secrets, request, vector.get("now") or 0)
+            accepted = True
+        except InvalidSignature:
+            accepted = False
+        assert accepted == vector["valid"], vector.get("reason")
