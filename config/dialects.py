@@ -1,19 +1,40 @@
 """How APIs treat idempotency keys: `dialects.toml`, read and checked once."""
 
 import functools
+import re
 import tomllib
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from config.durations import Duration
 from config.errors import ConfigError
 
 DIALECTS = Path(__file__).with_name("dialects.toml")
+KEY_MAX = 2048
+"""Characters of a key that an index row of PostgreSQL has room for: 2,704 bytes with the other columns."""
+
 METHODS = ("POST", "PUT", "PATCH", "DELETE")
+PARTS = ("method", "path", "target", "body")
+"""What a fingerprint is made of, besides `header:<name>`; `target` is the path with the query."""
+
+_NAME = r"[A-Za-z0-9-]+"
+_COVERED = re.compile(rf"({'|'.join(METHODS)}) (\*|(?:/[^/\s?#]+)+)")
+_PART = re.compile(rf"{'|'.join(PARTS)}|header:{_NAME}")
+Token = Annotated[str, Field(pattern=f"^{_NAME}$")]
+"""A header's name, without `_`: servers drop or forge such."""
 
 
 class _Table(BaseModel):
@@ -31,7 +52,7 @@ class Replay(_Table):
     """How a replay looks: another status, a marker header, or neither."""
 
     status: Annotated[int, Field(ge=200, le=599)] | None = None
-    header: str | None = None
+    header: Token | None = None
 
 
 class Server(_Table):
@@ -50,9 +71,16 @@ class Server(_Table):
     @classmethod
     def _are_methods_with_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
-            method, _, path = entry.partition(" ")
-            if method not in METHODS or not (path == "*" or path.startswith("/")):
+            if not _COVERED.fullmatch(entry):
                 raise ValueError(f"{entry!r} is not one of {', '.join(METHODS)} with a path or *")
+        return value
+
+    @field_validator("fingerprint")
+    @classmethod
+    def _are_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            if not _PART.fullmatch(part):
+                raise ValueError(f"{part!r} is not one of {', '.join(PARTS)} or header:<name>")
         return value
 
 
@@ -60,11 +88,24 @@ class Dialect(_Table):
     """One API's way with keys. Lengths are in characters; `life` counts from a key's first use."""
 
     title: str
-    header: str
+    header: Token
     min_length: Annotated[int, Field(ge=1)]
-    max_length: Annotated[int, Field(ge=1)]
+    max_length: Annotated[int, Field(ge=1, le=KEY_MAX)]
     life: Duration
     server: Server | None = None
+
+    @field_validator("life")
+    @classmethod
+    def _is_a_life(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError("a key lives longer than 0s")
+        return value
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
+        return self
 
 
 @functools.cache

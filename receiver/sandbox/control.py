@@ -93,7 +93,9 @@ class Control:
         with self._clock:
             shift = self._store.shift.total_seconds() + asked
             if shift > CLOCK_MAX:
-                raise Refusal(400, "misuse", f"advance would move the clock more than {CLOCK_MAX} s ahead.")
+                raise Refusal(
+                    400, "misuse", f"advance would move the clock more than {CLOCK_MAX} s ahead in all."
+                )
             self._store.shift = timedelta(seconds=shift)
         return self.clock()
 

@@ -1,6 +1,7 @@
 """Faults on demand: what goes wrong with the next requests, and where on their way."""
 
 import threading
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated
 
@@ -42,6 +43,10 @@ class Fault(BaseModel):
         return f"{path}/".startswith(f"{self.prefix.rstrip('/')}/")
 
 
+AROUND = frozenset({Kind.DROP_BEFORE, Kind.TOO_MANY, Kind.UNAVAILABLE, Kind.DROP_AFTER, Kind.SLOW})
+"""Faults that a request takes when it comes; those inside the engine are taken by the one that gets there."""
+
+
 class Faults:
     """The armed faults. A request takes the oldest one for its path, and only that one."""
 
@@ -54,15 +59,16 @@ class Faults:
         with self._lock:
             self._armed.append(fault)
 
-    def take(self, path: str) -> Fault | None:
-        """Return what is to go wrong with this request, and count it."""
+    def take(self, path: str, kinds: Collection[Kind]) -> Fault | None:
+        """Return the oldest fault for this path, and count it, if it is one of these kinds; else None."""
         with self._lock:
-            for place, fault in enumerate(self._armed):
-                if fault.hits(path):
-                    left = fault.model_copy(update={"count": fault.count - 1})
-                    self._armed[place : place + 1] = [left] if left.count else []
-                    return fault
-        return None
+            place = next((place for place, fault in enumerate(self._armed) if fault.hits(path)), None)
+            if place is None or self._armed[place].kind not in kinds:
+                return None
+            fault = self._armed[place]
+            left = fault.model_copy(update={"count": fault.count - 1})
+            self._armed[place : place + 1] = [left] if left.count else []
+            return fault
 
     def armed(self) -> list[Fault]:
         """Return what is still to come, the oldest first."""

@@ -14,7 +14,7 @@ from receiver.ledger.keys import Slot
 from receiver.sandbox.api import Api, View
 from receiver.sandbox.connection import hang_up
 from receiver.sandbox.desk import Desk
-from receiver.sandbox.faults import Fault, Faults, Kind, Races
+from receiver.sandbox.faults import AROUND, Fault, Faults, Kind, Races
 
 Guarded = Callable[..., Response]
 
@@ -22,21 +22,22 @@ Guarded = Callable[..., Response]
 class SandboxEngine(Engine):
     """The engine, with the faults that happen inside it."""
 
+    faults: Faults
     races: Races
 
     def claimed(self, slot: Slot) -> None:
         """Linger where the key is held and nothing has happened yet."""
-        fault = g.fault
+        fault = _inner(self.faults, Kind.HOLD, Kind.RACE)
         if fault and fault.kind == Kind.HOLD:
             time.sleep(fault.seconds)
-        elif fault and fault.kind == Kind.RACE:
+        elif fault:
             self.races.wait(slot, fault.seconds)
 
     def overlaps(self, slot: Slot) -> bool:
-        """Run beside the holder of the key: where the document is silent, and a race is asked for."""
-        joined = self.policy.locked is None and self.races.join(slot)
-        asked = bool(g.fault and g.fault.kind == Kind.RACE and self.policy.locked is None)
-        return joined or asked
+        """Run beside the holder of the key when a race is asked for; only silent documents allow one."""
+        asked = _inner(self.faults, Kind.RACE)
+        joined = self.races.join(slot)
+        return joined or asked is not None
 
 
 def policy(api: Api) -> Policy:
@@ -58,18 +59,18 @@ def views(api: Api, store: Store, faults: Faults, races: Races) -> Blueprint:
     blueprint = Blueprint(api.name, __name__, url_prefix=api.prefix)
     refuse = functools.partial(word, api)
     engine = SandboxEngine(store, policy(api), scopes=api.scopes, refuse=refuse)
-    engine.races = races
+    engine.faults, engine.races = faults, races
     for route in api.routes:
-        guarded = engine.guard(_inside(api, engine.policy, route.view))
+        guarded = engine.guard(_inside(api, engine.policy, route.view, faults))
         view = _outside(api, guarded, faults)
         name = f"{route.method} {route.path}".replace(".", " ")
         blueprint.add_url_rule(route.path, name, view, methods=[route.method])
     return blueprint
 
 
-def _inside(api: Api, keys: Policy, view: View) -> View:
+def _inside(api: Api, keys: Policy, view: View, faults: Faults) -> View:
     def run(**values: str) -> ResponseReturnValue:
-        if g.fault and g.fault.kind == Kind.ERROR:
+        if _inner(faults, Kind.ERROR):
             raise Refusal(500, "internal_error", "Something broke before anything was done.")
         key = request.headers.get(keys.header)
         return view(Desk(g.ledger, request, api=api.name, owner=api.owner(request), key=key), **values)
@@ -82,7 +83,7 @@ def _outside(api: Api, guarded: Guarded, faults: Faults) -> Guarded:
         if not api.credential(request):
             raise Refusal(401, "unauthorized", api.wanted)
         g.body = read_body(request)
-        g.fault = fault = faults.take(request.path)
+        g.fault = fault = faults.take(request.path, AROUND)
         early = _before(fault) if fault else None
         if early:
             return early
@@ -90,6 +91,14 @@ def _outside(api: Api, guarded: Guarded, faults: Faults) -> Guarded:
         return _after(fault, response) if fault else response
 
     return answer
+
+
+def _inner(faults: Faults, *kinds: Kind) -> Fault | None:
+    """Take a fault inside the engine, unless this request has one."""
+    if g.fault is None:
+        g.fault = faults.take(request.path, kinds)
+        return g.fault  # type: ignore[no-any-return]
+    return None
 
 
 def _before(fault: Fault) -> Response | None:
