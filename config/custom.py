@@ -20,9 +20,12 @@ def describe_provider(provider: Provider, options: Mapping[str, Any]) -> tuple[P
     """Return the provider of a source and the values of its `{config:...}`; ValueError with a sentence."""
     described = EVENT_KEYS | SCHEME_KEYS if provider.custom else frozenset()
     values = {key: value for key, value in options.items() if key not in described}
+    for key in values:  # first: a misspelt key is also a missing one, and this sentence helps more
+        if f"{{config:{key}}}" not in str(options) and provider.custom:
+            raise ValueError(f"options.{key} is not a known option{suggest(key, described)}")
     if provider.custom:
         provider = _complete(provider, {key: value for key, value in options.items() if key in described})
-    return provider, _check_values(provider, values, described)
+    return provider, _check_values(provider, values)
 
 
 def _complete(provider: Provider, options: Mapping[str, Any]) -> Provider:
@@ -38,14 +41,11 @@ def _complete(provider: Provider, options: Mapping[str, Any]) -> Provider:
         raise ValueError(f"options.{inner}".replace("options.scheme:", "options:")) from None
 
 
-def _check_values(
-    provider: Provider, values: Mapping[str, Any], described: frozenset[str]
-) -> Mapping[str, str]:
+def _check_values(provider: Provider, values: Mapping[str, Any]) -> Mapping[str, str]:
     needed = provider.required_scheme.config_names
     for key, value in values.items():
         if key not in needed:
-            allowed = described | needed
-            hint = suggest(key, allowed) if allowed else f"; {provider.name} takes none"
+            hint = suggest(key, needed) if needed else f"; {provider.name} takes none"
             raise ValueError(f"options.{key} is not a known option{hint}")
         if not isinstance(value, str) or not value:
             raise ValueError(f"options.{key} is {kind_of(value)}; it must be a string that is not empty")

@@ -128,6 +128,8 @@ def broker(context: Context) -> Iterator[Verdict]:
     with connection, connection.SimpleBuffer(f"firstseen.doctor.{uuid4()}") as mailbox:
         mailbox.put({"ping": 1})
         mailbox.get(timeout=BROKER_WAIT)
+        # Cancelled first: RabbitMQ tells a consumer whose queue goes away, as an error.
+        mailbox.consumer.cancel()
         mailbox.queue.delete()
     took = 1000 * (time.monotonic() - begun)
     yield Level.OK, f"{connection.as_uri()} took a message and gave it back in {took:.0f} ms."

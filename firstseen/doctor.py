@@ -11,6 +11,8 @@ from firstseen.checks import CHECKS, Check, Finding, Level
 from firstseen.context import Context
 from firstseen.options import json_option
 from firstseen.output import print_json, tinted, visible
+from receiver.ledger import LedgerError, LedgerUnavailable
+from worker.registry import HandlerError
 
 DEADLINE = 10.0
 """Seconds for one check: a frozen database or broker does not answer at all."""
@@ -66,5 +68,12 @@ def _run(name: str, check: Check, context: Context) -> list[Finding]:
 
 
 def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    if isinstance(error, LedgerUnavailable) and error.__cause__:
+        cause = getattr(error.__cause__, "orig", None) or error.__cause__
+        return f"The database does not answer: {_line(cause)}"
+    sentence = isinstance(error, (ConfigError, LedgerError, HandlerError))
+    return _line(error) if sentence else f"{type(error).__name__}: {_line(error)}".rstrip(": ")
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())

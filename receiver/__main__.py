@@ -1,8 +1,10 @@
 """`python -m receiver`: the Procfile's web."""
 
 import logging
+import signal
 import sys
 
+from flask import Flask
 from granian import Granian
 from granian.constants import Interfaces
 
@@ -11,6 +13,7 @@ from config.logs import LINE
 from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import load_sources
+from receiver.app import create_app
 from receiver.endpoints import build_endpoints
 
 KILL_AFTER = 10
@@ -30,9 +33,9 @@ def main() -> int:
 
 
 def serve(settings: Settings) -> None:
-    """Run granian: its workers each build the application with `create_app`."""
+    """Run granian: its workers each build the application."""
     Granian(
-        "receiver.app:create_app",
+        "receiver.__main__:application",
         factory=True,
         interface=Interfaces.WSGI,
         address=settings.host or ("127.0.0.1" if settings.dev else "0.0.0.0"),  # noqa: S104 - behind a router
@@ -44,6 +47,14 @@ def serve(settings: Settings) -> None:
         websockets=False,
         log_dictconfig=_log_lines(),
     ).serve()
+
+
+def application() -> Flask:
+    """Build the application in a process that serves."""
+    # Ctrl-C reaches the whole group and granian passes it on as SIGTERM; a worker that gets both can hang
+    # until it is killed. The mask holds in every thread that is started from here.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    return create_app()
 
 
 def _log_lines() -> dict[str, object]:

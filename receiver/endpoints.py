@@ -24,18 +24,16 @@ class Endpoint:
     def deliveries(self, request: Request, address: str | None) -> list[Delivery]:
         """Return one delivery for each event in a verified request."""
         kept = self._kept_headers(request)
-        return [self._delivery(request, item, kept, address) for item in self.extractor.items(request)]
+        return [self._delivery(item, kept, address) for item in self.extractor.items(request)]
 
-    def _delivery(
-        self, request: Request, item: Item, kept: Mapping[str, str], address: str | None
-    ) -> Delivery:
+    def _delivery(self, item: Item, kept: Mapping[str, str], address: str | None) -> Delivery:
         return Delivery(
             source=self.source.name,
             event_id=item.event_id,
             type=item.type,
             body=item.body,
             headers=kept,
-            content_type=request.header("Content-Type"),
+            content_type=item.content_type,
             created_at=item.created_at,
             address=address,
             problem=item.problem,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, text
 
 from receiver.ledger import Store, migrate
 from receiver.ledger.models import metadata
@@ -33,6 +33,14 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
     found = ledgers(request.param)
     yield found
     found.shift = timedelta(0)
-    with found.write() as connection:
-        for table in reversed(metadata.sorted_tables):
+    _empty(found)
+
+
+def _empty(store: Store) -> None:
+    tables = list(reversed(metadata.sorted_tables))
+    with store.write() as connection:
+        if not store.sqlite:
+            connection.execute(text("TRUNCATE {}".format(", ".join(table.name for table in tables))))
+            return
+        for table in tables:
             connection.execute(delete(table))

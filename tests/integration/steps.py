@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Table, event, func, select, text, update
+from sqlalchemy import Connection, Row, Table, bindparam, event, func, select, text, update
 
 from receiver.ledger import Claim, Delivery, Move, Outcome, Store, Verdict, claim, record, settle
 from receiver.ledger.models import ATTEMPT, CONFLICT, DUPLICATE, EVENT
@@ -87,6 +87,21 @@ def take(store: Store, event: UUID, worker: str = "worker-1", lease: timedelta =
 def end(store: Store, event: UUID, move: Move = Move.FINISH, **outcome: Any) -> None:
     """Claim an event and settle it so."""
     assert settle(store, take(store, event), Outcome(move, **outcome)), "the claim was lost"
+
+
+def crowd(store: Store, count: int, prefix: str = "crowd", **values: Any) -> None:
+    """Add many events in one statement: waiting and due for a minute, unless `values` say otherwise."""
+    model = deliver(store, f"{prefix}_model").event
+    change(store, model, **{"state": "waiting", "due_at": store.after(timedelta(minutes=-1))} | values)
+    some_id = "lower(hex(randomblob(16)))" if store.sqlite else "gen_random_uuid()"
+    new = {"id": some_id, "event_id": f"'{prefix}_' || n", "body_hash": f"'{prefix}_' || n"}
+    names = [column.name for column in EVENT.c]
+    columns, chosen = ", ".join(names), ", ".join(new.get(name, name) for name in names)
+    query = f"""WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)
+        INSERT INTO event ({columns}) SELECT {chosen} FROM event, numbers WHERE event.id = :model"""
+    with store.write() as connection:
+        bound = text(query).bindparams(bindparam("model", model, EVENT.c.id.type), last=count - 1)
+        connection.execute(bound)
 
 
 def later(store: Store, **span: float) -> None:

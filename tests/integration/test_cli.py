@@ -1,0 +1,257 @@
+"""The command line on a real ledger: what it prints, what it changes, how it exits."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import update
+
+from firstseen.cli import cli
+from receiver.ledger import Filter, Move, Rejected, State, Store, discard, record_rejections, story
+from receiver.ledger.models import EVENT
+from receiver.ledger.replays import plan, progress
+from tests.integration.steps import change, count, deliver, deliver_all, end, row
+from tests.services.processes import clean_environment
+from tests.services.waiting import wait_until
+
+SOURCES = """
+[stripe]
+provider = "stripe"
+secrets_env = "STRIPE_WEBHOOK_SECRET"
+
+[github]
+provider = "github"
+secrets_env = "NOT_SET"
+"""
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def environ(store: Store, tmp_path: Path) -> dict[str, str]:
+    """Give what the command line needs to reach the test's ledger; nothing listens at its broker."""
+    (tmp_path / "sources.toml").write_text(SOURCES)
+    return {
+        "DATABASE_URL": store.url.render_as_string(hide_password=False),
+        "BROKER_URL": "redis://127.0.0.1:1/0",
+        "FIRSTSEEN_SECRET_KEY": "k" * 32,
+        "FIRSTSEEN_SOURCES": str(tmp_path / "sources.toml"),
+        "STRIPE_WEBHOOK_SECRET": "whsec_tests",
+    }
+
+
+@pytest.fixture
+def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs a command and checks its exit code; no `.env` is near."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str, expect: int = 0, **env: str) -> Result:
+        result = CliRunner().invoke(cli, arguments, env=environ | env)
+        assert result.exit_code == expect, f"{arguments} exits {result.exit_code}: {result.output}"
+        assert "Traceback (most" not in result.output
+        return result
+
+    return invoke
+
+
+def told(result: Result) -> Any:
+    """Return what a command printed as JSON."""
+    return json.loads(result.stdout)
+
+
+def test_events_are_listed_newest_first(store: Store, run: Run) -> None:
+    """A line for each event under a head, or the agreed JSON."""
+    deliver(store, "evt_1")
+    end(store, deliver(store, "evt_2").event, Move.GIVE_UP, reason="It cannot be.")
+    lines = run("events").stdout.splitlines()
+    assert lines[0].split()[:3] == ["received", "source", "event_id"]
+    assert ("evt_2" in lines[1], "dead" in lines[1], "It cannot be." in lines[1]) == (True, True, True)
+    assert "evt_1" in lines[2]
+    page = told(run("events", "--json"))
+    assert [event["event_id"] for event in page["data"]] == ["evt_2", "evt_1"]
+    assert page["next"] is None
+
+
+def test_events_are_filtered(store: Store, run: Run) -> None:
+    """Source, state, type and time each narrow the list."""
+    for number in range(3):
+        end(store, deliver(store, f"evt_{number}", type=f"type.{number}").event)
+    deliver(store, "evt_9", source="github")
+    change(store, deliver(store, "evt_old").event, received_at=row_time(store) - timedelta(minutes=30))
+
+    def listed(*options: str) -> int:
+        return len(told(run("events", "--json", *options))["data"])
+
+    assert listed("--source", "github") == 1
+    assert listed("--state", "done") == 3
+    assert listed("--type", "type.1") == 1
+    assert listed("--since", "20min") == 4
+    assert listed("--until", "20min") == 1
+    assert listed("--since", "2020-01-01T00:00:00Z", "--source", "stripe") == 4
+
+
+def row_time(store: Store) -> Any:
+    """Return the ledger's present time."""
+    with store.read() as connection:
+        return connection.execute(EVENT.select().with_only_columns(store.now()).limit(1)).scalar_one()
+
+
+def test_pages_follow_the_printed_cursor(store: Store, run: Run) -> None:
+    """The next page starts after the last event of this one."""
+    deliver_all(store, 5)
+    first = told(run("events", "--json", "--limit", "3"))
+    second = told(run("events", "--json", "--limit", "3", "--cursor", first["next"]))
+    assert [len(first["data"]), len(second["data"]), second["next"]] == [3, 2, None]
+    assert f"--cursor {first['next']}" in run("events", "--limit", "3").stderr
+    assert "cursor" in run("events", "--cursor", "nonsense", expect=1).stderr
+
+
+def test_show_tells_the_whole_story(store: Store, run: Run) -> None:
+    """What came, what was tried, who did what, and what is next; as JSON, the story itself."""
+    event = deliver(store, body=b"first", address="192.0.2.7").event
+    deliver(store, body=b"other", address="192.0.2.8")
+    end(store, event, Move.GIVE_UP, reason="All attempts failed.", error="Traceback:\n  boom\x1b[31m")
+    run("retry", "stripe", "evt_1", "--who", "ann")
+    shown = run("show", "stripe", "evt_1").stdout
+    for words in ("192.0.2.7", "192.0.2.8", "1 conflict", "give up", "All attempts failed.", "retry by ann"):
+        assert words in shown, shown
+    assert "Attempt 1 runs as soon as a worker is free" in shown
+    assert "boom\\x1b[31m" in shown, "a sender's control characters reached the terminal"
+    assert told(run("show", "stripe", "evt_1", "--json"))["event"] == story(store, event)["event"]
+
+
+def test_what_is_not_there_is_named(store: Store, run: Run) -> None:
+    """An unknown event exits 1 with one sentence on stderr and nothing on stdout."""
+    deliver(store)
+    for command in ("show", "retry", "rerun", "discard"):
+        result = run(command, "stripe", "evt_9", expect=1)
+        assert (result.stdout, result.stderr) == ("", "Error: No event evt_9 of stripe is in the ledger.\n")
+
+
+def test_one_event_is_acted_on_at_once(store: Store, run: Run) -> None:
+    """Discard, retry and rerun of a named event need no --yes and say what happens next."""
+    event = deliver(store).event
+    assert "evt_1 is discarded. Nothing" in run("discard", "stripe", "evt_1").stdout
+    assert "evt_1 is due again. Attempt 1" in run("retry", "stripe", "evt_1").stdout
+    end(store, event)
+    assert told(run("rerun", "stripe", "evt_1", "--json", "--generation", "0"))["generation"] == 1
+    assert [one["what"] for one in story(store, event)["actions"]] == ["rerun", "retry", "discard"]
+
+
+def test_what_is_not_allowed_says_why(store: Store, run: Run) -> None:
+    """A refused action exits 1, says what to do instead, and changes nothing."""
+    event = deliver(store).event
+    end(store, event)
+    assert "rerun it if every effect" in run("retry", "stripe", "evt_1", expect=1).stderr
+    assert "not 7" in run("rerun", "stripe", "evt_1", "--generation", "7", expect=1).stderr
+    assert row(store, event).state == "done"
+
+
+def test_many_are_counted_before_anything_is_done(store: Store, run: Run) -> None:
+    """Without --yes a filter is only counted; with it every match is acted on once."""
+    events = deliver_all(store, 3)
+    deliver(store, "evt_x", source="github")
+    assert "3 events to discard; nothing is done yet" in run("discard", "--source", "stripe").stdout
+    assert told(run("discard", "--source", "stripe", "--json"))["total"] == 3
+    assert count(store, EVENT.c.state == State.DEAD) == 0
+    result = run("discard", "--source", "stripe", "--yes", "--who", "ann")
+    assert "discard: 3 of 3 events done." in result.stdout
+    assert re.search(r"firstseen discard --resume [0-9a-f-]{36}", result.stderr)
+    assert {row(store, event).reason for event in events} == {"Discarded by ann."}
+    assert count(store, EVENT.c.state == State.RECEIVED) == 1
+    assert told(run("discard", "--source", "stripe", "--yes", "--json"))["total"] == 0
+
+
+def test_a_listed_run_is_resumed_by_its_id(store: Store, run: Run) -> None:
+    """An interrupted run goes on by its id, under its own action only, and once."""
+    discard(store, deliver(store).event, "bob")
+    replay = plan(store, Move.RETRY, Filter(state=State.DEAD), "ann")
+    assert (
+        f"say firstseen retry --resume {replay.id}"
+        in run("rerun", "--resume", str(replay.id), expect=1).stderr
+    )
+    assert told(run("retry", "--resume", str(replay.id), "--json"))["done"] == 1
+    assert "1 of 1 event done" in run("retry", "--resume", str(replay.id)).stdout
+    assert run("retry", "--resume", "0" * 32, expect=1).stderr.startswith("Error: No bulk run")
+
+
+def test_a_killed_run_goes_on_where_it_was(store: Store, run: Run, environ: dict[str, str]) -> None:
+    """Kill -9 of the command in the middle; --resume does the rest and nothing twice."""
+    deliver_all(store, 4000)
+    with store.write() as connection:
+        connection.execute(update(EVENT).values(state=State.DONE, finished_at=store.now()))
+    env = clean_environment(PYTHONPATH=":".join(sys.path), **environ)
+    argv = [sys.executable, "-m", "firstseen", "rerun", "--source", "stripe", "--yes"]
+    command = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+    assert command.stderr
+    replay = re.search(r"--resume ([0-9a-f-]{36})", command.stderr.readline())
+    assert replay
+    wait_until(lambda: count(store, EVENT.c.generation == 1) > 0, 30, "the run to be under way")
+    command.kill()
+    command.communicate()
+    assert count(store, EVENT.c.generation == 1) < 4000, "it was over before it was killed"
+    run("rerun", "--resume", replay[1])
+    assert count(store, EVENT.c.generation == 1) == 4000, "an event was left out or done twice"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["retry"],
+        ["retry", "stripe"],
+        ["retry", "stripe", "evt_1", "--state", "dead"],
+        ["events", "--state", "asleep"],
+        ["events", "--since", "yesterday"],
+        ["events", "--since", "2026-11-21T10:00:00"],
+        ["rerun", "stripe", "evt_1", "--generation", "-1"],
+        ["nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_misuse_exits_2(run: Run, arguments: list[str]) -> None:
+    """What cannot be meant is refused before anything is looked up."""
+    run(*arguments, expect=2)
+
+
+def test_figures_and_sources_are_listed(store: Store, run: Run) -> None:
+    """Counts by state and rejections by reason; sources with what is wrong with them."""
+    deliver(store)
+    record_rejections(store, [Rejected("stripe", "bad_signature")] * 2)
+    assert "2 bad_signature" in run("stats").stdout
+    assert told(run("stats", "--json"))["data"][0]["accepted"] == 1
+    listed = {one["name"]: one for one in told(run("sources", "--json"))["data"]}
+    assert (listed["stripe"]["secrets"], listed["stripe"]["problem"]) == (1, None)
+    assert "NOT_SET" in listed["github"]["problem"]
+    assert "/webhooks/github" in run("sources").stdout
+
+
+def test_prune_does_all_there_is_to_do(store: Store, run: Run) -> None:
+    """Payloads past their window go in one call; the second has nothing left."""
+    event = deliver(store).event
+    end(store, event)
+    change(store, event, finished_at=row_time(store) - timedelta(days=31))
+    assert told(run("prune", "--json"))["payloads"] == 1
+    assert row(store, event).body is None
+    assert told(run("prune", "--json"))["payloads"] == 0
+
+
+def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -> None:
+    """Escape sequences in ids, types and reasons are shown, not sent."""
+    deliver(store, "evt_\x1b]0;x\x07", type="a\rb\u202e")
+    shown = run("events").stdout
+    assert not set(shown) & {"\x1b", "\x07", "\r", "\u202e"}, shown
+    assert "evt_\\x1b]0;x\\x07" in shown
+
+
+def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
+    """A run that is over says so to whoever asks later."""
+    deliver(store)
+    replay = plan(store, Move.DISCARD, Filter(), "ann")
+    run("discard", "--resume", str(replay.id))
+    assert progress(store, replay.id)["finished_at"] is not None

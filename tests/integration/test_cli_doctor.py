@@ -1,0 +1,189 @@
+"""`doctor`: each thing that a deployment needs is looked at, and a fault is named in a sentence."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from firstseen.cli import cli
+from receiver.ledger import Store, migrate
+from tests.services.databases import Databases, driver_url
+from tests.services.postgres import Postgres
+from tests.services.valkey import Valkey
+from tests.services.waiting import free_port
+
+SOURCES = '[stripe]\nprovider = "stripe"\nsecrets_env = "STRIPE_WEBHOOK_SECRET"\n'
+HANDLER = (
+    'from worker import handles\n\n\n@handles("{}", "*")\ndef run(event, calls):\n    """Do nothing."""\n'
+)
+Findings = dict[str, list[tuple[str, str]]]
+Examine = Callable[..., Findings]
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Valkey]:
+    """Run one Valkey for this file; whoever freezes it thaws it."""
+    server = Valkey()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def environ(databases: Databases, broker: Valkey, tmp_path: Path) -> dict[str, str]:
+    """Give a healthy deployment on SQLite."""
+    (tmp_path / "sources.toml").write_text(SOURCES)
+    (tmp_path / "well_handlers.py").write_text(HANDLER.format("stripe"))
+    return {
+        "DATABASE_URL": databases.migrated("sqlite"),
+        "BROKER_URL": broker.url,
+        "FIRSTSEEN_SECRET_KEY": "k" * 32,
+        "FIRSTSEEN_SOURCES": str(tmp_path / "sources.toml"),
+        "FIRSTSEEN_HANDLERS": "well_handlers",
+        "STRIPE_WEBHOOK_SECRET": "whsec_tests",
+    }
+
+
+@pytest.fixture
+def examine(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """Give a function that runs doctor, checks its exit code, and returns findings by check."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("worker.registry._declared", [])
+    monkeypatch.delitem(sys.modules, "well_handlers", raising=False)
+
+    def run(*, expect: int, **env: str) -> Findings:
+        result = CliRunner().invoke(cli, ["doctor", "--json"], env=environ | env)
+        assert result.exit_code == expect, result.output
+        found: Findings = {}
+        for finding in json.loads(result.stdout)["data"]:
+            found.setdefault(finding["check"], []).append((finding["level"], finding["text"]))
+        return found
+
+    return run
+
+
+def faults(found: Findings) -> dict[str, str]:
+    """Return what is not ok: the first sentence of each check."""
+    return {check: text for check, lines in found.items() for level, text in reversed(lines) if level != "ok"}
+
+
+def test_a_healthy_deployment_has_no_fault(examine: Examine) -> None:
+    """All seven checks are ok, and the durability settings stand there as read back."""
+    found = examine(expect=0)
+    assert faults(found) == {}
+    assert list(found) == ["configuration", "sources", "database", "schema", "clock", "broker", "handlers"]
+    assert "journal_mode = wal, synchronous = FULL" in found["database"][0][1]
+    assert "gave it back" in found["broker"][0][1]
+
+
+@pytest.mark.usefixtures("examine")
+def test_the_lines_are_readable(environ: dict[str, str]) -> None:
+    """Without --json there is a line for each finding: level, check, sentence."""
+    lines = CliRunner().invoke(cli, ["doctor"], env=environ).stdout.splitlines()
+    assert len(lines) == 7
+    assert all(line.split()[0] == "ok" for line in lines), lines
+
+
+def test_the_brokers_mailbox_is_removed(examine: Examine, broker: Valkey) -> None:
+    """Doctor leaves nothing in the broker."""
+    broker.wipe()
+    examine(expect=0)
+    with broker.client() as client:
+        assert client.keys() == []
+
+
+def test_a_server_that_does_not_sync_fails(
+    examine: Examine, postgres: Postgres, databases: Databases
+) -> None:
+    """PostgreSQL with fsync off loses acknowledged events when its machine crashes; passwords stay hidden."""
+    url = databases.migrated("postgres")
+    found = examine(expect=1, DATABASE_URL=url)
+    assert "fsync = off" in faults(found)["database"]
+    assert "synchronous_commit = on" in faults(found)["database"]
+    assert postgres.url("x").split(":")[2].split("@")[0] not in json.dumps(found)
+
+
+def test_a_durable_server_is_well(examine: Examine) -> None:
+    """PostgreSQL is well, also where its server has switched durable commits off: each commit asks anew."""
+    server = Postgres(fsync=True, synchronous_commit="off")
+    try:
+        url = server.start().create_database()
+        store = Store(driver_url(url))
+        migrate(store)
+        store.close()
+        found = examine(expect=0, DATABASE_URL=url)
+        assert "synchronous_commit = on, fsync = on" in found["database"][0][1]
+    finally:
+        server.stop()
+
+
+def test_a_missing_schema_fails(examine: Examine, databases: Databases) -> None:
+    """An empty database is named as such, with the command that mends it."""
+    found = faults(examine(expect=1, DATABASE_URL=databases.fresh("sqlite")))
+    assert list(found) == ["schema"]
+    assert "firstseen migrate" in found["schema"]
+
+
+def test_a_database_that_is_away_fails(examine: Examine) -> None:
+    """What needs it fails with a sentence, and the rest is looked at all the same."""
+    found = examine(expect=1, DATABASE_URL=f"postgres://ann:hunter2@127.0.0.1:{free_port()}/x")
+    assert set(faults(found)) == {"database", "schema", "clock"}
+    assert "refused" in faults(found)["database"], found
+    assert "hunter2" not in json.dumps(found)
+
+
+def test_a_broker_that_is_away_fails(examine: Examine) -> None:
+    """Nothing listens there."""
+    assert list(faults(examine(expect=1, BROKER_URL=f"redis://127.0.0.1:{free_port()}/0"))) == ["broker"]
+
+
+def test_a_frozen_broker_fails_in_time(examine: Examine, broker: Valkey) -> None:
+    """A broker that takes connections and says nothing costs seconds, not minutes."""
+    broker.freeze()
+    begun = time.monotonic()
+    try:
+        found = faults(examine(expect=1))
+    finally:
+        broker.thaw()
+    assert list(found) == ["broker"]
+    assert time.monotonic() - begun < 15
+
+
+def test_a_source_without_its_secret_fails(examine: Examine) -> None:
+    """The variable is named, and what deliveries get meanwhile."""
+    found = faults(examine(expect=1, STRIPE_WEBHOOK_SECRET=""))["sources"]
+    assert "STRIPE_WEBHOOK_SECRET" in found
+    assert "503" in found
+
+
+def test_handlers_that_cannot_be_imported_fail(examine: Examine, tmp_path: Path) -> None:
+    """The module and its error are named."""
+    (tmp_path / "broken_handlers.py").write_text("import no_such_module_of_ours\n")
+    found = faults(examine(expect=1, FIRSTSEEN_HANDLERS="broken_handlers"))["handlers"]
+    assert "broken_handlers" in found
+    assert "no_such_module_of_ours" in found
+
+
+def test_a_handler_of_no_source_is_a_warning(examine: Examine, tmp_path: Path) -> None:
+    """A source's name that is written wrong would ignore every event without a word."""
+    (tmp_path / "misspelt_handlers.py").write_text(HANDLER.format("strip"))
+    found = faults(examine(expect=0, FIRSTSEEN_HANDLERS="misspelt_handlers"))["handlers"]
+    assert "no source is called 'strip'" in found
+
+
+def test_without_a_configuration_nothing_else_is_looked_at(examine: Examine) -> None:
+    """The first fault is the one to mend."""
+    found = examine(expect=1, FIRSTSEEN_SECRET_KEY="short")
+    assert found["configuration"][0][0] == "FAIL"
+    assert {lines[0][0] for check, lines in found.items() if check != "configuration"} == {"warn"}
+
+
+def test_rabbitmq_gives_the_message_back(examine: Examine, rabbit_url: str) -> None:
+    """The round trip works over AMQP as well."""
+    assert faults(examine(expect=0, BROKER_URL=rabbit_url)) == {}

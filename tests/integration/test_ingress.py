@@ -1,0 +1,393 @@
+"""POST /webhooks/<source>: what is accepted, what is refused, and what is said about it."""
+
+import hashlib
+import hmac
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+import receiver.app
+from config.settings import Settings
+from receiver.app import create_app
+from receiver.dispatch import Dispatcher
+from receiver.ledger import Store
+from tests.services.databases import NO_BROKER, Databases
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event, stripe_headers
+from tests.services.waiting import wait_until
+
+LIMIT = 2048
+CANARY = "canary-7d0c"
+SOURCES = f"""
+[stripe]
+provider = "stripe"
+secrets_env = "TEST_STRIPE_SECRETS"
+max_body = {LIMIT}
+
+[slack]
+provider = "slack"
+secrets_env = "TEST_SLACK_SECRET"
+
+[later]
+provider = "stripe"
+secrets_env = "TEST_SECRET_NOT_YET_SET"
+"""
+OLD_SECRET, SLACK_SECRET = "whsec_old_3b1f", "slack-5d2e"
+
+MakeApp = Callable[[str], Flask]
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeApp]:
+    """Make applications on a database; their connections are closed with the test."""
+    stores: list[Store] = []
+
+    def open_store(url: str, *, pool: int) -> Store:
+        stores.append(Store(url, pool=pool))
+        return stores[-1]
+
+    monkeypatch.setattr(receiver.app, "Store", open_store)
+    (tmp_path / "sources.toml").write_text(SOURCES)
+    monkeypatch.setenv("FIRSTSEEN_SOURCES", str(tmp_path / "sources.toml"))
+    monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
+    monkeypatch.setenv("BROKER_URL", NO_BROKER)
+    monkeypatch.setenv("TEST_STRIPE_SECRETS", f"{STRIPE_SECRET},{OLD_SECRET}")
+    monkeypatch.setenv("TEST_SLACK_SECRET", SLACK_SECRET)
+
+    def make(database_url: str) -> Flask:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        return create_app(Settings(_env_file=None))
+
+    yield make
+    for store in stores:
+        wait_until(lambda store=store: not store.engine.pool.checkedout(), 10, "connections to be put back")
+        store.close()
+
+
+@pytest.fixture
+def client(make_app: MakeApp, migrated_url: str) -> FlaskClient:
+    """Give a client of the application, on SQLite and on PostgreSQL; its broker is down."""
+    return make_app(migrated_url).test_client()
+
+
+@pytest.fixture
+def ledger(migrated_url: str) -> Ledger:
+    """Look at the same database from outside."""
+    return Ledger(migrated_url)
+
+
+def deliver(
+    client: FlaskClient, body: bytes, headers: dict[str, str], source: str = "stripe"
+) -> TestResponse:
+    """Post one delivery."""
+    return client.post(f"/webhooks/{source}", data=body, headers=headers)
+
+
+def deliver_event(client: FlaskClient, event_id: str, **data: Any) -> TestResponse:
+    """Post one signed Stripe event."""
+    return deliver(client, *stripe_delivery(stripe_event(event_id, **data)))
+
+
+def slack_headers(body: bytes, secret: str = SLACK_SECRET) -> dict[str, str]:
+    """Sign a body as Slack does."""
+    stamp = str(int(time.time()))
+    digest = hmac.new(secret.encode(), b"v0:" + stamp.encode() + b":" + body, hashlib.sha256).hexdigest()
+    return {
+        "X-Slack-Request-Timestamp": stamp,
+        "X-Slack-Signature": f"v0={digest}",
+        "Content-Type": "application/json",
+    }
+
+
+def assert_problem(answer: TestResponse | httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """Check for a problem document of this kind (RFC 9457) and return it."""
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = json.loads(answer.text)
+    assert (problem["status"], problem["type"]) == (status, f"urn:firstseen:problem:{kind}")
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+def test_a_first_delivery_is_recorded(client: FlaskClient, ledger: Ledger) -> None:
+    """A signed delivery gets 200 with its two ids, and the exact bytes are in the ledger."""
+    body, headers = stripe_delivery(stripe_event("evt_1"))
+    answer = deliver(client, body, headers)
+    assert answer.status_code == 200
+    assert "Idempotent-Replayed" not in answer.headers
+    assert answer.json
+    assert answer.json == {"status": "accepted", "id": answer.json["id"], "event_id": "evt_1"}
+    assert UUID(answer.json["id"]).version == 7
+    event = ledger.event("evt_1")
+    assert (event["state"], event["type"], bytes(event["body"])) == ("received", "invoice.paid", body)
+
+
+def test_a_duplicate_is_answered_as_the_first_was(client: FlaskClient, ledger: Ledger) -> None:
+    """Every later delivery gets the first one's status and body, and a header that tells it apart."""
+    body, headers = stripe_delivery(stripe_event("evt_1"))
+    first, *others = [deliver(client, body, headers) for _ in range(3)]
+    for other in others:
+        assert (other.status_code, other.data) == (first.status_code, first.data)
+        assert other.headers["Idempotent-Replayed"] == "true"
+    assert (ledger.event("evt_1")["duplicates"], ledger.event("evt_1")["conflicts"]) == (2, 0)
+
+
+def test_another_body_under_an_id_is_a_conflict(client: FlaskClient, ledger: Ledger) -> None:
+    """The same id with other bytes is answered as a duplicate; the other body is kept beside the first."""
+    first = deliver_event(client, "evt_1", amount=1)
+    other = deliver_event(client, "evt_1", amount=2)
+    assert (other.status_code, other.data) == (first.status_code, first.data)
+    assert other.headers["Idempotent-Replayed"] == "true"
+    event = ledger.event("evt_1")
+    assert (event["conflicts"], event["duplicates"]) == (1, 1)
+    assert b'"amount":1' in bytes(event["body"])
+    (kept,) = ledger.rows("SELECT body FROM conflict")
+    assert b'"amount":2' in bytes(kept["body"])
+
+
+def test_any_secret_of_a_source_may_match(client: FlaskClient) -> None:
+    """While secrets rotate, deliveries signed with either are accepted."""
+    body = json.dumps(stripe_event("evt_1")).encode()
+    assert deliver(client, body, stripe_headers(body, secret=OLD_SECRET)).status_code == 200
+
+
+FORGERIES: dict[str, Callable[[bytes], tuple[bytes, dict[str, str]]]] = {
+    "missing_signature": lambda body: (body, {}),
+    "bad_signature": lambda body: (body + b" ", stripe_headers(body)),
+    "stale_timestamp": lambda body: (body, stripe_headers(body, at=time.time() - 3600)),
+    "malformed_signature": lambda body: (body, {"Stripe-Signature": "nonsense"}),
+}
+
+
+@pytest.mark.parametrize("reason", FORGERIES)
+def test_a_forgery_is_refused_and_counted(
+    client: FlaskClient, ledger: Ledger, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What does not verify gets 401 and leaves a count and no event; nothing of it is repeated anywhere."""
+    body = json.dumps(stripe_event("evt_1", note=CANARY)).encode()
+    assert_problem(deliver(client, *FORGERIES[reason](body)), 401, "invalid-signature")
+    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+    (counted,) = ledger.rows("SELECT source, reason, count FROM rejection")
+    assert counted == {"source": "stripe", "reason": reason, "count": 1}
+    (sample,) = ledger.rows("SELECT * FROM rejection_sample")
+    assert CANARY not in f"{sample}{caplog.text}"
+    assert ledger.states() == {}
+
+
+def test_a_wrong_secret_is_refused(client: FlaskClient, ledger: Ledger) -> None:
+    """A delivery signed by somebody else is refused, and the answer names no secret."""
+    body = json.dumps(stripe_event("evt_1")).encode()
+    answer = deliver(client, body, stripe_headers(body, secret=CANARY))
+    assert_problem(answer, 401, "invalid-signature")
+    assert not {secret for secret in (STRIPE_SECRET, OLD_SECRET, CANARY) if secret in answer.text}
+    assert ledger.states() == {}
+
+
+def test_an_unknown_source(client: FlaskClient) -> None:
+    """A source that nobody configured is 404, and its name is not repeated."""
+    answer = client.post(f"/webhooks/{CANARY}", data=b"{}")
+    assert_problem(answer, 404, "unknown-source")
+    assert CANARY not in answer.text
+
+
+def test_other_errors_are_problems_too(client: FlaskClient) -> None:
+    """A wrong method and a wrong path get problem documents, without the path."""
+    answer = client.get("/webhooks/stripe")
+    assert_problem(answer, 405, "method-not-allowed")
+    assert "POST" in answer.headers["Allow"]
+    other = client.post(f"/{CANARY}")
+    assert_problem(other, 404, "not-found")
+    assert CANARY not in other.text
+
+
+def test_a_source_without_a_secret(client: FlaskClient, ledger: Ledger) -> None:
+    """Until its secret is set a source answers 503, so that the provider tries again; that is counted."""
+    body, headers = stripe_delivery(stripe_event("evt_1"))
+    answer = deliver(client, body, headers, "later")
+    assert_problem(answer, 503, "unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+    assert ledger.rows("SELECT reason FROM rejection") == [{"reason": "no_secret"}]
+    assert ledger.states() == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"type": "invoice.paid"}', "no event id"),
+        (b"\xff\x00not json", "does not parse"),
+        (b"", "does not parse"),
+    ],
+)
+def test_what_verified_is_kept(client: FlaskClient, ledger: Ledger, body: bytes, said: str) -> None:
+    """A verified delivery without an id, or that does not parse, is parked and answered 200."""
+    first, second = [deliver(client, body, stripe_headers(body)) for _ in range(2)]
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert second.headers["Idempotent-Replayed"] == "true"
+    event = ledger.event(f"sha256:{hashlib.sha256(body).hexdigest()}")
+    assert (event["state"], bytes(event["body"]), event["duplicates"]) == ("parked", body, 1)
+    assert said in event["reason"]
+
+
+def test_a_handshake_is_answered_and_not_recorded(client: FlaskClient, ledger: Ledger) -> None:
+    """Slack's url_verification gets its challenge back and leaves no event; a forged one is refused."""
+    body = json.dumps({"type": "url_verification", "challenge": "c-123", "token": "t"}).encode()
+    answer = deliver(client, body, slack_headers(body), "slack")
+    assert (answer.status_code, answer.text) == (200, "c-123")
+    forged = deliver(client, body, slack_headers(body, "another"), "slack")
+    assert_problem(forged, 401, "invalid-signature")
+    assert "c-123" not in forged.text
+    assert ledger.states() == {}
+
+
+def padded(length: int) -> bytes:
+    """Return a Stripe event of exactly so many bytes."""
+    event = stripe_event(f"evt_{length}", note="")
+    return json.dumps(stripe_event(f"evt_{length}", note="x" * (length - len(json.dumps(event))))).encode()
+
+
+@pytest.mark.parametrize(("length", "status"), [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 413)])
+def test_the_limit_is_exact(client: FlaskClient, ledger: Ledger, length: int, status: int) -> None:
+    """A body of max_body bytes is taken whole; one byte more is 413, counted, and not recorded."""
+    body = padded(length)
+    assert len(body) == length
+    answer = deliver(client, body, stripe_headers(body))
+    assert answer.status_code == status
+    if status == 200:
+        assert len(ledger.event(f"evt_{length}")["body"]) == length
+    else:
+        assert_problem(answer, 413, "too-large")
+        wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+        assert ledger.rows("SELECT reason FROM rejection") == [{"reason": "too_large"}]
+        assert ledger.states() == {}
+
+
+def test_a_nudge_follows_the_commit(
+    make_app: MakeApp, migrated_url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the broker hears of an event, its row can be read by all; a duplicate nudges until it is done."""
+    heard: list[str] = []
+
+    def nudge(_dispatcher: Dispatcher, events: Iterator[UUID]) -> None:
+        heard.extend(ledger.event("evt_1").get("state", "not there") for _ in events)
+
+    monkeypatch.setattr(Dispatcher, "nudge", nudge)
+    client = make_app(migrated_url).test_client()
+    deliver_event(client, "evt_1")
+    deliver_event(client, "evt_1")
+    assert heard == ["received", "received"]
+    ledger.change("UPDATE event SET state = 'done'")
+    deliver_event(client, "evt_1")
+    assert heard == ["received", "received"]
+
+
+def test_a_ledger_without_tables_is_unavailable(
+    make_app: MakeApp, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before migration: 503 with Retry-After, and /readyz says why; no log line has payload or secret."""
+    with caplog.at_level(logging.DEBUG, "receiver"):
+        client = make_app(database_url).test_client()
+        body = json.dumps(stripe_event("evt_1", note=CANARY)).encode()
+        answer = deliver(client, body, stripe_headers(body) | {"X-Note": CANARY})
+        forged = deliver(client, body, {})
+    assert_problem(answer, 503, "unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert forged.status_code == 401, "what does not verify needs no ledger"
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json
+    assert "firstseen migrate" in ready.json["ledger"]
+    assert client.get("/healthz").status_code == 200
+    assert CANARY not in answer.text
+    assert CANARY not in caplog.text
+    assert STRIPE_SECRET not in caplog.text
+
+
+def test_readiness_reports_the_broker_and_needs_none(client: FlaskClient) -> None:
+    """With the broker down web is ready, and says so."""
+    assert client.get("/readyz").json == {"status": "ok", "ledger": "ok", "broker": "untried"}
+    deliver_event(client, "evt_1")
+    wait_until(
+        lambda: (client.get("/readyz").json or {})["broker"] == "unreachable", 10, "the broker's state"
+    )
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def web(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Run one real web process, for what only a real server does with lengths."""
+    made = Deployment(
+        tmp_path_factory.mktemp("web"),
+        databases.migrated("sqlite"),
+        NO_BROKER,
+        sources=SOURCES,
+        env={"TEST_STRIPE_SECRETS": STRIPE_SECRET, "TEST_SLACK_SECRET": SLACK_SECRET},
+    )
+    made.start_web()
+    yield made
+    made.stop()
+
+
+def in_chunks(body: bytes) -> Iterator[bytes]:
+    """Yield a body in pieces: httpx then sends it chunked, without a length."""
+    for start in range(0, len(body), 500):
+        yield body[start : start + 500]
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize(("length", "status"), [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 413)])
+def test_the_limit_is_exact_over_http(web: Deployment, length: int, status: int, *, chunked: bool) -> None:
+    """With a Content-Length or chunked, a body up to the limit is taken whole and a longer one refused."""
+    body = padded(length)
+    headers = stripe_headers(body)
+    content = in_chunks(body) if chunked else body
+    answer = web.client.post(f"{web.url}/webhooks/stripe", content=content, headers=headers)
+    assert answer.status_code == status
+    if status == 200:
+        assert bytes(Ledger(web.database_url).event(f"evt_{length}")["body"]) == body
+    else:
+        assert_problem(answer, 413, "too-large")
+
+
+def test_an_endless_body_is_cut_off(web: Deployment) -> None:
+    """A chunked body without end costs no more memory than the limit, and web goes on."""
+    (process,) = web.webs
+    before = sum(member.memory_info().rss for member in process.family())
+    sent = 0
+    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            while sent < 64 << 20:
+                connection.sendall(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+                sent += 0x10000
+        except OSError:
+            pass
+    grown = sum(member.memory_info().rss for member in process.family()) - before
+    assert grown < 32 << 20, f"{grown} bytes more after {sent} sent"
+    assert web.deliver("evt_after").status_code == 200
+
+
+def test_a_body_that_breaks_off_is_not_recorded(web: Deployment) -> None:
+    """A delivery whose connection ends in the middle of its body leaves nothing."""
+    body, headers = stripe_delivery(stripe_event("evt_broken"))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(head.encode() + body[:-1])
+    assert web.deliver("evt_whole").status_code == 200
+    ledger = Ledger(web.database_url)
+    assert ledger.event("evt_broken") == {}
+    assert ledger.rows("SELECT 1 FROM event WHERE state = 'parked'") == []

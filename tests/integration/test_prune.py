@@ -1,0 +1,185 @@
+"""Pruning: payloads go first, ids stay as tombstones, and nothing that is unfinished or parked is touched."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, select
+
+from receiver.ledger import Move, Store, Windows, claim, prune
+from receiver.ledger.actions import discard
+from receiver.ledger.models import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
+from receiver.ledger.sweep import PRUNE_BATCH
+from tests.integration.steps import (
+    LEASE,
+    ONLY_POSTGRES,
+    conflicts,
+    count,
+    crowd,
+    deliver,
+    duplicates,
+    end,
+    later,
+    row,
+    state,
+    take,
+    worst_plan,
+)
+
+WINDOWS = {"stripe": Windows(retention=timedelta(days=90), payload_retention=timedelta(days=30))}
+ENDS = [Move.FINISH, Move.GIVE_UP, Move.IGNORE]
+
+
+def ended(store: Store, move: Move = Move.FINISH) -> UUID:
+    """Record an event and bring it to an end."""
+    made = deliver(store).event
+    end(store, made, move)
+    return made
+
+
+@pytest.mark.parametrize("move", ENDS)
+def test_the_payload_goes_first_and_the_id_stays(store: Store, move: Move) -> None:
+    """After payload_retention nothing of the sender's is left but id, type, times and the body's hash."""
+    made = deliver(store, headers={"h": "v"}, address="192.0.2.1").event
+    deliver(store, body=b"other", address="192.0.2.2")
+    end(store, made, move)
+    before = row(store, made)
+    later(store, days=29)
+    assert prune(store, WINDOWS) == {"payloads": 0, "ids": 0, "rejections": 0}
+    later(store, days=2)
+    assert prune(store, WINDOWS) == {"payloads": 1, "ids": 0, "rejections": 0}
+    found = row(store, made)
+    assert (found.body, found.headers, found.address) == (None, None, None)
+    assert (found.event_id, found.body_hash, found.state) == ("evt_1", before.body_hash, before.state)
+    assert (conflicts(store, made), [one.address for one in duplicates(store, made)]) == ([], [None])
+    assert prune(store, WINDOWS)["payloads"] == 0, "an erased payload was counted again"
+
+
+@pytest.mark.parametrize("move", ENDS)
+def test_the_id_goes_when_retention_is_over(store: Store, move: Move) -> None:
+    """With all that hangs on it; the same id is then first seen again."""
+    made = ended(store, move=move)
+    later(store, days=91)
+    assert prune(store, WINDOWS)["ids"] == 1
+    with store.read() as connection:
+        for table in (EVENT, ATTEMPT, ACTION, CONFLICT, DUPLICATE):
+            left = connection.execute(select(func.count()).select_from(table)).scalar_one()
+            assert left == 0, f"{left} rows are left in {table}"
+    again = deliver(store)
+    assert (again.first_seen, again.event != made) == (True, True)
+
+
+def test_retention_counts_from_the_end(store: Store) -> None:
+    """What took long to end is kept as long after that as any other."""
+    made = deliver(store).event
+    end(store, made, Move.RETRY_LATER)
+    later(store, days=200)
+    end(store, made)
+    later(store, days=29)
+    assert prune(store, WINDOWS) == {"payloads": 0, "ids": 0, "rejections": 0}
+    later(store, days=2)
+    assert prune(store, WINDOWS)["payloads"] == 1
+    later(store, days=60)
+    assert prune(store, WINDOWS)["ids"] == 1
+
+
+def test_an_id_that_is_still_sent_stays(store: Store) -> None:
+    """A provider that delivers it again keeps its tombstone for another retention."""
+    made = ended(store)
+    later(store, days=80)
+    prune(store, WINDOWS)
+    assert not deliver(store).first_seen
+    later(store, days=80)
+    assert prune(store, WINDOWS)["ids"] == 0
+    assert deliver(store).event == made
+    later(store, days=91)
+    assert prune(store, WINDOWS)["ids"] == 1
+
+
+@pytest.mark.parametrize("shape", ["received", "processing", "waiting", "parked", "parked at once"])
+def test_what_is_unfinished_or_parked_is_never_touched(store: Store, shape: str) -> None:
+    """However old: it is not yet handled, and somebody still needs its body."""
+    problem = "It has no id." if shape == "parked at once" else None
+    made = deliver(store, body=b"precious", headers={"h": "v"}, problem=problem).event
+    deliver(store, body=b"other")
+    match shape:
+        case "processing":
+            take(store, made)
+        case "waiting":
+            end(store, made, Move.RETRY_LATER)
+        case "parked":
+            end(store, made, Move.PARK)
+    before = row(store, made)
+    later(store, days=4000)
+    assert prune(store, WINDOWS) == {"payloads": 0, "ids": 0, "rejections": 0}
+    assert (row(store, made), len(conflicts(store, made))) == (before, 1)
+
+
+def test_a_discarded_event_is_pruned_like_a_dead_one(store: Store) -> None:
+    """Its audit row goes with it."""
+    made = deliver(store).event
+    discard(store, made, "ada")
+    later(store, days=91)
+    assert prune(store, WINDOWS)["ids"] == 1
+
+
+def test_each_source_has_its_own_windows(store: Store) -> None:
+    """A source that is not named, such as one that was taken out of the configuration, is not touched."""
+    for source in ("stripe", "github", "gone"):
+        end(store, deliver(store, source=source).event)
+    later(store, days=91)
+    long = Windows(retention=timedelta(days=400), payload_retention=timedelta(days=400))
+    assert prune(store, WINDOWS | {"github": long})["ids"] == 1
+    assert count(store, EVENT.c.body.is_not(None)) == 2
+
+
+def test_a_tombstone_is_not_to_be_had(store: Store) -> None:
+    """An erased event is never handed to a worker."""
+    made = ended(store, move=Move.GIVE_UP)
+    later(store, days=31)
+    prune(store, WINDOWS)
+    deliver(store)
+    assert claim(store, made, lease=LEASE, worker="w") is None
+    assert state(store, made) == "dead"
+
+
+def test_another_body_that_came_after_the_erasure_goes_too(store: Store) -> None:
+    """It is kept for payload_retention from its own time, and no longer."""
+    made = ended(store)
+    later(store, days=31)
+    prune(store, WINDOWS)
+    assert deliver(store, body=b"late").conflict
+    later(store, days=29)
+    prune(store, WINDOWS)
+    assert [one.body for one in conflicts(store, made)] == [b"late"]
+    later(store, days=2)
+    prune(store, WINDOWS)
+    assert conflicts(store, made) == []
+
+
+def test_one_pass_takes_several_batches(store: Store) -> None:
+    """Ids must go faster than they come: a pass does not stop at a thousand."""
+    crowd(store, PRUNE_BATCH + 1, state="done", finished_at=store.after(timedelta(days=-31)))
+    assert prune(store, WINDOWS) == {"payloads": PRUNE_BATCH + 1, "ids": 0, "rejections": 0}
+    later(store, days=91)
+    assert prune(store, WINDOWS)["ids"] == PRUNE_BATCH + 1
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL may join so that a subquery with a limit runs for each row; a pass ends all the same."""
+    monkeypatch.setattr("receiver.ledger.sweep.PRUNE_BATCH", 5)
+    monkeypatch.setattr("receiver.ledger.sweep.PRUNE_BATCHES", 2)
+    crowd(store, 30, state="done", finished_at=store.after(timedelta(days=-31)))
+    with worst_plan(store):
+        assert prune(store, WINDOWS)["payloads"] == 10
+
+
+def test_old_rejections_go_after_thirty_days(store: Store) -> None:
+    """Their counts by the minute are for looking at, not for ever."""
+    with store.write() as connection:
+        for age in (29, 31):
+            minute = store.after(timedelta(days=-age))
+            reject = REJECTION.insert().values(source="stripe", reason="signature", minute=minute, count=1)
+            connection.execute(reject)
+    assert prune(store, {})["rejections"] == 1

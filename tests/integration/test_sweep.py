@@ -1,0 +1,308 @@
+"""What the sweeper asks of the ledger: few messages, none lost, nobody starved, and no scan of everything."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any, Self
+
+import pytest
+from sqlalchemy import event, text
+
+from receiver.ledger import (
+    Move,
+    Store,
+    Windows,
+    claim_next,
+    expire,
+    ignored_types,
+    prune,
+    record,
+    reopen,
+    starved,
+    take_nudges,
+    unattended,
+)
+from receiver.ledger.models import EVENT
+from receiver.ledger.sweep import NUDGES_OPEN
+from tests.integration.steps import (
+    LEASE,
+    ONLY_POSTGRES,
+    SWEEP,
+    change,
+    count,
+    crowd,
+    deliver,
+    deliver_all,
+    delivery,
+    end,
+    later,
+    row,
+    state,
+    take,
+    worst_plan,
+)
+
+
+def test_a_new_event_is_left_to_the_web_process_for_one_sweep(store: Store) -> None:
+    """Web has just nudged it; after a sweep without a claim the sweeper does."""
+    made = deliver(store).event
+    assert take_nudges(store, SWEEP) == []
+    later(store, seconds=6)
+    assert take_nudges(store, SWEEP) == [made]
+
+
+def test_what_became_due_is_nudged_at_once(store: Store) -> None:
+    """Nobody else nudges a retry whose time has come."""
+    made = deliver(store).event
+    end(store, made, Move.RETRY_LATER, delay=timedelta(minutes=1))
+    assert take_nudges(store, SWEEP) == []
+    later(store, seconds=61)
+    assert take_nudges(store, SWEEP) == [made]
+
+
+@pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.GIVE_UP, Move.IGNORE])
+def test_what_ended_is_not_nudged(store: Store, move: Move) -> None:
+    """Nor is what waits for a person."""
+    end(store, deliver(store).event, move)
+    later(store, days=1)
+    assert take_nudges(store, SWEEP) == []
+
+
+def test_what_is_being_processed_is_not_nudged(store: Store) -> None:
+    """Its worker has it."""
+    take(store, deliver(store).event)
+    later(store, days=1)
+    assert take_nudges(store, SWEEP) == []
+
+
+def test_nudges_of_one_event_back_off(store: Store) -> None:
+    """30 s after the first nudge, then doubling up to ten minutes: 30, 60, 120, 240, 480, 600, 600."""
+    deliver(store)
+    nudged = []
+    for second in range(0, 2200, 30):
+        store.shift = timedelta(seconds=second + 6)
+        if take_nudges(store, SWEEP):
+            nudged.append(second)
+    pauses = [late - early for early, late in pairwise(nudged)]
+    assert pauses == [30, 60, 120, 240, 480, 600, 600]
+
+
+def test_a_claim_starts_the_back_off_anew(store: Store) -> None:
+    """An event that ran and waits again is nudged as soon as it is due, whatever came before."""
+    made = deliver(store).event
+    for _ in range(3):
+        later(store, minutes=10)
+        assert take_nudges(store, SWEEP) == [made]
+    end(store, made, Move.RETRY_LATER)
+    assert take_nudges(store, SWEEP) == [made]
+
+
+def test_fifty_thousand_waiting_events_do_not_fill_the_broker(store: Store) -> None:
+    """Ten sweeps with nobody consuming: at most 2,000 messages, each pass at most 1,000."""
+    crowd(store, 50_000)
+    passes = []
+    for _ in range(10):
+        passes.append(len(take_nudges(store, SWEEP)))
+        later(store, seconds=5)
+    assert passes[0] == NUDGES_OPEN
+    assert max(passes) <= NUDGES_OPEN
+    assert sum(passes) <= 2000, f"messages after ten passes: {passes}"
+    assert sum(passes) > NUDGES_OPEN, "nothing was nudged again"
+    assert count(store, EVENT.c.nudges > 0) == NUDGES_OPEN
+
+
+def test_room_in_the_broker_is_used(store: Store) -> None:
+    """As nudged events are claimed, others are nudged in their place, exactly as many."""
+    crowd(store, NUDGES_OPEN + 500)
+    first = take_nudges(store, SWEEP)
+    for one in first[:7]:
+        end(store, one)
+    second = take_nudges(store, SWEEP)
+    assert (len(first), len(second)) == (NUDGES_OPEN, 7)
+    assert set(first).isdisjoint(second)
+
+
+def test_sweepers_at_once_share_the_cap(store: Store) -> None:
+    """Six workers that sweep at the same moment nudge a thousand events in all, none twice."""
+    crowd(store, 5000)
+    with ThreadPoolExecutor(6) as pool:
+        nudged = [one for mine in pool.map(lambda _: take_nudges(store, SWEEP), range(6)) for one in mine]
+    assert (len(nudged), len(set(nudged))) == (NUDGES_OPEN, NUDGES_OPEN)
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_pass_is_a_pass_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL may join so that a subquery with a limit runs for each row; the cap holds all the same."""
+    monkeypatch.setattr("receiver.ledger.sweep.NUDGES_OPEN", 5)
+    crowd(store, 30)
+    with worst_plan(store):
+        assert len(take_nudges(store, SWEEP)) == 5
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_locked_row_holds_no_sweep_up(store: Store) -> None:
+    """What another transaction holds is skipped, by nudges, expiry and claims by turn alike."""
+    held, free = deliver_all(store, 2)
+    later(store, seconds=6)
+    with store.engine.connect() as other:
+        other.execute(text("SELECT 1 FROM event WHERE id = :id FOR UPDATE"), {"id": held})
+        assert take_nudges(store, SWEEP) == [free]
+        assert expire(store) == 0
+        later(store, minutes=1)
+        taken = claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w")
+        assert taken is not None
+        assert taken.event == free
+        other.rollback()
+
+
+def test_starved_means_nudged_twice_and_nobody_came(store: Store) -> None:
+    """After two nudges and another 30 s a worker is told to run events itself; a claim ends it."""
+    made = deliver(store).event
+    told = []
+    for second in (6, 12, 40, 46, 69, 75):
+        store.shift = timedelta(seconds=second)
+        take_nudges(store, SWEEP)
+        told.append(starved(store, SWEEP))
+    assert told == [False, False, False, False, False, True]
+    end(store, made, Move.RETRY_LATER)
+    assert not starved(store, SWEEP)
+
+
+def test_what_nobody_fetches_is_unattended(store: Store) -> None:
+    """A worker that runs events itself also takes those that the cap kept from being nudged at all."""
+    crowd(store, NUDGES_OPEN + 1)
+    take_nudges(store, SWEEP)
+    held = claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w")
+    assert held is not None
+    assert row(store, held.event).nudges == 0
+    assert claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w") is None
+    later(store, seconds=31)
+    assert claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w") is not None
+
+
+def test_what_was_ignored_reopens_for_a_day(store: Store) -> None:
+    """A starting worker reopens what it can handle, of the last 24 hours, with its attempts unspent."""
+    old = deliver(store, "old").event
+    end(store, old, Move.IGNORE)
+    later(store, hours=23)
+    made, other = deliver(store, "new").event, deliver(store, "other", type="else").event
+    for one in (made, other):
+        end(store, one, Move.IGNORE)
+    assert sorted(ignored_types(store)) == [("stripe", "else"), ("stripe", "invoice.paid")]
+    later(store, hours=2)
+    assert reopen(store, "stripe", "invoice.paid") == 1
+    assert [state(store, one) for one in (old, made, other)] == ["ignored", "waiting", "ignored"]
+    assert row(store, made).finished_at is None
+    assert take(store, made).attempt == 1
+
+
+def test_an_ignored_event_without_its_body_stays_ignored(store: Store) -> None:
+    """There is nothing for the new handler to work on."""
+    made = deliver(store).event
+    end(store, made, Move.IGNORE)
+    change(store, made, body=None)
+    assert reopen(store, "stripe", "invoice.paid") == 0
+
+
+def test_more_ignored_events_than_a_batch_reopen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, in transactions of a batch each."""
+    monkeypatch.setattr("receiver.ledger.sweep.REOPEN_BATCH", 10)
+    crowd(store, 25, state="ignored", finished_at=store.now())
+    assert reopen(store, "stripe", "invoice.paid") == 25
+    assert count(store, EVENT.c.state == "waiting") == 25
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_reopening_and_duplicates_do_not_deadlock(store: Store) -> None:
+    """Both take many rows; they take them in one order, so neither is thrown out."""
+    batch = [delivery(f"evt_{n:02}") for n in reversed(range(60))]
+    for one in batch:
+        record(store, [one])
+
+    def recording() -> None:
+        for _ in range(8):
+            record(store, batch)
+
+    with ThreadPoolExecutor(2) as pool:
+        job = pool.submit(recording)
+        while not job.done():
+            with store.write() as connection:
+                ignored = {"state": "ignored", "finished_at": store.now()}
+                connection.execute(text("SELECT 1 FROM event ORDER BY event_id FOR UPDATE"))
+                connection.execute(EVENT.update().values(**ignored))
+            assert reopen(store, "stripe", "invoice.paid") == 60
+        job.result()
+
+
+OPERATIONS: dict[str, Callable[[Store], Any]] = {
+    "nudges": lambda store: take_nudges(store, SWEEP),
+    "starved": lambda store: starved(store, SWEEP),
+    "claim_next": lambda store: claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w"),
+    "expire": expire,
+    "prune": lambda store: prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))}),
+    "reopen": lambda store: reopen(store, "stripe", "else"),
+    "record": lambda store: record(store, [delivery("done_7"), delivery("new", replay_guard="park")]),
+}
+
+
+@pytest.mark.parametrize("due_in", [-1, 60])
+def test_nothing_reads_the_whole_table(store: Store, due_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 12,000 waiting rows among 30,000, each statement searches an index, and reads a batch at most."""
+    monkeypatch.setattr("receiver.ledger.sweep.NUDGES_OPEN", 100)
+    crowd(store, 15_000, "done", state="done", finished_at=store.after(timedelta(days=-2)))
+    crowd(store, 3000, "ignored", state="ignored", finished_at=store.after(timedelta(days=-2)))
+    crowd(store, 12_000, "waiting", due_at=store.after(timedelta(minutes=due_in)))
+    if not store.sqlite:
+        with store.write() as connection:
+            connection.execute(text("ANALYZE event"))
+    for name, operation in OPERATIONS.items():
+        with Explained(store) as plans:
+            operation(store)
+        for statement, bad in plans.complaints:
+            pytest.fail(f"{name}: {bad}\n{statement}")
+        assert plans.seen, f"{name} was not explained"
+
+
+class Explained:
+    """Explains each statement just before it runs, and keeps what is wrong with its plan."""
+
+    MOST_ROWS = 500
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.seen = 0
+        self.complaints: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Self:
+        event.listen(self.store.engine, "before_cursor_execute", self.hook)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(self.store.engine, "before_cursor_execute", self.hook)
+
+    def hook(self, _: Any, cursor: Any, statement: str, values: Any, *__: Any) -> None:
+        """Explain what reads or writes events, on the same cursor's connection."""
+        verbs = ("SELECT", "UPDATE", "DELETE", "WITH")
+        if "event" not in statement or not statement.startswith(verbs):
+            return
+        self.seen += 1
+        other = cursor.connection.cursor()
+        if self.store.sqlite:
+            other.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+            lines = [line[3] for line in other.fetchall()]
+            bad = [line for line in lines if line.startswith("SCAN event") and "INDEX" not in line]
+        else:
+            other.execute("SAVEPOINT explained")
+            other.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}", values)
+            bad = list(self._wide(other.fetchone()[0][0]["Plan"]))
+            other.execute("ROLLBACK TO SAVEPOINT explained")
+        self.complaints += [(statement, one) for one in bad]
+
+    def _wide(self, node: dict[str, Any]) -> Any:
+        read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        if node.get("Relation Name") == "event" and read * node["Actual Loops"] > self.MOST_ROWS:
+            yield json.dumps({key: value for key, value in node.items() if key != "Plans"})
+        for child in node.get("Plans", []):
+            yield from self._wide(child)

@@ -1,0 +1,407 @@
+"""What a verified delivery says: ids, types, times, batches, handshakes."""
+
+import json
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.providers import Provider, load_providers
+from config.sources import SOURCES, Source, load_sources
+from receiver.extraction import MOST_ITEMS, Extractor, Item, compile_extractor
+from receiver.ledger.payload import FORM
+from receiver.signatures import Request
+
+SOURCES_BY_NAME = load_sources(SOURCES, load_providers(), {})
+
+
+def provider(**keys: Any) -> Provider:
+    """Make a provider that reads its events as told."""
+    scheme = {
+        "type": "hmac",
+        "hash": "sha256",
+        "content": "{body}",
+        "signature": {"in": "header:X-Sig", "encoding": "hex"},
+    }
+    entry = {"name": "acme", "title": "Acme", "scheme": scheme, "window": "1d", "window_reason": "tests"}
+    return Provider.model_validate({**entry, "event_id": "json:id", "event_type": "json:type", **keys})
+
+
+def extractor(**keys: Any) -> Extractor:
+    """Compile such a provider's extractor."""
+    return compile_extractor(Source(name="a", provider=provider(**keys), secrets=("k",)))
+
+
+def post(body: Any, url: str = "https://x.example/", **headers: str) -> Request:
+    """Make a POST; what is not bytes is sent as JSON. Underscores in header names are hyphens."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Request(
+        "POST", url, tuple((name.replace("_", "-"), value) for name, value in headers.items()), raw
+    )
+
+
+def hash_of(body: bytes) -> str:
+    """Name a body by its hash."""
+    return f"sha256:{sha256(body).hexdigest()}"
+
+
+def only(items: list[Item]) -> Item:
+    """Return the one item."""
+    (item,) = items
+    return item
+
+
+@pytest.mark.parametrize(
+    ("source", "body", "headers", "expected"),
+    [
+        ("stripe", {"id": "evt_1", "type": "invoice.paid"}, {}, ("evt_1", "invoice.paid")),
+        ("standard", {"type": "a.b"}, {"webhook_id": "msg_1"}, ("msg_1", "a.b")),
+        ("standard", {"type": "a.b"}, {"svix_id": "msg_1"}, ("msg_1", "a.b")),
+        (
+            "github",
+            {"action": "opened"},
+            {"X_GitHub_Delivery": "d1", "X_GitHub_Event": "pull_request"},
+            ("d1", "pull_request.opened"),
+        ),
+        ("github", {"ref": "x"}, {"x_github_delivery": "d1", "x_github_event": "push"}, ("d1", "push")),
+        (
+            "github",
+            b"payload=%7B%22action%22%3A%22closed%22%7D",
+            {"Content_Type": FORM, "X_GitHub_Delivery": "d1", "X_GitHub_Event": "issues"},
+            ("d1", "issues.closed"),
+        ),
+        (
+            "shopify",
+            {"id": 1},
+            {"X_Shopify_Webhook_Id": "w1", "X_Shopify_Topic": "orders/create"},
+            ("w1", "orders/create"),
+        ),
+        (
+            "slack",
+            {"event_id": "Ev1", "type": "event_callback", "event": {"type": "message"}},
+            {},
+            ("Ev1", "message"),
+        ),
+        ("slack", {"event_id": "Ev1", "type": "app_rate_limited"}, {}, ("Ev1", "app_rate_limited")),
+        (
+            "slack",
+            b"payload=%7B%22type%22%3A%22block_actions%22%2C%22trigger_id%22%3A%22t1%22%7D",
+            {"Content_Type": FORM},
+            ("t1", "block_actions"),
+        ),
+        ("slack", b"command=%2Fgo&text=&trigger_id=t1", {"Content_Type": FORM}, ("t1", "/go")),
+    ],
+)
+def test_the_presets_find_id_and_type(
+    source: str, body: Any, headers: dict[str, str], expected: tuple[str, str]
+) -> None:
+    """Each preset reads its provider's deliveries, forms included, with header names in any case."""
+    item = only(compile_extractor(SOURCES_BY_NAME[source]).items(post(body, **headers)))
+    assert (item.event_id, item.type, item.problem) == (*expected, None)
+
+
+def test_the_body_of_a_single_event_is_exact() -> None:
+    """The raw bytes are kept, spaces and all, with their content type."""
+    body = b'{ "id" : "a" }\r\n'
+    item = only(extractor().items(post(body, Content_Type="application/json")))
+    assert (item.body, item.content_type) == (body, "application/json")
+
+
+@pytest.mark.parametrize(
+    ("keys", "request_", "expected"),
+    [
+        ({"event_id": "json:a.1.b"}, post({"a": [0, {"b": "x"}]}), "x"),
+        ({"event_id": "json:update_id"}, post({"update_id": 10000}), "10000"),
+        ({"event_id": "query:e"}, post({}, "https://x/?e=%C3%A4&f="), "\u00e4"),
+        ({"event_id": "form:e"}, post(b"e=1&f=2", Content_Type=FORM), "1"),
+        ({"event_id": "header:A|json:b"}, post({"b": "x"}), "x"),
+        ({"event_id": "header:A|json:b"}, post({"b": "x"}, A=""), "x"),
+        ({"event_id": ["json:ref", "json:code"]}, post({"ref": "T7", "code": "AUTH"}), "T7+AUTH"),
+        ({"event_id": (), "dedup": "body_hash"}, post(b"{}"), hash_of(b"{}")),
+    ],
+)
+def test_ids_are_read_where_the_entry_says(keys: dict[str, Any], request_: Request, expected: str) -> None:
+    """Headers, JSON into arrays, query and form; the first of alternatives; all parts of a composite."""
+    item = only(extractor(**keys).items(request_))
+    assert (item.event_id, item.problem) == (expected, None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "request_"),
+    [
+        ({}, post({})),
+        ({}, post({"id": ""})),
+        ({}, post({"id": None})),
+        ({}, post({"id": True})),
+        ({}, post({"id": 1.5})),
+        ({}, post({"id": ["x"]})),
+        ({}, post(["id"])),
+        ({"event_id": "json:a.9"}, post({"a": ["x"]})),
+        ({"event_id": ["json:a", "json:b"]}, post({"a": "x"})),
+        ({"event_id": "query:e"}, post({}, "https://x/?e=1&e=2")),
+        ({"event_id": "header:A"}, Request("POST", "", (("A", "1"), ("a", "2")), b"{}")),
+    ],
+)
+def test_what_has_no_id_has_a_problem(keys: dict[str, Any], request_: Request) -> None:
+    """A missing, empty, repeated or shapeless id is none: the body's hash names the item, with a reason."""
+    item = only(extractor(**keys).items(request_))
+    assert item.event_id == hash_of(request_.body)
+    assert item.problem is not None
+    assert item.problem.startswith("It has no event id at ")
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "the body is empty"),
+        (b"\xff", "the body is not UTF-8"),
+        (b"{'id': 'x'}", "the body is not JSON"),
+        (b'{"id":' * 100_000, "nested too deeply"),
+        (b'{"id":' + b"9" * 5_000 + b"}", "too long"),
+    ],
+)
+def test_what_does_not_parse_has_a_problem(body: bytes, sentence: str) -> None:
+    """A verified body that cannot be read is kept under its hash, even where a header holds an id."""
+    for keys in ({}, {"event_id": "header:X-Id", "event_type": "header:X-Type"}):
+        item = only(extractor(**keys).items(post(body, X_Id="id-1", X_Type="a")))
+        assert (item.event_id, item.body) == (hash_of(body), body)
+        assert item.problem is not None
+        assert sentence in item.problem
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "x" * 256])
+def test_what_cannot_be_stored_is_hashed(text: str) -> None:
+    """U+0000, lone surrogates and long texts become a hash of themselves and are never cut."""
+    item = only(extractor().items(post({"id": text, "type": text})))
+    expected = hash_of(text.encode("utf-8", "surrogatepass"))
+    assert (item.event_id, item.type, item.problem) == (expected, expected, None)
+
+
+def test_the_longest_id_is_kept_as_it_is() -> None:
+    """Exactly 255 characters fit, whatever their bytes."""
+    item = only(extractor().items(post({"id": "\U0001f600" * 255})))
+    assert item.event_id == "\U0001f600" * 255
+
+
+def test_a_type_that_is_not_there_is_unknown() -> None:
+    """An event without a type can still be handled and shown."""
+    assert only(extractor().items(post({"id": "a"}))).type == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "expected"),
+    [
+        ("s", 1_700_000_000, datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)),
+        ("ms", "1700000000500", datetime(2023, 11, 14, 22, 13, 20, 500_000, tzinfo=UTC)),
+        (
+            "iso8601",
+            "2023-11-14T23:13:20.123456789+01:00",
+            datetime(2023, 11, 14, 22, 13, 20, 123_456, tzinfo=UTC),
+        ),
+        ("s", 10**15 - 1, None),
+        ("s", "soon", None),
+        ("iso8601", 1_700_000_000, None),
+        ("iso8601", None, None),
+    ],
+)
+def test_times_are_utc_or_none(unit: str, value: Any, expected: datetime | None) -> None:
+    """The provider's time is read by its unit; one that is no time harms nothing."""
+    found = extractor(created_at={"in": "json:at", "unit": unit}).items(post({"id": "a", "at": value}))
+    assert only(found).created_at == expected
+
+
+BATCH: dict[str, Any] = {"batch": "json:events", "event_id": "item:id", "event_type": "item:type"}
+
+
+def test_a_batch_is_split() -> None:
+    """Each element is an event with its own id, type and body; the rest of the payload stays readable."""
+    keys = {**BATCH, "created_at": {"in": "json:at", "unit": "s"}}
+    body = {"at": 1_700_000_000, "events": [{"id": "a", "type": "t"}, {"id": "b", "n": "\ud800"}]}
+    first, second = extractor(**keys).items(post(body, Content_Type="application/x-json"))
+    assert (first.event_id, first.type, first.body) == ("a", "t", b'{"id":"a","type":"t"}')
+    assert (second.event_id, second.type, second.body) == ("b", "unknown", b'{"id":"b","n":"\\ud800"}')
+    assert first.created_at == second.created_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    assert first.content_type == "application/json"
+
+
+def test_an_item_without_an_id_does_not_stop_the_rest() -> None:
+    """It is named by its own hash, with a problem; its neighbours are events as usual."""
+    first, second, third = extractor(**BATCH).items(post({"events": [{"id": "a"}, {}, "x"]}))
+    assert (first.event_id, first.problem) == ("a", None)
+    assert (second.event_id, third.event_id) == (hash_of(b"{}"), hash_of(b'"x"'))
+    assert second.problem == third.problem == "It has no event id at item:id."
+
+
+def test_an_empty_batch_has_no_events() -> None:
+    """Heartbeats and tests send empty lists; nothing is recorded."""
+    assert extractor(**BATCH).items(post({"events": []})) == []
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"events": {}}, {"events": None}, [], {"events": [0] * (MOST_ITEMS + 1)}]
+)
+def test_what_is_no_batch_is_kept_whole(body: Any) -> None:
+    """A payload without its list, or with too long a one, is one item with a problem."""
+    request = post(body)
+    item = only(extractor(**BATCH).items(request))
+    assert (item.event_id, item.body) == (hash_of(request.body), request.body)
+    assert item.problem is not None
+    assert item.problem.startswith("It is not the list of events")
+
+
+def test_the_largest_batch_is_split() -> None:
+    """Ten thousand events are ten thousand items."""
+    events = [{"id": str(number)} for number in range(MOST_ITEMS)]
+    found = extractor(**BATCH).items(post({"events": events}))
+    assert [item.event_id for item in found] == [str(number) for number in range(MOST_ITEMS)]
+
+
+@pytest.mark.parametrize(
+    ("place", "body", "content_type"),
+    [
+        ("json:", [{"id": "a"}, {"id": "b"}], "application/json"),
+        ("json:e.*.c.*.m", {"e": [{"c": [{"m": [{"id": "a"}]}, {"m": [{"id": "b"}]}]}]}, "application/json"),
+        ("form:events", b'events=[{"id":"a"},{"id":"b"}]', FORM),
+    ],
+)
+def test_batches_stand_in_several_places(place: str, body: Any, content_type: str) -> None:
+    """A batch is the whole payload, lists within lists, or JSON in a form's field."""
+    found = extractor(**{**BATCH, "batch": place}).items(post(body, Content_Type=content_type))
+    assert [item.event_id for item in found] == ["a", "b"]
+
+
+def test_a_provider_without_ids_gets_new_ones() -> None:
+    """Where equal deliveries are different events, each has an id of its own."""
+    found = extractor(event_id=(), dedup="none")
+    first, second = (only(found.items(post({}))) for _ in range(2))
+    assert first.event_id != second.event_id
+    assert first.problem is None
+
+
+def test_slacks_url_verification_is_answered() -> None:
+    """The challenge comes back as text; the answer counts only after the signature verified."""
+    slack = compile_extractor(SOURCES_BY_NAME["slack"])
+    answer = slack.handshake(post({"type": "url_verification", "challenge": "c\u00e4"}))
+    assert answer is not None
+    assert (answer.status, answer.content_type, answer.body) == (
+        200,
+        "text/plain; charset=utf-8",
+        "c\u00e4".encode(),
+    )
+    assert answer.signed
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post({"type": "event_callback", "challenge": "c"}),
+        post({"type": "url_verification"}),
+        post({"type": "url_verification", "challenge": ""}),
+        post({"type": "url_verification", "challenge": ["c"]}),
+        post({"type": "url_verification", "challenge": "c" * 1_025}),
+        post(b"\xff"),
+        Request("GET", "https://x/", (), b'{"type":"url_verification","challenge":"c"}'),
+    ],
+)
+def test_what_is_no_handshake_is_an_event(request_: Request) -> None:
+    """Another type, another method and a challenge that is none are not answered."""
+    assert compile_extractor(SOURCES_BY_NAME["slack"]).handshake(request_) is None
+
+
+@pytest.mark.parametrize(
+    ("handshake", "request_", "expected"),
+    [
+        (
+            {
+                "method": "GET",
+                "when": {"query:mode": "subscribe"},
+                "challenge": "query:challenge",
+                "answer": "text",
+            },
+            Request("GET", "https://x/?mode=subscribe&challenge=c1", (), b""),
+            ("text/plain; charset=utf-8", b"c1"),
+        ),
+        (
+            {"method": "GET", "when": {}, "challenge": "header:X-Challenge", "answer": "json:verification"},
+            Request("GET", "https://x/", (("x-challenge", "c1"),), b""),
+            ("application/json", b'{"verification": "c1"}'),
+        ),
+        (
+            {"method": "HEAD", "when": {}, "answer": "empty"},
+            Request("HEAD", "https://x/", (), b""),
+            ("text/plain; charset=utf-8", b""),
+        ),
+    ],
+)
+def test_other_shapes_of_handshakes(
+    handshake: dict[str, Any], request_: Request, expected: tuple[str, bytes]
+) -> None:
+    """A parameter echoed, a header echoed in JSON, and a bare request are data too."""
+    answer = extractor(handshake={"signed": False, **handshake}).handshake(request_)
+    assert answer is not None
+    assert (answer.content_type, answer.body, answer.signed) == (*expected, False)
+
+
+EXTRACTORS = [
+    *(compile_extractor(source) for source in SOURCES_BY_NAME.values()),
+    extractor(**BATCH, created_at={"in": "item:at", "unit": "iso8601"}),
+    extractor(**{**BATCH, "batch": "form:events"}),
+    extractor(**{**BATCH, "batch": "json:*.*"}),
+    extractor(
+        event_id=["query:id", "form:id", "header:X-Id", "json:0.id"],
+        created_at={"in": "json:at", "unit": "ms"},
+    ),
+]
+JSON_BODIES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("\ud800\0"),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(["id", "type", "events", "event", "event_id", "at", "created"]), inner
+        )
+    ),
+).map(lambda value: json.dumps(value).encode())
+HEADERS = st.lists(
+    st.tuples(
+        st.sampled_from(["Content-Type", "X-Id", "webhook-id", "X-GitHub-Event", "X-GitHub-Delivery"]),
+        st.sampled_from([FORM, "application/json"]) | st.text(),
+    ),
+    max_size=5,
+).map(tuple)
+
+
+@settings(max_examples=300)
+@given(st.builds(Request, st.sampled_from(["POST", "GET"]), st.text(), HEADERS, JSON_BODIES | st.binary()))
+def test_no_bytes_raise(request_: Request) -> None:
+    """Whatever was sent becomes items whose id and type every database can keep."""
+    for found in EXTRACTORS:
+        found.handshake(request_)
+        for item in found.items(request_):
+            for text in (item.event_id, item.type):
+                assert 0 < len(text.encode().decode()) <= 255
+                assert "\0" not in text
+
+
+def test_a_source_file_reaches_the_extractor(tmp_path: Path) -> None:
+    """The options of a described sender say where its events' ids and types are."""
+    file = tmp_path / "sources.toml"
+    file.write_text(
+        """
+        [a]
+        provider = "hmac"
+        secrets_env = "A"
+        options.hash = "sha256"
+        options.content = "{body}"
+        options.signature = { in = "header:X-Sig", encoding = "hex" }
+        options.event_id = "json:meta.id"
+        options.event_type = ["json:kind", "json:verb"]
+        """,
+        encoding="utf-8",
+    )
+    source = load_sources(file, load_providers(), {})["a"]
+    item = only(compile_extractor(source).items(post({"meta": {"id": 7}, "kind": "order", "verb": "paid"})))
+    assert (item.event_id, item.type) == ("7", "order.paid")

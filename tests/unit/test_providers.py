@@ -1,0 +1,193 @@
+"""The catalogue of providers: what is shipped, and what the loader refuses."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from config.errors import ConfigError
+from config.providers import Provider, load_providers
+from config.secrets import generate_secret, is_usable
+
+ENTRY = """
+[acme]
+title = "Acme"
+event_id = "json:id"
+window = "3d"
+window_reason = "Acme retries for two days"
+[acme.scheme]
+type = "hmac"
+hash = "sha256"
+content = "{body}"
+signature = { in = "header:X-Acme", encoding = "hex" }
+"""
+TIMESTAMP = 'timestamp = { in = "header:X-Time", unit = "s", tolerance = 300 }'
+
+
+def load(tmp_path: Path, text: str) -> Provider:
+    """Load one entry."""
+    file = tmp_path / "providers.toml"
+    file.write_text(text, encoding="utf-8")
+    return load_providers(file)["acme"]
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    """Return the sentence that an entry is refused with, without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    file, _, sentence = str(caught.value).partition(": ")
+    assert file == str(tmp_path / "providers.toml")
+    return sentence
+
+
+def test_the_catalogue_loads() -> None:
+    """The shipped entries pass their own rules, each with a window, a reason and a page to read."""
+    catalogue = load_providers()
+    assert {"standard-webhooks", "stripe", "github", "shopify", "slack", "hmac"} <= set(catalogue)
+    for provider in catalogue.values():
+        assert provider.window >= timedelta(days=1)
+        assert provider.custom or provider.docs.startswith("https://")
+
+
+@pytest.mark.parametrize(
+    ("name", "signed"),
+    [("standard-webhooks", True), ("stripe", True), ("slack", True), ("github", False), ("shopify", False)],
+)
+def test_whether_the_id_is_signed_is_computed(name: str, signed: bool) -> None:  # noqa: FBT001 - a verdict
+    """GitHub's and Shopify's ids stand in headers that nothing signs; the others' are signed."""
+    assert load_providers()[name].id_is_signed is signed
+
+
+def test_a_token_signs_nothing(tmp_path: Path) -> None:
+    """With a token neither the body nor the id is signed, wherever the id stands."""
+    scheme = '[acme.scheme]\ntype = "token"\nsignature = { in = "header:X-Token" }\n'
+    provider = load(tmp_path, ENTRY[: ENTRY.index("[acme.scheme]")] + scheme)
+    assert (provider.signs_body, provider.id_is_signed) == (False, False)
+
+
+def test_an_id_in_the_content_is_signed(tmp_path: Path) -> None:
+    """A header that the template names is inside the signed bytes, whatever the case of its name."""
+    text = ENTRY.replace('"json:id"', '"header:x-event"').replace('"{body}"', '"{header:X-Event}{body}"')
+    assert load(tmp_path, text).id_is_signed
+
+
+def test_rule_1_a_tolerance_needs_a_signed_timestamp(tmp_path: Path) -> None:
+    """A tolerance on a timestamp that anybody can move protects nothing and is refused."""
+    assert "timestamp is not in the signed bytes" in refusal(tmp_path, ENTRY + TIMESTAMP)
+    assert load(tmp_path, ENTRY.replace("{body}", "{timestamp}{body}") + TIMESTAMP)
+    assert load(tmp_path, ENTRY + TIMESTAMP.replace("header:X-Time", "json:time"))
+
+
+def test_rule_2_an_unsigned_id_can_be_replayed(tmp_path: Path) -> None:
+    """An id outside the signed bytes is seen as such, so that the body's hash stands beside it."""
+    assert not load(tmp_path, ENTRY.replace('"json:id"', '"header:X-Id"')).id_is_signed
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("event_id = ", "event_type = "), "event_id is missing"),
+        (("event_id = ", 'dedup = "none"\nevent_id = '), "dedup is 'none', but event_id makes it 'id'"),
+        (
+            ("event_id = ", 'dedup = "some"\nevent_id = '),
+            "allowed is 'id', 'composite', 'body_hash' or 'none'",
+        ),
+    ],
+)
+def test_rule_3_the_policy_is_stated(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
+    """Without an id's place the policy must be said, and it may not contradict the places."""
+    assert sentence in refusal(tmp_path, ENTRY.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("line", "policy"),
+    [
+        ('event_id = ["json:a", "json:b"]', "composite"),
+        ('event_id = "json:a|json:b"', "id"),
+        ('dedup = "body_hash"', "body_hash"),
+        ('dedup = "none"', "none"),
+    ],
+)
+def test_the_policy_follows_from_the_entry(tmp_path: Path, line: str, policy: str) -> None:
+    """Several places make a composite id, alternatives of one place do not."""
+    assert load(tmp_path, ENTRY.replace('event_id = "json:id"', line)).policy == policy
+
+
+def test_rule_4_a_batch_needs_an_id_per_item(tmp_path: Path) -> None:
+    """Events of one batch may not share the id of the delivery."""
+    batch = ENTRY.replace("event_id", 'batch = "json:events"\nevent_id')
+    assert "event_id must read item:" in refusal(tmp_path, batch)
+    assert load(tmp_path, batch.replace("json:id", "item:id")).is_batch
+    assert "has no batch" in refusal(tmp_path, ENTRY.replace("json:id", "item:id"))
+
+
+def test_rule_5_the_window_has_a_floor(tmp_path: Path) -> None:
+    """Ids are kept for a day at least, and longer than an old delivery still verifies."""
+    assert "shorter than 1d" in refusal(tmp_path, ENTRY.replace('"3d"', '"23h"'))
+    tolerant = ENTRY.replace("{body}", "{timestamp}{body}") + TIMESTAMP.replace("300", "400000")
+    assert "shorter than the scheme's tolerance" in refusal(tmp_path, tolerant)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            ('"sha256"', '"md5"'),
+            "[acme] scheme.hash is 'md5'; allowed is 'sha1', 'sha256', 'sha384' or 'sha512'",
+        ),
+        (('"hmac"', '"hmacc"'), "[acme] scheme.type is 'hmacc'; allowed is 'hmac'"),
+        (("{body}", "{bdy}"), "[acme] scheme.content: {bdy} is not a placeholder; allowed are {body}"),
+        (("{body}", "{body"), "has a brace without its other half"),
+        (("{body}", "fixed"), "content takes nothing from the delivery"),
+        (("{body}", "{id}{body}"), "{id} in the content and the key id go together"),
+        (("{body}", "{timestamp}{body}"), "{timestamp} in the content needs"),
+        (("{body}", "{secret}{body}"), "{secret} belongs into the content of a scheme of type 'hash'"),
+        (("header:X-Acme", "headr:X-Acme"), "scheme.signature.in: 'headr:X-Acme' is not a place"),
+        (("header:X-Acme", "header:X Acme"), "names nothing"),
+        (("header:X-Acme", "json:sig"), "cannot stand inside the bytes that it signs"),
+        ((', encoding = "hex"', ""), "signature.encoding is missing"),
+        (('"hex"', '"hex", list_sep = "["'), "is not a regular expression"),
+        (('"hex"', '"hex", list_sep = " *"'), "matches nothing at all"),
+        (('"hex"', '"hex", pair_sep = "="'), "pair_sep and field go together"),
+        (("json:id", "json:a..b"), "has an empty step"),
+        (('"3d"', "3"), "[acme] window: found a number; write a number with its unit"),
+        (('window = "3d"', ""), "[acme] window is missing"),
+        (("title", "titel"), "[acme] 'titel' is not a known key; did you mean 'title'?"),
+        (("[acme.scheme]", "[acme.schema]"), "'schema' is not a known key; did you mean 'scheme'?"),
+        (('type = "hmac"', 'type = "token"'), "a scheme of type 'token' has no use for content, hash"),
+        (('type = "hmac"', 'type = "rsa"'), "a scheme of type 'rsa' needs key"),
+        (
+            ("[acme.scheme]", "success_status = 302\n[acme.scheme]"),
+            "success_status is 302; it must be 299 or less",
+        ),
+    ],
+)
+def test_a_wrong_entry_is_one_sentence(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
+    """The error names the entry, the key, what was found and what is allowed."""
+    assert ENTRY.replace(*change) != ENTRY
+    found = refusal(tmp_path, ENTRY.replace(*change))
+    assert sentence in found
+    assert "\n" not in found
+
+
+def test_broken_toml_names_its_line(tmp_path: Path) -> None:
+    """A file that is no TOML is refused with the place where it breaks."""
+    assert "line 2" in refusal(tmp_path, "[acme]\ntitle = \n")
+
+
+@pytest.mark.parametrize(
+    "provider", [p for p in load_providers().values() if not p.custom], ids=lambda p: p.name
+)
+def test_made_secrets_are_usable(provider: Provider) -> None:
+    """The first run's random secrets have the shape of the provider's, and no two are alike."""
+    made = {generate_secret(provider) for _ in range(3)}
+    assert len(made) == 3
+    assert all(is_usable(secret, provider.required_scheme) and "," not in secret for secret in made)
+
+
+def test_no_secret_is_made_for_a_public_key(tmp_path: Path) -> None:
+    """Where the provider signs with a private key of its own there is nothing to make up."""
+    scheme = 'type = "ed25519"\nkey = { encoding = "ed25519-hex" }\n'
+    text = ENTRY.replace('type = "hmac"\nhash = "sha256"\n', scheme)
+    with pytest.raises(ConfigError, match="must be set by hand"):
+        generate_secret(load(tmp_path, text))

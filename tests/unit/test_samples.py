@@ -1,0 +1,112 @@
+"""Sample deliveries: signed as the provider would, and read back as what was asked for."""
+
+import json
+from typing import Any
+
+import pytest
+
+from config.providers import load_providers
+from config.secrets import generate_secret
+from config.sources import SOURCES, Source, load_sources
+from firstseen.samples import Sample, sample, signed_file
+from receiver.extraction import Item, compile_extractor
+from receiver.signatures import CannotSign, Request, compile_scheme, verify
+
+NOW = 1_800_000_000.25
+PROVIDERS = load_providers()
+
+
+def _sources() -> dict[str, Source]:
+    bare = load_sources(SOURCES, PROVIDERS, {})
+    environ = {
+        name: generate_secret(source.provider) for source in bare.values() for name in source.secret_names
+    }
+    return dict(load_sources(SOURCES, PROVIDERS, environ))
+
+
+ALL = _sources()
+each = pytest.mark.parametrize("source", ALL.values(), ids=lambda source: source.name)
+
+
+def received(source: Source, sent: Sample) -> Item:
+    """Verify a sample as the endpoint would, and return its one event."""
+    request = Request(sent.method, sent.url, tuple(sent.headers.items()), sent.body)
+    verify(compile_scheme(source.scheme, source.options), source.secrets, request, NOW, source.tolerance)
+    (item,) = compile_extractor(source).items(request)
+    assert item.problem is None
+    return item
+
+
+@each
+def test_a_sample_verifies_under_a_new_id(source: Source) -> None:
+    """Each sample is accepted, names its id, and is another event than the one before."""
+    first, second = (sample(source, type=None, event_id=None, now=NOW) for _ in range(2))
+    assert received(source, first).event_id == first.event_id != second.event_id
+
+
+@each
+def test_id_and_type_are_those_asked_for(source: Source) -> None:
+    """`--id` and `--type` arrive as given, also for a type of which there is no sample."""
+    sent = sample(source, type="ping", event_id="id-1", now=NOW)
+    item = received(source, sent)
+    assert (item.event_id, item.type, sent.event_id) == ("id-1", "ping", "id-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "path", "value"),
+    [
+        ("stripe", "invoice.paid", ("data", "object", "customer_name"), "Jenny Rosen"),
+        ("github", "pull_request.opened", ("pull_request", "state"), "open"),
+        ("shopify", "orders/create", ("customer", "last_name"), "Smith"),
+        ("slack", "message", ("event", "text"), "Hello, world"),
+        ("standard", "invoice.paid", ("data", "customer_name"), "Jenny Rosen"),
+    ],
+)
+def test_the_usual_sample(name: str, type_: str, path: tuple[str, ...], value: str) -> None:
+    """Without a type, a sample is the provider's usual event, with the data that a first handler reads."""
+    sent = sample(ALL[name], type=None, event_id=None, now=NOW)
+    found: Any = json.loads(sent.body)
+    for step in path:
+        found = found[step]
+    assert (received(ALL[name], sent).type, found) == (type_, value)
+
+
+@each
+def test_a_sample_is_as_old_as_now(source: Source) -> None:
+    """The provider's own time in the payload is the time of sending, where it has one."""
+    created = received(source, sample(source, type=None, event_id=None, now=NOW)).created_at
+    assert created is None or abs(created.timestamp() - NOW) < 1
+
+
+@each
+def test_a_files_bytes_are_signed_as_they_are(source: Source) -> None:
+    """A file is sent byte for byte and read back under the id that the answer will name."""
+    body = b'{ "id": "f1", "event_id": "f1", "type": "a.b", "event": {"type": "a.b"} }\n'
+    sent = signed_file(source, body, type=None, event_id=None, now=NOW)
+    assert sent.body == body
+    assert received(source, sent).event_id == sent.event_id
+
+
+def test_a_file_that_would_have_to_change_is_refused() -> None:
+    """An id that stands in the body cannot be given to a file's bytes."""
+    with pytest.raises(CannotSign, match="would have to change"):
+        signed_file(ALL["stripe"], b'{"id":"f1"}', type=None, event_id="f2", now=NOW)
+
+
+def test_a_file_that_is_no_json_can_be_sent() -> None:
+    """Garbage can be signed too: to see it parked."""
+    sent = signed_file(ALL["stripe"], b"\xff\x00", type=None, event_id=None, now=NOW)
+    assert sent.event_id.startswith("sha256:")
+
+
+def test_without_a_secret_nothing_is_signed() -> None:
+    """The sentence is the source's problem."""
+    source = load_sources(SOURCES, PROVIDERS, {})["stripe"]
+    with pytest.raises(CannotSign, match="STRIPE_WEBHOOK_SECRETS is not set"):
+        sample(source, type=None, event_id=None, now=NOW)
+
+
+def test_secrets_stay_out_of_a_sample() -> None:
+    """A sample can be printed: signatures are left out, and no secret is in it."""
+    sent = sample(ALL["github"], type=None, event_id=None, now=NOW)
+    assert ALL["github"].secrets[0] not in f"{sent!r}{dict(sent.headers)}"

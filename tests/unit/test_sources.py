@@ -1,0 +1,248 @@
+"""Sources: what is shipped, what a table may say, and the sentence for everything else."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from config.errors import ConfigError
+from config.providers import load_providers
+from config.sources import SOURCES, Source, in_words, load_sources
+
+PROVIDERS = load_providers()
+STRIPE = '[a]\nprovider = "stripe"\nsecrets_env = "A"\n'
+GITHUB = STRIPE.replace("stripe", "github")
+HMAC = """
+[a]
+provider = "hmac"
+secrets_env = "A"
+[a.options]
+hash = "sha256"
+content = "{body}"
+signature = { in = "header:X-Sig", encoding = "hex" }
+event_id = "header:X-Id"
+"""
+
+
+def load(tmp_path: Path, text: str, **environ: str) -> Source:
+    """Load the one source of a file."""
+    file = tmp_path / "sources.toml"
+    file.write_text(text, encoding="utf-8")
+    return load_sources(file, PROVIDERS, environ)["a"]
+
+
+def refusal(tmp_path: Path, text: str, **environ: str) -> str:
+    """Return the sentence that a file is refused with, without its name."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, **environ)
+    file, _, sentence = str(caught.value).partition(": ")
+    assert file == str(tmp_path / "sources.toml")
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_the_shipped_sources_load() -> None:
+    """All five load without a secret, and each says which variable it waits for."""
+    sources = load_sources(SOURCES, PROVIDERS, {})
+    assert set(sources) == {"stripe", "github", "shopify", "slack", "standard"}
+    for source in sources.values():
+        assert source.secrets == ()
+        assert source.problem is not None
+        assert source.secret_names[0] in source.problem
+
+
+def test_defaults(tmp_path: Path) -> None:
+    """A table of two lines has the defaults that the shipped file documents."""
+    source = load(tmp_path, STRIPE, A="whsec_1")
+    assert (source.retention, source.payload_retention) == (timedelta(days=400), timedelta(days=30))
+    assert (source.max_body, source.on_replay, source.tolerance) == (1_048_576, "run", None)
+    assert (source.secrets, source.problem, source.warnings) == (("whsec_1",), None, ())
+
+
+def test_payloads_never_outlive_ids(tmp_path: Path) -> None:
+    """A short retention shortens the default of payload_retention with it."""
+    source = load(tmp_path, STRIPE + 'retention = "5d"')
+    assert source.payload_retention == timedelta(days=5)
+
+
+def test_secrets_are_separated_by_commas(tmp_path: Path) -> None:
+    """Blanks and empty entries do not count, nor does a secret that stands twice."""
+    assert load(tmp_path, STRIPE, A=" one, two,,one ").secrets == ("one", "two")
+
+
+def test_a_list_of_variables_holds_one_secret_each(tmp_path: Path) -> None:
+    """A secret with a comma fits into a variable of its own."""
+    text = STRIPE.replace('"A"', '["A", "B", "C"]')
+    source = load(tmp_path, text, A="x,y", B="z")
+    assert source.secrets == ("x,y", "z")
+    assert source.problem is None
+    assert source.warnings == ("the environment variable C is not set",)
+
+
+@pytest.mark.parametrize("environ", [{}, {"A": ""}, {"A": " , "}])
+def test_a_source_without_a_secret_has_a_problem(tmp_path: Path, environ: dict[str, str]) -> None:
+    """It loads, so that the others work, and a sentence names the variable."""
+    source = load(tmp_path, STRIPE, **environ)
+    assert source.secrets == ()
+    assert source.problem is not None
+    assert "the environment variable A is" in source.problem
+
+
+def test_a_secret_in_the_wrong_encoding_is_a_problem(tmp_path: Path) -> None:
+    """Where keys are base64, text that is not is named by its number, never repeated."""
+    text = STRIPE.replace("stripe", "standard-webhooks")
+    source = load(tmp_path, text, A="whsec_AAAA,whsec_hunter2!")
+    assert source.secrets == ("whsec_AAAA",)
+    assert source.warnings == ("secret 2 in A is not written as standard-webhooks's secrets are",)
+
+
+def test_secrets_stay_out_of_repr(tmp_path: Path) -> None:
+    """A source can be logged."""
+    source = load(tmp_path, STRIPE, A="hunter2")
+    assert "hunter2" not in f"{source!r} {source}"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (STRIPE + "tolerence = 1", "'tolerence' is not a known key; did you mean 'tolerance'?"),
+        (
+            STRIPE.replace("stripe", "stripo"),
+            "provider is 'stripo', which is not in the catalogue; did you mean 'stripe'?",
+        ),
+        (
+            STRIPE.replace("[a]", "[A]"),
+            "[A] is no name for a source; allowed are 1 to 64 of a-z, 0-9, _ and -",
+        ),
+        (STRIPE.replace("[a]", f"[{'a' * 65}]"), "is no name for a source"),
+        ('[a]\nprovider = "stripe"', "secrets_env is missing"),
+        ('[a]\nsecrets_env = "A"', "provider is missing"),
+        ("a = 1", "[a] is a number; every source must be a table"),
+        (STRIPE + 'tolerance = "60"', "tolerance is '60'; it must be a whole number"),
+        (STRIPE + "tolerance = 0", "tolerance is 0; it must be 1 or more"),
+        (GITHUB + "tolerance = 60", "tolerance is 60, but github signs no timestamp; leave it out"),
+        (
+            STRIPE + 'retention = "3d"',
+            "retention is 3d, but stripe can send an event again for 4d (Stripe retries",
+        ),
+        (STRIPE + "retention = 30", "retention: found a number; write a number with its unit in quotes"),
+        (STRIPE + 'retention = "0s"', "it must be more than 0s and at most 36500d"),
+        (
+            STRIPE + 'payload_retention = "401d"',
+            "payload_retention is 401d, longer than retention: allowed is 400d",
+        ),
+        (
+            STRIPE + 'retention = "4d"\ntolerance = 400000',
+            "tolerance is 400000 seconds, longer than retention",
+        ),
+        (STRIPE + "max_body = 0", "max_body is 0; it must be 1 or more"),
+        (STRIPE + "max_body = true", "max_body is true; it must be a whole number"),
+        (STRIPE + 'keep_headers = "X-A"', "keep_headers is 'X-A'; it must be an array"),
+        (STRIPE + 'keep_headers = ["X A"]', "keep_headers: 'X A' is not a header's name"),
+        (STRIPE + 'keep_headers = ["AUTHORIZATION"]', "keep_headers has 'AUTHORIZATION'; credentials"),
+        (STRIPE + 'keep_headers = ["Cookie"]', "keep_headers has 'Cookie'"),
+        (STRIPE + 'keep_headers = ["stripe-signature"]', "keep_headers has 'stripe-signature'"),
+        (GITHUB + 'keep_headers = ["X-Hub-Signature"]', "keep_headers has 'X-Hub-Signature'"),
+        (STRIPE + 'on_replay = "skip"', "on_replay is 'skip'; allowed is 'run' or 'park'"),
+        (
+            STRIPE + 'on_replay = "park"',
+            "the event's id is inside the bytes that stripe signs; only 'run' is allowed",
+        ),
+        (STRIPE + "options = { a = 1 }", "options.a is not a known option; stripe takes none"),
+        (STRIPE + "[a.b]\nc = 1", "'b' is not a known key"),
+        ("[a\n", "it is not valid TOML: Expected ']' at the end of a table declaration (at line 1"),
+        (
+            HMAC.replace("event_id", "evnt_id"),
+            "options.evnt_id is not a known option; did you mean 'event_id'?",
+        ),
+        (HMAC.replace("event_id", "event_type"), "options.event_id is missing"),
+        (HMAC.replace("sha256", "md5"), "options.hash is 'md5'; allowed is"),
+        (HMAC.replace('hash = "sha256"', ""), "options: a scheme of type 'hmac' needs hash"),
+        (HMAC + 'window = "1h"', "options.window is shorter than 1d"),
+        (HMAC + 'window = "500d"', "retention is 400d, but hmac can send an event again for 500d"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    """The error names the file, the source, the key, what was found and what is allowed."""
+    assert sentence in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STRIPE.replace('"A"', '"whsec_hunter2"'),
+        STRIPE.replace('"A"', '["A", "hunter2"]'),
+        STRIPE + 'secret = "hunter2"',
+        STRIPE + 'options = "hunter2"',
+        STRIPE + 'options = { key = "hunter2" }',
+        HMAC + 'key = "hunter2"',
+        HMAC + 'app_key = ["hunter2"]',
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path, text: str) -> None:
+    """Who writes the secret where its variable's name belongs does not find it in a log."""
+    assert "hunter2" not in refusal(tmp_path, text, A="x")
+
+
+@pytest.mark.parametrize("name", ["none.toml", "."])
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
+    """A missing file and a folder in its place are named."""
+    with pytest.raises(ConfigError, match=r"there is no such file|cannot be read"):
+        load_sources(tmp_path / name, PROVIDERS, {})
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b"a = " + b"[" * 50_000])
+def test_no_bytes_of_a_file_are_a_traceback(tmp_path: Path, raw: bytes) -> None:
+    """What is not UTF-8 and what is nested without end is refused like any other mistake."""
+    file = tmp_path / "sources.toml"
+    file.write_bytes(raw)
+    with pytest.raises(ConfigError, match=r"not UTF-8|nested too deeply|not valid TOML"):
+        load_sources(file, PROVIDERS, {})
+
+
+def test_replays_are_guarded_where_they_are_possible(tmp_path: Path) -> None:
+    """Only bytes that verify again under another id can be replayed: signed bodies with unsigned ids."""
+    assert load(tmp_path, GITHUB).replay_guard == "run"
+    assert load(tmp_path, GITHUB + 'on_replay = "park"').replay_guard == "park"
+    assert load(tmp_path, STRIPE).replay_guard is None
+    assert load(tmp_path, HMAC).replay_guard == "run"
+
+
+def test_a_token_source_cannot_park_replays(tmp_path: Path) -> None:
+    """Where nothing is signed, equal bytes prove nothing."""
+    token = HMAC.replace('hash = "sha256"\ncontent = "{body}"\n', 'type = "token"\n')
+    token = token.replace(', encoding = "hex"', "").replace(
+        'secrets_env = "A"', 'secrets_env = "A"\non_replay = "park"'
+    )
+    assert "hmac does not sign the body; only 'run' is allowed" in refusal(tmp_path, token)
+
+
+def test_a_source_describes_its_own_sender(tmp_path: Path) -> None:
+    """The options of provider hmac become a provider of this source alone."""
+    source = load(tmp_path, HMAC + 'window = "7d"\nevent_type = "json:kind"\nsuccess_status = 202', A="k")
+    assert source.provider.window == timedelta(days=7)
+    assert source.provider.success_status == 202
+    assert source.scheme.hash == "sha256"
+    assert PROVIDERS["hmac"].scheme is None
+
+
+def test_values_that_the_content_names_are_options(tmp_path: Path) -> None:
+    """What {config:...} needs must be given, and nothing else may be."""
+    text = HMAC.replace("{body}", "{config:app_key}{body}")
+    assert "options.app_key is missing" in refusal(tmp_path, text)
+    assert load(tmp_path, text + 'app_key = "k1"').options == {"app_key": "k1"}
+
+
+@pytest.mark.parametrize(
+    ("span", "text"),
+    [
+        (timedelta(days=30), "30d"),
+        (timedelta(hours=36), "36h"),
+        (timedelta(minutes=90), "90min"),
+        (timedelta(seconds=90), "90s"),
+        (timedelta(seconds=0.25), "0.25s"),
+    ],
+)
+def test_durations_are_written_as_they_are_read(span: timedelta, text: str) -> None:
+    """A sentence shows a duration the way its file would."""
+    assert in_words(span) == text
