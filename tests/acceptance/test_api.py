@@ -25,9 +25,7 @@ def database(request: pytest.FixtureRequest, databases: Databases) -> str:
     return databases.migrated(request.param)
 
 
-def call(
-    deployment: Deployment, method: str, path: str, *, web: int = -1, **options: object
-) -> httpx.Response:
+def call(deployment: Deployment, method: str, path: str, *, web: int = -1, **options: Any) -> httpx.Response:
     """Send one request with the API key to one of the webs."""
     headers = HEADERS | options.pop("headers", {})
     return deployment.client.request(method, deployment.urls[web] + path, headers=headers, **options)
