@@ -1,11 +1,12 @@
 """`firstseen sandbox`: the five APIs of `docs/dialects.md` on this machine."""
 
+import logging
 from pathlib import Path
 
 import click
 from sqlalchemy import URL
 
-from config.logs import set_up_logs
+from config.logs import LINE
 from receiver.ledger import LedgerError, Store
 from receiver.sandbox.app import create_sandbox
 from receiver.sandbox.server import is_loopback, listen, serve
@@ -36,7 +37,7 @@ def sandbox(port: int, host: str, *, allow_remote: bool, database: Path) -> None
             f"The sandbox takes any credential, and {host} may be reached from other machines:"
             " use 127.0.0.1, or add --allow-remote."
         )
-    set_up_logs()
+    logging.basicConfig(level="INFO", format=LINE, force=True)
     try:
         store = Store(URL.create("sqlite", database=str(database)).render_as_string(), pool=POOL)
         app = create_sandbox(store)
@@ -51,8 +52,4 @@ def sandbox(port: int, host: str, *, allow_remote: bool, database: Path) -> None
 
 
 def _greet(address: str) -> None:
-    click.echo(f"The sandbox listens at {address}; {address}/_effects says what happened. Ctrl-C stops it.")
-
-
-if __name__ == "__main__":
-    sandbox()
+    click.echo(f"The sandbox is at {address}; {address}/_effects says what happened. Ctrl-C stops it.")

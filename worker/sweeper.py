@@ -19,6 +19,7 @@ from receiver.ledger import (
     starved,
     take_nudges,
 )
+from receiver.ledger.keys import prune_keys
 from receiver.ledger.replays import step, unfinished
 from worker.registry import Registry
 from worker.runner import Runner
@@ -82,14 +83,14 @@ def carry_on(store: Store) -> int:
 
 
 class Pruner:
-    """Erases payloads and forgets ids past their windows."""
+    """Erases payloads, and forgets ids and idempotency keys past their windows."""
 
     def __init__(self, store: Store, windows: Mapping[str, Windows]) -> None:
         self._store, self._windows = store, windows
 
     def run_once(self) -> dict[str, int]:
-        """Prune one batch of each kind and return counts."""
-        return prune(self._store, self._windows)
+        """Prune each kind and return counts."""
+        return {**prune(self._store, self._windows), "keys": prune_keys(self._store)}
 
 
 class Reopener:

@@ -121,7 +121,16 @@ def drop_key(connection: Connection, held: Held) -> bool:
 
 
 def prune_keys(store: Store) -> int:
-    """Delete at most 1,000 keys whose life is over and that nobody runs; returns how many."""
+    """Delete the keys whose life is over and that nobody runs, 1,000 a transaction; returns how many."""
+    total = 0
+    while True:
+        pruned = _prune_batch(store)
+        total += pruned
+        if pruned < PRUNE_BATCH:
+            return total
+
+
+def _prune_batch(store: Store) -> int:
     over = and_(KEY.c.expires_at <= store.now(), _unheld(store))
     chosen = select(KEY.c.id).where(over).limit(PRUNE_BATCH).with_for_update(skip_locked=True)
     with store.write() as connection:

@@ -28,6 +28,7 @@ from tests.services.guarded import FIRSTSEEN, POINTS, Guarded
 from tests.services.processes import Process, clean_environment
 from tests.services.sandbox import together
 from tests.services.waiting import answers, free_port, wait_until
+from worker.sweeper import Pruner
 
 WAITS = replace(FIRSTSEEN, locked=None)
 """The policy of our own API, but that a duplicate waits for the first one's answer."""
@@ -438,5 +439,15 @@ def test_the_migration_of_keys_goes_up_and_down(database_url: str) -> None:
                 assert inspect(connection).has_table("idempotency_key") == has, revision
         with store.write() as connection:
             connection.execute(update(KEY).values(status=None))
+    finally:
+        store.close()
+
+
+def test_the_workers_pruner_deletes_keys(migrated_url: str) -> None:
+    """Keys past their life go with everything else that is past its time."""
+    store = Store(driver_url(migrated_url))
+    try:
+        opened(store, slot(life=-1), lease=-1)
+        assert Pruner(store, {}).run_once()["keys"] == 1
     finally:
         store.close()
