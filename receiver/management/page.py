@@ -1,10 +1,12 @@
 """`/v1/docs`: the document as one page, made here: no script, and nothing from another host."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from flask import Response, make_response, render_template
+from markupsafe import Markup, escape
 
 Json = dict[str, Any]
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -15,7 +17,9 @@ def render_page(document: Json) -> Response:
     schemas = document["components"]["schemas"]
     operations = list(_operations(document, schemas))
     shapes = [_shape(name, schema, schemas) for name, schema in schemas.items()]
-    page = render_template("docs.html", info=document["info"], operations=operations, shapes=shapes)
+    page = render_template(
+        "docs.html", info=document["info"], operations=operations, shapes=shapes, prose=_prose
+    )
     response = make_response(page)
     response.headers["Content-Security-Policy"] = POLICY
     return response
@@ -47,12 +51,19 @@ def _curl(method: str, path: str, body: Json | None) -> str:
         parts += ["-X POST", '-H "Idempotency-Key: $(uuidgen)"']
     if body:
         parts.append(f"--json '{json.dumps(body['example'])}'")
-    return " ".join([*parts, f'"$URL{path}"'])
+    named = re.sub(r"{(\w+)}", lambda name: f"${name[1].upper()}", path)
+    return " ".join([*parts, f'"$URL{named}"'])
+
+
+def _prose(text: str) -> Markup:
+    """Return a text with its code between backticks as HTML."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped first
 
 
 def _shape(name: str, schema: Json, schemas: Json) -> Json:
     resolved = _resolved(schema, schemas)
-    return {"name": name, "about": schema.get("description", ""), "members": _members(resolved)}
+    about = {"about": schema.get("description", ""), "form": _form(schema) if "enum" in schema else ""}
+    return {"name": name, **about, "members": _members(resolved)}
 
 
 def _members(schema: Json) -> list[Json]:

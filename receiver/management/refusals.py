@@ -20,7 +20,9 @@ def answer_ledger_error(error: LedgerError) -> Response:
     for kind, status, name, advice in _KINDS:
         if isinstance(error, kind):
             return answer_problem(Problem(status, name, f"{error}{advice}"))
-    return answer_problem(unavailable("The ledger does not answer; nothing was done. Send it again."))
+    return answer_problem(
+        unavailable("The ledger does not answer. Send it again, with the same Idempotency-Key if it has one.")
+    )
 
 
 def answer_refusal(refusal: Refusal) -> Response:

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from tests.integration.steps import change, deliver, deliver_all, end, state
 
 from receiver.ledger import Move, Rejected, Store, record_rejections, story
+from tests.integration.steps import change, deliver, deliver_all, end, state
 from tests.services.api import BOARD, DEV, Api, problem
 
 NOBODY = uuid4()
@@ -350,7 +350,7 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.mark.parametrize("path", READING + ACTING)
 def test_a_dead_ledger_is_503(dead: Store, path: str) -> None:
-    """Every endpoint that needs it asks for another try and says that nothing was done."""
+    """Every endpoint that needs it asks for another try."""
     body = {"what": "retry", "filter": {}} if path == "/v1/replays" else {"generation": 0}
     api = Api(dead)
     answers = [api.get(path)] if path in READING else [api.post(path, body), api.post(path, body, once="k")]
