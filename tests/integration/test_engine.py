@@ -278,6 +278,20 @@ def test_a_database_that_goes_away_is_503(
     assert guarded.deeds == 1
 
 
+def test_an_unavailable_ledger_is_no_answer(make: Make) -> None:
+    """A view that finds its ledger away gets 503, and even a policy that stores everything stores nothing."""
+    guarded = make(replace(WAITS, stored=Stored.ALL))
+
+    def view() -> Any:
+        guarded.deed()
+        raise LedgerUnavailable
+
+    guarded.view = view
+    assert (guarded.send().status_code, guarded.deeds, guarded.keys) == (503, 0, 0)
+    guarded.view = guarded.deed
+    assert guarded.send().status_code == 201
+
+
 def test_replays_are_byte_for_byte(guarded: Guarded) -> None:
     """Status, body and the headers that say how to read it come back; cookies and others do not."""
     body = secrets.token_bytes(5000)

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from config.settings import Settings
+from firstseen import dev
 from firstseen.cli import cli
 from receiver.ledger import Store, migrate
 from receiver.sandbox.server import is_loopback
@@ -137,3 +139,13 @@ def test_a_killed_sandbox_has_one_effect(start: Start) -> None:
     answers = [client.post(path, content=SALESLY.body(), headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 201]
     assert len(client.get("/_effects").json()["effects"]) == 1
+
+
+def test_make_run_takes_another_port_when_the_usual_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another program on the port nor web itself keeps `make run` from starting."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(dev, "SANDBOX_PORT", port)
+        assert dev.sandbox_port(Settings(PORT=1, FIRSTSEEN_DEV=True)) == 0
+    assert dev.sandbox_port(Settings(PORT=1, FIRSTSEEN_DEV=True)) == port
+    assert dev.sandbox_port(Settings(PORT=port, FIRSTSEEN_DEV=True)) == 0
