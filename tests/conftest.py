@@ -1,5 +1,6 @@
 """Services for all tests: real databases and brokers, and the product's processes on them."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from tests.services.valkey import Valkey
 Deploy = Callable[..., Deployment]
 READY = "ready."
 """What Celery's worker logs when it takes messages."""
+
+
+def pytest_configure() -> None:
+    """End in order when told to stop, as a cancelled CI job is: servers and processes end with us."""
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to stop", returncode=128 + signal.SIGTERM))
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +59,9 @@ def valkey() -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="session")
-def databases(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Databases:
-    """Make databases of both kinds."""
-    return Databases(tmp_path_factory.mktemp("databases"), postgres)
+def databases(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Databases:
+    """Make databases of both kinds; a run that needs SQLite alone starts no PostgreSQL."""
+    return Databases(tmp_path_factory.mktemp("databases"), lambda: request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

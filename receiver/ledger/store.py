@@ -2,9 +2,8 @@
 
 import logging
 import sqlite3
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ class Store:
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self.shift = shift
         self.engine = self._sqlite_engine(pool) if self.sqlite else self._postgres_engine(pool)
-        self._writer = threading.Lock()
+        self._pool = Turnstile(pool)
+        # SQLite's own busy handler polls and is unfair; this process's threads queue up before it.
+        self._writer: Turnstile | None = Turnstile(1) if self.sqlite else None
 
     def now(self) -> ColumnElement[datetime]:
         """Return the ledger's time: the database's own clock on PostgreSQL, the host's UTC on SQLite."""
@@ -70,18 +72,9 @@ class Store:
         Raises LedgerUnavailable when the database does not answer: then nothing was recorded, or, if the
         connection died at the commit itself, whoever asks again finds out which.
         """
-        if not self.sqlite:
-            with self._transaction(writes=True) as connection:
-                yield connection
-            return
-        # SQLite's busy handler polls and is unfair; a lock keeps this process's own threads in line.
-        if not self._writer.acquire(timeout=WAIT):
-            raise LedgerUnavailable
-        try:
-            with self._transaction(writes=True) as connection:
-                yield connection
-        finally:
-            self._writer.release()
+        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
+        with alone, self._transaction(writes=True) as connection:
+            yield connection
 
     def joined(self, connection: Connection) -> "Store":
         """Return this store inside a transaction under way: its reads and writes end with that one."""
@@ -94,7 +87,11 @@ class Store:
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
         try:
-            with self.engine.connect() as connection, connection.execution_options(writes=writes).begin():
+            with (
+                self._pool.turn(WAIT),
+                self.engine.connect() as connection,
+                connection.execution_options(writes=writes).begin(),
+            ):
                 if writes and not self.sqlite:
                     connection.exec_driver_sql(_LOCAL if connection.info["durable"] else _LOCAL + _COMMIT)
                 yield connection
@@ -123,7 +120,8 @@ class Store:
         return engine
 
     def _sqlite_engine(self, pool: int) -> Engine:
-        Path(self.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        place = (self.url.database or "").removeprefix("file:")
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
         arguments = {"timeout": WAIT, "check_same_thread": False}
         engine = create_engine(
             self.url, pool_size=pool, max_overflow=0, pool_timeout=WAIT, connect_args=arguments

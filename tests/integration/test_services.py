@@ -13,6 +13,7 @@ import psutil
 import psycopg
 import pytest
 
+from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import procfile
 from tests.services.postgres import Postgres
@@ -192,6 +193,35 @@ def test_an_exit_code_is_reported(tmp_path: Path) -> None:
     sleeper.terminate()
     assert sleeper.wait_exit(10) == -signal.SIGTERM
     assert sleeper.logs() == "hello\n"
+
+
+def test_a_run_that_is_told_to_stop_cleans_up(tmp_path: Path) -> None:
+    """A cancelled run ends its servers like a finished one."""
+    (tmp_path / "test_waits.py").write_text(
+        "import time\n\n\ndef test_waits(valkey):\n    print('up', flush=True)\n    time.sleep(60)\n"
+    )
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-s",
+        "-p",
+        "tests.conftest",
+        "-c",
+        str(CHECKOUT / "pyproject.toml"),
+    ]
+    argv += ["-p", "no:cacheprovider", str(tmp_path)]
+    log, env = tmp_path / "log", clean_environment(PYTHONPATH=str(CHECKOUT))
+    run = Process("pytest", argv, log=log, env=env, cwd=CHECKOUT)
+    try:
+        wait_until(lambda: "up" in run.logs().split() or not run.running, 30, run.logs)
+        family = run.family()
+        assert len(family) == 2, run.logs()
+        run.terminate()
+        assert run.wait_exit(30) == 143
+        assert not any(map(lives, family))
+    finally:
+        run.kill()
 
 
 def test_the_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,20 @@ def test_a_lost_claim_is_said_once(
     thread.join(30)
 
 
+def test_a_retry_waits_in_the_ledger(store: Store, make_runner: MakeRunner, ledger: Ledger) -> None:
+    """A failed event is not to be had before its time, whoever nudges it; then it is."""
+    ends = iter([Outcome(Move.RETRY_LATER, timedelta(minutes=5)), DONE])
+    runner = make_runner(lambda _held: next(ends))
+    (event,) = add(store, "evt_1")
+    assert runner.run(event)
+    assert not runner.run(event)
+    store.shift = timedelta(minutes=4, seconds=50)
+    assert not runner.run(event)
+    store.shift = timedelta(minutes=5, seconds=10)
+    assert runner.run(event)
+    assert ledger.outcomes("evt_1") == ["retry later", "finish"]
+
+
 def test_settling_outlasts_an_outage(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from tests.services.deployment import Deployment
@@ -17,12 +19,17 @@ def driver_url(url: str) -> str:
 
 
 class Databases:
-    """Makes SQLite files in `folder` and databases in `postgres`."""
+    """Makes SQLite files in `folder`, and databases in a PostgreSQL that `start` starts when needed."""
 
-    def __init__(self, folder: Path, postgres: Postgres) -> None:
-        self.folder, self.postgres = folder, postgres
+    def __init__(self, folder: Path, start: Callable[[], Postgres]) -> None:
+        self.folder, self._start = folder, start
         self._numbers = itertools.count()
         self._templates: dict[str, str] = {}
+
+    @cached_property
+    def postgres(self) -> Postgres:
+        """The running server."""
+        return self._start()
 
     def fresh(self, kind: str) -> str:
         """Return the URL of an empty database; `kind` is sqlite or postgres."""

@@ -253,6 +253,12 @@ def test_what_is_no_batch_is_kept_whole(body: Any) -> None:
     assert item.problem.startswith("It is not the list of events")
 
 
+def test_an_item_that_json_cannot_hold_keeps_the_batch_whole() -> None:
+    """A number beyond every float would be written as something that no JSON parser reads back."""
+    request = post(b'{"events":[{"id":"a","n":1e999}]}')
+    assert only(extractor(**BATCH).items(request)).body == request.body
+
+
 def test_the_largest_batch_is_split() -> None:
     """Ten thousand events are ten thousand items."""
     events = [{"id": str(number)} for number in range(MOST_ITEMS)]

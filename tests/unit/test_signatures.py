@@ -105,6 +105,13 @@ def test_base64url_counts_with_and_without_padding(padding: str) -> None:
     assert reason(scheme, delivery({"X-Sig": signed(scheme)["X-Sig"] + padding})) is None
 
 
+@pytest.mark.parametrize("change", [lambda s: s[:-1] + chr(ord(s[-1]) + 1), lambda s: s + "=="])
+def test_base64url_is_canonical(change: Any) -> None:
+    """Spare bits and too much padding are refused in the URL-safe alphabet too."""
+    scheme = made(with_signature(PLAIN, encoding="base64url"))
+    assert reason(scheme, delivery({"X-Sig": change(signed(scheme)["X-Sig"])})) == "malformed_signature"
+
+
 def test_a_prefix_is_mandatory() -> None:
     """Without its `sha256=` a signature is not written as this provider writes it."""
     scheme = made(with_signature(PLAIN, prefix="sha256="))
@@ -117,7 +124,7 @@ def test_any_of_several_signatures_may_match() -> None:
     """During a rotation a provider signs with both secrets; wrong, unknown and broken entries are skipped."""
     scheme = made(TIMED)
     good = signed(scheme)["X-Sig"]
-    noisy = f"=,,v1,v1=zz,v0=00,{good},v1={'00' * 32},v9==x="
+    noisy = f"=,,v1,v1=zz,v0=00,v1={'11' * 32},{good},v1={'00' * 32},v9==x="
     assert reason(scheme, delivery({"X-Sig": noisy})) is None
 
 
@@ -159,6 +166,12 @@ def test_the_tolerance_ends_where_it_says(age: int, expected: str | None) -> Non
     """Exactly the tolerance old is accepted, as Stripe's library does; a second more is not, either way."""
     scheme = made(TIMED)
     assert reason(scheme, delivery(signed(scheme)), now=NOW + age) == expected
+
+
+def test_whole_seconds_are_compared_with_whole_seconds() -> None:
+    """A delivery that is exactly the tolerance old is accepted through the whole of that second."""
+    scheme = made(TIMED)
+    assert reason(scheme, delivery(signed(scheme)), now=NOW + 300.9) is None
 
 
 def test_a_sources_tolerance_replaces_the_schemes() -> None:

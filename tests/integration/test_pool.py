@@ -1,0 +1,109 @@
+"""Connections: never more than the pool, as the server counts them, and none kept by a waiting thread."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+
+import psycopg
+import pytest
+
+from receiver.ledger import Move, Outcome, Store, claim, expire, record, renew, settle, take_nudges
+from tests.integration.steps import LEASE, ONLY_POSTGRES, SWEEP, deliver, delivery, take
+
+POOL = 3
+
+
+@pytest.fixture
+def small(store: Store) -> Iterator[Store]:
+    """Give a store with three connections, named so that the server's list shows which are its own."""
+    url = store.url.update_query_dict({"application_name": f"pool-{uuid.uuid4().hex[:8]}"})
+    made = Store(url.render_as_string(hide_password=False), pool=POOL)
+    yield made
+    made.close()
+
+
+class Watch:
+    """Asks the server again and again how many connections a store has, and keeps the most."""
+
+    def __init__(self, store: Store) -> None:
+        self.name = store.url.query["application_name"]
+        self.dsn = store.url.set(drivername="postgresql", query={}).render_as_string(hide_password=False)
+        self.most, self.stop = 0, threading.Event()
+
+    def now(self, state: str = "%") -> int:
+        """Return how many there are."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state LIKE %s"
+        with closing(psycopg.connect(self.dsn, autocommit=True)) as connection:
+            found = connection.execute(query, [self.name, state]).fetchone()
+        assert found
+        return int(found[0])
+
+    def run(self) -> None:
+        """Look until told to stop."""
+        while not self.stop.wait(0.02):
+            self.most = max(self.most, self.now())
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_connections_stay_within_the_pool_under_load(small: Store) -> None:
+    """Twenty-four threads that record, claim, renew, settle and sweep use three connections, and get them."""
+    watch = Watch(small)
+
+    def work(n: int) -> None:
+        for k in range(6):
+            made = record(small, [delivery(f"{n}-{k}"), delivery(f"shared-{k}")])[0].event
+            held = claim(small, made, lease=LEASE, worker="w")
+            assert held is not None
+            renew(small, [held], lease=LEASE)
+            assert settle(small, held, Outcome(Move.FINISH))
+            take_nudges(small, SWEEP)
+            expire(small)
+
+    with ThreadPoolExecutor(25) as pool:
+        looking = pool.submit(watch.run)
+        jobs = [pool.submit(work, n) for n in range(24)]
+        wait(jobs)
+        watch.stop.set()
+        for job in (*jobs, looking):
+            job.result()
+    assert 1 < watch.most <= POOL, f"{watch.most} connections at once"
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_no_connection_is_held_between_statements_of_the_protocol(small: Store) -> None:
+    """While a handler runs, its claim holds no transaction open: nothing is idle in transaction."""
+    held = take(small, deliver(small).event)
+    watch = Watch(small)
+    assert (watch.now("idle in transaction%"), watch.now("active"), watch.now()) == (0, 0, 1)
+    assert settle(small, held, Outcome(Move.FINISH))
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_a_closed_store_leaves_no_connection(small: Store) -> None:
+    """A process that stops gives its connections back."""
+    deliver(small)
+    small.close()
+    assert Watch(small).now() == 0
+
+
+def test_no_thread_starves(store: Store) -> None:
+    """Sixteen threads on two connections: when the first has recorded ten events, each other has five."""
+    url = store.url.render_as_string(hide_password=False)
+    narrow = Store(url, pool=2)
+    done, gate, told = [0] * 16, threading.Barrier(16), list[list[int]]()
+
+    def work(n: int) -> None:
+        gate.wait(10)
+        for k in range(10):
+            deliver(narrow, f"{n}-{k}")
+            done[n] += 1
+        told.append(list(done))
+
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(work, range(16)))
+    finally:
+        narrow.close()
+    assert min(told[0]) >= 5, f"when the first thread ended, the others had recorded {told[0]}"

@@ -1,0 +1,103 @@
+"""The queue before the ledger's connections: no wider than told, in order, and no turn is ever lost."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from receiver.ledger import LedgerUnavailable
+from receiver.ledger.turnstile import Turnstile
+
+
+def test_no_more_than_its_width_are_in() -> None:
+    """Twenty threads through a turnstile of three: never a fourth inside."""
+    gate, inside, most, lock = Turnstile(3), [0], [0], threading.Lock()
+
+    def go(_: int) -> None:
+        with gate.turn(10):
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.002)
+            with lock:
+                inside[0] -= 1
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(go, range(100)))
+    assert most[0] == 3
+
+
+def test_who_came_first_goes_first() -> None:
+    """Threads that wait are let in by the order in which they came."""
+    gate, order, threads = Turnstile(1), [], []
+    with gate.turn(1):
+        for n in range(8):
+
+            def go(n: int = n) -> None:
+                with gate.turn(10):
+                    order.append(n)
+
+            threads.append(threading.Thread(target=go))
+            threads[-1].start()
+            while len(gate._waiting) <= n:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+
+
+def test_whoever_gives_its_turn_back_goes_to_the_end() -> None:
+    """A thread that comes again at once does not overtake one that waits."""
+    gate, order = Turnstile(1), []
+
+    def go() -> None:
+        with gate.turn(10):
+            order.append("waiting")
+
+    waiting = threading.Thread(target=go)
+    with gate.turn(1):
+        waiting.start()
+        while not gate._waiting:
+            time.sleep(0.001)
+    with gate.turn(10):
+        order.append("again")
+    waiting.join()
+    assert order == ["waiting", "again"]
+
+
+def test_patience_ends_and_costs_no_turn() -> None:
+    """Whoever waited too long is told so; the turn is then free for the next."""
+    gate = Turnstile(1)
+    with gate.turn(1):
+        begun = time.monotonic()
+        with pytest.raises(LedgerUnavailable), gate.turn(0.05):
+            pytest.fail("two are in")
+        assert 0.04 < time.monotonic() - begun < 5
+    with gate.turn(0):
+        pass
+
+
+def test_an_error_inside_gives_the_turn_back() -> None:
+    """However a block ends, the next one gets in."""
+    gate = Turnstile(1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), gate.turn(0):
+            raise ZeroDivisionError
+
+
+def test_no_turn_is_lost_when_patience_ends_at_the_same_moment() -> None:
+    """Many threads whose patience is as short as a turn: in the end all turns are free again."""
+    gate = Turnstile(2)
+
+    def go(_: int) -> None:
+        try:
+            with gate.turn(0.001):
+                time.sleep(0.001)
+        except LedgerUnavailable:
+            pass
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(go, range(600)))
+    with gate.turn(0), gate.turn(0):
+        assert not gate._waiting
