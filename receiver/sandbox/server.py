@@ -29,8 +29,9 @@ class Handler(WSGIRequestHandler):
         getattr(log, type if type in {"info", "warning", "error"} else "info")(message, *args)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - as it is called
-        """Log the request line and the status, without colours."""
-        log.info("%s %s", self.requestline.rpartition(" ")[0], getattr(code, "value", code))
+        """Log the request line and the status, without colours; what does not print is escaped."""
+        line = self.requestline.rpartition(" ")[0].encode("unicode_escape").decode()
+        log.info("%s %s", line, getattr(code, "value", code))
 
 
 def is_loopback(host: str) -> bool:
