@@ -153,7 +153,7 @@ def test_effects_and_requests_are_listed_in_order(sandbox: Sandbox, client: Clie
 
 @every_api
 def test_drop_before_leaves_no_trace(sandbox: Sandbox, client: Client) -> None:
-    """The connection ends before anything: no effect, no key; the same request then runs for the first time."""
+    """The connection ends before anything: no effect, no key; the same request then runs."""
     sandbox.fault(client.prefix, "drop_before")
     lost(sandbox, client)
     assert (sandbox.keys, sandbox.effects, sandbox.requests[0]["status"]) == (0, [], None)
@@ -317,7 +317,9 @@ def test_many_different_requests_at_once_all_happen(sandbox: Sandbox) -> None:
 def test_a_database_that_does_not_answer_is_503(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is done, and the answer says to come back, in the API's shape."""
     monkeypatch.setattr("receiver.ledger.store.WAIT", 0.1)
-    with sandbox.store._writer:
+    writer = sandbox.store._writer
+    assert writer
+    with writer.turn(5):
         answer = STANNP.send(sandbox, KEY)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert error(STANNP, answer)[0] == "unavailable"
