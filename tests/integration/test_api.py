@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -11,7 +11,7 @@ from receiver.ledger import Move, Rejected, Store, record_rejections, story
 from tests.integration.steps import change, deliver, deliver_all, end, state
 from tests.services.api import BOARD, DEV, Api, problem
 
-NOBODY = uuid4()
+NOBODY = UUID("0199c0de-0000-7000-8000-000000000000")
 ACTING = [
     f"/v1/events/{NOBODY}/retry",
     f"/v1/events/{NOBODY}/rerun",
