@@ -26,6 +26,9 @@ from worker.tasks import Policy, attempt
 
 log = logging.getLogger(__name__)
 
+BROKER_PAUSE = 30.0
+"""Seconds until a broker that refused this worker is asked again."""
+
 LEDGER_PAUSE = 2.0
 """Seconds between looks at a ledger that is not there yet, or not migrated."""
 
@@ -81,16 +84,22 @@ class Worker:
             def install_platform_tweaks(self, worker: Any) -> None:
                 """Leave the signals as they are: from its first moment this process stops in one way."""
 
-        consumer = Consumer(
-            quiet=True,
-            pool_cls="threads",
-            concurrency=self.settings.worker_concurrency,
-            without_mingle=True,
-            without_gossip=True,
-            without_heartbeat=True,
-        )
-        consumer.start()
-        return self.shutdown.finish(consumer.exitcode or 0)
+        while not self.runner.stopping.is_set():
+            consumer = Consumer(
+                quiet=True,
+                pool_cls="threads",
+                concurrency=self.settings.worker_concurrency,
+                without_mingle=True,
+                without_gossip=True,
+                without_heartbeat=True,
+            )
+            consumer.start()
+            if not consumer.exitcode:
+                break
+            # It was refused for good, by a password perhaps. The sweeper runs every event meanwhile.
+            log.error("The broker refuses this worker; it is asked again in %d s.", BROKER_PAUSE)
+            self.runner.stopping.wait(BROKER_PAUSE)
+        return self.shutdown.finish()
 
     def _wait_for_ledger(self) -> bool:
         while not self.runner.stopping.is_set():

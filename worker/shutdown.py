@@ -28,7 +28,6 @@ class Shutdown:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._celery_ended = threading.Event()
-        self._status = 0
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
@@ -37,14 +36,13 @@ class Shutdown:
             self._thread = threading.Thread(target=self._end, daemon=True, name="shutdown")
             self._thread.start()
 
-    def finish(self, status: int) -> int:
-        """Say that Celery has ended, in order (0) or not, and wait for the rest; return the status."""
-        self._status = status
+    def finish(self) -> int:
+        """Say that Celery has ended and wait for the rest; return the exit status."""
         self._celery_ended.set()
         self.begin()
         if self._thread is not None:
             self._thread.join()
-        return self._status
+        return 0
 
     def _end(self) -> None:
         self._runner.stopping.set()
@@ -59,7 +57,7 @@ class Shutdown:
         release.join(RELEASE_GRACE)
         logging.shutdown()
         # Threads cannot be stopped, and the interpreter would wait for them.
-        os._exit(self._status)
+        os._exit(0)
 
     def _release(self) -> None:
         try:

@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.conftest import Deploy
+from tests.services.databases import Databases
 from tests.services.deployment import Deployment, timed
 from tests.services.ledger import Ledger
+from tests.services.rabbitmq import RabbitMQ
 from tests.services.server import Server
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
@@ -137,6 +140,22 @@ def test_dropped_connections_run_nothing_twice(deployment: Deployment, valkey: V
     deployment.wait_handled(ids)
     assert deployment.handlers.overlaps() == set()
     assert_once(deployment, ids)
+
+
+def test_a_broker_that_refuses_starves_nothing(
+    databases: Databases, rabbitmq: RabbitMQ, deploy: Deploy
+) -> None:
+    """A worker whose password the broker refuses goes on sweeping, and ends in order when it is told to."""
+    refusing = rabbitmq.url().replace("guest:guest", "guest:wrong")
+    deployment = deploy(databases.migrated("sqlite"), refusing, env=QUICK).start()
+    ids = names("refused", 5)
+    deliver_quickly(deployment, ids)
+    deployment.wait_handled(ids)
+    assert_once(deployment, ids)
+    (worker,) = deployment.workers
+    assert "The broker refuses this worker" in worker.logs()
+    worker.terminate()
+    assert worker.wait_exit(10) == 0
 
 
 def test_a_worker_starts_without_a_broker(deployment: Deployment, valkey: Valkey) -> None:

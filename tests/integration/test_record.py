@@ -315,14 +315,29 @@ def test_a_tombstone_still_knows_its_id(store: Store) -> None:
 def test_an_id_that_is_pruned_in_the_midst_is_first_seen(store: Store) -> None:
     """Between the insert that an old row stopped and the update that misses it, nothing falls through."""
     old = deliver(store)
-    with _after_the_insert(store, old.event):
+    with _Pruned(store, old.event):
         again = deliver(store)
     assert again.first_seen
     assert again.event != old.event
 
 
-def _after_the_insert(store: Store, victim: Any) -> Any:
-    return _Pruned(store, victim)
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_whoever_inserts_first_is_first_seen(store: Store) -> None:
+    """Another process records the same id just before our INSERT: the database decides, ours is second."""
+    theirs = []
+
+    def overtake(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO event") and not theirs:
+            theirs.append(None)
+            theirs[0] = deliver(store)
+
+    event.listen(store.engine, "before_cursor_execute", overtake)
+    try:
+        ours = deliver(store)
+    finally:
+        event.remove(store.engine, "before_cursor_execute", overtake)
+    assert (theirs[0].first_seen, ours.first_seen, ours.event) == (True, False, theirs[0].event)
+    assert row(store, ours.event).duplicates == 1
 
 
 class _Pruned:

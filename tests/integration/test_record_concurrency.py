@@ -1,0 +1,113 @@
+"""Recording from 32 threads and 4 processes at once: one first-seen for each event, no deadlock, no error."""
+
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from receiver.ledger import Store, record
+from receiver.ledger.models import EVENT
+from tests.integration.steps import ONLY_POSTGRES, count, delivery
+from tests.services.checkout import CHECKOUT
+
+EVENTS = 120
+THREADS, PROCESSES = 32, 4
+EACH = THREADS // PROCESSES
+BATCH, ROUNDS = 8, 2
+
+WORKER = """
+import sys
+from tests.integration.test_record_concurrency import record_batches
+from receiver.ledger import Store
+store = Store(sys.stdin.readline().strip())
+print("ready", flush=True)
+sys.stdin.readline()
+for name in record_batches(store, int(sys.argv[1])):
+    print(name)
+store.close()
+"""
+
+
+def batches(seed: int) -> list[list[str]]:
+    """Return what one thread records: overlapping batches in an order of its own, some ids twice."""
+    rng = random.Random(seed)
+    names = [f"evt_{n:03}" for n in range(EVENTS)]
+    return [rng.choices(names, k=BATCH) for _ in range(ROUNDS * EVENTS // BATCH // 4)]
+
+
+def record_batches(store: Store, seed: int) -> list[str]:
+    """Record as `EACH` threads at once; return the ids that were first seen here."""
+    first: list[str] = []
+    gate = threading.Barrier(EACH)
+
+    def work(number: int) -> None:
+        gate.wait(30)
+        for names in batches(number):
+            verdicts = record(store, [delivery(name) for name in names])
+            first.extend(one.event_id for one in verdicts if one.first_seen)
+
+    with ThreadPoolExecutor(EACH) as pool:
+        list(pool.map(work, range(seed * EACH, (seed + 1) * EACH)))
+    return first
+
+
+@pytest.fixture
+def processes(store: Store) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start four processes, ready to record at a word."""
+    url = store.url.render_as_string(hide_password=False)
+    with ExitStack() as stack:
+        started = []
+        for seed in range(PROCESSES):
+            argv = [sys.executable, "-c", WORKER, str(seed)]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = subprocess.Popen(argv, cwd=CHECKOUT, text=True, **pipes)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            started.append(process)
+        for process in started:
+            assert process.stdin
+            process.stdin.write(f"{url}\n")
+            process.stdin.flush()
+        for process in started:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        yield started
+
+
+def test_exactly_one_first_seen_each(store: Store, processes: list[subprocess.Popen[str]]) -> None:
+    """However threads and processes overlap, each id is first seen once, and every other copy is counted."""
+    seen: Counter[str] = Counter()
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        out, errors = process.communicate(timeout=90)
+        assert process.returncode == 0, errors
+        seen.update(out.split())
+    sent = Counter(name for n in range(THREADS) for names in batches(n) for name in names)
+    assert seen == Counter(dict.fromkeys(sent, 1)), "an event was first seen more than once, or never"
+    assert count(store) == len(sent)
+    for name in list(sent)[:20]:
+        copies = EVENT.c.duplicates == sent[name] - 1
+        assert count(store, EVENT.c.event_id == name, copies) == 1, f"a copy of {name} was not counted"
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_batches_in_opposite_orders_do_not_deadlock(store: Store) -> None:
+    """Eight threads record new ids forwards and backwards; none is ever thrown out."""
+
+    def work(number: int) -> None:
+        for round_ in range(8):
+            names = [f"{round_}-{n:02}" for n in range(20)]
+            record(store, [delivery(name) for name in (reversed(names) if number % 2 else names)])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert count(store, EVENT.c.duplicates != 7) == 0
