@@ -12,6 +12,7 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from config.api_keys import ApiKey, parse_api_keys
 from config.durations import Duration
 from config.errors import ConfigError
 
@@ -26,7 +27,9 @@ BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp"
 SECRET_KEY_MIN = 32
 """Characters; shorter keys could be guessed, and every outbound idempotency key hangs on this one."""
 
-SECRET_NAMES = frozenset({"DATABASE_URL", "BROKER_URL", "REDIS_URL", "FIRSTSEEN_SECRET_KEY"})
+SECRET_NAMES = frozenset(
+    {"DATABASE_URL", "BROKER_URL", "REDIS_URL", "FIRSTSEEN_SECRET_KEY", "FIRSTSEEN_API_KEYS"}
+)
 """Variables whose value never stands in an error."""
 
 Count = Annotated[int, Field(ge=1, le=10_000)]
@@ -43,6 +46,9 @@ class Settings(BaseSettings):
     redis_url: str = Field(default="", validation_alias="REDIS_URL", repr=False)
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), validation_alias="FIRSTSEEN_SECRET_KEY", repr=False
+    )
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        default=(), validation_alias="FIRSTSEEN_API_KEYS", repr=False
     )
     sources_path: Path = Field(
         default=Path(__file__).with_name("sources.toml"), validation_alias="FIRSTSEEN_SOURCES"
@@ -68,6 +74,11 @@ class Settings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _read_api_keys(cls, value: object) -> object:
+        return parse_api_keys(value) if isinstance(value, str) else value
 
     @field_validator("lease", "sweep", "max_runtime", "backoff_max")
     @classmethod

@@ -11,6 +11,7 @@ from firstseen.acting import discard, rerun, retry
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
 from firstseen.reading import events, sources, stats
+from firstseen.sandbox import sandbox
 from firstseen.sending import send
 from firstseen.showing import show
 from firstseen.upkeep import migrate, prune, release, version
@@ -59,6 +60,7 @@ for command in (
     discard,
     stats,
     sources,
+    sandbox,
     doctor,
     prune,
     migrate,

@@ -1,4 +1,4 @@
-"""`make run`: web, worker and an embedded broker in one terminal, and nothing left when it ends."""
+"""`make run`: web, worker, sandbox and an embedded broker in one terminal, and nothing left when it ends."""
 
 import fcntl
 import os
@@ -20,6 +20,7 @@ from config.secrets import generate_secret
 from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources
 from firstseen.foreground import Foreground, Screen
+from firstseen.sandbox import PORT as SANDBOX_PORT
 from receiver.ledger import LedgerError, Store, migrate
 
 ENV = Path(".env")
@@ -77,6 +78,15 @@ def check_port(settings: Settings) -> None:
                 f"Port {settings.port} cannot be used ({error.strerror}):"
                 f" stop what listens there, or choose another, such as PORT={settings.port + 1} make run."
             ) from None
+
+
+def sandbox_port(settings: Settings) -> int:
+    """Return the sandbox's usual port, or 0 for any when web or another program has it."""
+    try:
+        with socket.create_server(("127.0.0.1", SANDBOX_PORT)):
+            return SANDBOX_PORT if settings.port != SANDBOX_PORT else 0
+    except OSError:
+        return 0
 
 
 def migrate_here(settings: Settings) -> str:
@@ -149,6 +159,7 @@ def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
     env = {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
     run.start("web", [sys.executable, "-m", "receiver"], env)
     run.start("worker", [sys.executable, "-m", "worker"], env)
+    run.start("sandbox", [sys.executable, "-m", "firstseen", "sandbox", f"--port={sandbox_port(settings)}"])
     if run.wait(lambda: ready(settings)):
         run.screen.say(
             "run", f"Firstseen listens at http://{address(settings)}/webhooks/<source>; Ctrl-C stops it."

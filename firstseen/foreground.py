@@ -32,7 +32,7 @@ class Screen:
         with self._lock, suppress(OSError):  # the terminal may be gone
             if name not in self._names:
                 self._names.append(name)
-            head = f"{name:<6} |"
+            head = f"{name:<7} |"
             if self._coloured:
                 head = f"\033[{COLOURS[self._names.index(name) % len(COLOURS)]}m{head}\033[0m"
             sys.stdout.write(f"{head} {text}\n")
@@ -52,7 +52,7 @@ class Child:
     ) -> None:
         self.name = name
         self.last = last
-        self._popen = subprocess.Popen(  # noqa: S603 - our own three commands
+        self._popen = subprocess.Popen(  # noqa: S603 - our own commands
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
-from config.sources import Source
 from firstseen.context import Context, pass_context
 from firstseen.options import filter_of, filter_options, json_option
 from firstseen.output import moment, print_json, print_table
 from receiver.ledger import State, list_events
 from receiver.ledger import stats as figures
+from receiver.management.reports import describe
 
 PAGE = 50
 SHOWN = ("source", "event_id", "type", "state", "attempts", "duplicates", "reason")
@@ -61,24 +61,9 @@ def _figures_row(row: dict[str, Any], states: list[str]) -> tuple[Any, ...]:
 @pass_context
 def sources(context: Context, *, as_json: bool) -> None:
     """List the configured sources, and what is wrong with them."""
-    configured = [_source_json(source) for source in context.sources.values()]
+    configured = [describe(source) for source in context.sources.values()]
     if as_json:
         print_json({"data": configured, "next": None})
         return
     rows = [(s["name"], s["provider"], s["path"], s["secrets"], s["problem"] or "ok") for s in configured]
     print_table(("source", "provider", "path", "secrets", "problem"), rows)
-
-
-def _source_json(source: Source) -> dict[str, Any]:
-    return {
-        "name": source.name,
-        "provider": source.provider.name,
-        "path": f"/webhooks/{source.name}",
-        "secrets": len(source.secrets),
-        "problem": source.problem,
-        "warnings": list(source.warnings),
-        "retention_seconds": int(source.retention.total_seconds()),
-        "payload_retention_seconds": int(source.payload_retention.total_seconds()),
-        "max_body": source.max_body,
-        "on_replay": source.on_replay,
-    }

@@ -12,6 +12,7 @@ from firstseen.output import print_json
 from receiver.ledger import Windows
 from receiver.ledger import migrate as bring_up
 from receiver.ledger import prune as prune_once
+from receiver.ledger.keys import prune_keys
 from receiver.ledger.schema import found
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -54,7 +55,7 @@ def migrate(context: Context, *, as_json: bool) -> None:
 @json_option
 @pass_context
 def prune(context: Context, *, as_json: bool) -> None:
-    """Erase payloads and forget ids that are past their source's windows."""
+    """Erase payloads, and forget ids and idempotency keys, that are past their windows."""
     windows = {
         name: Windows(source.retention, source.payload_retention) for name, source in context.sources.items()
     }
@@ -62,6 +63,7 @@ def prune(context: Context, *, as_json: bool) -> None:
     while any(number > 0 for number in counts.values()):
         counts = prune_once(context.ledger, windows)
         result = {kind: result[kind] + number for kind, number in counts.items()}
+    result["keys"] = prune_keys(context.ledger)
     if as_json:
         print_json(result)
     else:

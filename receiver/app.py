@@ -15,6 +15,7 @@ from receiver.endpoints import build_endpoints
 from receiver.health import health_views
 from receiver.ingress import Ingress
 from receiver.ledger import LedgerError, Store, check_schema, record_rejections
+from receiver.management.api import Parts, api_views
 from receiver.problems import answer_problems
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Build the WSGI application. Raises ConfigError with one sentence when it is misconfigured."""
     set_up_logs()
     settings = settings or load_settings()
-    endpoints = build_endpoints(load_sources(settings.sources_path, load_providers(), environment()))
+    sources = load_sources(settings.sources_path, load_providers(), environment())
+    endpoints = build_endpoints(sources)
     store = Store(settings.database, pool=settings.db_pool)
     dispatcher = Dispatcher(settings.broker)
     rejections = Background(
@@ -36,6 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("receiver", static_folder=None)
     app.register_blueprint(Ingress(endpoints, store, dispatcher, rejections).views())
     app.register_blueprint(health_views(store, dispatcher))
+    app.register_blueprint(api_views(Parts(store, settings.api_keys, sources, dispatcher.nudge)))
     answer_problems(app)
     _greet(store)
     return app

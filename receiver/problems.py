@@ -6,6 +6,11 @@ from http import HTTPStatus
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
+WORDS = {
+    404: "Nothing is at this path; deliveries go to /webhooks/<source>, and /v1/docs tells of the API.",
+    405: "This path does not take this method; the header Allow lists those that it takes.",
+    500: "Something broke here, and the log says what. Send it again; if this stays, tell whoever runs it.",
+}
 RETRY_AFTER = 5
 """Seconds a provider is asked to wait while the ledger does not answer."""
 
@@ -25,11 +30,12 @@ def unavailable(detail: str) -> Problem:
 
 def answer_problems(app: Flask) -> None:
     """Answer every Problem, and every HTTP error of Flask's own, as a problem document."""
-    app.register_error_handler(Problem, _answer)
+    app.register_error_handler(Problem, answer_problem)
     app.register_error_handler(HTTPException, _answer_http)
 
 
-def _answer(problem: Problem) -> Response:
+def answer_problem(problem: Problem) -> Response:
+    """Return a Problem as its document."""
     body = {
         "type": f"urn:firstseen:problem:{problem.kind}",
         "title": HTTPStatus(problem.status).phrase,
@@ -44,4 +50,4 @@ def _answer_http(error: HTTPException) -> Response:
     status = HTTPStatus(error.code or 500)
     allowed = {name: value for name, value in error.get_headers() if name == "Allow"}
     kind = status.phrase.lower().replace(" ", "-")
-    return _answer(Problem(status, kind, f"{status.phrase}.", allowed))
+    return answer_problem(Problem(status, kind, WORDS.get(status, f"{status.phrase}."), allowed))

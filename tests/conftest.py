@@ -13,6 +13,7 @@ from tests.services.databases import Databases
 from tests.services.deployment import Deployment
 from tests.services.postgres import Postgres
 from tests.services.rabbitmq import MISSING, RabbitMQ, programs
+from tests.services.sandbox import Sandbox
 from tests.services.valkey import Valkey
 
 Deploy = Callable[..., Deployment]
@@ -136,3 +137,18 @@ def celery_worker(deployment: Deployment, celery_setup_app: Any) -> CeleryTestWo
     container = WorkerContainer(lambda: deployment.start_worker()[0], READY)
     container.ready()
     return CeleryTestWorker(container, celery_setup_app)
+
+
+@pytest.fixture(scope="session")
+def running_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Serve the sandbox on a free port for the whole run."""
+    server = Sandbox(tmp_path_factory.mktemp("sandbox"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def sandbox(running_sandbox: Sandbox) -> Sandbox:
+    """Give the test the sandbox, with nothing in it and nothing armed."""
+    running_sandbox.control("reset")
+    return running_sandbox

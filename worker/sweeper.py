@@ -19,6 +19,8 @@ from receiver.ledger import (
     starved,
     take_nudges,
 )
+from receiver.ledger.keys import prune_keys
+from receiver.ledger.replays import step, unfinished
 from worker.registry import Registry
 from worker.runner import Runner
 
@@ -26,6 +28,12 @@ log = logging.getLogger(__name__)
 
 PRUNE_EVERY, REOPEN_EVERY = 60, 12
 """Sweeps between two prunings and two reopenings: five minutes and one, at the default pace."""
+
+REPLAY_BATCH = 100
+"""Events of a bulk run in one transaction: short enough to let deliveries through on SQLite."""
+
+REPLAY_ROUNDS, REPLAYS_AT_ONCE = 10, 5
+"""Batches of each bulk run in one pass, and bulk runs that take turns: a pass must come to its end."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,11 @@ class Swept:
     expired: int = 0
     nudged: int = 0
     set_to_work: int = 0
+    replayed: int = 0
 
 
 class Sweeper:
-    """Takes expired leases back, nudges what is due, and runs what nobody fetches."""
+    """Takes expired leases back, nudges what is due, runs what nobody fetches, carries bulk runs on."""
 
     def __init__(self, store: Store, sweep: timedelta, nudge: Callable[[UUID], bool], runner: Runner) -> None:
         self._store, self._sweep, self._nudge, self._runner = store, sweep, nudge, runner
@@ -53,18 +62,35 @@ class Sweeper:
                 break
             nudged += 1
         idle = self._runner.run_unattended() if starved(self._store, self._sweep) else 0
-        return Swept(expired, nudged, idle)
+        return Swept(expired, nudged, idle, carry_on(self._store))
+
+
+def carry_on(store: Store) -> int:
+    """Do open steps of unfinished bulk runs, in turn; return how many events were acted on or skipped.
+
+    Any number of processes may: the database gives each step to one of them, and one that dies gives it back.
+    """
+    total = 0
+    for _ in range(REPLAY_ROUNDS):
+        stepped = [
+            step(store, replay, batch=REPLAY_BATCH) for replay in unfinished(store, limit=REPLAYS_AT_ONCE)
+        ]
+        moved = sum(one.done + one.skipped for one in stepped)
+        if not moved:
+            break
+        total += moved
+    return total
 
 
 class Pruner:
-    """Erases payloads and forgets ids past their windows."""
+    """Erases payloads, and forgets ids and idempotency keys past their windows."""
 
     def __init__(self, store: Store, windows: Mapping[str, Windows]) -> None:
         self._store, self._windows = store, windows
 
     def run_once(self) -> dict[str, int]:
-        """Prune one batch of each kind and return counts."""
-        return prune(self._store, self._windows)
+        """Prune each kind and return counts."""
+        return {**prune(self._store, self._windows), "keys": prune_keys(self._store)}
 
 
 class Reopener:

@@ -14,7 +14,7 @@ from receiver.ledger.ids import uuid7
 from receiver.ledger.models import REJECTION, SAMPLE
 from receiver.ledger.queries import rfc3339
 from receiver.ledger.store import Store
-from receiver.ledger.texts import clipped
+from receiver.ledger.texts import clipped, plain
 
 SAMPLES_KEPT = 100
 """Of each source: enough to see who knocks, too few to fill a disk with."""
@@ -51,8 +51,8 @@ def rejections(store: Store, source: str | None = None) -> dict[str, Any]:
     columns = SAMPLE.c.source, SAMPLE.c.reason, SAMPLE.c.at, SAMPLE.c.address
     latest = select(*columns).order_by(SAMPLE.c.id.desc())
     if source is not None:
-        counts = counts.where(REJECTION.c.source == source)
-        latest = latest.where(SAMPLE.c.source == source)
+        counts = counts.where(REJECTION.c.source == plain(source))
+        latest = latest.where(SAMPLE.c.source == plain(source))
     with store.read() as connection:
         data = _listed(connection, counts.limit(MINUTES_SHOWN))
         return {"data": data, "latest": _listed(connection, latest), "next": None}

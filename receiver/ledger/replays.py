@@ -86,6 +86,13 @@ def step(store: Store, replay: UUID, *, batch: int = 100) -> Stepped:
         return Stepped(len(done), len(skipped), left=not _finish(store, connection, replay))
 
 
+def unfinished(store: Store, *, limit: int) -> list[UUID]:
+    """Return the bulk runs that have open steps, oldest first."""
+    chosen = select(REPLAY.c.id).where(REPLAY.c.finished_at.is_(None)).order_by(REPLAY.c.id).limit(limit)
+    with store.read() as connection:
+        return list(connection.execute(chosen).scalars())
+
+
 def progress(store: Store, replay: UUID) -> dict[str, Any]:
     """Return how far a bulk run is, ready for JSON; raises UnknownReplay.
 

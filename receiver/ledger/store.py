@@ -76,6 +76,10 @@ class Store:
         with alone, self._transaction(writes=True) as connection:
             yield connection
 
+    def joined(self, connection: Connection) -> "Store":
+        """Return this store inside a transaction under way: its reads and writes end with that one."""
+        return _Joined(self, connection)
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
@@ -125,6 +129,23 @@ class Store:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+
+
+class _Joined(Store):
+    """A store whose every transaction is one that somebody else began and ends."""
+
+    def __init__(self, outer: Store, connection: Connection) -> None:
+        self.__dict__.update(outer.__dict__)
+        self._connection = connection
+
+    @contextmanager
+    def _transaction(self, *, writes: bool) -> Iterator[Connection]:  # noqa: ARG002 - the outer one decided
+        yield self._connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Return the transaction under way."""
+        yield self._connection
 
 
 def _note_durability(connection: Any, record: Any) -> None:

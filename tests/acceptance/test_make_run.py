@@ -91,7 +91,8 @@ def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
     make = make_run(port)
     family = wait_listening(make)
     names = " ".join(" ".join(process.cmdline()) for process in family)
-    assert all(part in names for part in ("valkey-server", "-m receiver", "-m worker")), names
+    parts = ("valkey-server", "-m receiver", "-m worker", "-m firstseen sandbox")
+    assert all(part in names for part in parts), names
     assert deliver(clone, port).status_code == 200
     assert "first seen" in run_next(make, clone)
     assert stat.S_IMODE((clone / ".env").stat().st_mode) == 0o600

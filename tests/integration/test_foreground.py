@@ -53,8 +53,8 @@ def test_the_server_ends_last(start: Start) -> None:
     running.interrupt()
     assert running.wait_exit(20) == 0
     lines = running.logs().splitlines()
-    assert "client | up hello" in lines
-    assert lines.index("client | bye") < lines.index("server | bye")
+    assert "client  | up hello" in lines
+    assert lines.index("client  | bye") < lines.index("server  | bye")
     assert not any(map(lives, family))
 
 
@@ -76,7 +76,7 @@ def test_one_key_press_may_arrive_twice(start: Start) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         running.signal(number, alone=True)
     assert running.wait_exit(20) == 0
-    assert "client | bye" in running.logs()
+    assert "client  | bye" in running.logs()
 
 
 @pytest.mark.parametrize(("line", "code"), [("echo up; sleep 0.5; exit 3", 3), ("echo up; sleep 0.5", 0)])
@@ -84,8 +84,8 @@ def test_an_end_by_itself_ends_all(start: Start, line: str, code: int) -> None:
     """A process that ends unasked is named with its code, whatever the code, and the whole fails."""
     running = start(client=line)
     assert running.wait_exit(20) == 1
-    assert f"run    | client ended by itself with exit code {code}: stopping all." in running.logs()
-    assert "server | bye" in running.logs()
+    assert f"run     | client ended by itself with exit code {code}: stopping all." in running.logs()
+    assert "server  | bye" in running.logs()
 
 
 def test_children_of_a_dead_process_end_too(start: Start) -> None:

@@ -1,0 +1,121 @@
+"""Around each of the sandbox's views: authentication, the armed fault, the engine."""
+
+import functools
+import time
+from collections.abc import Callable
+
+from flask import Blueprint, Response, g, jsonify, request
+from flask.typing import ResponseReturnValue
+
+from config.dialects import load_dialects
+from receiver.idempotency import Engine, Policy, Refusal, policy_of, read_body
+from receiver.ledger import Store
+from receiver.ledger.keys import Slot
+from receiver.sandbox.api import Api, View
+from receiver.sandbox.connection import hang_up
+from receiver.sandbox.desk import Desk
+from receiver.sandbox.faults import AROUND, Fault, Faults, Kind, Races
+
+Guarded = Callable[..., Response]
+
+
+class SandboxEngine(Engine):
+    """The engine, with the faults that happen inside it."""
+
+    faults: Faults
+    races: Races
+
+    def claimed(self, slot: Slot) -> None:
+        """Linger where the key is held and nothing has happened yet."""
+        fault = _inner(self.faults, Kind.HOLD, Kind.RACE)
+        if fault and fault.kind == Kind.HOLD:
+            time.sleep(fault.seconds)
+        elif fault:
+            self.races.wait(slot, fault.seconds)
+
+    def overlaps(self, slot: Slot) -> bool:
+        """Run beside the holder of the key when a race is asked for; only silent documents allow one."""
+        asked = _inner(self.faults, Kind.RACE)
+        joined = self.races.join(slot)
+        return joined or asked is not None
+
+
+def policy(api: Api) -> Policy:
+    """Return an API's policy, its paths where the sandbox has them."""
+    return policy_of(api.name, load_dialects()[api.name], api.prefix)
+
+
+def word(api: Api, refusal: Refusal) -> Response:
+    """Return a Refusal as the API words it."""
+    response = jsonify(api.word(refusal))
+    response.status_code = refusal.status
+    if refusal.retry_after is not None:
+        response.headers["Retry-After"] = str(refusal.retry_after)
+    return response
+
+
+def views(api: Api, store: Store, faults: Faults, races: Races) -> Blueprint:
+    """Build an API's blueprint."""
+    blueprint = Blueprint(api.name, __name__, url_prefix=api.prefix)
+    refuse = functools.partial(word, api)
+    engine = SandboxEngine(store, policy(api), scopes=api.scopes, refuse=refuse)
+    engine.faults, engine.races = faults, races
+    for route in api.routes:
+        guarded = engine.guard(_inside(api, engine.policy, route.view, faults))
+        view = _outside(api, guarded, faults)
+        name = f"{route.method} {route.path}".replace(".", " ")
+        blueprint.add_url_rule(route.path, name, view, methods=[route.method])
+    return blueprint
+
+
+def _inside(api: Api, keys: Policy, view: View, faults: Faults) -> View:
+    def run(**values: str) -> ResponseReturnValue:
+        if _inner(faults, Kind.ERROR):
+            raise Refusal(500, "internal_error", "Something broke before anything was done.")
+        key = request.headers.get(keys.header)
+        return view(Desk(g.ledger, request, api=api.name, owner=api.owner(request), key=key), **values)
+
+    return run
+
+
+def _outside(api: Api, guarded: Guarded, faults: Faults) -> Guarded:
+    def answer(**values: str) -> Response:
+        if not api.credential(request):
+            raise Refusal(401, "unauthorized", api.wanted)
+        g.body = read_body(request)
+        g.fault = fault = faults.take(request.path, AROUND)
+        early = _before(fault) if fault else None
+        if early:
+            return early
+        response = guarded(**values)
+        return _after(fault, response) if fault else response
+
+    return answer
+
+
+def _inner(faults: Faults, *kinds: Kind) -> Fault | None:
+    """Take a fault inside the engine, unless this request has one."""
+    if g.fault is None:
+        g.fault = faults.take(request.path, kinds)
+        return g.fault  # type: ignore[no-any-return]
+    return None
+
+
+def _before(fault: Fault) -> Response | None:
+    match fault.kind:
+        case Kind.DROP_BEFORE:
+            return hang_up()
+        case Kind.TOO_MANY:
+            raise Refusal(429, "too_many_requests", "Too many requests; wait.", fault.retry_after)
+        case Kind.UNAVAILABLE:
+            raise Refusal(503, "unavailable", "Not available now; try again.", fault.retry_after)
+    return None
+
+
+def _after(fault: Fault, response: Response) -> Response:
+    match fault.kind:
+        case Kind.DROP_AFTER:
+            return hang_up()
+        case Kind.SLOW:
+            time.sleep(fault.seconds)
+    return response

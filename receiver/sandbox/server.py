@@ -1,0 +1,67 @@
+"""Serving the sandbox: werkzeug's threaded server, as it alone lets a view drop its connection."""
+
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from flask import Flask
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+log = logging.getLogger("sandbox")
+
+BACKLOG = 128
+IDLE = 60
+"""Seconds that a connection may stay silent before its thread is freed."""
+
+
+class Handler(WSGIRequestHandler):
+    """One request, one line in the log."""
+
+    timeout = IDLE
+    server_version = "firstseen-sandbox"
+    sys_version = ""
+
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
+        """Log as every process of ours does."""
+        getattr(log, type if type in {"info", "warning", "error"} else "info")(message, *args)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - as it is called
+        """Log the request line and the status, without colours; what does not print is escaped."""
+        line = self.requestline.rpartition(" ")[0].encode("unicode_escape").decode()
+        log.info("%s %s", line, getattr(code, "value", code))
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach a server at this host; a name other than localhost is not."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the listening socket; port 0 takes a free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
+
+
+def build_server(app: Flask, listener: socket.socket) -> BaseWSGIServer:
+    """Make a threaded server on a socket that listens; `serve_forever()` runs it."""
+    host, port = listener.getsockname()[:2]
+    return make_server(host, port, app, threaded=True, request_handler=Handler, fd=listener.fileno())
+
+
+def serve(app: Flask, listener: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; `ready` is told the address."""
+    server = build_server(app, listener)
+    signal.signal(signal.SIGTERM, _stop)
+    host, port = listener.getsockname()[:2]
+    ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    server.serve_forever()
+
+
+def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - as signal handlers are called
+    raise KeyboardInterrupt

@@ -1,0 +1,97 @@
+"""The management API as it is deployed: real webs, real workers, and one that is killed."""
+
+import http.client
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Deploy
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+
+OPS = "ops-key-of-the-tests"
+HEADERS = {"Authorization": f"Bearer {OPS}"}
+ENV = {"FIRSTSEEN_API_KEYS": f"ops={OPS}"}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, databases: Databases) -> str:
+    """Give a migrated database."""
+    return databases.migrated(request.param)
+
+
+def call(deployment: Deployment, method: str, path: str, *, web: int = -1, **options: Any) -> httpx.Response:
+    """Send one request with the API key to one of the webs."""
+    headers = HEADERS | options.pop("headers", {})
+    return deployment.client.request(method, deployment.urls[web] + path, headers=headers, **options)
+
+
+def done(deployment: Deployment, ledger: Ledger, events: list[str]) -> None:
+    """Deliver these events and wait until all are done."""
+    deployment.deliver_many(events)
+    wait_until(lambda: ledger.states() == {"done": len(events)}, 60, lambda: f"all done: {ledger.states()}")
+
+
+def test_a_rerun_is_nudged_after_its_commit(database: str, valkey: Valkey, deploy: Deploy) -> None:
+    """The worker runs it at once: the sweeper, which would find it too, sleeps for an hour."""
+    deployment = deploy(database, valkey.url, env=ENV | {"FIRSTSEEN_SWEEP": "1h"}).start()
+    ledger = Ledger(database)
+    done(deployment, ledger, ["evt_1"])
+    event = call(deployment, "GET", "/v1/events").json()["data"][0]["id"]
+    answer = call(deployment, "POST", f"/v1/events/{event}/rerun", json={"generation": 0})
+    assert answer.status_code == 200, answer.text
+    wait_until(lambda: deployment.handlers.lines().count("evt_1") == 2, 20, lambda: "the second run")
+
+
+def test_copies_at_several_webs_are_one(database: str, valkey: Valkey, deploy: Deploy) -> None:
+    """One idempotency key, two processes, many threads: one bulk run, one answer."""
+    deployment = deploy(database, valkey.url, env=ENV)
+    deployment.start_web(2)
+
+    def start(number: int) -> httpx.Response:
+        body = {"what": "retry", "filter": {"source": "stripe"}}
+        key = {"Idempotency-Key": "k1"}
+        return call(deployment, "POST", "/v1/replays", web=number % 2, json=body, headers=key)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(start, range(32)))
+    assert {answer.status_code for answer in answers} <= {202, 409}
+    assert len({answer.content for answer in answers if answer.status_code == 202}) == 1
+    assert len(Ledger(database).rows("SELECT id FROM replay")) == 1
+
+
+def test_a_bulk_run_survives_its_worker(database: str, valkey: Valkey, deploy: Deploy) -> None:
+    """A worker is killed while it carries a bulk run on; another ends it, and each event ran once more."""
+    deployment = deploy(
+        database, valkey.url, env=ENV | {"FIRSTSEEN_SWEEP": "1s", "FIRSTSEEN_LEASE": "5s"}
+    ).start()
+    ledger, events = Ledger(database), [f"evt_{number}" for number in range(400)]
+    done(deployment, ledger, events)
+    started = call(deployment, "POST", "/v1/replays", json={"what": "rerun", "filter": {"state": "done"}})
+    path = started.headers["Location"]
+    wait_until(lambda: call(deployment, "GET", path).json()["done"] > 0, 30, lambda: "its first step")
+    deployment.forget(deployment.workers[0])
+    deployment.start_worker()
+    wait_until(lambda: call(deployment, "GET", path).json()["finished_at"], 60, lambda: "the end of it")
+    wait_until(lambda: ledger.states() == {"done": 400}, 90, lambda: f"all done: {ledger.states()}")
+    assert ledger.rows("SELECT DISTINCT generation FROM event") == [{"generation": 1}]
+    assert len(ledger.rows("SELECT event FROM action WHERE what = 'rerun'")) == 400
+
+
+def test_a_body_without_a_length_is_bounded_too(database: str, valkey: Valkey, deploy: Deploy) -> None:
+    """A chunked body over the limit is 413, not cut and read."""
+    deployment = deploy(database, valkey.url, env=ENV)
+    deployment.start_web()
+    connection = http.client.HTTPConnection(deployment.url.removeprefix("http://"), timeout=30)
+    chunks = [b'{"what": "retry", "filter": {}}', b" " * 65_536]
+    headers = HEADERS | {"Content-Type": "application/json", "Idempotency-Key": "k1"}
+    connection.request("POST", "/v1/replays", iter(chunks), headers, encode_chunked=True)
+    answer = connection.getresponse()
+    assert (answer.status, answer.read().find(b"body_too_large") > 0) == (413, True)
+    connection.close()
+    assert Ledger(database).rows("SELECT id FROM replay") == []

@@ -1,0 +1,123 @@
+"""The command line's `--json` prints what `/v1` answers: both ask the same queries."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from config.providers import load_providers
+from config.sources import load_sources
+from firstseen.cli import cli
+from receiver.ledger import Move, Rejected, Store, record_rejections
+from receiver.management import shapes
+from tests.integration.steps import deliver, end
+from tests.services.api import Api
+
+SOURCES = """
+[stripe]
+provider = "stripe"
+secrets_env = "STRIPE_WEBHOOK_SECRET"
+
+[github]
+provider = "github"
+secrets_env = "NOT_SET"
+"""
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def environ(store: Store, tmp_path: Path) -> dict[str, str]:
+    """Give the environment in which the command line finds the test's ledger."""
+    (tmp_path / "sources.toml").write_text(SOURCES)
+    return {
+        "DATABASE_URL": store.url.render_as_string(hide_password=False),
+        "BROKER_URL": "redis://127.0.0.1:1/0",
+        "FIRSTSEEN_SECRET_KEY": "k" * 32,
+        "FIRSTSEEN_SOURCES": str(tmp_path / "sources.toml"),
+        "STRIPE_WEBHOOK_SECRET": "whsec_tests",
+    }
+
+
+@pytest.fixture
+def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs a command with `--json` and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str) -> Any:
+        result = CliRunner().invoke(cli, [*arguments, "--json"], env=environ)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    return invoke
+
+
+@pytest.fixture
+def api(store: Store, environ: dict[str, str]) -> Api:
+    """Give the API on the same ledger and sources."""
+    path = Path(environ["FIRSTSEEN_SOURCES"])
+    return Api(store, sources=load_sources(path, load_providers(), environ))
+
+
+def test_lists_are_the_same(api: Api, store: Store, run: Run) -> None:
+    """Pages, their cursors and their filters."""
+    for number in range(5):
+        deliver(store, f"evt_{number}")
+    first = run("events", "--limit", "2")
+    assert first == api.get("/v1/events", limit=2).json
+    assert run("events", "--cursor", first["next"]) == api.get("/v1/events", cursor=first["next"]).json
+    assert run("events", "--state", "dead") == api.get("/v1/events", state="dead").json
+
+
+def test_stories_are_the_same(api: Api, store: Store, run: Run) -> None:
+    """The whole chain of one event."""
+    event = deliver(store).event
+    deliver(store, body=b"other")
+    end(store, event, Move.PARK, reason="Somebody must look.")
+    assert run("show", "stripe", "evt_1") == api.get(f"/v1/events/{event}").json
+
+
+def test_sources_and_figures_are_the_same(api: Api, store: Store, run: Run) -> None:
+    """What is configured, and what came of it."""
+    event = deliver(store).event
+    end(store, event)
+    record_rejections(store, [Rejected("github", "no_secret")])
+    assert run("sources") == api.get("/v1/sources").json
+    assert run("stats") == api.get("/v1/stats").json
+
+
+@pytest.mark.parametrize("what", ["retry", "rerun", "discard"])
+def test_actions_answer_alike(api: Api, store: Store, run: Run, what: str) -> None:
+    """Both tell the event as it stands now; only what differs between two events differs."""
+    one, two = (deliver(store, name).event for name in ("evt_1", "evt_2"))
+    for event in (one, two):
+        end(store, event, Move.PARK)
+    printed = run(what, "stripe", "evt_1", "--who", "api:ops")
+    answered = api.post(f"/v1/events/{two}/{what}", {"generation": 0}).json
+    own = {"id", "event_id", "received_at", "due_at", "finished_at"}
+    assert {name: printed[name] for name in printed.keys() - own} == {
+        name: answered[name] for name in answered.keys() - own
+    }
+
+
+def test_counts_and_bulk_runs_are_the_same(api: Api, store: Store, run: Run) -> None:
+    """A count before, and the progress after."""
+    for number in range(3):
+        end(store, deliver(store, f"evt_{number}").event, Move.PARK)
+    body = {"what": "retry", "filter": {"state": "parked", "source": "stripe"}}
+    given = ("retry", "--state", "parked", "--source", "stripe")
+    assert run(*given) == api.post("/v1/replays", {**body, "dry_run": True}).json
+    ran = run(*given, "--yes")
+    assert ran == api.get(f"/v1/replays/{ran['id']}").json
+    assert shapes.Progress.model_validate(ran).done == 3
+
+
+def test_sources_are_told_without_their_secrets(api: Api) -> None:
+    """How many there are, and what is wrong; none of their values."""
+    told = api.get("/v1/sources")
+    stripe, github = told.json["data"]
+    assert "whsec_tests" not in told.text
+    assert (stripe["name"], stripe["path"], stripe["secrets"]) == ("stripe", "/webhooks/stripe", 1)
+    assert (github["secrets"], "NOT_SET" in github["problem"]) == (0, True)

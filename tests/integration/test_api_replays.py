@@ -1,0 +1,186 @@
+"""Bulk runs through the API: counted first, listed in one transaction, carried on by every sweeper."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, select, update
+from tests.integration.steps import change, count, deliver, deliver_all
+
+from receiver.ledger import Store
+from receiver.ledger.models import ACTION, EVENT
+from tests.services.api import BOARD, Api, problem
+from worker.sweeper import REPLAY_BATCH, REPLAY_ROUNDS, carry_on
+
+RETRY_DEAD = {"what": "retry", "filter": {"state": "dead"}}
+KILLED = """
+import os, signal, sys
+from receiver.ledger import Store, replays
+from worker import sweeper
+
+real, left = replays._mark, [2 * {rounds}]
+
+def mark(*arguments):
+    left[0] -= 1
+    real(*arguments)
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+replays._mark = mark
+sweeper.carry_on(Store(sys.argv[1]))
+"""
+"""Dies after the acts and marks of its last batch, before their commit."""
+
+
+@pytest.fixture
+def api(store: Store) -> Api:
+    """Give the test the API on an empty ledger."""
+    return Api(store)
+
+
+def dead_events(store: Store, number: int) -> list[UUID]:
+    """Record this many events and let them be dead."""
+    events = deliver_all(store, number)
+    with store.write() as connection:
+        connection.execute(
+            update(EVENT).where(EVENT.c.id.in_(events)).values(state="dead", finished_at=store.now())
+        )
+    return events
+
+
+def acted(store: Store) -> tuple[int, int]:
+    """Return how many actions there are, and on how many events."""
+    with store.read() as connection:
+        counted = select(func.count(), func.count(ACTION.c.event.distinct()))
+        return tuple(connection.execute(counted).one())
+
+
+def test_a_dry_run_counts_and_does_nothing(api: Api, store: Store) -> None:
+    """It answers 200 with the number, and no bulk run exists."""
+    dead_events(store, 3)
+    deliver(store, "evt_alive")
+    answer = api.post("/v1/replays", {**RETRY_DEAD, "dry_run": True})
+    expected = {"what": "retry", "filter": {"state": "dead"}, "dry_run": True, "total": 3}
+    assert (answer.status_code, answer.json) == (200, expected)
+    assert carry_on(store) == 0
+    assert count(store, EVENT.c.state == "dead") == 3
+
+
+def test_a_bulk_run_is_listed_at_once_and_done_by_a_sweeper(api: Api, store: Store) -> None:
+    """202 with where to ask; what dies later is not of it; a sweeper's pass ends it."""
+    dead_events(store, REPLAY_BATCH + 1)
+    started = api.post("/v1/replays", RETRY_DEAD)
+    late = deliver(store, "evt_late").event
+    change(store, late, state="dead")
+    assert (started.status_code, started.json["total"], started.json["open"]) == (
+        202,
+        REPLAY_BATCH + 1,
+        REPLAY_BATCH + 1,
+    )
+    assert carry_on(store) == REPLAY_BATCH + 1
+    ended = api.get(started.headers["Location"]).json
+    assert (ended["done"], ended["skipped"], ended["open"]) == (REPLAY_BATCH + 1, 0, 0)
+    assert ended["finished_at"]
+    assert ended["who"] == "api:ops"
+    assert count(store, EVENT.c.state == "dead") == 1
+    assert carry_on(store) == 0
+
+
+def test_events_that_moved_on_are_skipped(api: Api, store: Store) -> None:
+    """A rerun is for the generation that was listed: one that was rerun meanwhile is left alone."""
+    events = dead_events(store, 3)
+    started = api.post("/v1/replays", {"what": "rerun", "filter": {"source": "stripe"}})
+    change(store, events[0], generation=1)
+    carry_on(store)
+    ended = api.get(started.headers["Location"]).json
+    assert (ended["total"], ended["done"], ended["skipped"], ended["open"]) == (3, 2, 1, 0)
+
+
+def test_sweepers_at_once_do_nothing_twice(api: Api, store: Store) -> None:
+    """Any number of them share the steps, and two bulk runs take turns."""
+    dead_events(store, 450)
+    paths = [api.post("/v1/replays", {**RETRY_DEAD, "filter": {"type": "invoice.paid"}}).headers["Location"]]
+    paths.append(
+        api.post("/v1/replays", {"what": "discard", "filter": {"state": "received"}}).headers["Location"]
+    )
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: carry_on(store), range(4)))
+    carry_on(store)
+    assert [api.get(path).json["finished_at"] is not None for path in paths] == [True, True]
+    assert acted(store) == (450, 450)
+
+
+def test_a_pass_ends_though_much_is_left(api: Api, store: Store) -> None:
+    """The sweeper has other work: the next pass goes on."""
+    number = REPLAY_BATCH * REPLAY_ROUNDS + 1
+    dead_events(store, number)
+    api.post("/v1/replays", RETRY_DEAD)
+    assert carry_on(store) == number - 1
+    assert carry_on(store) == 1
+
+
+def test_a_killed_sweeper_costs_nothing(api: Api, store: Store) -> None:
+    """It dies inside its third batch: two are done, the third is whole again, and another sweeper ends it."""
+    dead_events(store, 350)
+    path = api.post("/v1/replays", RETRY_DEAD).headers["Location"]
+    url = store.url.render_as_string(hide_password=False)
+    argv = [sys.executable, "-c", KILLED.format(rounds=3), url]
+    ended = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    halfway = api.get(path).json
+    assert (halfway["done"], halfway["open"], halfway["finished_at"]) == (200, 150, None)
+    carry_on(store)
+    assert api.get(path).json["done"] == 350
+    assert acted(store) == (350, 350)
+
+
+def test_the_same_key_starts_one_bulk_run(api: Api, store: Store) -> None:
+    """Sent again, the request is answered with the first run's id and its state of then."""
+    dead_events(store, 2)
+    first = api.post("/v1/replays", RETRY_DEAD, once="k1")
+    carry_on(store)
+    again = api.post("/v1/replays", RETRY_DEAD, once="k1")
+    assert again.data == first.data
+    assert again.headers["Location"] == first.headers["Location"]
+
+
+def test_a_filter_of_nothing_ends_at_once(api: Api, store: Store) -> None:
+    """A bulk run of no events is over after one pass."""
+    path = api.post("/v1/replays", RETRY_DEAD).headers["Location"]
+    assert carry_on(store) == 0
+    assert api.get(path).json["finished_at"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"what": "retry"}, "filter is missing"),
+        ({"what": "promote", "filter": {}}, "what is wrong"),
+        ({"what": "retry", "filter": {"stat": "dead"}}, "filter.stat is unknown"),
+        ({"what": "retry", "filter": {"state": "asleep"}}, "filter.state is wrong"),
+        ({"what": "retry", "filter": {"since": 5}}, "filter.since is wrong"),
+        ({"what": "retry", "filter": {}, "dry_run": 1}, "dry_run is wrong"),
+    ],
+)
+def test_a_wrong_bulk_run_is_refused(api: Api, body: dict[str, object], sentence: str) -> None:
+    """The filter has no default, and no part of it is guessed."""
+    refused = api.post("/v1/replays", body)
+    assert problem(refused) == (422, "invalid-request")
+    assert sentence in refused.json["detail"]
+
+
+def test_a_read_only_key_sees_how_far_it_is(api: Api, store: Store) -> None:
+    """It may look, not start."""
+    dead_events(store, 1)
+    path = api.post("/v1/replays", RETRY_DEAD).headers["Location"]
+    assert api.get(path, key=BOARD).json["open"] == 1

@@ -1,0 +1,96 @@
+"""Schemathesis holds `/v1` against its own document: all checks, with a key, on real databases."""
+
+import hashlib
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.core.parameters import ParameterLocation
+from sqlalchemy import delete, update
+from tests.integration.steps import deliver
+
+from config.providers import load_providers
+from config.sources import SOURCES as SHIPPED
+from config.sources import load_sources
+from receiver.ledger import Filter, Move, Store
+from receiver.ledger.keys import KEY
+from receiver.ledger.models import EVENT
+from receiver.ledger.replays import plan
+from receiver.management.api import Parts, list_operations
+from receiver.management.openapi import document
+from tests.services.api import KEYS, OPS, Api
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+EXAMPLES = 100
+"""Generated requests of each operation, beside those that cover the bounds of each parameter."""
+
+OTHER = b'{"other": 1}'
+HEADERS = {"Authorization": f"Bearer {OPS.secret}"}
+
+
+class Door:
+    """The application under test: the document is needed when tests are collected, a ledger when they run."""
+
+    def __init__(self) -> None:
+        self.app: Flask
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        """Pass a request on."""
+        return self.app(environ, start_response)
+
+
+DOOR = Door()
+SOURCES = load_sources(SHIPPED, load_providers(), {})
+NOWHERE = Store("postgresql+psycopg://127.0.0.1:1/none")
+schema = schemathesis.openapi.from_dict(document(list_operations(Parts(NOWHERE, KEYS, {}, list))))
+schema.app = DOOR
+
+
+class World:
+    """A ledger with something in it, so that valid requests find what they name."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._events = cycle([deliver(store, f"evt_{number}").event for number in range(20)])
+        for number in range(20):
+            deliver(store, f"evt_{number}", OTHER)
+        self._replay = plan(store, Move.RETRY, Filter(), "nobody").id
+
+    def prepare(self, case: schemathesis.Case) -> None:
+        """Put the names of what exists into a request whose path is valid."""
+        with self._store.write() as connection:
+            # A key that two generated requests share would be a mismatch: 422 to a valid request.
+            connection.execute(delete(KEY))
+        if case.meta is None or not case.meta.is_negative_at(ParameterLocation.PATH):
+            known = {"event": self._parked, "replay": lambda: self._replay, "body_hash": lambda: _OTHER_HASH}
+            for name in case.path_parameters or ():
+                case.path_parameters[name] = str(known[name]())
+
+    def _parked(self) -> object:
+        event = next(self._events)
+        with self._store.write() as connection:
+            mine = EVENT.c.id == event
+            connection.execute(update(EVENT).where(mine).values(state="parked", generation=0))
+        return event
+
+
+_OTHER_HASH = hashlib.sha256(OTHER).hexdigest()
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    """Fill the ledger, and open the door to an API on it."""
+    DOOR.app = Api(store, sources=SOURCES).app
+    return World(store)
+
+
+@schema.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_as_documented(case: schemathesis.Case, world: World) -> None:
+    """Whatever is sent, the status, headers and body are documented ones, and wrong requests are refused."""
+    world.prepare(case)
+    case.call_and_validate(headers=HEADERS)

@@ -1,0 +1,467 @@
+"""The engine on SQLite and PostgreSQL: one key, one execution, whatever happens in between."""
+
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+from flask import Response, abort, g
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import inspect, update
+
+from receiver.idempotency import engine as engine_module
+from receiver.idempotency.engine import ANSWER_MAX
+from receiver.idempotency.policy import Stored
+from receiver.ledger import LedgerUnavailable, Store, migrate
+from receiver.ledger.keys import KEY, Answer, Held, Slot, drop_key, finish_key, open_key, prune_keys
+from tests.services.databases import Databases, driver_url
+from tests.services.deployment import CHECKOUT
+from tests.services.guarded import FIRSTSEEN, POINTS, Guarded
+from tests.services.processes import Process, clean_environment
+from tests.services.sandbox import together
+from tests.services.waiting import answers, free_port, wait_until
+from worker.sweeper import Pruner
+
+WAITS = replace(FIRSTSEEN, locked=None)
+"""The policy of our own API, but that a duplicate waits for the first one's answer."""
+
+Make = Callable[..., Guarded]
+ANSWER = Answer(201, (("Content-Type", "text/plain"),), b"done")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
+    """Give the module one database of each kind."""
+    found = databases.fresh(request.param)
+    yield found
+    databases.drop(found)
+
+
+@pytest.fixture
+def make(url: str) -> Iterator[Make]:
+    """Build applications on an empty database: `make(policy, lease=...)`."""
+    made: list[Guarded] = []
+
+    def build(*arguments: Any, **named: Any) -> Guarded:
+        made.append(Guarded(url, *arguments, **named))
+        return made[-1]
+
+    build().empty()
+    yield build
+    for guarded in made:
+        guarded.store.close()
+
+
+@pytest.fixture
+def guarded(make: Make) -> Guarded:
+    """Give the test an application with the policy of our own API."""
+    return make()
+
+
+@pytest.fixture
+def store(make: Make) -> Store:
+    """Give the test a database with the table of keys."""
+    return make().store
+
+
+def slot(key: str = "a-key", fingerprint: str = "f", life: float = 60) -> Slot:
+    """Return what a request claims."""
+    return Slot("test", "scope", key, fingerprint, timedelta(seconds=life))
+
+
+def opened(store: Store, wanted: Slot | None = None, lease: float = 30) -> Any:
+    """Claim a key."""
+    return open_key(store, wanted or slot(), lease=timedelta(seconds=lease))
+
+
+def test_concurrent_duplicates_run_once_and_get_equal_answers(make: Make) -> None:
+    """Eight identical requests at once: one deed, eight equal bodies, seven of them marked as replays."""
+    guarded = make(WAITS)
+    guarded.engine.stall = lambda: time.sleep(0.2)
+    answers = together([guarded.send] * 8)
+    assert {(answer.status_code, answer.data) for answer in answers} == {(201, answers[0].data)}
+    assert sum("Idempotent-Replayed" in answer.headers for answer in answers) == 7
+    assert guarded.deeds == 1
+
+
+def test_concurrent_claims_have_one_holder(store: Store) -> None:
+    """However many claim one key at the same moment, the database lets one of them have it."""
+    for number in range(5):
+        found = together([partial(opened, store, slot(f"key-{number}"))] * 8)
+        assert sum(isinstance(one, Held) for one in found) == 1, found
+
+
+def test_a_locked_policy_answers_at_once(guarded: Guarded) -> None:
+    """While the first request runs, others get the policy's answer without waiting, on SQLite too."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def view() -> Any:
+        inside.set()
+        leave.wait(10)
+        return guarded.deed()
+
+    guarded.view = view
+
+    def second() -> Any:
+        assert inside.wait(10)
+        try:
+            return guarded.send(), guarded.send(body=b"other")
+        finally:
+            leave.set()
+
+    first, (locked, misused) = together([guarded.send, second])
+    assert (first.status_code, locked.status_code, misused.status_code) == (201, 409, 422)
+    assert locked.json["error"] == "idempotency_key_locked"
+    assert (guarded.deeds, guarded.send().status_code) == (1, 201)
+
+
+def test_patience_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A duplicate does not wait for ever: after two leases it is told that the key is busy."""
+    monkeypatch.setattr(engine_module, "PATIENCE", 0)
+    guarded = make(WAITS)
+    assert isinstance(opened(guarded.store, _slot_of(guarded)), Held)
+    assert guarded.send().status_code == 409
+
+
+def _slot_of(guarded: Guarded) -> Slot:
+    with guarded.app.test_request_context(
+        "/things", method="POST", data=b"{}", headers={"Idempotency-Key": "a-key"}
+    ):
+        found = guarded.engine._slot()
+    assert found
+    return found
+
+
+def test_a_late_finisher_rolls_back_whole(make: Make) -> None:
+    """One whose lease was taken over undoes its deed, and gives the answer of the one that took over."""
+    guarded = make(WAITS, lease=0.2)
+    late, taken = threading.Event(), threading.Event()
+
+    def stall() -> None:
+        if not late.is_set():
+            late.set()
+            taken.wait(10)
+
+    guarded.engine.stall = stall
+
+    def second() -> Any:
+        assert late.wait(10)
+        try:
+            return guarded.send()
+        finally:
+            taken.set()
+
+    first, other = together([guarded.send, second])
+    assert (first.status_code, first.data, guarded.deeds) == (201, other.data, 1)
+    assert first.headers["Idempotent-Replayed"] == "true"
+    assert "Idempotent-Replayed" not in other.headers
+
+
+def test_a_late_view_rolls_back_whole(make: Make) -> None:
+    """The same with the first one's transaction open; on SQLite nobody can take over then, and it is done."""
+    guarded = make(WAITS, lease=0.2)
+    turn = iter([0.6, 0])
+
+    def view() -> Any:
+        answer = guarded.deed()
+        time.sleep(next(turn))
+        return answer
+
+    guarded.view = view
+    found = together([guarded.send] * 2)
+    assert {answer.data for answer in found} == {found[0].data}
+    assert guarded.deeds == 1
+
+
+def test_zero_rows_settled_is_a_takeover(store: Store) -> None:
+    """An old token neither stores an answer nor frees the key."""
+    old = opened(store, lease=-1)
+    new = opened(store)
+    assert (new.id, new.token) == (old.id, old.token + 1)
+    with store.write() as connection:
+        assert not finish_key(connection, old, ANSWER)
+        assert not drop_key(connection, old)
+        assert finish_key(connection, new, ANSWER)
+        assert not drop_key(connection, new), "a stored answer stays"
+    assert opened(store) == ANSWER
+
+
+def test_a_deserted_key_runs_again_for_the_same_request_only(make: Make) -> None:
+    """A holder that died leaves a lease that ends; another request under its key is still a misuse."""
+    guarded = make(WAITS, lease=0.2)
+    opened(guarded.store, _slot_of(guarded), lease=-1)
+    assert guarded.send(body=b"other").status_code == 422
+    assert (guarded.send().status_code, guarded.deeds) == (201, 1)
+
+
+@pytest.mark.parametrize("status", [500, 503, 404])
+def test_what_is_not_stored_runs_again(guarded: Guarded, status: int) -> None:
+    """Our own API stores neither 5xx nor 404: the same request runs, and its success is kept."""
+    guarded.view = lambda: ("not now", status)
+    assert (guarded.send().status_code, guarded.keys) == (status, 0)
+    guarded.view = guarded.deed
+    assert [guarded.send().status_code for _ in range(2)] == [201, 201]
+    assert guarded.deeds == 1
+
+
+@pytest.mark.parametrize("how", ["answer", "abort"])
+def test_a_refusal_leaves_no_work_behind(guarded: Guarded, how: str) -> None:
+    """A view that writes and then says no has written nothing; its refusal is kept."""
+
+    def view() -> Any:
+        guarded.deed()
+        return abort(403) if how == "abort" else ("no", 403)
+
+    guarded.view = view
+    refused = guarded.send()
+    guarded.view = guarded.deed
+    again = guarded.send()
+    assert (refused.status_code, again.status_code, again.data) == (403, 403, refused.data)
+    assert guarded.deeds == 0
+
+
+def test_a_view_that_breaks_frees_its_key(guarded: Guarded) -> None:
+    """An error that nobody words is a 500; its work is gone and its key is free at once."""
+
+    def view() -> Any:
+        guarded.deed()
+        raise RuntimeError("broken")
+
+    guarded.view = view
+    assert (guarded.send().status_code, guarded.deeds, guarded.keys) == (500, 0, 0)
+    guarded.view = guarded.deed
+    assert guarded.send().status_code == 201
+
+
+def _lose_database(guarded: Guarded) -> None:
+    """Make the database fail under the view: PostgreSQL ends the session, SQLite's disk is full."""
+    with g.ledger.write() as connection:
+        if guarded.store.sqlite:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1")
+            connection.exec_driver_sql("INSERT INTO deed (note) VALUES (hex(zeroblob(1000000)))")
+        else:
+            connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_database_that_goes_away_is_503(
+    make: Make, monkeypatch: pytest.MonkeyPatch, *, released: bool
+) -> None:
+    """Nothing is half stored, whatever the policy stores; the next request runs once the lease is over."""
+    guarded = make(replace(WAITS, stored=Stored.ALL), lease=0.3)
+
+    def view() -> Any:
+        guarded.deed()
+        _lose_database(guarded)
+        return "never"
+
+    def fail(*_: Any) -> bool:
+        raise LedgerUnavailable
+
+    guarded.view = view
+    with monkeypatch.context() as patched:
+        if not released:
+            patched.setattr(engine_module, "drop_key", fail)
+        answer = guarded.send()
+    guarded.store.engine.dispose()
+    assert (answer.status_code, guarded.deeds, guarded.keys) == (503, 0, int(not released))
+    guarded.view = guarded.deed
+    assert [guarded.send().status_code for _ in range(2)] == [201, 201]
+    assert guarded.deeds == 1
+
+
+def test_an_unavailable_ledger_is_no_answer(make: Make) -> None:
+    """A view that finds its ledger away gets 503, and even a policy that stores everything stores nothing."""
+    guarded = make(replace(WAITS, stored=Stored.ALL))
+
+    def view() -> Any:
+        guarded.deed()
+        raise LedgerUnavailable
+
+    guarded.view = view
+    assert (guarded.send().status_code, guarded.deeds, guarded.keys) == (503, 0, 0)
+    guarded.view = guarded.deed
+    assert guarded.send().status_code == 201
+
+
+def test_replays_are_byte_for_byte(guarded: Guarded) -> None:
+    """Status, body and the headers that say how to read it come back; cookies and others do not."""
+    body = secrets.token_bytes(5000)
+    headers = {"Content-Type": "image/x-odd; v=1", "ETag": '"7"', "Location": "/things/7", "X-Trace": "1"}
+
+    def view() -> Response:
+        response = Response(body, 202, headers)
+        response.set_cookie("session", "secret")
+        return response
+
+    guarded.view = view
+    first, again = guarded.send(), guarded.send()
+    assert (again.status_code, again.data) == (202, body)
+    kept = ("Content-Type", "ETag", "Location", "Content-Length")
+    assert {name: again.headers[name] for name in kept} == {name: first.headers[name] for name in kept}
+    assert set(again.headers.keys()) == {*kept, "Idempotent-Replayed"}
+
+
+def test_a_replay_has_no_type_that_the_answer_had_not(guarded: Guarded) -> None:
+    """An answer without a Content-Type is replayed without one."""
+
+    def view() -> Response:
+        response = Response(b"", 204)
+        del response.headers["Content-Type"]
+        return response
+
+    guarded.view = view
+    assert [guarded.send().headers.get("Content-Type") for _ in range(2)] == [None, None]
+
+
+def test_an_answer_too_large_to_keep_is_undone(guarded: Guarded) -> None:
+    """More than 1 MiB is not half remembered: with a key it is a 500 that did nothing; else it is sent."""
+
+    def view() -> Any:
+        guarded.deed()
+        return b"x" * (ANSWER_MAX + 1)
+
+    guarded.view = view
+    assert (guarded.send().status_code, guarded.deeds, guarded.keys) == (500, 0, 0)
+    assert (guarded.send(key=None).status_code, guarded.deeds) == (200, 1)
+
+
+def test_a_body_over_the_limit_is_413(make: Make) -> None:
+    """One byte more than the limit is refused, with a key or without; one at the limit is read."""
+    guarded = make(body_max=100)
+    with guarded.app.app_context():
+        sizes = {(key, n): guarded.send(key, b"x" * n).status_code for key in ("k", None) for n in (100, 101)}
+    assert sizes == {("k", 100): 201, ("k", 101): 413, (None, 100): 201, (None, 101): 413}
+
+
+def test_without_a_key_everything_runs(guarded: Guarded) -> None:
+    """A request without key, or with a method that takes none, leaves no key and runs each time."""
+    sent = [guarded.send(key=None), guarded.send(key=None), *(guarded.send(method="PATCH") for _ in range(2))]
+    assert [answer.status_code for answer in sent] == [201] * 4
+    assert (guarded.deeds, guarded.keys) == (4, 0)
+
+
+def test_after_its_life_a_key_is_new(guarded: Guarded) -> None:
+    """A key whose life is over runs again, also for another request, and lives anew from then."""
+    guarded.send()
+    guarded.store.shift = timedelta(hours=24, seconds=1)
+    assert "Idempotent-Replayed" not in guarded.send(body=b"other").headers
+    guarded.store.shift += timedelta(hours=23)
+    assert guarded.send(body=b"other").headers["Idempotent-Replayed"] == "true"
+    assert guarded.deeds == 2
+
+
+def test_pruning_deletes_what_is_over_and_nothing_else(store: Store) -> None:
+    """Keys past their life go, at most a batch at a time; living ones and running ones stay."""
+    for number in range(3):
+        opened(store, slot(f"old-{number}", life=-1), lease=-1)
+    opened(store, slot("running", life=-1))
+    opened(store, slot("living"), lease=-1)
+    assert (prune_keys(store), prune_keys(store)) == (3, 0)
+    with store.read() as connection:
+        left = connection.execute(KEY.select()).mappings().all()
+    assert {row["key"] for row in left} == {"running", "living"}
+
+
+def test_a_pruned_holder_rolls_back(make: Make) -> None:
+    """A request that outlives its key's life and lease is undone and runs again: one deed."""
+    guarded = make(replace(WAITS, life=timedelta(seconds=-1)), lease=-1)
+    seen = iter([True, False])
+
+    def stall() -> None:
+        if next(seen):
+            assert prune_keys(guarded.store) == 1
+
+    guarded.engine.stall = stall
+    assert (guarded.send().status_code, guarded.deeds) == (201, 1)
+
+
+def test_the_longest_keys_fit_the_index(store: Store) -> None:
+    """2,048 random characters, the most that a dialect may allow, are stored and found."""
+    long = slot("".join(chr(33 + secrets.randbelow(94)) for _ in range(2048)))
+    assert isinstance(opened(store, long), Held)
+    assert not isinstance(opened(store, long), Held)
+
+
+def test_an_unknown_scope_is_refused_at_start(store: Store) -> None:
+    """A policy whose scope nobody can name stops the application, not its first request."""
+    with pytest.raises(ValueError, match="nothing says what the scope planet is"):
+        engine_module.Engine(
+            store, replace(FIRSTSEEN, scope=("planet", "path")), scopes={}, refuse=lambda _: Response()
+        )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.none() | st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=300),
+    kind=st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=30),
+    body=st.binary(max_size=300),
+)
+def test_any_header_and_any_body_get_a_defined_answer(
+    guarded: Guarded, key: str | None, kind: str, body: bytes
+) -> None:
+    """Whatever bytes come, the answer is a deed, its replay, or a refusal that says why."""
+    answer = guarded.send(key, body, Content_Type=kind)
+    assert answer.status_code in {201, 400, 422}, answer.data
+    assert answer.json, answer.data
+    again = guarded.send(key, body, Content_Type=kind)
+    assert again.status_code == answer.status_code
+    assert (again.data == answer.data) == (key is not None)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[httpx.Client]:
+    """Serve the application as a process that is followed by another when it dies."""
+    folder, port = tmp_path_factory.mktemp("guarded"), free_port()
+    argv = [sys.executable, "-m", "tests.services.guarded", url, str(port)]
+    env = clean_environment(PYTHONPATH=str(CHECKOUT))
+    process = Process("guarded", argv, log=folder / "log", env=env, cwd=folder)
+    wait_until(lambda: answers(port), 30, lambda: f"the server to listen:\n{process.logs()}")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as found:
+        yield found
+    process.kill()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_server_has_one_effect(client: httpx.Client, guarded: Guarded, point: str) -> None:
+    """Kill -9 at each point inside a request, then the same request: one deed, one stored answer."""
+    headers = {"Idempotency-Key": f"killed-{point}"}
+    with pytest.raises(httpx.TransportError):
+        client.post("/things", headers={**headers, "X-Die": point})
+    assert guarded.deeds == (point == "committed")
+    at_once = client.post("/things", headers=headers)
+    assert at_once.status_code in ({201} if point == "committed" else {201, 409}), at_once.text
+    wait_until(lambda: client.post("/things", headers=headers).status_code == 201, 5, "the lease to end")
+    assert guarded.deeds == 1
+
+
+def test_the_migration_of_keys_goes_up_and_down(database_url: str) -> None:
+    """0002 adds the table of keys, and takes it away again without a trace."""
+    store = Store(driver_url(database_url))
+    try:
+        for revision, has in (("0002", True), ("0001", False), ("0002", True)):
+            migrate(store, revision)
+            with store.read() as connection:
+                assert inspect(connection).has_table("idempotency_key") == has, revision
+        with store.write() as connection:
+            connection.execute(update(KEY).values(status=None))
+    finally:
+        store.close()
+
+
+def test_the_workers_pruner_deletes_keys(migrated_url: str) -> None:
+    """Keys past their life go with everything else that is past its time."""
+    store = Store(driver_url(migrated_url))
+    try:
+        opened(store, slot(life=-1), lease=-1)
+        assert Pruner(store, {}).run_once()["keys"] == 1
+    finally:
+        store.close()

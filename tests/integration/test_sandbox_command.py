@@ -1,0 +1,151 @@
+"""`firstseen sandbox`: what it refuses, and that it survives what it is for."""
+
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from config.settings import Settings
+from firstseen import dev
+from firstseen.cli import cli
+from receiver.ledger import Store, migrate
+from receiver.sandbox.server import is_loopback
+from tests.services.deployment import CHECKOUT
+from tests.services.processes import Process, clean_environment
+from tests.services.sandbox import KEY, SALESLY, STANNP
+from tests.services.waiting import wait_until
+
+Start = Callable[[], tuple[Process, httpx.Client]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the command on any port and one database, again and again; everything ends with the test."""
+    argv = [sys.executable, "-m", "firstseen", "sandbox", "--port=0", f"--database={tmp_path}/own/box.db"]
+    env = clean_environment(PYTHONPATH=str(CHECKOUT), PYTHONUNBUFFERED="1")
+    started: list[tuple[Process, httpx.Client]] = []
+
+    def run() -> tuple[Process, httpx.Client]:
+        process = Process("sandbox", argv, log=tmp_path / f"log-{len(started)}", env=env, cwd=tmp_path)
+        found = wait_until(lambda: re.search(r"is at (http://\S+);", process.logs()), 30, process.logs)
+        started.append((process, httpx.Client(base_url=found[1], timeout=20, trust_env=False)))
+        return started[-1]
+
+    yield run
+    for process, client in started:
+        process.kill()
+        client.close()
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    """Run the command to its refusal; return its exit code and its last line."""
+    result = CliRunner().invoke(cli, ["sandbox", *arguments])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", "", "127.0.0.1.example.com"])
+def test_it_refuses_other_hosts_than_loopback(host: str) -> None:
+    """It takes any credential, so nobody else may reach it unless it is told so."""
+    code, said = refused("--host", host)
+    assert (code, "add --allow-remote" in said) == (2, True), said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
+def test_loopback_has_several_names(host: str) -> None:
+    """Each way to write this machine's own address is fine."""
+    assert is_loopback(host)
+
+
+def test_allow_remote_opens_it(tmp_path: Path) -> None:
+    """Told so, it tries to listen; an address that is not this machine's is one sentence."""
+    database = str(tmp_path / "box.db")
+    code, said = refused("--host", "192.0.2.1", "--allow-remote", "--database", database)
+    assert (code, said.startswith("Error: The sandbox cannot start: ")) == (1, True), said
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
+    """The port is another program's: it says so and ends."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, said = refused("--port", port, "--database", str(tmp_path / "box.db"))
+    assert (code, said.startswith("Error: The sandbox cannot start: Address already in use")) == (1, True)
+    assert port in said, said
+
+
+def test_it_does_not_touch_a_ledger(tmp_path: Path) -> None:
+    """A reset would empty it: the sandbox refuses a ledger's database."""
+    store = Store(f"sqlite:///{tmp_path}/firstseen.db")
+    migrate(store)
+    store.close()
+    code, said = refused("--database", str(tmp_path / "firstseen.db"))
+    assert (code, "is a ledger" in said) == (1, True), said
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    """Somebody's notes stay as they are."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("not a database " * 100)
+    code, said = refused("--database", str(notes))
+    assert (code, said.startswith(f"Error: {notes} cannot be used: ")) == (1, True), said
+    assert notes.read_text().startswith("not a database")
+
+
+def test_it_needs_no_settings_and_ends_when_told(start: Start) -> None:
+    """It starts from nothing, keeps what it did over a restart, and exits 0 at SIGTERM."""
+    process, client = start()
+    address = client.base_url
+    sent = {"X-Idempotency-Key": KEY, "Content-Type": "application/x-www-form-urlencoded"}
+    for status in (200, 409):
+        answer = client.post(
+            "/stannp/api/v1/letters/create", content=STANNP.body(), headers=sent | STANNP.credential("one")
+        )
+        assert answer.status_code == status
+    process.terminate()
+    assert process.wait_exit(10) == 0, process.logs()
+    assert f"The sandbox is at {address}".rstrip("/") in process.logs()
+    assert "sandbox: POST /stannp/api/v1/letters/create 409" in process.logs()
+    _, client = start()
+    assert len(client.get("/_effects").json()["effects"]) == 1
+
+
+def test_a_killed_sandbox_has_one_effect(start: Start) -> None:
+    """Kill -9 while a request holds its key: it did nothing; the same one runs once the lease is over."""
+    process, client = start()
+    headers = {"Idempotency-Key": KEY, **SALESLY.credential("one")}
+    path = f"/salesly{SALESLY.path}"
+    client.post("/_faults", json={"prefix": "/salesly", "kind": "hold", "seconds": 60})
+
+    def doomed() -> None:
+        with suppress(httpx.TransportError):
+            client.post(path, content=SALESLY.body(), headers=headers)
+
+    thread = threading.Thread(target=doomed)
+    thread.start()
+    wait_until(lambda: not client.get("/_faults").json()["faults"], 10, "the request to hold its key")
+    process.kill()
+    thread.join()
+    _, client = start()
+    assert client.get("/_effects").json() == {"effects": []}
+    assert [request["status"] for request in client.get("/_requests").json()["requests"]] == [None]
+    client.post("/_clock", json={"advance": 31})
+    answers = [client.post(path, content=SALESLY.body(), headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert len(client.get("/_effects").json()["effects"]) == 1
+
+
+def test_make_run_takes_another_port_when_the_usual_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another program on the port nor web itself keeps `make run` from starting."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(dev, "SANDBOX_PORT", port)
+        assert dev.sandbox_port(Settings(PORT=1, FIRSTSEEN_DEV=True)) == 0
+    assert dev.sandbox_port(Settings(PORT=1, FIRSTSEEN_DEV=True)) == port
+    assert dev.sandbox_port(Settings(PORT=port, FIRSTSEEN_DEV=True)) == 0

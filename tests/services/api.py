@@ -1,0 +1,61 @@
+"""The management API in this process: a client that has keys, and what it nudged."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from config.api_keys import ApiKey
+from config.sources import Source
+from receiver.ledger import Store
+from receiver.management.api import Parts, api_views
+from receiver.problems import answer_problems
+
+OPS = ApiKey("ops", "ops-" + secrets.token_hex(16))
+DEV = ApiKey("dev", "dev-" + secrets.token_hex(16))
+BOARD = ApiKey("board", "board-" + secrets.token_hex(16), read_only=True)
+KEYS = (OPS, DEV, BOARD)
+
+
+class Api:
+    """`/v1` on a store. `nudged` lists the events that were nudged, in order."""
+
+    def __init__(
+        self, store: Store, *, keys: tuple[ApiKey, ...] = KEYS, sources: Mapping[str, Source] | None = None
+    ) -> None:
+        self.store, self.nudged = store, list[UUID]()
+        self.app = Flask("receiver", static_folder=None)
+        parts = Parts(store, keys, sources or {}, self.nudged.extend)
+        self.app.register_blueprint(api_views(parts))
+        answer_problems(self.app)
+
+    def send(self, method: str, path: str, *, key: ApiKey | None = OPS, **options: Any) -> TestResponse:
+        """Send one request, with an API key unless it is None."""
+        headers = {"Authorization": f"Bearer {key.secret}"} if key else {}
+        given = options.pop("headers", {})
+        return self.app.test_client().open(path, method=method, headers=headers | given, **options)
+
+    def get(self, path: str, *, key: ApiKey | None = OPS, **query: Any) -> TestResponse:
+        """Send a GET with this query."""
+        return self.send("GET", path, key=key, **({"query_string": query} if query else {}))
+
+    def post(
+        self, path: str, body: Any = None, *, once: str | None = None, key: ApiKey | None = OPS
+    ) -> TestResponse:
+        """Send a POST with this JSON, and `once` as its idempotency key."""
+        headers = {} if once is None else {"Idempotency-Key": once}
+        return self.send("POST", path, key=key, json=body, headers=headers)
+
+
+def problem(response: TestResponse) -> tuple[int, str]:
+    """Return a refusal's status and the end of its type; fail unless it is a well-formed problem document."""
+    assert response.content_type == "application/problem+json", response.text
+    told = response.get_json()
+    assert set(told) == {"type", "title", "status", "detail"}, told
+    assert told["status"] == response.status_code
+    prefix, _, kind = told["type"].rpartition(":")
+    assert prefix == "urn:firstseen:problem"
+    return response.status_code, kind

@@ -1,0 +1,198 @@
+"""Policies: which requests have a key, what makes two of them the same, what is kept of an answer."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from flask import Flask, Request
+from hypothesis import example, given
+from hypothesis import strategies as st
+from werkzeug.test import EnvironBuilder
+
+from config.dialects import Dialect, load_dialects
+from receiver.idempotency.policy import (
+    Policy,
+    Refusal,
+    Stored,
+    digest,
+    fingerprint,
+    policy_of,
+    read_key,
+    scope,
+)
+
+FIRSTSEEN = policy_of("firstseen", load_dialects()["firstseen"])
+STANNP = policy_of("stannp", load_dialects()["stannp"], "/stannp")
+CELPER = policy_of("celper", load_dialects()["celper"], "/celper")
+KEYS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255)
+HEADERS = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=1100)
+
+
+def request(path: str = "/things", body: bytes = b"", **named: Any) -> Request:
+    """Return a request as Flask sees it; headers by their names with `_` for `-`."""
+    method = named.pop("method", "POST")
+    headers = [(name.replace("_", "-"), value) for name, value in named.items()]
+    return Flask.request_class(EnvironBuilder(path, method=method, data=body, headers=headers).get_environ())
+
+
+def refused(policy: Policy, value: str) -> str:
+    """Return the sentence that refuses a key."""
+    with pytest.raises(Refusal) as caught:
+        read_key(policy, request(**{policy.header: value}))
+    assert (caught.value.status, caught.value.code) == (400, "idempotency_key_invalid")
+    return caught.value.detail
+
+
+@given(value=HEADERS)
+@example(value='"')
+@example(value='"a\\')
+def test_any_header_is_a_key_or_refused(value: str) -> None:
+    """Whatever stands in the header, it is a key within the limits or a Refusal, and nothing else."""
+    for policy in (FIRSTSEEN, STANNP):
+        try:
+            key = read_key(policy, request(**{policy.header: value}))
+        except Refusal:
+            assert refused(policy, value).startswith(f"{policy.header} must be ")
+            continue
+        assert key is not None
+        assert policy.min_length <= len(key) <= policy.max_length
+        assert key.isascii()
+
+
+@given(key=KEYS)
+def test_a_quoted_key_is_the_key(key: str) -> None:
+    """The IETF draft's quoted string and the bare text are one key; only our own API unquotes."""
+    quoted = '"{}"'.format(key.replace("\\", "\\\\").replace('"', '\\"'))
+    assert read_key(FIRSTSEEN, request(Idempotency_Key=quoted)) == key
+    if len(quoted) <= 255:
+        assert read_key(CELPER, request(Idempotency_Key=quoted)) == quoted
+
+
+def test_no_header_is_no_key() -> None:
+    """The key is optional."""
+    assert read_key(FIRSTSEEN, request()) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "value", "words"),
+    [
+        (FIRSTSEEN, "", "must be 1 to 255 printable ASCII characters; this one is empty."),
+        (FIRSTSEEN, '""', "must be 1 to 255 printable ASCII characters; this one is empty."),
+        (FIRSTSEEN, "k" * 256, "must be 1 to 255 printable ASCII characters; this one has 256."),
+        (STANNP, "k" * 9, "must be 10 to 1024 printable ASCII characters; this one has 9."),
+        (STANNP, "k" * 1025, "must be 10 to 1024 printable ASCII characters; this one has 1025."),
+        (FIRSTSEEN, "caf\xe9", "must be 1 to 255 printable ASCII characters."),
+        (FIRSTSEEN, "a\tb", "must be 1 to 255 printable ASCII characters."),
+        (FIRSTSEEN, '"a"b', "must be 1 to 255 printable ASCII characters."),
+        (FIRSTSEEN, '"a\\b"', "must be 1 to 255 printable ASCII characters."),
+        (FIRSTSEEN, '"a', "must be 1 to 255 printable ASCII characters."),
+    ],
+)
+def test_a_bad_key_is_told_the_limit(policy: Policy, value: str, words: str) -> None:
+    """The sentence names the header, its limits, and what was found."""
+    assert refused(policy, value) == f"{policy.header} {words}"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "covered"),
+    [
+        ("POST", "/celper/v1/candidates", True),
+        ("POST", "/celper/v1/candidates/c1/invite", True),
+        ("POST", "/celper/v1/candidates//invite", False),
+        ("POST", "/celper/v1/candidates/c1", False),
+        ("POST", "/celper/v1/candidates/c1/invite/", False),
+        ("POST", "/celper/v1/candidates/c1/hire", False),
+        ("POST", "/v1/candidates", False),
+        ("PATCH", "/celper/v1/candidates", False),
+        ("GET", "/celper/v1/candidates", False),
+    ],
+)
+def test_a_policy_covers_what_it_names(method: str, path: str, *, covered: bool) -> None:
+    """`{id}` is one segment that is not empty, below the prefix and nowhere else."""
+    assert CELPER.covered(method, path) == covered
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_no_policy_covers_reading(method: str) -> None:
+    """A key on a GET means nothing anywhere."""
+    for name, dialect in load_dialects().items():
+        if dialect.server:
+            assert not policy_of(name, dialect).covered(method, "/v1/candidates"), name
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept", "not_kept"),
+    [
+        (Stored.ALL, {200, 302, 400, 404, 409, 500, 503}, set()),
+        (Stored.SUCCESS, {200, 201, 204}, {199, 300, 302, 400, 404, 500}),
+        (Stored.FINAL, {200, 302, 400, 403, 409, 422, 429}, {404, 500, 502, 503}),
+    ],
+)
+def test_what_is_stored(stored: Stored, kept: set[int], not_kept: set[int]) -> None:
+    """All answers, the successes, or all that asking again could not change."""
+    policy = replace(FIRSTSEEN, stored=stored)
+    assert {status for status in kept | not_kept if policy.stores(status)} == kept
+
+
+@given(st.lists(st.binary(max_size=20), max_size=4), st.lists(st.binary(max_size=20), max_size=4))
+def test_digests_do_not_run_together(one: list[bytes], other: list[bytes]) -> None:
+    """Two lists of parts have one digest only if they are equal: `a, bc` is not `ab, c`."""
+    assert (digest(one) == digest(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("method", {"method": "PUT"}),
+        ("path", {"path": "/others"}),
+        ("target", {"path": "/things?a=1"}),
+        ("body", {"body": b"x"}),
+        ("header:Content-Type", {"Content_Type": "text/plain"}),
+    ],
+)
+def test_each_part_of_a_fingerprint_counts(part: str, change: dict[str, Any]) -> None:
+    """A part changes the fingerprint that names it, and no other."""
+    parts = ("method", "path", "target", "body", "header:Content-Type")
+    before, after = request(), request(**change)
+    changed = {
+        name
+        for name in parts
+        if _print(replace(FIRSTSEEN, fingerprint=(name,)), before)
+        != _print(replace(FIRSTSEEN, fingerprint=(name,)), after)
+    }
+    assert changed == ({"path", "target"} if part == "path" else {part})
+
+
+def _print(policy: Policy, one: Request) -> str:
+    return fingerprint(policy, one, one.get_data())
+
+
+def test_a_scope_tells_its_parts_apart() -> None:
+    """Keys are unique within the scope's parts: the API's own and those of the request."""
+    policy = replace(FIRSTSEEN, scope=("credential", "path"))
+    known = {"credential": lambda one: one.headers.get("X-API-Key", "")}
+    found = {
+        scope(policy, request(path, X_API_Key=key, method=method), known)
+        for path in ("/a", "/b")
+        for key in ("k", "ключ".encode().decode("latin-1"))
+        for method in ("POST", "PUT")
+    }
+    assert len(found) == 4
+
+
+def test_a_dialect_without_a_server_half_has_no_policy() -> None:
+    """A dialect that only the client speaks is no policy."""
+    half = Dialect(title="Half", header="Idempotency-Key", min_length=1, max_length=9, life="1h")
+    with pytest.raises(ValueError, match="'half' has no server half"):
+        policy_of("half", half)
+
+
+@given(st.text(max_size=50), st.binary(max_size=50))
+def test_any_path_and_query_have_a_fingerprint(path: str, query: bytes) -> None:
+    """Whatever stands in the path or the query, there is a fingerprint and a scope."""
+    environ = EnvironBuilder("/x", method="POST").get_environ()
+    environ["PATH_INFO"] = "/" + path.encode("utf-8", "surrogatepass").decode("latin-1")
+    environ["QUERY_STRING"] = query.decode("latin-1")
+    one = Flask.request_class(environ)
+    assert len(fingerprint(FIRSTSEEN, one, b"")) == 64
+    assert len(scope(replace(FIRSTSEEN, scope=("method", "path")), one, {})) == 64
