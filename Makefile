@@ -10,6 +10,8 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 PINS := requirements.txt constraints.txt
 SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 ARGS ?=
+# Most tests wait for real processes, so more of them run at once than a small machine has cores.
+JOBS ?= 4
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,8 +19,8 @@ help:  ## List these targets
 run: $(VENV)/.run  ## Start web, worker and an embedded broker here; PORT=8000, stop with Ctrl-C
 	@exec $(PY) -m firstseen.dev
 
-test: $(VENV)/.test  ## Run all tests; ARGS="-k name -x" goes to pytest
-	@exec $(PY) -m pytest $(ARGS)
+test: $(VENV)/.test  ## Run all tests; ARGS="-k name -x" goes to pytest, JOBS=0 runs them one after another
+	@exec $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.test  ## Lint, check the format, the types, the import contracts and the sizes
 	$(VENV)/bin/ruff check .

@@ -18,7 +18,7 @@ from tests.services.server import Server
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
-QUICK = {"FIRSTSEEN_SWEEP": "300ms"}
+QUICK = {"FIRSTSEEN_SWEEP": "200ms"}
 """The sweeper steps in within seconds."""
 QUEUE = "firstseen"
 FROZEN = 200
@@ -87,15 +87,16 @@ def test_a_frozen_broker_slows_no_answer(stage: Stage) -> None:
     assert_once(stage.deployment, ids)
 
 
-def test_a_broker_frozen_for_good_starves_nothing(stage: Stage) -> None:
+def test_a_broker_frozen_for_good_starves_nothing(deployment: Deployment, valkey: Valkey) -> None:
     """When the broker never thaws, the sweeper runs every event on the worker's own threads."""
-    stage.deployment.start()
-    warm_up(stage.deployment)
+    deployment.env |= QUICK
+    deployment.start()
+    warm_up(deployment)
     ids = names("frozen", FROZEN)
-    stage.broker.freeze()
-    deliver_quickly(stage.deployment, ids)
-    stage.deployment.wait_handled(ids)
-    assert_once(stage.deployment, ids)
+    valkey.freeze()
+    deliver_quickly(deployment, ids)
+    deployment.wait_handled(ids)
+    assert_once(deployment, ids)
 
 
 def test_a_wiped_broker_loses_nothing(stage: Stage) -> None:
@@ -158,8 +159,9 @@ def test_a_broker_that_refuses_starves_nothing(
     assert worker.wait_exit(10) == 0
 
 
-def test_a_worker_starts_without_a_broker(deployment: Deployment, valkey: Valkey) -> None:
+def test_a_worker_starts_without_a_broker(postgres_deployment: Deployment, valkey: Valkey) -> None:
     """A worker that finds no broker still gets everything done, and uses the broker once it is there."""
+    deployment = postgres_deployment
     deployment.env |= QUICK
     valkey.kill()
     deployment.start()

@@ -8,11 +8,11 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, text
-from tests.integration.steps import deliver, end
 
 from receiver.ledger import Move, Store, story
 from receiver.ledger.keys import KEY
 from receiver.ledger.models import ACTION, REPLAY
+from tests.integration.steps import deliver, end
 from tests.services.api import DEV, Api, problem
 
 OTHER = b'{"other": 1}'

@@ -9,7 +9,6 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.core.parameters import ParameterLocation
 from sqlalchemy import delete, update
-from tests.integration.steps import deliver
 
 from config.providers import load_providers
 from config.sources import SOURCES as SHIPPED
@@ -20,6 +19,7 @@ from receiver.ledger.models import EVENT
 from receiver.ledger.replays import plan
 from receiver.management.api import Parts, list_operations
 from receiver.management.openapi import document
+from tests.integration.steps import deliver
 from tests.services.api import KEYS, OPS, Api
 
 if TYPE_CHECKING:

@@ -73,7 +73,10 @@ def test_a_broken_authorization_is_401(sandbox: Sandbox, client: Client, credent
     assert (uncredited(sandbox, client, credential).status_code, sandbox.keys) == (401, 0)
 
 
-@pytest.mark.parametrize(("client", "scheme"), [(STANNP, "Basic"), (CHRONAPILOT, "Bearer")], ids=["stannp", "chronapilot"])
+SCHEMES = [pytest.param(STANNP, "Basic", id="stannp"), pytest.param(CHRONAPILOT, "Bearer", id="chronapilot")]
+
+
+@pytest.mark.parametrize(("client", "scheme"), SCHEMES)
 def test_a_401_names_the_scheme(sandbox: Sandbox, client: Client, scheme: str) -> None:
     """Where a scheme of HTTP authentication is used, the 401 says which."""
     answer = sandbox.http.post(f"{client.prefix}{client.path}")
