@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from config.broker import publisher_options, wake_message
 from receiver.background import Background
@@ -33,7 +32,7 @@ class Dispatcher:
         try:
             for event in events:
                 self._app.send_task(**wake_message(str(event)))
-        except (OperationalError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - clients raise whatever they like; one line tells of all
             self._note("unreachable", f"{type(error).__name__}; the sweeper takes over")
         else:
             self._note("ok", "it takes nudges")

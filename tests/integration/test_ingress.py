@@ -340,6 +340,23 @@ def test_a_frozen_broker_holds_no_answer(make_app: MakeApp, migrated_url: str, v
     wait_until(lambda: valkey.queue_length("firstseen") >= 3, 10, "the nudges that had not timed out")
 
 
+def test_a_full_broker_is_said_once(
+    make_app: MakeApp, migrated_url: str, valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that takes nothing more is one line in the log, however many deliveries come."""
+    client = make_app(migrated_url, valkey.url).test_client()
+    with caplog.at_level(logging.INFO, "receiver"), valkey.client() as broker:
+        broker.config_set("maxmemory", 1)
+        for number in range(5):
+            assert deliver_event(client, f"evt_{number}").status_code == 200
+        wait_until(lambda: "Broker unreachable" in caplog.text, 10, "the line")
+        broker.config_set("maxmemory", 0)
+        deliver_event(client, "evt_last")
+        wait_until(lambda: "Broker ok" in caplog.text, 10, "the other line")
+    assert caplog.text.count("Broker unreachable") == 1
+    assert "Traceback" not in caplog.text
+
+
 @pytest.fixture(scope="module")
 def web(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Run one real web process, for what only a real server does with lengths."""
