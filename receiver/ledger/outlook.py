@@ -85,7 +85,9 @@ def _again(event: Seen, hope: str) -> str:
 
 
 def _because(event: Seen) -> str:
-    return f" {event.reason}" if event.reason else ""
+    if not event.reason:
+        return ""
+    return f" {event.reason}" if event.reason.endswith((".", "!", "?")) else f" {event.reason}."
 
 
 def _nudged(event: Seen) -> str:
