@@ -246,11 +246,8 @@ class Ledger(RuleBasedStateMachine):
     def reopen(self) -> None:
         """Let a handler for the type appear."""
         recent = self.now - timedelta(hours=24)
-        opened = [
-            model
-            for model in self.models.values()
-            if model.state == State.IGNORED and not model.erased and (model.finished or recent) > recent
-        ]
+        ignored = [m for m in self.models.values() if m.state == State.IGNORED and not m.erased]
+        opened = [model for model in ignored if model.finished is not None and model.finished > recent]
         assert reopen(self.store, "stripe", "invoice.paid") == len(opened)
         for model in opened:
             model.end(Move.REOPEN, self.now)
