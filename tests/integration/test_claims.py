@@ -306,11 +306,11 @@ def test_renewals_and_duplicates_do_not_deadlock(store: Store) -> None:
     batch = [delivery(name) for name in names]
 
     def renewing() -> None:
-        for _ in range(25):
+        for _ in range(10):
             assert renew(store, held, lease=LEASE) == set()
 
     def recording() -> None:
-        for _ in range(25):
+        for _ in range(10):
             record(store, batch)
 
     with ThreadPoolExecutor(2) as pool:
