@@ -295,6 +295,12 @@ def test_a_commit_is_durable_whatever_the_role_says(
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_no_writer_waits_for_a_lock_longer_than_for_a_connection(store: Store) -> None:
+    """Five seconds, then 503; migrations alone wait as long as it takes."""
+    assert shown(store, "lock_timeout", writes=True) == "5s"
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_stricter_default_isolation_changes_nothing(store: Store, own: Callable[..., Store]) -> None:
     """Where the database's default is serializable, deliveries of one event that meet do not fail."""
     other = own(as_role(store, "SET default_transaction_isolation = serializable"))
