@@ -2,10 +2,13 @@
 
 import signal
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import Deploy
 from tests.services.databases import Databases
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -17,6 +20,43 @@ LEASE = 2.0
 QUICK = {"FIRSTSEEN_LEASE": f"{LEASE}s", "FIRSTSEEN_SWEEP": "300ms"}
 EXIT_WITHIN = 25
 """Seconds from SIGTERM to the end; Heroku kills after 30."""
+
+
+class Stop(NamedTuple):
+    """A worker that was told to stop in the middle of a long handler, and is watched from then on."""
+
+    deployment: Deployment
+    ended: Future[float]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stops(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Stop]]:
+    """Stop two workers in a 60 s handler, by SIGTERM and Ctrl-C; it takes 20 s, so other tests run meanwhile."""
+    folder = tmp_path_factory.mktemp("stops")
+    kinds = {"sqlite": Process.terminate, "postgres": Process.interrupt}
+    with ThreadPoolExecutor(len(kinds)) as pool, ExitStack() as cleanup:
+        valkey = Valkey()
+        cleanup.callback(valkey.stop)
+        valkey.start()
+        made = []
+        for number, (kind, stop) in enumerate(kinds.items()):
+            broker = f"redis://127.0.0.1:{valkey.port}/{number}"
+            deployment = Deployment(folder / kind, databases.migrated(kind), broker)
+            cleanup.callback(deployment.stop)
+            deployment.start().deliver("evt_long", sleep=60).raise_for_status()
+            wait_started(deployment, "evt_long")
+            made.append(Stop(deployment, pool.submit(stop_and_watch, deployment.workers[0], stop)))
+        yield made
+
+
+def stop_and_watch(worker: Process, stop: Callable[[Process], None]) -> float:
+    """Stop a worker, twice; return after how many seconds it ended, in order."""
+    begun = time.monotonic()
+    stop(worker)
+    time.sleep(1)  # the second signal comes in the middle of the first one's work
+    worker.terminate()
+    assert worker.wait_exit(60) == 0
+    return time.monotonic() - begun
 
 
 def wait_started(deployment: Deployment, event_id: str, times: int = 1) -> None:
@@ -100,34 +140,6 @@ def test_a_handler_past_max_runtime_loses_its_claim(postgres_deployment: Deploym
     assert "finish" in ledger.outcomes("evt_1")
 
 
-def test_a_stopping_worker_gives_its_attempts_back(
-    databases: Databases, valkey: Valkey, deploy: Deploy
-) -> None:
-    """With a 60 s handler, SIGTERM (twice) and Ctrl-C end in exit 0 within 25 s, the attempt uncounted."""
-    kinds = {"sqlite": Process.terminate, "postgres": Process.interrupt}
-    stages = []
-    for number, (kind, stop) in enumerate(kinds.items()):
-        broker = valkey.url.removesuffix("0") + str(number)
-        made = deploy(databases.migrated(kind), broker).start()
-        made.deliver("evt_long", sleep=60).raise_for_status()
-        stages.append((made, stop))
-    for made, _ in stages:
-        wait_started(made, "evt_long")
-    begun = time.monotonic()
-    for made, stop in stages:
-        stop(made.workers[0])
-    time.sleep(1)  # a second signal in the middle of the first one's work
-    for made, _ in stages:
-        made.workers[0].signal(signal.SIGTERM)
-    for made, _ in stages:
-        assert made.workers[0].wait_exit(EXIT_WITHIN) == 0
-        assert time.monotonic() - begun < EXIT_WITHIN
-        ledger = Ledger(made.database_url)
-        event = ledger.event("evt_long")
-        assert (event["state"], event["attempts"], event["crashes"]) == ("waiting", 0, 0)
-        assert ledger.outcomes("evt_long") == ["release"]
-
-
 def test_a_stopping_worker_finishes_what_it_can(deployment: Deployment) -> None:
     """At SIGTERM a handler that is nearly through ends its event, nothing new begins, the exit is quick."""
     deployment.env |= {"WORKER_CONCURRENCY": "2"}
@@ -185,3 +197,13 @@ def test_a_starting_worker_can_be_stopped(postgres_deployment: Deployment) -> No
         worker.terminate()
     codes = {worker.wait_exit(15) for worker in workers}
     assert codes <= {0, -signal.SIGTERM}
+
+
+def test_a_stopping_worker_gives_its_attempts_back(stops: list[Stop]) -> None:
+    """With a 60 s handler, SIGTERM (twice) and Ctrl-C end in exit 0 within 25 s, the attempt uncounted."""
+    for deployment, ended in stops:
+        assert ended.result() < EXIT_WITHIN
+        ledger = Ledger(deployment.database_url)
+        event = ledger.event("evt_long")
+        assert (event["state"], event["attempts"], event["crashes"]) == ("waiting", 0, 0)
+        assert ledger.outcomes("evt_long") == ["release"]
