@@ -31,7 +31,7 @@ class Stop(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def stops(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Stop]]:
-    """Stop two workers in a 60 s handler, by SIGTERM and Ctrl-C; it takes 20 s, so other tests run meanwhile."""
+    """Stop two workers in a 60 s handler, by SIGTERM and Ctrl-C, while other tests run: it takes 20 s."""
     folder = tmp_path_factory.mktemp("stops")
     kinds = {"sqlite": Process.terminate, "postgres": Process.interrupt}
     with ThreadPoolExecutor(len(kinds)) as pool, ExitStack() as cleanup:
