@@ -254,10 +254,11 @@ def test_a_handshake_is_answered_and_not_recorded(client: FlaskClient, ledger: L
     assert ledger.states() == {}
 
 
-def padded(length: int) -> bytes:
-    """Return a Stripe event of exactly so many bytes."""
-    event = stripe_event(f"evt_{length}", note="")
-    return json.dumps(stripe_event(f"evt_{length}", note="x" * (length - len(json.dumps(event))))).encode()
+def padded(length: int, name: str = "sized") -> bytes:
+    """Return a Stripe event of exactly so many bytes, `evt_<length>_<name>`."""
+    event = stripe_event(f"evt_{length}_{name}", note="")
+    event["data"]["object"]["note"] = "x" * (length - len(json.dumps(event)))
+    return json.dumps(event).encode()
 
 
 @pytest.mark.parametrize(("length", "status"), [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 413)])
@@ -268,7 +269,7 @@ def test_the_limit_is_exact(client: FlaskClient, ledger: Ledger, length: int, st
     answer = deliver(client, body, stripe_headers(body))
     assert answer.status_code == status
     if status == 200:
-        assert len(ledger.event(f"evt_{length}")["body"]) == length
+        assert len(ledger.event(f"evt_{length}_sized")["body"]) == length
     else:
         assert_problem(answer, 413, "too-large")
         wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
@@ -382,13 +383,14 @@ def in_chunks(body: bytes) -> Iterator[bytes]:
 @pytest.mark.parametrize(("length", "status"), [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 413)])
 def test_the_limit_is_exact_over_http(web: Deployment, length: int, status: int, *, chunked: bool) -> None:
     """With a Content-Length or chunked, a body up to the limit is taken whole and a longer one refused."""
-    body = padded(length)
+    name = "chunked" if chunked else "whole"
+    body = padded(length, name)
     headers = stripe_headers(body)
     content = in_chunks(body) if chunked else body
     answer = web.client.post(f"{web.url}/webhooks/stripe", content=content, headers=headers)
     assert answer.status_code == status
     if status == 200:
-        assert bytes(Ledger(web.database_url).event(f"evt_{length}")["body"]) == body
+        assert bytes(Ledger(web.database_url).event(f"evt_{length}_{name}")["body"]) == body
     else:
         assert_problem(answer, 413, "too-large")
 
