@@ -11,7 +11,7 @@ PINS := requirements.txt constraints.txt
 SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 ARGS ?=
 # Most tests wait for real processes, so more of them run at once than a small machine has cores.
-JOBS ?= 4
+JOBS ?= 3
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
