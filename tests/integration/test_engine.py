@@ -167,12 +167,12 @@ def test_a_late_finisher_rolls_back_whole(make: Make) -> None:
 
 def test_a_late_view_rolls_back_whole(make: Make) -> None:
     """The same with the first one's transaction open; on SQLite nobody can take over then, and it is done."""
-    guarded = make(WAITS, lease=0.2)
-    turn = iter([0.6, 0])
+    guarded = make(WAITS, lease=0.8)
+    turn = iter([1.6])
 
     def view() -> Any:
         answer = guarded.deed()
-        time.sleep(next(turn))
+        time.sleep(next(turn, 0))
         return answer
 
     guarded.view = view
@@ -377,7 +377,7 @@ def test_a_pruned_holder_rolls_back(make: Make) -> None:
     seen = iter([True, False])
 
     def stall() -> None:
-        if next(seen):
+        if next(seen, False):
             assert prune_keys(guarded.store) == 1
 
     guarded.engine.stall = stall
