@@ -1,7 +1,8 @@
 """The waist that web, worker and command line share: the ledger of events, and the rules for changing it."""
 
 from receiver.ledger.actions import Acted, discard, rerun, retry
-from receiver.ledger.claims import Claim, Outcome, claim, claim_next, due, expire, renew, settle
+from receiver.ledger.claimed import Claim, Outcome
+from receiver.ledger.claims import claim, claim_next, due, expire, renew, settle
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
 from receiver.ledger.promotion import Promoted, promote
 from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events

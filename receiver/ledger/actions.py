@@ -1,11 +1,13 @@
 """What a person does to an event: retry, rerun, discard. One guarded UPDATE and one audit row, together."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, select, update
 
+from receiver.ledger.calls.settling import try_again
 from receiver.ledger.errors import NotAllowed, UnknownEvent
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import ACTION, EVENT
@@ -92,7 +94,9 @@ def act_on(
         Acted(row.id, order.move, was[row.id], State(row.state), row.generation)
         for row in connection.execute(statement)
     ]
-    _note(store, connection, order.who, acted)
+    if order.move == Move.RETRY:
+        try_again(store, connection, [one.event for one in acted])
+    note_action(store, connection, order.who, acted)
     return acted
 
 
@@ -107,16 +111,18 @@ def _act(store: Store, order: Order, event: UUID, generation: int | None) -> Act
         return acted[0]
 
 
-def _note(store: Store, connection: Connection, who: str, acted: list[Acted]) -> None:
+def note_action(store: Store, connection: Connection, who: str, acted: Iterable[Acted], **told: Any) -> None:
+    """Write down who did this, in the transaction that does it; `told` replaces columns."""
     rows = [
         {"id": uuid7(), "event": one.event, "generation": one.generation, "what": one.move, "was": one.was}
+        | told
         for one in acted
     ]
     connection.execute(ACTION.insert().values(at=store.now(), who=clipped(who)), rows)
 
 
 def _change(store: Store, order: Order) -> dict[str, Any]:
-    quiet: dict[str, Any] = {"state": enters(order.move), "nudged_at": None, "nudges": 0}
+    quiet: dict[str, Any] = {"state": enters(order.move), "nudged_at": None, "nudges": 0, "parked_call": None}
     if order.move == Move.DISCARD:
         reason = f"Discarded by {clipped(order.who)}."
         return {**quiet, "finished_at": store.now(), "discarded": True, "reason": reason}

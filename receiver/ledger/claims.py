@@ -1,13 +1,14 @@
 """The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, literal_column, select, true, update
 
+from receiver.ledger.calls.settling import held_back, none_unfinished, replace_rejected
+from receiver.ledger.claimed import Claim, Outcome, held_by
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
@@ -18,37 +19,10 @@ CRASH_LIMIT = 5
 """Expired leases after which an event waits for a person: something in it kills workers."""
 
 EXPIRE_BATCH = 1000
+UNCOUNTED = (Move.RELEASE, Move.IGNORE, Move.CALL_LATER)
+"""Ends that give the attempt back."""
+
 FINAL = (State.DONE, State.DEAD, State.IGNORED)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A worker's hold on an event. `token` is the fencing token: every later claim has a higher one."""
-
-    event: UUID
-    token: int
-    source: str
-    event_id: str
-    type: str
-    generation: int
-    attempt: int
-    created_at: datetime | None
-    received_at: datetime
-    body: bytes | None = field(repr=False)
-    headers: str = field(repr=False)
-    content_type: str | None = None
-    tried: bool = False
-    """Whether a handler may have worked on it before: then it is not ignored for want of one."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended. `delay` counts from now, for moves into waiting; `error` is a traceback."""
-
-    move: Move
-    delay: timedelta = timedelta(0)
-    reason: str | None = None
-    error: str | None = None
 
 
 def claim(store: Store, event: UUID, *, lease: timedelta, worker: str) -> Claim | None:
@@ -81,7 +55,7 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
         # In the order in which `record` takes its rows, else the two deadlock on PostgreSQL.
         for held in sorted(claims, key=lambda item: (item.source, item.event_id)):
             changed = connection.execute(
-                update(EVENT).where(*_held(held)).values(lease_until=store.after(lease))
+                update(EVENT).where(*held_by(held)).values(lease_until=_extended(store, lease))
             ).rowcount
             if not changed:
                 lost.add(held.event)
@@ -91,20 +65,38 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
 def settle(store: Store, held: Claim, end: Outcome) -> bool:
     """End an attempt with a move of the table; False when someone else took the event over.
 
-    Raises NotAllowed for a move that does not start from processing.
+    Its unfinished calls decide before the handler does: with one of them open it is not done, whatever the
+    handler returned. Raises NotAllowed for a move that does not start from processing.
     """
     if State.PROCESSING not in leaves(end.move):
         raise NotAllowed(f"{end.move!r} does not end an attempt.")
+    with store.write() as connection:
+        if end.move == Move.FINISH and _settle(store, connection, held, end, none_unfinished(held)):
+            return True
+        real = held_back(store, connection, held, end)
+        return real is not None and _settle(store, connection, held, real, true())
+
+
+def _settle(
+    store: Store, connection: Connection, held: Claim, end: Outcome, guard: ColumnElement[bool]
+) -> bool:
     # A traceback quotes what the sender wrote; a text that cannot be stored must not keep the event held.
     reason, error = (None if text is None else plain(text) for text in (end.reason, end.error))
-    with store.write() as connection:
-        change = _settlement(store, end) | {"reason": reason}
-        if not connection.execute(update(EVENT).where(*_held(held)).values(**change)).rowcount:
-            return False
-        story = {"ended_at": store.now(), "outcome": end.move, "reason": reason, "error": error}
-        mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
-        connection.execute(update(ATTEMPT).where(*mine).values(**story))
+    change = _settlement(store, end) | {"reason": reason}
+    if not connection.execute(update(EVENT).where(*held_by(held), guard).values(**change)).rowcount:
+        return False
+    if end.call and end.move == Move.RETRY_LATER:
+        replace_rejected(connection, end.call)
+    story = {"ended_at": store.now(), "outcome": end.move, "reason": reason, "error": error}
+    mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
+    connection.execute(update(ATTEMPT).where(*mine).values(**story))
     return True
+
+
+def _extended(store: Store, lease: timedelta) -> ColumnElement[Any]:
+    """Return the later of both ends: a call on its way may have been given more than a lease."""
+    new = store.after(lease)
+    return case((EVENT.c.lease_until > new, EVENT.c.lease_until), else_=new)
 
 
 def _settlement(store: Store, end: Outcome) -> dict[str, Any]:
@@ -114,7 +106,9 @@ def _settlement(store: Store, end: Outcome) -> dict[str, Any]:
         change["due_at"] = store.after(end.delay)
     if state in FINAL:
         change["finished_at"] = store.now()
-    if end.move in (Move.RELEASE, Move.IGNORE):
+    if end.move == Move.PARK:
+        change["parked_call"] = end.call
+    if end.move in UNCOUNTED:
         change["attempts"] = EVENT.c.attempts - 1
     return change
 
@@ -141,10 +135,6 @@ def in_state(store: Store, *states: State) -> ColumnElement[Any]:
 
 def _due(store: Store) -> ColumnElement[bool]:
     return and_(in_state(store, *UNFINISHED), EVENT.c.due_at <= store.now())
-
-
-def _held(held: Claim) -> tuple[ColumnElement[bool], ...]:
-    return EVENT.c.id == held.event, EVENT.c.state == State.PROCESSING, EVENT.c.claim == held.token
 
 
 def _claim(

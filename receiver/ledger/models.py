@@ -9,6 +9,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlmodel import Field, SQLModel
@@ -69,6 +70,8 @@ class Event(SQLModel, table=True):
     last_duplicate_at: datetime | None = None
     conflicts: int = 0
     suspected_replay: bool = False
+    parked_call: UUID | None = None
+    calls_changed: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     address: str | None = Field(default=None, max_length=TEXT_MAX)
     body_hash: str = Field(max_length=64)
     body: bytes | None = None
@@ -122,6 +125,7 @@ class Action(SQLModel, table=True):
     what: str = Field(max_length=16)
     who: str = Field(max_length=TEXT_MAX)
     was: str = Field(max_length=16)
+    call: UUID | None = None
 
 
 class Rejection(SQLModel, table=True):

@@ -22,6 +22,7 @@ class Move(StrEnum):
     CLAIM = "claim"
     FINISH = "finish"
     RETRY_LATER = "retry later"
+    CALL_LATER = "call later"
     PARK = "park"
     GIVE_UP = "give up"
     IGNORE = "ignore"
@@ -32,6 +33,7 @@ class Move(StrEnum):
     RETRY = "retry"
     RERUN = "rerun"
     DISCARD = "discard"
+    RESOLVE = "resolve"
 
 
 _S = State
@@ -46,6 +48,8 @@ TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
     Move.CLAIM: (UNFINISHED, _S.PROCESSING),
     Move.FINISH: ((_S.PROCESSING,), _S.DONE),
     Move.RETRY_LATER: ((_S.PROCESSING,), _S.WAITING),
+    # An outbound call was told to come later, or is still running there: it costs no attempt.
+    Move.CALL_LATER: ((_S.PROCESSING,), _S.WAITING),
     Move.PARK: ((_S.PROCESSING,), _S.PARKED),
     Move.GIVE_UP: ((_S.PROCESSING,), _S.DEAD),
     Move.IGNORE: ((_S.PROCESSING,), _S.IGNORED),
@@ -58,6 +62,8 @@ TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
     # What a person does. A retry keeps the generation and its keys; a rerun starts the next one.
     Move.RETRY: ((_S.WAITING, _S.PARKED, _S.DEAD, _S.IGNORED), _S.WAITING),
     Move.RERUN: ((_S.DONE, _S.PARKED, _S.DEAD), _S.WAITING),
+    # A person said what became of the call that parked it, or a late answer did.
+    Move.RESOLVE: ((_S.PARKED,), _S.WAITING),
     Move.DISCARD: ((_S.RECEIVED, _S.WAITING, _S.PARKED), _S.DEAD),
 }
 

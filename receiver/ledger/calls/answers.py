@@ -1,0 +1,166 @@
+"""Recording what came back to a send, by the send's own id and whoever holds the claim."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, select, update
+
+from receiver.ledger.calls.models import CALL, SEND
+from receiver.ledger.calls.sends import Terms, open_until
+from receiver.ledger.calls.states import FINAL, CallState, Judge, Protection, Standing, Verdict
+from receiver.ledger.claimed import Claim
+from receiver.ledger.ids import uuid7
+from receiver.ledger.models import EVENT
+from receiver.ledger.states import Move, State, enters
+from receiver.ledger.store import Store
+from receiver.ledger.texts import plain
+
+KEPT = frozenset({"content-type", "location", "etag", "last-modified", "retry-after", "request-id"})
+"""What is stored of an answer's headers: what says how to read it, or how to ask about it. Never cookies."""
+
+LATE = "The answer to its open call came late."
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer as it is kept. `body` is None where it was too long to keep."""
+
+    status: int
+    headers: Sequence[tuple[str, str]] = field(repr=False)
+    body: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came back, or did not. Without `send` no byte had left; without `answer` none came."""
+
+    send: UUID | None
+    answer: Answered | None
+    judge: Judge
+    terms: Terms
+    backoff: timedelta
+    """The wait before the next send where the answer names none."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of the call: its state now, what the answer meant, and the wait before its next send."""
+
+    state: CallState
+    verdict: Verdict
+    delay: timedelta
+
+
+def record(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
+    """Write down what came back to one send of a call.
+
+    A success, a replay or a stored answer closes every send of the call. A late one also wakes an event that
+    was parked for this call.
+    """
+    with store.write() as connection:
+        # Event before call, as everybody locks them.
+        connection.execute(select(EVENT.c.id).where(EVENT.c.id == held.event).with_for_update())
+        row = connection.execute(select(CALL, store.now().label("now")).where(CALL.c.id == call)).one()
+        recording = _Recording(connection, row, receipt)
+        recording.note(held)
+        return recording.end()
+
+
+class _Recording:
+    """One answer, inside one transaction that holds the event."""
+
+    def __init__(self, connection: Connection, row: Row[Any], receipt: Receipt) -> None:
+        self.connection, self.row, self.receipt = connection, row, receipt
+        self.now: datetime = row.now
+        self.verdict = receipt.judge(self._standing(), self.now)
+
+    def _standing(self) -> Standing:
+        row, protection = self.row, Protection(self.row.protection)
+        lives = row.expires_at is not None and row.expires_at - self.receipt.terms.margin > self.now
+        others = open_until(self.connection, row.id, but=self.receipt.send)
+        return Standing(others is not None, lives and protection == Protection.KEYED, protection, row.method)
+
+    def note(self, held: Claim) -> None:
+        """Write the send's own end, and close every send when the answer speaks for all."""
+        answer, verdict = self.receipt.answer, self.verdict
+        end = {
+            "ended_at": self.now,
+            "outcome": verdict.outcome,
+            "status": answer.status if answer else None,
+            "reason": plain(verdict.reason),
+            "open": verdict.open,
+        }
+        if self.receipt.send is None:
+            self._note_unsent(held, end)
+        else:
+            self.connection.execute(update(SEND).where(SEND.c.id == self.receipt.send).values(**end))
+        if verdict.outcome in FINAL:
+            self.connection.execute(update(SEND).where(SEND.c.call == self.row.id).values(open=False))
+
+    def _note_unsent(self, held: Claim, end: dict[str, Any]) -> None:
+        number = self.row.sends + 1
+        begun = {"id": uuid7(), "call": self.row.id, "number": number, "claim": held.token}
+        self.connection.execute(SEND.insert().values(**begun, **end, at=self.now, sending_until=self.now))
+        self._change(sends=number)
+
+    def end(self) -> Recorded:
+        """Bring the call where the answer puts it, if it is not at an end already."""
+        wait = self.verdict.retry_after
+        delay = self.receipt.backoff if wait is None else wait
+        state = self._next()
+        if state is None:
+            return Recorded(CallState(self.row.state), self.verdict, delay)
+        ended = state != CallState.PENDING
+        change: dict[str, Any] = {
+            "state": state,
+            "outcome": self.verdict.outcome,
+            "reason": plain(self.verdict.reason),
+            "due_at": None if ended else self.now + delay,
+            "ended_at": self.now if ended else None,
+        }
+        self._change(**change, **self._kept())
+        if state in FINAL.values():
+            self._wake()
+        return Recorded(state, self.verdict, delay)
+
+    def _kept(self) -> dict[str, Any]:
+        answer = self.receipt.answer
+        if answer is None:
+            return {}
+        headers = [(name, value) for name, value in answer.headers if name.lower() in KEPT]
+        return {"status": answer.status, "answer_headers": json.dumps(headers), "answer": answer.body}
+
+    def _next(self) -> CallState | None:
+        """Return the state that the answer brings the call to; None when it changes nothing any more."""
+        final = FINAL.get(self.verdict.outcome)
+        match CallState(self.row.state):
+            case CallState.PENDING:
+                return final or (CallState.PARKED if self.verdict.park else CallState.PENDING)
+            case CallState.PARKED | CallState.GIVEN_UP:
+                return final
+            case CallState.REPLACED if final == CallState.SUCCEEDED and not self._has_successor():
+                return final
+            case _:
+                return None
+
+    def _has_successor(self) -> bool:
+        row = self.row
+        same = (CALL.c.event == row.event, CALL.c.generation == row.generation)
+        later = select(CALL.c.id).where(
+            *same, CALL.c.position == row.position, CALL.c.successor > row.successor
+        )
+        return self.connection.execute(later.limit(1)).first() is not None
+
+    def _wake(self) -> None:
+        """Let an event go on that was parked for this call and for nothing else."""
+        row = self.row
+        mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
+        change = {"state": enters(Move.RESOLVE), "due_at": self.now, "parked_call": None, "reason": LATE}
+        self.connection.execute(update(EVENT).where(*mine).values(**change, nudged_at=None, nudges=0))
+
+    def _change(self, **values: Any) -> None:
+        self.connection.execute(update(CALL).where(CALL.c.id == self.row.id).values(**values))

@@ -1,0 +1,242 @@
+"""Planning a call: its row, with key and exact request, is committed before the first byte leaves."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from receiver.ledger.calls.models import CALL
+from receiver.ledger.calls.states import PATIENT, CallState, Protection
+from receiver.ledger.claimed import Claim, lock_alive
+from receiver.ledger.ids import uuid7
+from receiver.ledger.models import EVENT
+from receiver.ledger.store import Store
+
+HOPELESS = (CallState.REJECTED, CallState.REPLACED)
+"""States of a call that never happened, so that another event may use its `once`."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One call as a handler asks for it now. `headers` holds neither credential nor key."""
+
+    step: str
+    api: str
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    fingerprint: str
+    protection: Protection
+    once: str | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A call as it stands in the ledger. `delay` is how long it must not go out yet."""
+
+    id: UUID
+    step: str
+    state: CallState
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(repr=False)
+    key: str | None = field(repr=False)
+    protection: Protection
+    sends: int
+    reason: str | None
+    delay: timedelta
+    status: int | None
+    answer_headers: tuple[tuple[str, str], ...] = field(repr=False)
+    answer: bytes | None = field(repr=False)
+    changed: str | None = None
+    """Why the handler is not the one that began this generation; nothing may be sent then."""
+    waits: bool = False
+    """Whether another event's call with the same `once` is to be waited for."""
+
+
+MakeKey = Callable[[int], str | None]
+"""Makes the key of a step's n-th successor; None where no key protects the call."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call stands in its attempt: the n-th, counted from 0, and how long *later* may last."""
+
+    held: Claim
+    position: int
+    give_up_after: timedelta
+
+
+def plan(store: Store, place: Place, wanted: Wanted, make_key: MakeKey) -> Planned | None:
+    """Find or write down the n-th call of an attempt; None when the claim is lost.
+
+    The n-th call of every attempt of a generation is the same step with the same bytes: else it parks.
+    """
+    with store.write() as connection:
+        event = lock_alive(store, connection, place.held)
+        return None if event is None else _Planning(store, connection, place, wanted).plan(event, make_key)
+
+
+class _Planning:
+    """One look at the n-th place of an attempt, inside one transaction that holds the event."""
+
+    def __init__(self, store: Store, connection: Connection, place: Place, wanted: Wanted) -> None:
+        self.store, self.connection, self.wanted = store, connection, wanted
+        self.held, self.position, self.give_up_after = place.held, place.position, place.give_up_after
+        self.mine = (CALL.c.event == self.held.event, CALL.c.generation == self.held.generation)
+
+    def plan(self, event: Row[Any], make_key: MakeKey) -> Planned:
+        row = self._current()
+        if row is None:
+            return self._planned(self._insert(0, make_key), event.now)
+        if row.state == CallState.REJECTED and event.revived_at and row.ended_at < event.revived_at:
+            # A new delivery revived the event after this: what certainly did not happen may be tried anew.
+            self._change(row, state=CallState.REPLACED)
+            row = self._current()
+        if row.state == CallState.REPLACED:
+            return self._planned(self._insert(self._successor(), make_key), event.now)
+        if row.step != self.wanted.step:
+            return self._other_step(row, event.now)
+        if row.fingerprint != self.wanted.fingerprint:
+            changed = self._other_bytes(row)
+            if changed:
+                return self._planned(self._current(), event.now, changed)
+        if row.shares and row.state == CallState.PENDING:
+            self._follow(row)
+        if row.state == CallState.PENDING and row.outcome in PATIENT:
+            self._lose_patience(row, event.now)
+        self._change(row, claim=self.held.token)
+        return self._planned(self._current(), event.now)
+
+    def _current(self) -> Row[Any]:
+        here = select(CALL).where(*self.mine, CALL.c.position == self.position)
+        # Typed as a row: only the caller that may find nothing asks.
+        return self.connection.execute(here.order_by(CALL.c.successor.desc()).limit(1)).first()  # type: ignore[return-value]
+
+    def _successor(self) -> int:
+        same = or_(CALL.c.position == self.position, CALL.c.step == self.wanted.step)
+        return int(
+            self.connection.execute(select(func.max(CALL.c.successor)).where(*self.mine, same)).scalar_one()
+            + 1
+        )
+
+    def _insert(self, successor: int, make_key: MakeKey) -> Row[Any]:
+        wanted, now = self.wanted, self.store.now()
+        row: dict[str, Any] = {
+            "id": uuid7(),
+            "event": self.held.event,
+            "generation": self.held.generation,
+            "position": self.position,
+            "step": wanted.step,
+            "successor": successor,
+            "state": CallState.PENDING,
+            "claim": self.held.token,
+            "protection": wanted.protection,
+            "api": wanted.api,
+            "method": wanted.method,
+            "url": wanted.url,
+            "headers": json.dumps(dict(wanted.headers)),
+            "body": wanted.body,
+            "key": make_key(successor),
+            "fingerprint": wanted.fingerprint,
+            "created_at": now,
+            "trying_since": now,
+        }
+        if wanted.once is None or not self._insert_first(row | {"once": wanted.once}):
+            self.connection.execute(CALL.insert().values(**row, shares=self._holder()))
+            if wanted.once is not None:
+                self._follow(self._current())
+        return self._current()
+
+    def _insert_first(self, row: Mapping[str, Any]) -> bool:
+        """Insert a call with `once`; False when another call has it: the database decides."""
+        insert = (sqlite if self.store.sqlite else postgresql).insert(CALL).values(**row)
+        return bool(self.connection.execute(insert.on_conflict_do_nothing().returning(CALL.c.id)).first())
+
+    def _holder(self) -> UUID | None:
+        if self.wanted.once is None:
+            return None
+        same = (CALL.c.api == self.wanted.api, CALL.c.once == self.wanted.once)
+        found = select(CALL.c.id).where(*same, CALL.c.state.not_in(HOPELESS))
+        holder: UUID | None = self.connection.execute(found).scalar()
+        return holder
+
+    def _follow(self, row: Row[Any]) -> None:
+        """Take over what became of the call that this one shares, or its place when that never happened."""
+        first = self.connection.execute(select(CALL).where(CALL.c.id == row.shares)).first()
+        if first is None or first.state in HOPELESS:
+            holder = self._holder()
+            self._change(row, shares=holder, once=None if holder else self.wanted.once)
+        elif first.state == CallState.SUCCEEDED:
+            copied = {
+                name: getattr(first, name) for name in ("status", "answer_headers", "answer", "outcome")
+            }
+            reason = f"The call {first.id} of another event did this once for all."
+            end = {"state": CallState.SUCCEEDED, "ended_at": self.store.now(), "reason": reason}
+            self._change(row, **end, **copied)
+        else:
+            self._change(
+                row, reason=f"It waits for the call {first.id} of another event, which is not finished."
+            )
+
+    def _other_step(self, row: Row[Any], now: datetime) -> Planned:
+        place = f"Call {self.position + 1} of this handler was {row.step!r} and is {self.wanted.step!r} now."
+        if row.state == CallState.PENDING:
+            self._change(row, state=CallState.PARKED, reason=place, ended_at=self.store.now())
+        return self._planned(self._current(), now, place)
+
+    def _other_bytes(self, row: Row[Any]) -> str | None:
+        """Note that the handler asks for other bytes; return why nothing may be sent, if that is so."""
+        asked = self.wanted.fingerprint
+        self._change(row, changed_to=asked)
+        if row.state == CallState.SUCCEEDED:
+            self.connection.execute(
+                update(EVENT).where(EVENT.c.id == self.held.event).values(calls_changed=True)
+            )
+        if row.state not in (CallState.PENDING, CallState.PARKED) or row.use_stored:
+            return None
+        reason = (
+            f"The handler asks for other bytes in {row.step!r} (fingerprint {asked[:12]}) than it began with"
+            f" ({row.fingerprint[:12]}): use the stored bytes, or send the new ones as a successor."
+        )
+        self._change(row, state=CallState.PARKED, reason=reason, ended_at=self.store.now())
+        return reason
+
+    def _lose_patience(self, row: Row[Any], now: datetime) -> None:
+        if row.trying_since + self.give_up_after <= now:
+            since = f"It has been tried since {row.trying_since:%Y-%m-%d %H:%M} UTC, and that is long enough."
+            self._change(
+                row, state=CallState.PARKED, reason=f"{since} {row.reason or ''}".rstrip(), ended_at=now
+            )
+
+    def _change(self, row: Row[Any], **values: Any) -> None:
+        self.connection.execute(update(CALL).where(CALL.c.id == row.id).values(**values))
+
+    def _planned(self, row: Row[Any], now: datetime, changed: str | None = None) -> Planned:
+        due = row.due_at if row.state == CallState.PENDING and row.due_at else now
+        return Planned(
+            id=row.id,
+            step=row.step,
+            state=CallState(row.state),
+            method=row.method,
+            url=row.url,
+            headers=json.loads(row.headers),
+            body=row.body,
+            key=row.key,
+            protection=Protection(row.protection),
+            sends=row.sends,
+            reason=row.reason,
+            delay=max(due - now, timedelta(0)),
+            status=row.status,
+            answer_headers=tuple((name, value) for name, value in json.loads(row.answer_headers or "[]")),
+            answer=row.answer,
+            changed=changed,
+            waits=bool(row.shares) and row.state == CallState.PENDING,
+        )
