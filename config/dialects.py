@@ -21,17 +21,22 @@ from pydantic import (
 
 from config.durations import Duration
 from config.errors import ConfigError
+from config.operations import METHODS, OPERATION, names
 
 DIALECTS = Path(__file__).with_name("dialects.toml")
+KEY_LENGTH = 36
+"""Characters of the keys that we make: those of a UUID."""
+
 KEY_MAX = 2048
 """Characters of a key that an index row of PostgreSQL has room for: 2,704 bytes with the other columns."""
 
-METHODS = ("POST", "PUT", "PATCH", "DELETE")
+UNPUBLISHED = timedelta(hours=1)
+"""How long a key is trusted where the API does not say how long it remembers one."""
+
 PARTS = ("method", "path", "target", "body")
 """What a fingerprint is made of, besides `header:<name>`; `target` is the path with the query."""
 
 _NAME = r"[A-Za-z0-9-]+"
-_COVERED = re.compile(rf"({'|'.join(METHODS)}) (\*|(?:/[^/\s?#]+)+)")
 _PART = re.compile(rf"{'|'.join(PARTS)}|header:{_NAME}")
 Token = Annotated[str, Field(pattern=f"^{_NAME}$")]
 """A header's name, without `_`: servers drop or forge such."""
@@ -42,38 +47,34 @@ class _Table(BaseModel):
 
 
 class Error(_Table):
-    """A status and the code that stands in its body."""
+    """A status and the code that stands in its body; without a code the status alone says it."""
 
     status: Annotated[int, Field(ge=400, le=599)]
-    code: str
+    code: str = ""
 
 
 class Replay(_Table):
-    """How a replay looks: another status, a marker header, or neither."""
+    """How a replay looks: a marker header that is `true`, another status, or neither.
+
+    `outcome` goes with `status`: the name of the boolean in the JSON body that says how the original ended.
+    """
 
     status: Annotated[int, Field(ge=200, le=599)] | None = None
+    outcome: str = ""
     header: Token | None = None
+
+    @model_validator(mode="after")
+    def _tells_outcomes_apart(self) -> Self:
+        if (self.status is None) == bool(self.outcome):
+            raise ValueError("status and outcome go together: a status alone does not say how it ended")
+        return self
 
 
 class Server(_Table):
-    """What a server promises. `locked` left out: a concurrent duplicate waits for the first one's answer."""
+    """What serving needs besides: what keys are unique within, and what must be the same."""
 
-    covers: tuple[str, ...]
     scope: tuple[str, ...]
     fingerprint: Annotated[tuple[str, ...], Field(min_length=1)]
-    mismatch: Literal["separate"] | Error
-    locked: Error | None = None
-    stored: Literal["all", "2xx", "final"]
-    replay: Replay = Replay()
-    quoted: bool = False
-
-    @field_validator("covers")
-    @classmethod
-    def _are_methods_with_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            if not _COVERED.fullmatch(entry):
-                raise ValueError(f"{entry!r} is not one of {', '.join(METHODS)} with a path or *")
-        return value
 
     @field_validator("fingerprint")
     @classmethod
@@ -88,11 +89,60 @@ class Dialect(_Table):
     """One API's way with keys. Lengths are in characters; `life` counts from a key's first use."""
 
     title: str
-    header: Token
-    min_length: Annotated[int, Field(ge=1)]
-    max_length: Annotated[int, Field(ge=1, le=KEY_MAX)]
-    life: Duration
+    header: Token | None = None
+    """The header that carries the key."""
+    field: Annotated[str, Field(min_length=1)] | None = None
+    """Or the field of the JSON or form body that does; with neither, the API knows no keys."""
+    quoted: bool = False
+    """Whether the header holds a structured field string (RFC 8941, section 3.3.3), as in the IETF draft."""
+    min_length: Annotated[int, Field(ge=1)] = 1
+    max_length: Annotated[int, Field(ge=1, le=KEY_MAX)] = 255
+    life: Duration = UNPUBLISHED
+    covers: tuple[str, ...] = ()
+    """Methods with paths whose requests the API keys: `POST *`, `POST /v1/candidates/{id}/invite`."""
+    repeatable: tuple[str, ...] = ()
+    """Those that are idempotent by themselves: they may be sent again without a key."""
+    in_flight: Literal["waits", "unstated"] | Error = "unstated"
+    """What a second copy meets while the first one runs: an error, that one's answer, or nobody says."""
+    mismatch: Literal["separate"] | Error | None = None
+    """What another request under a used key gets; `separate` where it is a request of its own."""
+    stored: Literal["all", "2xx", "final"] | None = None
+    """Which answers a key keeps; None where nobody says."""
+    replay: Replay = Replay()
+    should_retry: Token | None = None
+    """The header whose `true` or `false` says whether sending again can help."""
     server: Server | None = None
+
+    @property
+    def locked(self) -> Error | None:
+        """The error that says that a request with this key still runs."""
+        return self.in_flight if isinstance(self.in_flight, Error) else None
+
+    @property
+    def misused(self) -> Error | None:
+        """The error that says that the key was used for another request."""
+        return self.mismatch if isinstance(self.mismatch, Error) else None
+
+    @property
+    def carries_keys(self) -> bool:
+        """Whether there is a place for keys at all."""
+        return bool(self.header or self.field)
+
+    def is_keyed(self, method: str, path: str) -> bool:
+        """Say whether the API keys this request; `path` is the URL's, and its end counts."""
+        return names(self.covers, method, path)
+
+    def is_repeatable(self, method: str, path: str) -> bool:
+        """Say whether this request may be sent again without a key; `path` as above."""
+        return names(self.repeatable, method, path)
+
+    @field_validator("covers", "repeatable")
+    @classmethod
+    def _are_methods_with_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not OPERATION.fullmatch(entry):
+                raise ValueError(f"{entry!r} is not one of {', '.join(METHODS)} with a path or *")
+        return value
 
     @field_validator("life")
     @classmethod
@@ -105,6 +155,21 @@ class Dialect(_Table):
     def _has_room(self) -> Self:
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
+        if not self.min_length <= KEY_LENGTH <= self.max_length:
+            allowed = f"{self.min_length} to {self.max_length} characters"
+            raise ValueError(f"keys of {KEY_LENGTH} characters must be allowed, and these are {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_place_for_keys(self) -> Self:
+        if self.header and self.field:
+            raise ValueError("header and field are both there; a key stands in one place")
+        if self.carries_keys != bool(self.covers):
+            raise ValueError("covers and header (or field) go together: what is keyed, and where keys stand")
+        if self.quoted and not self.header:
+            raise ValueError("quoted is for a header, and there is none")
+        if self.server and not (self.header and self.mismatch and self.stored):
+            raise ValueError("server needs header, mismatch and stored: the engine does what they say")
         return self
 
 

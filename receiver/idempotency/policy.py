@@ -9,6 +9,7 @@ from enum import StrEnum
 from flask import Request
 
 from config.dialects import Dialect, Error, Replay
+from config.operations import ends_with
 
 OF_REQUEST = frozenset({"method", "path"})
 """The scope parts that every request has; an API names the others."""
@@ -98,11 +99,7 @@ def scope(policy: Policy, request: Request, known: Mapping[str, Scope]) -> str:
 
 
 def _path_matches(pattern: str, path: str) -> bool:
-    wanted, found = pattern.split("/"), path.split("/")
-    same = len(wanted) == len(found) and all(
-        w in (f, "{id}") and f for w, f in zip(wanted[1:], found[1:], strict=True)
-    )
-    return pattern == "*" or same
+    return ends_with(path, pattern) and (pattern == "*" or path.count("/") == pattern.count("/"))
 
 
 def _part(name: str, request: Request, body: bytes) -> bytes:
@@ -156,23 +153,23 @@ def _unquoted(value: str) -> str | None:
 
 def policy_of(name: str, dialect: Dialect, prefix: str = "") -> Policy:
     """Build the policy of a dialect's server half, its paths below `prefix`; raise ValueError without one."""
-    server = dialect.server
-    if server is None:
+    server, header, stored = dialect.server, dialect.header, dialect.stored
+    if not (server and header and stored):
         raise ValueError(f"the dialect {name!r} has no server half")
     return Policy(
         name=name,
-        header=dialect.header,
+        header=header,
         min_length=dialect.min_length,
         max_length=dialect.max_length,
         life=dialect.life,
         scope=server.scope,
         fingerprint=server.fingerprint,
-        mismatch=server.mismatch if isinstance(server.mismatch, Error) else None,
-        locked=server.locked,
-        stored=Stored(server.stored),
-        replay=server.replay,
-        quoted=server.quoted,
-        covers=tuple(_below(prefix, entry) for entry in server.covers),
+        mismatch=dialect.misused,
+        locked=dialect.locked,
+        stored=Stored(stored),
+        replay=dialect.replay,
+        quoted=dialect.quoted,
+        covers=tuple(_below(prefix, entry) for entry in dialect.covers),
     )
 
 

@@ -44,7 +44,7 @@ def _keep_journal(app: Flask, store: Store) -> None:
     def arrive() -> None:
         api = _api()
         if api:
-            key = request.headers.get(load_dialects()[api.name].header)
+            key = request.headers.get(load_dialects()[api.name].header or "")
             g.number = journal.note_request(store, api.name, request, key)
 
     @app.after_request

@@ -67,9 +67,9 @@ class Control:
         if not fault.prefix.startswith("/") or api not in self._names:
             known = ", ".join(f"/{name}" for name in self._names)
             raise Refusal(400, "misuse", f"prefix must be one of {known}, or a path below one of them.")
-        server = load_dialects()[api].server
-        if fault.kind == Kind.RACE and server and server.locked:
-            promised = f"{server.locked.status} {server.locked.code}"
+        locked = load_dialects()[api].locked
+        if fault.kind == Kind.RACE and locked:
+            promised = f"{locked.status} {locked.code}"
             raise Refusal(400, "misuse", f"/{api} promises {promised} to a second request: it cannot race.")
         self._faults.arm(fault)
         return jsonify(fault=fault.model_dump())

@@ -1,41 +1,47 @@
 """The catalogue of dialects: what it holds, and what it refuses to hold."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from config.dialects import DIALECTS, load_dialects
+from config.dialects import DIALECTS, Dialect, load_dialects
 from config.errors import ConfigError
 
 GOOD = """
 [shop]
 title = "Shop"
 header = "Idempotency-Key"
+quoted = true
 min_length = 1
 max_length = 255
 life = "24h"
-
-[shop.server]
 covers = ["POST /v1/orders", "DELETE *"]
-scope = ["credential"]
-fingerprint = ["method", "target", "header:Content-Type", "body"]
+repeatable = ["PUT /v1/orders/{id}"]
+in_flight = { status = 423, code = "busy" }
 mismatch = { status = 409, code = "used" }
 stored = "all"
+replay = { status = 208, outcome = "ok" }
+should_retry = "Shop-Should-Retry"
+
+[shop.server]
+scope = ["credential"]
+fingerprint = ["method", "target", "header:Content-Type", "body"]
 """
 
 
-def load(folder: Path, text: str) -> None:
+def load(folder: Path, text: str) -> Mapping[str, Dialect]:
     """Read a catalogue of this text."""
     path = folder / "dialects.toml"
     path.write_text(text)
-    load_dialects(path)
+    return load_dialects(path)
 
 
 def test_the_catalogue_has_our_own_api_and_the_five() -> None:
-    """Each has both what a client must know and what a server does."""
+    """Each has both what a client must know and what a server does; some others only the first."""
     dialects = load_dialects()
-    assert set(dialects) >= {"firstseen", "celper", "chronapilot", "salesly", "stannp", "telness"}
+    assert {name for name in dialects if not dialects[name].server} == {"ietf", "stripe", "paypal", "none"}
     for name in ("firstseen", "celper", "chronapilot", "salesly", "stannp", "telness"):
         assert dialects[name].server, name
         assert dialects[name].life == timedelta(hours=24), name
@@ -43,10 +49,11 @@ def test_the_catalogue_has_our_own_api_and_the_five() -> None:
 
 def test_our_own_policy_is_the_strictest() -> None:
     """Method, path with query, content type and body must be the same; only final answers are stored."""
-    server = load_dialects()["firstseen"].server
-    assert server
-    assert set(server.fingerprint) == {"method", "target", "header:Content-Type", "body"}
-    assert (server.stored, server.quoted, server.scope) == ("final", True, ("credential", "method", "path"))
+    ours = load_dialects()["firstseen"]
+    assert ours.server
+    assert set(ours.server.fingerprint) == {"method", "target", "header:Content-Type", "body"}
+    assert ours.server.scope == ("credential", "method", "path")
+    assert (ours.stored, ours.quoted) == ("final", True)
 
 
 def test_a_good_catalogue_is_read(tmp_path: Path) -> None:
@@ -61,6 +68,27 @@ def test_a_good_catalogue_is_read(tmp_path: Path) -> None:
         ('"Idempotency-Key"', '""', "shop.header"),
         ("min_length = 1", "min_length = 0", "shop.min_length"),
         ("min_length = 1", "min_length = 256", "min_length 256 is above max_length 255"),
+        (
+            "min_length = 1",
+            "min_length = 37",
+            "keys of 36 characters must be allowed, and these are 37 to 255",
+        ),
+        (
+            "max_length = 255",
+            "max_length = 35",
+            "keys of 36 characters must be allowed, and these are 1 to 35",
+        ),
+        ('header = "Idempotency-Key"', 'header = "K"\nfield = "key"', "shop: Value error, header and field"),
+        ('header = "Idempotency-Key"', "", "shop: Value error, covers and header (or field) go together"),
+        ('covers = ["POST /v1/orders", "DELETE *"]', "", "covers and header (or field) go together"),
+        ('header = "Idempotency-Key"', 'field = "key"', "quoted is for a header, and there is none"),
+        ('mismatch = { status = 409, code = "used" }', "", "server needs header, mismatch and stored"),
+        ('stored = "all"', "", "server needs header, mismatch and stored"),
+        ("PUT /v1/orders/{id}", "GET *", "'GET *' is not one of POST, PUT, PATCH, DELETE"),
+        (', outcome = "ok"', "", "shop.replay: Value error, status and outcome go together"),
+        ("status = 208, ", "", "shop.replay: Value error, status and outcome go together"),
+        ("status = 423", "status = 200", "shop.in_flight"),
+        ('"Shop-Should-Retry"', '"Shop: Retry"', "shop.should_retry"),
         ("max_length = 255", "max_length = 5000", "shop.max_length"),
         ('life = "24h"', 'life = "1 day"', "shop.life: Value error, '1 day' is not a duration"),
         ('life = "24h"', 'life = "0s"', "shop.life: Value error, a key lives longer than 0s"),
@@ -70,8 +98,8 @@ def test_a_good_catalogue_is_read(tmp_path: Path) -> None:
         ("POST /v1/orders", "POST /v1/orders/", "'POST /v1/orders/' is not one of"),
         ('"target"', '"url"', "'url' is not one of method, path, target, body or header:<name>"),
         ('"header:Content-Type"', '"header:"', "'header:' is not one of"),
-        ("status = 409", "status = 200", "shop.server.mismatch"),
-        ('stored = "all"', 'stored = "some"', "shop.server.stored"),
+        ("status = 409", "status = 200", "shop.mismatch"),
+        ('stored = "all"', 'stored = "some"', "shop.stored"),
         ('title = "Shop"', 'titel = "Shop"', "shop.title"),
         ("[shop]", "[shop", "cannot be read"),
     ],
@@ -95,3 +123,51 @@ def test_the_catalogue_stands_beside_its_reader() -> None:
     """An installed copy finds it: it is data of the package."""
     assert DIALECTS.is_file()
     assert DIALECTS.parent.name == "config"
+
+
+def test_what_is_left_out_is_not_promised(tmp_path: Path) -> None:
+    """A key whose life nobody publishes is trusted for an hour; nobody says what a concurrent copy meets."""
+    bare = load(tmp_path, '[shop]\ntitle = "Shop"\nheader = "Idempotency-Key"\ncovers = ["POST *"]\n')["shop"]
+    assert (bare.life, bare.in_flight, bare.locked) == (timedelta(hours=1), "unstated", None)
+    assert (bare.mismatch, bare.misused, bare.stored) == (None, None, None)
+    assert (bare.replay.header, bare.replay.status, bare.should_retry) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "keyed"),
+    [
+        ("POST", "/v1/candidates", True),
+        ("POST", "/gateway/celper/v1/candidates", True),
+        ("POST", "/v1/candidates/c1/invite", True),
+        ("POST", "/celper/v1/candidates/c1/invite", True),
+        ("POST", "/xv1/candidates", False),
+        ("POST", "/v1/candidates/", False),
+        ("POST", "/v1/candidates//invite", False),
+        ("POST", "/v1/candidates/c1", False),
+        ("POST", "/candidates", False),
+        ("PUT", "/v1/candidates", False),
+        ("post", "/v1/candidates", False),
+        ("POST", "", False),
+    ],
+)
+def test_the_end_of_a_path_says_whether_it_is_keyed(method: str, path: str, *, keyed: bool) -> None:
+    """Whole segments from the end, below whatever the base URL is."""
+    assert load_dialects()["celper"].is_keyed(method, path) == keyed
+
+
+def test_some_requests_may_be_repeated_without_a_key() -> None:
+    """Where the document calls them idempotent, wherever they go."""
+    celper = load_dialects()["celper"]
+    assert celper.is_repeatable("DELETE", "/v1/candidates/c1")
+    assert celper.is_repeatable("PATCH", "/v1/candidates/c1")
+    assert not celper.is_repeatable("POST", "/v1/candidates/c1/hire")
+    assert not load_dialects()["stannp"].is_repeatable("DELETE", "/api/v1/letters/1")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_without_keys_nothing_is_protected(method: str) -> None:
+    """The dialect `none` has no place for a key, and repeats nothing by itself."""
+    nothing = load_dialects()["none"]
+    assert not nothing.carries_keys
+    assert not nothing.is_keyed(method, "/v1/orders")
+    assert not nothing.is_repeatable(method, "/v1/orders")

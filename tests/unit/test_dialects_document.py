@@ -77,12 +77,10 @@ def test_the_rows_say_what_the_catalogue_says() -> None:
         wanted = {
             "header": f"`{dialect.header}`",
             "lengths": f"{dialect.min_length} to {dialect.max_length} characters",
-            "mismatch": _said(dialect.server.mismatch) or "another request",
-            "concurrent": _said(dialect.server.locked) or "waits",
-            "stored": "2xx only" if dialect.server.stored == "2xx" else "every answer",
-            "replay": f"`{dialect.server.replay.header}: true`"
-            if dialect.server.replay.header
-            else "no marker",
+            "mismatch": _said(dialect.misused) or "another request",
+            "concurrent": _said(dialect.locked) or "waits",
+            "stored": "2xx only" if dialect.stored == "2xx" else "every answer",
+            "replay": f"`{dialect.replay.header}: true`" if dialect.replay.header else "no marker",
             "life": f"{dialect.life.total_seconds() / 3600:g} hours",
         }
         for point, words in wanted.items():
@@ -90,5 +88,5 @@ def test_the_rows_say_what_the_catalogue_says() -> None:
             assert words in row.reading, row
 
 
-def _said(error: object) -> str:
-    return f"{error.status} `{error.code}`" if isinstance(error, Error) else ""
+def _said(error: Error | None) -> str:
+    return f"{error.status} `{error.code}`" if error else ""

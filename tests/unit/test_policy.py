@@ -182,7 +182,7 @@ def test_a_scope_tells_its_parts_apart() -> None:
 
 def test_a_dialect_without_a_server_half_has_no_policy() -> None:
     """A dialect that only the client speaks is no policy."""
-    half = Dialect(title="Half", header="Idempotency-Key", min_length=1, max_length=9, life="1h")
+    half = Dialect(title="Half", header="Idempotency-Key", covers=("POST *",))
     with pytest.raises(ValueError, match="'half' has no server half"):
         policy_of("half", half)
 
