@@ -55,8 +55,8 @@ class ApiTable(Table):
 class Api:
     """One target, `calls.<name>`.
 
-    `base_url` has no slash at its end. `key_life` counts from a key's first send, and nothing is sent again in
-    its last `key_margin`. Without a usable credential `credential` is empty and `problem` says why.
+    `base_url` has no slash at its end. `key_life` counts from a key's first send; in its last `key_margin`
+    nothing is sent again. Without a usable credential `credential` is empty and `problem` says why.
     """
 
     name: str
