@@ -21,6 +21,15 @@ def parse_duration(text: str) -> timedelta:
         raise ValueError(f"{text!r} is longer than a duration can be") from None
 
 
+def in_words(span: timedelta) -> str:
+    """Write a duration as it is written in TOML: `30d`, `36h`, `90s`."""
+    seconds = span.total_seconds()
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
 def _coerce(value: Any) -> Any:
     return parse_duration(value) if isinstance(value, str) else value
 

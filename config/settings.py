@@ -53,12 +53,14 @@ class Settings(BaseSettings):
     sources_path: Path = Field(
         default=Path(__file__).with_name("sources.toml"), validation_alias="FIRSTSEEN_SOURCES"
     )
+    apis_path: Path = Field(default=Path(__file__).with_name("apis.toml"), validation_alias="FIRSTSEEN_APIS")
     handlers: Annotated[tuple[str, ...], NoDecode] = Field(default=(), validation_alias="FIRSTSEEN_HANDLERS")
     lease: Duration = Field(default=timedelta(seconds=60), validation_alias="FIRSTSEEN_LEASE")
     sweep: Duration = Field(default=timedelta(seconds=5), validation_alias="FIRSTSEEN_SWEEP")
     attempts: Count = Field(default=15, validation_alias="FIRSTSEEN_ATTEMPTS")
     backoff_max: Duration = Field(default=timedelta(hours=1), validation_alias="FIRSTSEEN_BACKOFF_MAX")
     max_runtime: Duration = Field(default=timedelta(minutes=10), validation_alias="FIRSTSEEN_MAX_RUNTIME")
+    give_up_after: Duration = Field(default=timedelta(days=3), validation_alias="FIRSTSEEN_GIVE_UP_AFTER")
     db_pool: Annotated[int, Field(ge=2, le=100)] = Field(default=4, validation_alias="FIRSTSEEN_DB_POOL")
     host: str = Field(default="", validation_alias="FIRSTSEEN_HOST")
     port: Annotated[int, Field(ge=1, le=65_535)] = Field(default=8000, validation_alias="PORT")
@@ -80,7 +82,7 @@ class Settings(BaseSettings):
     def _read_api_keys(cls, value: object) -> object:
         return parse_api_keys(value) if isinstance(value, str) else value
 
-    @field_validator("lease", "sweep", "max_runtime", "backoff_max")
+    @field_validator("lease", "sweep", "max_runtime", "backoff_max", "give_up_after")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):

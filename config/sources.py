@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictInt, StrictStr, ValidationError
 
 from config.custom import describe_provider
+from config.durations import in_words
 from config.errors import ConfigError
 from config.provider_parts import HeaderNames, WrittenDuration
 from config.providers import Provider
 from config.schemes import SchemeTable
 from config.secrets import is_usable
-from config.tables import Table, explain, kind_of, read_toml, suggest
+from config.tables import Table, explain, is_variable, kind_of, read_toml, suggest
 
 SOURCES = Path(__file__).with_name("sources.toml")
 MEBIBYTE = 1_048_576
@@ -29,23 +30,18 @@ SILENT = frozenset({"secrets_env", "secret", "secrets", "key", "options"})
 """Keys whose values an error never repeats: a secret may stand there by mistake."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 OnReplay = Literal["run", "park"]
 
 
 def _check_variables(value: Any) -> str | tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
-    if isinstance(names, list) and names and all(map(_is_variable, names)):
+    if isinstance(names, list) and names and all(map(is_variable, names)):
         return value if isinstance(value, str) else tuple(names)
     raise ValueError(
         f"found {kind_of(value)} that is no variable's name, nor a list of such names;"
         " write capitals, digits and _, never the secret itself"
     )
-
-
-def _is_variable(name: Any) -> bool:
-    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
 
 
 class SourceTable(Table):
@@ -221,12 +217,3 @@ def _secrets(
                     f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
                 )
     return tuple(found), tuple(warnings)
-
-
-def in_words(span: timedelta) -> str:
-    """Write a duration as it is written in TOML: `30d`, `36h`, `90s`."""
-    seconds = span.total_seconds()
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= length and seconds % length == 0:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:g}s"

@@ -1,5 +1,6 @@
 """TOML files read into tables, and what is wrong with them in one sentence."""
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from config.errors import ConfigError
 
 LONGEST_ECHO = 80
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 _ALLOWED = {
     "literal_error": "allowed is {expected}",
@@ -93,6 +95,11 @@ def echo(value: Any) -> str:
         return kind_of(value)
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
+
+
+def is_variable(name: Any) -> bool:
+    """Say whether this can name an environment variable; a secret put there by mistake seldom can."""
+    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
 
 
 def kind_of(value: Any) -> str:

@@ -12,7 +12,9 @@ from kombu import Connection
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
+from config.apis import Api
 from config.broker import publisher_options
+from config.durations import in_words
 from firstseen.context import Context
 from receiver.endpoints import build_endpoints
 from receiver.ledger import Store, check_schema
@@ -69,6 +71,23 @@ def sources(context: Context) -> Iterator[Verdict]:
         yield Level.OK, f"{source.name}: {source.provider.name}, {len(source.secrets)} secret(s) in use."
         for warning in source.warnings:
             yield Level.WARN, f"{source.name}: {warning}."
+
+
+def apis(context: Context) -> Iterator[Verdict]:
+    """Read the APIs, and say for each how long its keys are trusted."""
+    if not context.apis:
+        yield Level.OK, f"{context.settings.apis_path} names no API, so handlers call nothing through calls."
+    for api in context.apis.values():
+        if api.problem:
+            yield Level.FAIL, f"{api.problem}; calls.{api.name} sends nothing."
+        else:
+            yield Level.OK, f"{api.name}: {api.dialect.title} at {api.base_url}; {_keys_of(api)}."
+
+
+def _keys_of(api: Api) -> str:
+    if not api.dialect.carries_keys:
+        return "it knows no keys, so only unprotected calls are sent"
+    return f"a key lives {in_words(api.key_life)} and is not used in its last {in_words(api.key_margin)}"
 
 
 def database(context: Context) -> Iterator[Verdict]:
@@ -154,6 +173,7 @@ def _unmatched(context: Context, registry: Registry) -> Iterator[Verdict]:
 CHECKS: Final[dict[str, Check]] = {
     "configuration": configuration,
     "sources": sources,
+    "apis": apis,
     "database": database,
     "schema": schema,
     "clock": clock,

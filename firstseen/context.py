@@ -5,6 +5,8 @@ from functools import cached_property
 
 import click
 
+from config.apis import Api, load_apis
+from config.dialects import load_dialects
 from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
@@ -29,6 +31,11 @@ class Context:
     def sources(self) -> Mapping[str, Source]:
         """The configured sources by name; raises ConfigError."""
         return load_sources(self.settings.sources_path, load_providers(), environment())
+
+    @cached_property
+    def apis(self) -> Mapping[str, Api]:
+        """The configured APIs by name; raises ConfigError."""
+        return load_apis(self.settings.apis_path, load_dialects(), environment())
 
     @cached_property
     def database(self) -> Store:

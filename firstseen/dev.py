@@ -14,6 +14,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import quote
 
+from config.apis import load_apis
+from config.dialects import load_dialects
 from config.errors import ConfigError
 from config.providers import load_providers
 from config.secrets import generate_secret
@@ -27,6 +29,8 @@ ENV = Path(".env")
 VAR = DEV_SOCKET.parent
 SOCKET_LIMIT = 100
 """Bytes: a longer path to a unix socket cannot be bound (103 on macOS, 107 on Linux)."""
+SANDBOX = f"http://127.0.0.1:{SANDBOX_PORT}"
+"""Where the shipped apis.toml has it."""
 EVERYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, never bound to
 
 
@@ -44,7 +48,14 @@ def write_env(path: Path) -> list[str]:
             # A provider that signs with a private key of its own has nothing that could be made up.
             with suppress(ConfigError):
                 fresh[name] = generate_secret(source.provider)
-    return added + _add(path, fresh)
+    return added + _add(path, fresh | sandbox_credentials())
+
+
+def sandbox_credentials() -> dict[str, str]:
+    """Make up a credential by variable for each API that is the sandbox's, which takes any."""
+    apis = load_apis(load_settings().apis_path, load_dialects(), {}).values()
+    ours = (api.auth for api in apis if api.base_url.startswith(f"{SANDBOX}/"))
+    return {auth.variable: secrets.token_hex(16) + (":" if auth.type == "basic" else "") for auth in ours}
 
 
 def _add(path: Path, values: Mapping[str, str]) -> list[str]:
@@ -159,7 +170,12 @@ def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
     env = {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
     run.start("web", [sys.executable, "-m", "receiver"], env)
     run.start("worker", [sys.executable, "-m", "worker"], env)
-    run.start("sandbox", [sys.executable, "-m", "firstseen", "sandbox", f"--port={sandbox_port(settings)}"])
+    port = sandbox_port(settings)
+    run.start("sandbox", [sys.executable, "-m", "firstseen", "sandbox", f"--port={port}"])
+    if port != SANDBOX_PORT:
+        run.screen.say(
+            "run", f"Port {SANDBOX_PORT} is taken, so calls to {SANDBOX} do not reach the sandbox."
+        )
     if run.wait(lambda: ready(settings)):
         run.screen.say(
             "run", f"Firstseen listens at http://{address(settings)}/webhooks/<source>; Ctrl-C stops it."

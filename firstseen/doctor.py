@@ -24,7 +24,7 @@ WITHOUT_SETTINGS = "Not looked at, because the configuration cannot be read."
 @json_option
 @click.pass_context
 def doctor(click_context: click.Context, *, as_json: bool) -> None:
-    """Check configuration, sources, database, schema, clock, broker and handlers; exit 1 on a failure."""
+    """Check configuration, sources, APIs, database, schema, clock, broker, handlers; exit 1 on a failure."""
     context = click_context.ensure_object(Context)
     findings = []
     for finding in examine(context):

@@ -17,6 +17,18 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import free_port
 
 SOURCES = '[stripe]\nprovider = "stripe"\nsecrets_env = "STRIPE_WEBHOOK_SECRET"\n'
+APIS = """
+[shop]
+base_url = "https://shop.example/v1"
+dialect = "telness"
+auth = { type = "bearer", value_env = "SHOP_API_KEY" }
+key_life = "12h"
+
+[plain]
+base_url = "https://plain.example"
+dialect = "none"
+auth = { type = "bearer", value_env = "SHOP_API_KEY" }
+"""
 HANDLER = (
     'from worker import handles\n\n\n@handles("{}", "*")\ndef run(event, calls):\n    """Do nothing."""\n'
 )
@@ -38,13 +50,16 @@ def broker() -> Iterator[Valkey]:
 def environ(databases: Databases, broker: Valkey, tmp_path: Path) -> dict[str, str]:
     """Give a healthy deployment on SQLite."""
     (tmp_path / "sources.toml").write_text(SOURCES)
+    (tmp_path / "apis.toml").write_text(APIS)
     (tmp_path / "well_handlers.py").write_text(HANDLER.format("stripe"))
     return {
         "DATABASE_URL": databases.migrated("sqlite"),
         "BROKER_URL": broker.url,
         "FIRSTSEEN_SECRET_KEY": "k" * 32,
         "FIRSTSEEN_SOURCES": str(tmp_path / "sources.toml"),
+        "FIRSTSEEN_APIS": str(tmp_path / "apis.toml"),
         "FIRSTSEEN_HANDLERS": "well_handlers",
+        "SHOP_API_KEY": "hunter3",
         "STRIPE_WEBHOOK_SECRET": "whsec_tests",
     }
 
@@ -74,10 +89,11 @@ def faults(found: Findings) -> dict[str, str]:
 
 
 def test_a_healthy_deployment_has_no_fault(examine: Examine) -> None:
-    """All seven checks are ok, and the durability settings stand there as read back."""
+    """All eight checks are ok, and the durability settings stand there as read back."""
     found = examine(expect=0)
     assert faults(found) == {}
-    assert list(found) == ["configuration", "sources", "database", "schema", "clock", "broker", "handlers"]
+    after = ["database", "schema", "clock", "broker", "handlers"]
+    assert list(found) == ["configuration", "sources", "apis", *after]
     assert "journal_mode = wal, synchronous = FULL" in found["database"][0][1]
     assert "gave it back" in found["broker"][0][1]
 
@@ -86,7 +102,7 @@ def test_a_healthy_deployment_has_no_fault(examine: Examine) -> None:
 def test_the_lines_are_readable(environ: dict[str, str]) -> None:
     """Without --json there is a line for each finding: level, check, sentence."""
     lines = CliRunner().invoke(cli, ["doctor"], env=environ).stdout.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 9
     assert all(line.split()[0] == "ok" for line in lines), lines
 
 
@@ -160,6 +176,26 @@ def test_a_source_without_its_secret_fails(examine: Examine) -> None:
     found = faults(examine(expect=1, STRIPE_WEBHOOK_SECRET=""))["sources"]
     assert "STRIPE_WEBHOOK_SECRET" in found
     assert "503" in found
+
+
+def test_each_api_says_how_long_its_keys_are_used(examine: Examine) -> None:
+    """Address, dialect and a key's life in words, never the credential."""
+    found = examine(expect=0)
+    keyed = "a key lives 12h and is not used in its last 10min"
+    plain = "it knows no keys, so only unprotected calls are sent"
+    assert found["apis"] == [
+        ("ok", f"shop: Telness Connect at https://shop.example/v1; {keyed}."),
+        ("ok", f"plain: An API without idempotency keys at https://plain.example; {plain}."),
+    ]
+    assert "hunter3" not in json.dumps(found)
+
+
+def test_an_api_without_its_credential_fails(examine: Examine) -> None:
+    """The variable is named, and what calls do meanwhile."""
+    found = faults(examine(expect=1, SHOP_API_KEY=""))["apis"]
+    assert found == (
+        "[shop] has no credential: the environment variable SHOP_API_KEY is empty; calls.shop sends nothing."
+    )
 
 
 def test_handlers_that_cannot_be_imported_fail(examine: Examine, tmp_path: Path) -> None:

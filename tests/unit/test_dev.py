@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from config.settings import load_settings
+from config.apis import header_of, load_apis
+from config.dialects import load_dialects
+from config.settings import environment, load_settings
 from firstseen.dev import SOCKET_LIMIT, Refused, only_one, socket_path, write_env
 
 ENV = Path(".env")
@@ -19,7 +21,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in an empty folder, as after a clone, with nothing of the product in the environment."""
     monkeypatch.chdir(tmp_path)
     for name in [*os.environ]:
-        if name.startswith("FIRSTSEEN_") or name.endswith(("_SECRETS", "_URL")):
+        if name.startswith("FIRSTSEEN_") or name.endswith(("_SECRETS", "_URL", "_API_KEY")):
             monkeypatch.delenv(name)
     Path("var").mkdir()
 
@@ -34,6 +36,22 @@ def test_the_first_run_writes_secrets() -> None:
     assert all(len(value or "") > 30 for name, value in written.items() if name != "FIRSTSEEN_DEV")
     assert stat.S_IMODE(ENV.stat().st_mode) == 0o600
     assert load_settings().dev
+
+
+def test_the_first_run_can_call_the_sandbox() -> None:
+    """Every API of the shipped file has a usable credential afterwards, and each its own."""
+    write_env(ENV)
+    apis = load_apis(load_settings().apis_path, load_dialects(), environment())
+    assert [api.problem for api in apis.values()] == [None] * 5
+    assert len({header_of(api)[1] for api in apis.values()}) == 5
+
+
+def test_an_api_elsewhere_gets_no_made_up_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the sandbox takes any: another API's variable is left to its owner."""
+    text = '[shop]\nbase_url = "https://shop.example"\ndialect = "none"\n'
+    Path("apis.toml").write_text(text + 'auth = { type = "bearer", value_env = "SHOP_API_KEY" }\n')
+    monkeypatch.setenv("FIRSTSEEN_APIS", "apis.toml")
+    assert "SHOP_API_KEY" not in write_env(ENV)
 
 
 def test_no_two_folders_share_secrets() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from config.durations import in_words
 from config.errors import ConfigError
 from config.providers import load_providers
-from config.sources import SOURCES, Source, in_words, load_sources
+from config.sources import SOURCES, Source, load_sources
 
 PROVIDERS = load_providers()
 STRIPE = '[a]\nprovider = "stripe"\nsecrets_env = "A"\n'
