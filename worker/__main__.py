@@ -3,6 +3,8 @@
 import os
 import sys
 
+from config.apis import load_apis
+from config.dialects import load_dialects
 from config.errors import ConfigError
 from config.logs import set_up_logs
 from config.providers import load_providers
@@ -19,12 +21,13 @@ def main() -> int:
     try:
         settings = load_settings()
         sources = load_sources(settings.sources_path, load_providers(), environment())
+        apis = load_apis(settings.apis_path, load_dialects(), environment())
         registry = load_handlers(settings.handlers)
     except (ConfigError, HandlerError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     windows = {name: Windows(source.retention, source.payload_retention) for name, source in sources.items()}
-    return Worker(settings, registry, windows).start()
+    return Worker(settings, registry, windows, apis).start()
 
 
 if __name__ == "__main__":

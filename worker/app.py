@@ -5,6 +5,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -14,11 +15,14 @@ from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
 from celery.worker import state as celery_state
 
+from config.apis import Api
 from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_message
 from config.settings import Settings
 from receiver.ledger import Store, Windows, check_schema
 from receiver.ledger.errors import LedgerError
 from worker import sweeper
+from worker.calls.client import Calls
+from worker.calls.outbound import outbound_of
 from worker.registry import Registry
 from worker.runner import Limits, Runner
 from worker.shutdown import Shutdown
@@ -36,12 +40,19 @@ LEDGER_PAUSE = 2.0
 class Worker:
     """One worker process, wired and ready to start."""
 
-    def __init__(self, settings: Settings, registry: Registry, windows: Mapping[str, Windows]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        windows: Mapping[str, Windows],
+        apis: Mapping[str, Api],
+    ) -> None:
         self.settings = settings
         self.store = Store(settings.database, pool=settings.db_pool)
         policy = Policy(settings.attempts, settings.backoff_max)
         limits = Limits(settings.lease, settings.max_runtime, settings.sweep, settings.worker_concurrency)
-        self.runner = Runner(self.store, lambda held: attempt(held, registry, policy), limits)
+        make_calls = partial(Calls, outbound_of(settings, self.store, apis))
+        self.runner = Runner(self.store, lambda held: attempt(held, registry, policy, make_calls), limits)
         self.publisher = Celery(
             "firstseen-nudges", **publisher_options(settings.broker), set_as_current=False
         )

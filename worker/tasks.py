@@ -2,13 +2,15 @@
 
 import logging
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
-from types import SimpleNamespace
+from typing import Any
 
 from receiver.ledger import Claim, Move, Outcome
 from worker.backoff import BASE, backoff
+from worker.calls.errors import CallError, CallLater, CallParked, CallRejected, CallUnknown
 from worker.events import event_of
 from worker.outcomes import Dead, Retry
 from worker.registry import Handler, Registry
@@ -17,6 +19,9 @@ log = logging.getLogger(__name__)
 
 REASON_MAX, STORY_MAX = 500, 20_000
 """Characters kept of a reason and of a traceback: enough to see why, too few to fill a disk with."""
+
+UNAUTHORISED = (401, 403)
+"""Statuses that a mended credential turns into another answer: the event waits for that."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,11 @@ class Policy:
     rng: Random = field(default_factory=Random)
 
 
-def attempt(held: Claim, registry: Registry, policy: Policy) -> Outcome:
+MakeCalls = Callable[[Claim], Any]
+"""Gives an attempt what its handler calls out with."""
+
+
+def attempt(held: Claim, registry: Registry, policy: Policy, make_calls: MakeCalls) -> Outcome:
     """Run the handler of a claimed event and say how it ended; never raises."""
     handler = registry.find(held.source, held.type)
     if handler is None:
@@ -41,7 +50,7 @@ def attempt(held: Claim, registry: Registry, policy: Policy) -> Outcome:
     if held.attempt > limit:
         return Outcome(Move.GIVE_UP, reason=f"All {limit} attempts are used up; the last worker vanished.")
     try:
-        handler.run(event_of(held), SimpleNamespace())
+        handler.run(event_of(held), make_calls(held))
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises must end in the ledger
         return _failed(held, handler, error, policy)
     return Outcome(Move.FINISH)
@@ -61,9 +70,15 @@ def _failed(held: Claim, handler: Handler, error: BaseException, policy: Policy)
     match error:
         case Dead():
             return Outcome(Move.GIVE_UP, reason=brief)
+        case CallError() if (end := _decided(error, brief)) is not None:
+            return end
         case _ if held.attempt >= limit:
             reason = f"All {limit} attempts failed; the last: {brief}"
             return Outcome(Move.GIVE_UP, reason=reason, error=story)
+        case CallError():
+            # After a 401 the next attempt sends a successor, with the credential that it finds then.
+            rejected = error.call if isinstance(error, CallRejected) else None
+            return Outcome(Move.RETRY_LATER, max(wait, _asked(error)), reason=brief, call=rejected)
         case Retry():
             return Outcome(Move.RETRY_LATER, wait if error.after is None else error.after, reason=brief)
         case _:
@@ -71,10 +86,27 @@ def _failed(held: Claim, handler: Handler, error: BaseException, policy: Policy)
             return Outcome(Move.RETRY_LATER, wait, reason=reason, error=story)
 
 
+def _decided(error: CallError, brief: str) -> Outcome | None:
+    """Return the end that a call has decided, whatever the number of attempts; None where that counts."""
+    match error:
+        case CallParked():
+            return Outcome(Move.PARK, reason=brief, call=error.call)
+        case CallRejected() if error.response.status_code not in UNAUTHORISED:
+            return Outcome(Move.GIVE_UP, reason=f"A call was rejected. {brief}")
+        case CallLater() if not isinstance(error, CallUnknown):
+            return Outcome(Move.CALL_LATER, error.delay, reason=brief)
+        case _:
+            return None
+
+
+def _asked(error: CallError) -> timedelta:
+    return error.delay if isinstance(error, CallLater) else timedelta(0)
+
+
 def _brief(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - it is the handler's class, and may be broken too
         text = "(its text cannot be had)"
-    named = text if isinstance(error, Dead | Retry) else f"{type(error).__name__}: {text}"
+    named = text if isinstance(error, Dead | Retry | CallError) else f"{type(error).__name__}: {text}"
     return named[:REASON_MAX]

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, select, update
 
 from receiver.ledger.calls.models import CALL, SEND
 from receiver.ledger.calls.sends import Terms, open_until
-from receiver.ledger.calls.states import FINAL, CallState, Judge, Protection, Standing, Verdict
+from receiver.ledger.calls.states import FINAL, CallState, Judge, Outcome, Protection, Standing, Verdict
 from receiver.ledger.claimed import Claim
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
@@ -19,8 +20,9 @@ from receiver.ledger.states import Move, State, enters
 from receiver.ledger.store import Store
 from receiver.ledger.texts import plain
 
-KEPT = frozenset({"content-type", "location", "etag", "last-modified", "retry-after", "request-id"})
-"""What is stored of an answer's headers: what says how to read it, or how to ask about it. Never cookies."""
+TOO_LONG = "It happened, but its answer is too long to be kept: say that it happened, with the part you need."
+
+OK, CLIENT_ERROR = 200, 400
 
 LATE = "The answer to its open call came late."
 
@@ -70,6 +72,11 @@ def record(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
         return recording.end()
 
 
+def shown_status(verdict: Verdict, status: int) -> int:
+    """Return the status that a handler sees: that of the original, where a replay is told by its own."""
+    return OK if verdict.outcome == Outcome.REPLAYED and status >= CLIENT_ERROR else status
+
+
 class _Recording:
     """One answer, inside one transaction that holds the event."""
 
@@ -82,7 +89,8 @@ class _Recording:
         row, protection = self.row, Protection(self.row.protection)
         lives = row.expires_at is not None and row.expires_at - self.receipt.terms.margin > self.now
         others = open_until(self.connection, row.id, but=self.receipt.send)
-        return Standing(others is not None, lives and protection == Protection.KEYED, protection, row.method)
+        live = lives and protection == Protection.KEYED
+        return Standing(others is not None, live, protection, row.method, urlsplit(row.url).path)
 
     def note(self, held: Claim) -> None:
         """Write the send's own end, and close every send when the answer speaks for all."""
@@ -115,10 +123,11 @@ class _Recording:
         if state is None:
             return Recorded(CallState(self.row.state), self.verdict, delay)
         ended = state != CallState.PENDING
+        lost = self._is_success and state == CallState.PARKED
         change: dict[str, Any] = {
             "state": state,
             "outcome": self.verdict.outcome,
-            "reason": plain(self.verdict.reason),
+            "reason": TOO_LONG if lost else plain(self.verdict.reason),
             "due_at": None if ended else self.now + delay,
             "ended_at": self.now if ended else None,
         }
@@ -131,12 +140,14 @@ class _Recording:
         answer = self.receipt.answer
         if answer is None:
             return {}
-        headers = [(name, value) for name, value in answer.headers if name.lower() in KEPT]
-        return {"status": answer.status, "answer_headers": json.dumps(headers), "answer": answer.body}
+        status = shown_status(self.verdict, answer.status)
+        return {"status": status, "answer_headers": json.dumps(answer.headers), "answer": answer.body}
 
     def _next(self) -> CallState | None:
         """Return the state that the answer brings the call to; None when it changes nothing any more."""
         final = FINAL.get(self.verdict.outcome)
+        if self._is_success and self.receipt.answer and self.receipt.answer.body is None:
+            final = CallState.PARKED
         match CallState(self.row.state):
             case CallState.PENDING:
                 return final or (CallState.PARKED if self.verdict.park else CallState.PENDING)
@@ -146,6 +157,10 @@ class _Recording:
                 return final
             case _:
                 return None
+
+    @property
+    def _is_success(self) -> bool:
+        return FINAL.get(self.verdict.outcome) == CallState.SUCCEEDED
 
     def _has_successor(self) -> bool:
         row = self.row

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.states import PATIENT, CallState, Protection
+from receiver.ledger.calls.states import PATIENT, CallState, Outcome, Protection
 from receiver.ledger.claimed import Claim, lock_alive
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
@@ -50,6 +50,7 @@ class Planned:
     key: str | None = field(repr=False)
     protection: Protection
     sends: int
+    outcome: Outcome | None
     reason: str | None
     delay: timedelta
     status: int | None
@@ -232,6 +233,7 @@ class _Planning:
             key=row.key,
             protection=Protection(row.protection),
             sends=row.sends,
+            outcome=Outcome(row.outcome) if row.outcome else None,
             reason=row.reason,
             delay=max(due - now, timedelta(0)),
             status=row.status,

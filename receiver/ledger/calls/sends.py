@@ -20,13 +20,14 @@ SLACK = timedelta(seconds=5)
 
 @dataclass(frozen=True)
 class Terms:
-    """What one API's configuration says of its sends. `credential` is an HMAC of the present one."""
+    """What one API's configuration says of its sends. `credentials` are HMACs of the present one."""
 
     deadline: timedelta
     life: timedelta
     margin: timedelta
     quiet: timedelta
-    credential: str
+    credentials: tuple[str, ...]
+    """Under each secret key, the current one first."""
     apart: bool = False
     """Whether two copies must not be under way at once: the API does not say what it does then."""
 
@@ -91,7 +92,7 @@ def _obstacle(row: Row[Any], terms: Terms, now: datetime) -> str | None:
         return f"{sent}; nothing protects it from happening twice."
     if row.protection == Protection.KEYED and row.expires_at - terms.margin <= now:
         return f"{sent}; its key is forgotten there at {row.expires_at:%Y-%m-%d %H:%M:%S} UTC at the latest."
-    if row.credential != terms.credential:
+    if row.credential not in terms.credentials:
         return f"{sent}; the credential was changed since, and under another one its key may mean nothing."
     return None
 
@@ -105,7 +106,7 @@ def _begin(connection: Connection, held: Claim, row: Row[Any], terms: Terms, eve
     keyed = row.protection == Protection.KEYED
     change = {
         "sends": row.sends + 1,
-        "credential": terms.credential,
+        "credential": terms.credentials[0],
         "quiet_until": until + terms.quiet,
         "first_sent_at": event.now if first else row.first_sent_at,
         "expires_at": (event.now + terms.life if keyed else None) if first else row.expires_at,

@@ -69,6 +69,8 @@ class Standing:
     """Whether a key protects the call and its life, less the margin, is not over."""
     protection: Protection
     method: str
+    path: str = ""
+    """The URL's, without its query."""
 
 
 @dataclass(frozen=True)

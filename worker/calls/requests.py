@@ -1,0 +1,187 @@
+"""What a handler asks for, made into an exact request: address, headers, bytes. Pure."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlencode
+
+import httpx
+
+from config.api_parts import OURS, SECRETS
+from config.apis import Api, header_of
+from config.dialects import Dialect
+from worker.calls.errors import CallRefused
+from worker.calls.keys import digest
+from worker.calls.wire import Outgoing
+
+BODY_MAX = 1024 * 1024
+"""Bytes of a request's body: it is stored, for as long as the event's payload."""
+
+UNFINGERPRINTED = frozenset({"user-agent", "traceparent", "tracestate"})
+"""Headers that may differ between two sends of one call: they change nothing about what it does."""
+
+AGENT = "Firstseen"
+FORM = "application/x-www-form-urlencoded"
+DECODINGS = 5
+"""How many times a path is percent-decoded to find `..` in it: more than any server on the way does."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of one call, as httpx names them."""
+
+    params: Any = None
+    json: Any = None
+    data: Any = None
+    content: str | bytes | None = field(default=None, repr=False)
+    files: Any = None
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Request:
+    """An exact request, without credential and key. `fingerprint` is the same for the same request."""
+
+    method: str
+    url: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the SHA-256, in hex, of all that matters of the request."""
+        kept = sorted((name.lower(), value) for name, value in self.headers.items())
+        told = [f"{name}: {value}" for name, value in kept if name not in UNFINGERPRINTED]
+        return digest([*(text.encode() for text in (self.method, self.url, *told)), self.body])
+
+
+def build(api: Api, method: str, path: str, given: Given, boundary: str) -> Request:
+    """Make the request; `boundary` separates the parts of a multipart body. Raises CallRefused."""
+    url = _address(api, path, given.params)
+    body, content_type = _body(given, boundary)
+    if len(body) > BODY_MAX:
+        raise CallRefused(f"A body of {len(body)} bytes is not sent: {BODY_MAX} is the most that is kept.")
+    headers = dict(api.headers)
+    if content_type:
+        headers["Content-Type"] = content_type
+    for name, value in (given.headers or {}).items():
+        _check_header(api, name, value)
+        headers = {kept: old for kept, old in headers.items() if kept.lower() != name.lower()}
+        headers[name] = value
+    return Request(method, str(url), url.path, headers, body)
+
+
+def complete(api: Api, request: Request, key: str | None) -> Outgoing:
+    """Return what goes out: the request with its key, the present credential and the client's own headers.
+
+    Raises CallRefused when the dialect's key belongs into a body that has no place for it, and ConfigError
+    when there is no credential.
+    """
+    url = httpx.URL(request.url)
+    body = request.body
+    headers = [("Host", url.netloc.decode("ascii"))]
+    given = {name.lower() for name in request.headers}
+    defaults = {"User-Agent": AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+    headers += [(name, value) for name, value in defaults.items() if name.lower() not in given]
+    headers += [header_of(api), *request.headers.items()]
+    if key is not None and api.dialect.header:
+        headers.append((api.dialect.header, f'"{key}"' if api.dialect.quoted else key))
+    if key is not None and api.dialect.field:
+        body = with_key_field(api.dialect, request, key)
+    if body or request.method in ("POST", "PUT", "PATCH"):
+        headers.append(("Content-Length", str(len(body))))
+    return Outgoing(request.method, request.url, tuple(headers), body)
+
+
+def respond(
+    request: Request, status: int, headers: tuple[tuple[str, str], ...], body: bytes
+) -> httpx.Response:
+    """Return an answer as httpx shows it, live and stored ones alike."""
+    asked = httpx.Request(request.method, request.url)
+    return httpx.Response(status, headers=list(headers), content=body, request=asked)
+
+
+def with_key_field(dialect: Dialect, request: Request, key: str) -> bytes:
+    """Return the body with the key as its first field; raise CallRefused where it can have none."""
+    kind = next((value for name, value in request.headers.items() if name.lower() == "content-type"), "")
+    named = dialect.field or ""
+    if kind == FORM:
+        return urlencode({named: key}).encode() + (b"&" if request.body else b"") + request.body
+    if kind == "application/json" and request.body.startswith(b"{"):
+        rest = request.body[1:]
+        pair = f"{json.dumps(named)}:{json.dumps(key)}".encode()
+        return b"{" + pair + (b"" if rest == b"}" else b",") + rest
+    raise CallRefused(f"The key goes into the field {named!r}, so the body must be a JSON object or a form.")
+
+
+def _address(api: Api, path: str, params: Any) -> httpx.URL:
+    """Put a path after the base URL; nothing in it may lead elsewhere."""
+    for wrong, why in _ways_out(path):
+        if wrong:
+            raise CallRefused(f"The path {path!r} {why}: write it after base_url, such as /contacts.")
+    base = httpx.URL(api.base_url)
+    try:
+        url = httpx.URL(api.base_url + path)
+        url = url.copy_merge_params(params) if params else url
+    except (httpx.InvalidURL, TypeError, ValueError) as error:
+        raise CallRefused(
+            f"The path {path!r} or its params make no address ({type(error).__name__})."
+        ) from None
+    if (url.scheme, url.netloc, url.userinfo) != (base.scheme, base.netloc, base.userinfo):
+        raise CallRefused(f"The path {path!r} leaves {base.host}, and only that host is called.")
+    return url
+
+
+def _ways_out(path: str) -> list[tuple[bool, str]]:
+    plain = path.partition("?")[0]
+    for _ in range(DECODINGS):
+        plain = unquote(plain)
+    segments = plain.replace("\\", "/").split("/")
+    return [
+        (not path.startswith("/"), "does not begin with a slash"),
+        (plain.startswith("//") or "\\" in plain, "begins another address, or holds a backslash"),
+        (any(segment.split(";")[0] in (".", "..") for segment in segments), "climbs with . or .."),
+        ("#" in path or not path.isprintable(), "holds # or what does not print"),
+    ]
+
+
+def _check_header(api: Api, name: str, value: str) -> None:
+    lower = name.lower()
+    taken = {(api.dialect.header or "").lower(), api.auth.header.lower()} | OURS | SECRETS
+    if lower in taken:
+        raise CallRefused(f"The header {name} is not a handler's to set: apis.toml or the client does.")
+    if not _TOKEN.fullmatch(name) or not isinstance(value, str) or not _VALUE.fullmatch(value):
+        raise CallRefused(f"The header {name!r} has a name or value that HTTP does not allow.")
+
+
+def _body(given: Given, boundary: str) -> tuple[bytes, str | None]:
+    kinds = [given.json is not None, given.content is not None, bool(given.data or given.files)]
+    if sum(kinds) > 1:
+        raise CallRefused("A call has one body: json=, content=, or data= and files=.")
+    if given.json is not None:
+        return _json(given.json), "application/json"
+    if given.content is not None:
+        content = given.content
+        return (content.encode() if isinstance(content, str) else bytes(content)), None
+    if not given.data and not given.files:
+        return b"", None
+    multipart = {"Content-Type": f"multipart/form-data; boundary={boundary}"} if given.files else {}
+    try:
+        encoded = httpx.Request("POST", "http://body", data=given.data, files=given.files, headers=multipart)
+        return encoded.read(), encoded.headers["Content-Type"]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CallRefused(f"data= or files= cannot be sent: {error}") from None
+
+
+def _json(value: Any) -> bytes:
+    # Ours, so that the bytes do not change with a library's version.
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CallRefused(f"json= cannot be sent: {type(error).__name__}: {error}") from None
