@@ -1,0 +1,1 @@
+"""Outbound calls that take effect once."""

@@ -1,0 +1,50 @@
+"""What an answer means for its call: pure, by dialect, into a closed set of outcomes."""
+
+from dataclasses import replace
+from datetime import datetime
+
+from config.dialects import Dialect
+from worker.calls.answers import Answer, Failure, Outcome, Protection, Standing, Verdict
+from worker.calls.rules import RULES, Case
+
+__all__ = [
+    "Answer",
+    "Failure",
+    "Outcome",
+    "Protection",
+    "Standing",
+    "Verdict",
+    "classify",
+    "protection",
+]
+
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing (RFC 9110, section 9.2.1)."""
+
+RETRIED = frozenset({Outcome.LOCKED, Outcome.LATER, Outcome.UNKNOWN})
+"""Outcomes after which the call may be sent again, and Retry-After says when."""
+
+
+def classify(dialect: Dialect, standing: Standing, got: Answer | Failure, now: datetime) -> Verdict:
+    """Return the verdict of the first rule that has one; `now` is the ledger's, for dates in Retry-After."""
+    if isinstance(got, Failure):
+        return _failure(got)
+    case = Case(dialect, standing, got)
+    verdict = next(found for rule in RULES if (found := rule(case)))
+    return replace(verdict, retry_after=got.retry_after(now)) if verdict.outcome in RETRIED else verdict
+
+
+def protection(dialect: Dialect, method: str, path: str) -> Protection:
+    """Say what protects a request that is sent again; `path` is the URL's."""
+    if dialect.is_keyed(method, path):
+        return Protection.KEYED
+    if method in SAFE or dialect.is_repeatable(method, path):
+        return Protection.REPEATABLE
+    return Protection.UNPROTECTED
+
+
+def _failure(got: Failure) -> Verdict:
+    if got.written:
+        reason = f"No answer: {got.error}. It may have been executed."
+        return Verdict(Outcome.UNKNOWN, open=True, reason=reason)
+    return Verdict(Outcome.LATER, reason=f"Nothing was sent: {got.error}.")

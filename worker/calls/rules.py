@@ -1,0 +1,185 @@
+"""The rules that an answer is read by, in their order; each has a verdict or leaves it to the next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from config.dialects import Dialect
+from worker.calls.answers import Answer, Outcome, Protection, Standing, Verdict
+
+
+@dataclass(frozen=True)
+class Case:
+    """One answer with all that it is read by."""
+
+    dialect: Dialect
+    standing: Standing
+    answer: Answer
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the request carried a key: without one, no answer is about keys."""
+        return self.standing.protection == Protection.KEYED
+
+    @property
+    def status(self) -> int:
+        """The answer's status."""
+        return self.answer.status
+
+    @property
+    def hint(self) -> bool | None:
+        """What the API says about sending again, where it says so."""
+        return self.answer.flag(self.dialect.should_retry)
+
+    @property
+    def replayed(self) -> bool:
+        """Whether a marker says that this is a stored answer."""
+        return self.keyed and self.answer.flag(self.dialect.replay.header) is True
+
+    @property
+    def told(self) -> str:
+        """The status in words."""
+        try:
+            return f"{self.status} {HTTPStatus(self.status).phrase}"
+        except ValueError:
+            return str(self.status)
+
+
+Rule = Callable[[Case], Verdict | None]
+
+
+def _stored_by_status(case: Case) -> Verdict | None:
+    """Read a replay that has a status of its own: the body says how the original ended."""
+    replay = case.dialect.replay
+    if not case.keyed or case.status != replay.status:
+        return None
+    match case.answer.boolean(replay.outcome):
+        case True:
+            return Verdict(
+                Outcome.REPLAYED, reason=f"{case.told}: the stored answer of a request that succeeded."
+            )
+        case False:
+            return Verdict(
+                Outcome.REJECTED, reason=f"{case.told}: the stored answer of a request that failed."
+            )
+        case None:
+            reason = f"{case.told}: a stored answer, but its body does not say how the request ended."
+            return Verdict(Outcome.UNKNOWN, open=True, reason=reason)
+
+
+def _key_error(case: Case) -> Verdict | None:
+    """Read what the API says about the key itself.
+
+    Where a status alone says it, a marker shows that it does not: a stored answer with that status.
+    """
+    if not case.keyed:
+        return None
+    locked, misused = (
+        error if error and (error.code or not case.replayed) else None
+        for error in (case.dialect.locked, case.dialect.misused)
+    )
+    if case.answer.says(locked):
+        return Verdict(Outcome.LOCKED, reason=f"{case.told}: a request with this key is still running.")
+    if case.answer.says(misused):
+        reason = f"{case.told}: the API knows this key from another request."
+        return Verdict(Outcome.MISMATCH, park=True, reason=reason)
+    return None
+
+
+def _marked(case: Case) -> Verdict | None:
+    """Read a replay with a marker. A stored answer comes back for as long as the key lives."""
+    if not case.replayed:
+        return None
+    match case.status // 100:
+        case 2:
+            return Verdict(Outcome.REPLAYED, reason=f"{case.told}, stored: it was executed before.")
+        case 4:
+            return Verdict(Outcome.REJECTED, reason=f"{case.told}, stored: it was rejected before.")
+    reason = f"{case.told}, stored: every resend will get it, and nobody knows what was done."
+    return Verdict(Outcome.UNKNOWN, park=True, open=True, reason=reason)
+
+
+def _success(case: Case) -> Verdict | None:
+    if case.status // 100 == 2:  # noqa: PLR2004 - the class of success
+        return Verdict(Outcome.SUCCEEDED, reason=f"{case.told}.")
+    return None
+
+
+def _deleted(case: Case) -> Verdict | None:
+    """Read "not there" after a DELETE that was sent before: that one did it, or somebody else."""
+    now = case.standing
+    gone = case.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+    if (
+        gone
+        and now.open_before
+        and now.method == "DELETE"
+        and case.dialect.is_repeatable(now.method, now.path)
+    ):
+        return Verdict(Outcome.SUCCEEDED, reason=f"{case.told} after an earlier send: it is deleted.")
+    return None
+
+
+def _hinted(case: Case) -> Verdict | None:
+    """Follow the API's own word on sending again, as far as a resend is protected."""
+    if case.status < HTTPStatus.BAD_REQUEST or case.hint is None:
+        return None
+    if case.hint and case.status != HTTPStatus.TOO_MANY_REQUESTS:
+        return _protected_later(case, "the API asks to send it again")
+    if not case.hint and case.status // 100 == 5:  # noqa: PLR2004 - the class of server errors
+        reason = (
+            f"{case.told}: the API says that sending it again cannot help, and it may have been executed."
+        )
+        return Verdict(Outcome.UNKNOWN, park=True, open=True, reason=reason)
+    return None
+
+
+def _refused_for_now(case: Case) -> Verdict | None:
+    now = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY)
+    if case.status in now and case.hint is not False:
+        return Verdict(Outcome.LATER, reason=f"{case.told}: it was not executed.")
+    return None
+
+
+def _unavailable(case: Case) -> Verdict | None:
+    if case.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return _protected_later(case, "the API is not available")
+    return None
+
+
+def _client_error(case: Case) -> Verdict | None:
+    if case.status // 100 != 4 or case.status == HTTPStatus.REQUEST_TIMEOUT:  # noqa: PLR2004 - client errors
+        return None
+    if case.standing.open_before:
+        reason = (
+            f"{case.told}, but an earlier send may have been executed: is this about that one, or its result?"
+        )
+        return Verdict(Outcome.UNKNOWN, park=True, reason=reason)
+    return Verdict(Outcome.REJECTED, reason=f"{case.told}: it was not executed.")
+
+
+def _anything_else(case: Case) -> Verdict:
+    """Read 5xx, 408, 3xx and what no standard names: nobody knows what was done."""
+    kind = ", a redirect, which is never followed" if case.status // 100 == 3 else ""  # noqa: PLR2004
+    return Verdict(Outcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed.")
+
+
+def _protected_later(case: Case, why: str) -> Verdict:
+    """Put it off while a live key protects a resend; else nobody knows."""
+    protected = case.keyed and case.standing.live
+    outcome = Outcome.LATER if protected else Outcome.UNKNOWN
+    return Verdict(outcome, open=True, reason=f"{case.told}: {why}; it may have been executed.")
+
+
+RULES: tuple[Rule, ...] = (
+    _stored_by_status,
+    _key_error,
+    _marked,
+    _success,
+    _deleted,
+    _hinted,
+    _refused_for_now,
+    _unavailable,
+    _client_error,
+    _anything_else,
+)
+"""In order; the last one has a verdict for everything."""
