@@ -147,7 +147,7 @@ class ApiCalls:
         if how == Protection.UNPROTECTED and not unprotected:
             raise CallRefused(
                 f"{method} {request.path}: {self._api.dialect.title} keys no such request, so nothing"
-                " protects it from happening twice when its answer is lost; say unprotected=True to accept that."
+                " protects it from happening twice when its answer is lost: unprotected=True accepts that."
             )
         return self._calls.make(self._api, request, how, named, _checked(once))
 

@@ -1,0 +1,341 @@
+"""What an answer means for its call: one table of all dialects and rules, and what holds for any answer."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from config.dialects import load_dialects
+from receiver.ledger.calls.states import Outcome, Protection, Standing, Verdict
+from worker.calls.answers import Answer, Failure
+from worker.calls.classify import classify, protection
+
+DIALECTS = load_dialects()
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+KEYED, REPEATABLE, UNPROTECTED = Protection
+STANDINGS = {
+    "first": Standing(open_before=False, live=True, protection=KEYED, method="POST"),
+    "again": Standing(open_before=True, live=True, protection=KEYED, method="POST"),
+    "late": Standing(open_before=True, live=False, protection=KEYED, method="POST"),
+    "bare": Standing(open_before=False, live=False, protection=UNPROTECTED, method="POST"),
+    "bare again": Standing(open_before=True, live=False, protection=UNPROTECTED, method="POST"),
+    "put again": Standing(open_before=True, live=False, protection=REPEATABLE, method="PUT", path="/a/1"),
+    "delete": Standing(open_before=False, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"),
+    "delete again": Standing(
+        open_before=True, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"
+    ),
+    "keyed delete again": Standing(
+        open_before=True, live=True, protection=KEYED, method="DELETE", path="/a/1"
+    ),
+}
+MARKERS = {
+    "firstseen": {"idempotent-replayed": "true"},
+    "chronapilot": {"chronapilot-idempotent-replay": "True "},
+    "salesly": {"idempotent-replayed": "true"},
+    "stripe": {"idempotent-replayed": "true"},
+}
+HINTS = {"+retry": "true", "-retry": "false", "?retry": "perhaps"}
+
+# What came: a status, words of the body, `+marker` for the dialect's own, `+retry` or `-retry` for the hint.
+# What it means: the outcome, `open` when this send stays open, `park` when a person must look.
+TABLE = """
+every      | 200                                  | first              | succeeded
+every      | 201                                  | again              | succeeded
+every      | 204                                  | late               | succeeded
+every      | 200                                  | bare               | succeeded
+
+celper     | 409 IDEMPOTENCY_CONFLICT             | first              | mismatch park
+celper     | 409 IDEMPOTENCY_CONFLICT             | again              | mismatch park
+celper     | 409 IDEMPOTENCY_CONFLICTS            | first              | rejected
+celper     | 409 NO_IDEMPOTENCY_CONFLICT          | first              | rejected
+celper     | 409 ALREADY_INVITED                  | first              | rejected
+celper     | 409 ALREADY_INVITED                  | again              | unknown park
+celper     | 422 IDEMPOTENCY_CONFLICT             | first              | rejected
+celper     | 409 IDEMPOTENCY_CONFLICT             | bare               | rejected
+chronapilot| 409 idempotency_key_in_use           | first              | mismatch park
+chronapilot| 409 idempotency_key_in_use           | again              | mismatch park
+salesly    | 422 idempotency_conflict             | again              | mismatch park
+salesly    | 422 validation_error                 | first              | rejected
+salesly    | 409 idempotency_conflict             | first              | rejected
+telness    | 409 idempotency_key_mismatch         | again              | mismatch park
+telness    | 409 idempotency_key_locked           | again              | locked
+telness    | 409 idempotency_key_locked           | late               | locked
+telness    | 409 idempotency_key_locked           | bare               | rejected
+telness    | 409 order_exists                     | first              | rejected
+telness    | 409 order_exists                     | again              | unknown park
+firstseen  | 422 idempotency_key_mismatch         | again              | mismatch park
+firstseen  | 409 idempotency_key_locked           | again              | locked
+ietf       | 409                                  | again              | locked
+ietf       | 422                                  | again              | mismatch park
+ietf       | 409                                  | put again          | unknown park
+ietf       | 422                                  | put again          | unknown park
+stripe     | 409                                  | again              | locked
+stripe     | 409 lock_timeout +retry              | again              | locked
+stripe     | 409 +marker                          | again              | rejected
+stripe     | 400 idempotency_error                | again              | mismatch park
+stripe     | 400 invalid_request_error            | first              | rejected
+paypal     | 409 PREVIOUS_REQUEST_IN_PROGRESS     | again              | locked
+paypal     | 409 RESOURCE_CONFLICT                | first              | rejected
+paypal     | 422 DUPLICATE_REQUEST_ID             | again              | mismatch park
+paypal     | 422 DUPLICATE_INVOICE_ID             | first              | rejected
+none       | 409                                  | bare               | rejected
+none       | 409                                  | bare again         | unknown park
+
+stannp     | 409 {"success":true,"data":{}}       | again              | replayed
+stannp     | 409 {"success":true,"data":{}}       | first              | replayed
+stannp     | 409 {"success":false,"error":"x"}    | again              | rejected
+stannp     | 409 {"success":"true"}               | again              | unknown open
+stannp     | 409 {"data":{"success":true}}        | again              | unknown open
+stannp     | 409 [{"success":true}]               | again              | unknown open
+stannp     | 409 <h1>Conflict</h1>                | again              | unknown open
+stannp     | 409                                  | again              | unknown open
+stannp     | 409 {"success":true}                 | bare               | rejected
+stannp     | 200 {"success":false}                | first              | succeeded
+
+chronapilot| 201 +marker                          | again              | replayed
+salesly    | 201 +marker                          | again              | replayed
+stripe     | 200 +marker                          | again              | replayed
+firstseen  | 200 +marker                          | first              | replayed
+chronapilot| 404 +marker                          | again              | rejected
+chronapilot| 429 +marker                          | again              | rejected
+chronapilot| 404 +marker                          | keyed delete again | rejected
+chronapilot| 409 idempotency_key_in_use +marker   | again              | mismatch park
+chronapilot| 500 +marker                          | again              | unknown open park
+chronapilot| 302 +marker                          | again              | unknown open park
+stripe     | 500 +marker +retry                   | again              | unknown open park
+stripe     | 402 +marker -retry                   | again              | rejected
+salesly    | 201 +marker                          | bare               | succeeded
+salesly    | 404 +marker                          | bare again         | unknown park
+
+celper     | 404                                  | delete again       | succeeded
+celper     | 410                                  | delete again       | succeeded
+celper     | 404                                  | delete             | rejected
+celper     | 403                                  | delete again       | unknown park
+chronapilot| 404                                  | keyed delete again | succeeded
+salesly    | 404                                  | keyed delete again | unknown park
+telness    | 404                                  | keyed delete again | unknown park
+none       | 404                                  | delete again       | unknown park
+salesly    | 404                                  | put again          | unknown park
+
+stripe     | 500 +retry                           | first              | later open
+stripe     | 500 +retry                           | late               | unknown open
+stripe     | 500 +retry                           | bare               | unknown open
+stripe     | 400 +retry                           | first              | later open
+stripe     | 400 +retry                           | again              | later open
+stripe     | 429 +retry                           | first              | later
+stripe     | 500 -retry                           | first              | unknown open park
+stripe     | 503 -retry                           | first              | unknown open park
+stripe     | 429 -retry                           | first              | rejected
+stripe     | 429 -retry                           | again              | unknown park
+stripe     | 425 -retry                           | first              | rejected
+stripe     | 402 -retry                           | first              | rejected
+stripe     | 402 -retry                           | again              | unknown park
+stripe     | 408 -retry                           | first              | unknown open
+stripe     | 503 ?retry                           | first              | later open
+stripe     | 200 -retry                           | first              | succeeded
+stripe     | 302 +retry                           | first              | unknown open
+celper     | 500 +retry                           | first              | unknown open
+
+every      | 429                                  | first              | later
+every      | 429                                  | again              | later
+every      | 429                                  | late               | later
+every      | 429                                  | bare               | later
+every      | 425                                  | again              | later
+every      | 408                                  | first              | unknown open
+every      | 408                                  | again              | unknown open
+every      | 503                                  | first              | later open
+every      | 503                                  | again              | later open
+every      | 503                                  | late               | unknown open
+every      | 503                                  | bare               | unknown open
+every      | 503                                  | put again          | unknown open
+every      | 500                                  | first              | unknown open
+every      | 502                                  | again              | unknown open
+every      | 504                                  | bare               | unknown open
+every      | 302                                  | first              | unknown open
+every      | 304                                  | again              | unknown open
+every      | 101                                  | first              | unknown open
+every      | 600                                  | first              | unknown open
+every      | 0                                    | again              | unknown open
+every      | 401                                  | first              | rejected
+every      | 404                                  | first              | rejected
+every      | 418                                  | bare               | rejected
+every      | 401                                  | again              | unknown park
+every      | 403                                  | late               | unknown park
+every      | 404                                  | bare again         | unknown park
+"""
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """Return the table's rows, one for each dialect where it says `every`."""
+    found = []
+    for line in filter(None, TABLE.splitlines()):
+        name, came, standing, meaning = (cell.strip() for cell in line.split("|"))
+        found += [(one, came, standing, meaning) for one in (DIALECTS if name == "every" else [name])]
+    return found
+
+
+def answer(dialect: str, came: str) -> Answer:
+    """Read a cell of the table as an answer."""
+    status, _, rest = came.partition(" ")
+    words = rest.split(" ") if rest else []
+    headers = {"content-type": "text/plain"}
+    for word in words:
+        headers |= MARKERS[dialect] if word == "+marker" else {}
+        headers |= {"stripe-should-retry": HINTS[word]} if word in HINTS else {}
+    body = " ".join(word for word in words if word != "+marker" and word not in HINTS)
+    return Answer(int(status), headers, body.encode())
+
+
+def told(verdict: Verdict) -> str:
+    """Return a verdict as the table writes it."""
+    return verdict.outcome + " open" * verdict.open + " park" * verdict.park
+
+
+@pytest.mark.parametrize(("dialect", "came", "standing", "meaning"), rows())
+def test_the_table(dialect: str, came: str, standing: str, meaning: str) -> None:
+    """Dialect, answer and standing decide together; the reason begins with the status."""
+    verdict = classify(DIALECTS[dialect], STANDINGS[standing], answer(dialect, came), NOW)
+    assert told(verdict) == meaning, verdict
+    assert verdict.reason.startswith(came.split(maxsplit=1)[0])
+    assert verdict.reason.endswith((".", "?"))
+
+
+def test_the_table_has_every_dialect_and_standing() -> None:
+    """A new dialect needs rows of its own, unless it knows no keys."""
+    own = {line.split("|")[0].strip() for line in TABLE.splitlines() if line}
+    assert own - {"every"} == set(DIALECTS)
+    assert {standing for _, _, standing, _ in rows()} == set(STANDINGS)
+
+
+@pytest.mark.parametrize("standing", STANDINGS.values())
+def test_no_answer(standing: Standing) -> None:
+    """What never left was not executed; what left may have been."""
+    refused = classify(DIALECTS["celper"], standing, Failure("connection refused", written=False), NOW)
+    assert (told(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
+    lost = classify(DIALECTS["celper"], standing, Failure("the connection was reset", written=True), NOW)
+    assert told(lost) == "unknown open"
+    assert lost.reason == "No answer: the connection was reset. It may have been executed."
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        (" 1.5 ", 1.5),
+        ("-3", 0),
+        ("90000", 86_400),
+        ("999999999999", 86_400),
+        ("Mon, 23 Nov 2026 12:00:30 GMT", 30),
+        ("Monday, 23-Nov-26 12:00:30 GMT", 30),
+        ("Mon Nov 23 12:00:30 2026", 30),
+        ("Mon, 23 Nov 2026 11:00:00 GMT", 0),
+        ("Wed, 25 Nov 2026 12:00:00 GMT", 86_400),
+        ("", None),
+        ("soon", None),
+        ("1e3", None),
+        ("nan", None),
+        ("9" * 5_000, None),
+        ("Mon, 99 Nov 2026 12:00:00 GMT", None),
+    ],
+)
+def test_retry_after(value: str, seconds: float | None) -> None:
+    """Seconds or any of HTTP's three dates (RFC 9110, section 5.6.7), from now to a day."""
+    came = Answer(429, {"retry-after": value}, b"")
+    verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
+    assert verdict.retry_after == (None if seconds is None else timedelta(seconds=seconds))
+
+
+def test_only_what_is_tried_again_is_put_off() -> None:
+    """A final outcome has no time to wait for."""
+    for status, waits in ((200, False), (404, False), (429, True), (503, True), (500, True)):
+        came = Answer(status, {"retry-after": "7"}, b"")
+        verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
+        assert (verdict.retry_after is not None) == waits, status
+
+
+@pytest.mark.parametrize(
+    ("dialect", "method", "path", "found"),
+    [
+        ("celper", "POST", "/v1/candidates", KEYED),
+        ("celper", "POST", "/v1/candidates/c1/hire", UNPROTECTED),
+        ("celper", "PATCH", "/v1/candidates/c1", REPEATABLE),
+        ("celper", "PUT", "/v1/candidates/c1", UNPROTECTED),
+        ("chronapilot", "DELETE", "/v1/events/e1", KEYED),
+        ("salesly", "PUT", "/contacts/c1", KEYED),
+        ("stannp", "POST", "/api/v1/letters/create", KEYED),
+        ("stannp", "DELETE", "/api/v1/letters/1", UNPROTECTED),
+        ("ietf", "PATCH", "/a", KEYED),
+        ("ietf", "PUT", "/a", REPEATABLE),
+        ("stripe", "DELETE", "/v1/customers/cus_1", REPEATABLE),
+        ("paypal", "PATCH", "/v2/checkout/orders/1", UNPROTECTED),
+        ("none", "POST", "/", UNPROTECTED),
+        ("none", "DELETE", "/a", UNPROTECTED),
+        ("none", "GET", "/a", REPEATABLE),
+    ],
+)
+def test_protection(dialect: str, method: str, path: str, found: Protection) -> None:
+    """A key where the API takes one, else what the API itself calls safe to repeat, else nothing."""
+    assert protection(DIALECTS[dialect], method, path) == found
+
+
+NAMES = st.sampled_from(["retry-after", "stripe-should-retry", "idempotent-replayed", "content-type"])
+VALUES = st.sampled_from(["true", "false", "1", "Mon, 23 Nov 2026 12:00:30 GMT"]) | st.text(max_size=40)
+CODES = sorted({e.code.encode() for d in DIALECTS.values() for e in (d.locked, d.misused) if e and e.code})
+BODIES = st.sampled_from([*CODES, b'{"success":true}', b'{"success":false}']) | st.binary(max_size=60)
+STATUSES = st.sampled_from([200, 201, 302, 400, 404, 408, 409, 410, 422, 425, 429, 500, 503])
+ANSWERS = st.builds(
+    Answer,
+    STATUSES | st.integers(-1, 1_000),
+    st.dictionaries(NAMES, VALUES),
+    BODIES,
+    st.booleans(),
+)
+STANDING = st.builds(
+    Standing,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(Protection),
+    st.sampled_from(["POST", "PUT", "PATCH", "DELETE"]),
+    st.just("/v1/things/1"),
+)
+FINAL = {Outcome.SUCCEEDED, Outcome.REPLAYED, Outcome.REJECTED}
+
+
+@given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
+@example("stannp", STANDINGS["again"], Answer(409, {}, b"[" * 100_000))
+@example("stannp", STANDINGS["again"], Answer(409, {}, b'{"success": tr', truncated=True))
+@example("celper", STANDINGS["again"], Answer(429, {"retry-after": "Mon, 23 Nov 0001 00:00:00 +2359"}, b""))
+def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Answer) -> None:
+    """Nothing raises; and no answer, however odd, leads to a second effect or to an end that is none."""
+    verdict = classify(DIALECTS[name], standing, came, NOW)
+    assert verdict.retry_after is None or timedelta(0) <= verdict.retry_after <= timedelta(hours=24)
+    if verdict.outcome in (Outcome.SUCCEEDED, Outcome.REPLAYED):
+        resent = standing.method == "DELETE" and standing.open_before and came.status in (404, 410)
+        assert came.status // 100 == 2 or (name == "stannp" and came.status == 409) or resent
+    if verdict.outcome in FINAL:
+        assert (verdict.open, verdict.park, verdict.retry_after) == (False, False, None)
+    if verdict.outcome == Outcome.MISMATCH:
+        assert verdict.park
+    if verdict.outcome in (Outcome.MISMATCH, Outcome.LOCKED):
+        assert standing.protection == KEYED
+    if verdict.outcome == Outcome.UNKNOWN:
+        assert verdict.open or verdict.park
+    if not verdict.open:
+        assert came.status // 100 in (2, 4), "only a definite answer closes a send"
+    if verdict.outcome == Outcome.LATER and verdict.open:
+        assert standing.live
+        assert standing.protection == KEYED
+    if verdict.outcome == Outcome.REJECTED and standing.open_before:
+        assert standing.protection == KEYED, "only a stored answer speaks for an earlier send"
+
+
+@given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
+def test_reasons_show_no_body(name: str, standing: Standing, came: Answer) -> None:
+    """Nothing of the body stands in the sentence, which is one line."""
+    marked = Answer(came.status, came.headers, came.body + b" hunter2")
+    verdict = classify(DIALECTS[name], standing, marked, NOW)
+    assert "hunter2" not in verdict.reason
+    assert verdict.reason.isascii()
+    assert "\n" not in verdict.reason
