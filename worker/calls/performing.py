@@ -193,7 +193,7 @@ class Performance:
         match why:
             case NotYet(delay):
                 reason = f"An earlier send of {planned.step!r} may still be under way there."
-                raise CallUnknown(reason, delay, planned.id)
+                raise CallLater(reason, delay, planned.id)
             case Stopped(CallState.PARKED, reason):
                 raise CallParked(f"Call {planned.step!r} is parked. {reason}", planned.id)
             case Stopped():

@@ -117,9 +117,7 @@ class _Recording:
 
     def end(self) -> Recorded:
         """Bring the call where the answer puts it, if it is not at an end already."""
-        wait = self.verdict.retry_after
-        delay = self.receipt.backoff if wait is None else wait
-        state = self._next()
+        delay, state = self._delay(), self._next()
         if state is None:
             return Recorded(CallState(self.row.state), self.verdict, delay)
         ended = state != CallState.PENDING
@@ -135,6 +133,13 @@ class _Recording:
         if state in FINAL.values():
             self._wake()
         return Recorded(state, self.verdict, delay)
+
+    def _delay(self) -> timedelta:
+        asked, terms = self.verdict.retry_after, self.receipt.terms
+        delay = self.receipt.backoff if asked is None else asked
+        until = open_until(self.connection, self.row.id)
+        quiet = until + terms.quiet - self.now if until and terms.apart else timedelta(0)
+        return max(delay, quiet)
 
     def _kept(self) -> dict[str, Any]:
         answer = self.receipt.answer
