@@ -1,5 +1,6 @@
 """What an answer means for its call: one table of all dialects and rules, and what holds for any answer."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -312,6 +313,7 @@ FINAL = {Outcome.SUCCEEDED, Outcome.REPLAYED, Outcome.REJECTED}
 
 @given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
 @example("stannp", STANDINGS["again"], Answer(409, {}, b"[" * 100_000))
+@example("telness", replace(STANDINGS["bare"], live=True), Answer(503, {}, b""))
 @example("stannp", STANDINGS["again"], Answer(409, {}, b'{"success": tr', truncated=True))
 @example("celper", STANDINGS["again"], Answer(429, {"retry-after": "Mon, 23 Nov 0001 00:00:00 +2359"}, b""))
 def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Answer) -> None:
