@@ -42,6 +42,7 @@ MARKERS = {
     "chronapilot": {"chronapilot-idempotent-replay": "True "},
     "salesly": {"idempotent-replayed": "true"},
     "stripe": {"idempotent-replayed": "true"},
+    "ietf": {"idempotency-replayed": "true"},
 }
 HINTS = {"+retry": "true", "-retry": "false", "?retry": "perhaps"}
 
@@ -76,6 +77,8 @@ firstseen  | 422 idempotency_key_mismatch         | again              | mismatc
 firstseen  | 409 idempotency_key_locked           | again              | locked
 ietf       | 409                                  | again              | locked
 ietf       | 422                                  | again              | mismatch park
+ietf       | 409 +marker                          | again              | rejected
+ietf       | 201 +marker                          | again              | replayed
 ietf       | 409                                  | put again          | unknown park
 ietf       | 422                                  | put again          | unknown park
 stripe     | 409                                  | again              | locked
@@ -85,7 +88,7 @@ stripe     | 400 idempotency_error                | again              | mismatc
 stripe     | 400 invalid_request_error            | first              | rejected
 paypal     | 409 PREVIOUS_REQUEST_IN_PROGRESS     | again              | locked
 paypal     | 409 RESOURCE_CONFLICT                | first              | rejected
-paypal     | 422 DUPLICATE_REQUEST_ID             | again              | mismatch park
+paypal     | 422 PAYPAL_REQUEST_ID_PREVIOUSLY_USED| again              | mismatch park
 paypal     | 422 DUPLICATE_INVOICE_ID             | first              | rejected
 none       | 409                                  | bare               | rejected
 none       | 409                                  | bare again         | unknown park
