@@ -8,17 +8,11 @@ import pytest
 
 from config.apis import load_apis
 from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
+from receiver.ledger.calls.states import Outcome, Protection, Standing, Verdict
 from receiver.sandbox.api import Api, Refusal
 from receiver.sandbox.apis import APIS as SANDBOX
-from worker.calls.classify import (
-    Answer,
-    Outcome,
-    Protection,
-    Standing,
-    Verdict,
-    classify,
-    protection,
-)
+from worker.calls.answers import Answer
+from worker.calls.classify import classify, protection
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
