@@ -14,7 +14,7 @@ from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints
 from receiver.health import health_views
 from receiver.ingress import Ingress
-from receiver.ledger import LedgerError, Store, check_schema, record_rejections
+from receiver.ledger import LedgerError, Recorder, Store, check_schema, record_rejections
 from receiver.management.api import Parts, api_views
 from receiver.problems import answer_problems
 
@@ -36,7 +36,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         "rejections", partial(record_rejections, store), room=REJECTIONS_ROOM, batch=REJECTIONS_BATCH
     )
     app = Flask("receiver", static_folder=None)
-    app.register_blueprint(Ingress(endpoints, store, dispatcher, rejections).views())
+    app.register_blueprint(Ingress(endpoints, Recorder(store), dispatcher, rejections).views())
     app.register_blueprint(health_views(store, dispatcher))
     app.register_blueprint(api_views(Parts(store, settings.api_keys, sources, dispatcher.nudge)))
     answer_problems(app)

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
-from receiver.ledger import LedgerUnavailable, Rejected, Store, Verdict, record
+from receiver.ledger import LedgerUnavailable, Recorder, Rejected, Verdict
 from receiver.problems import Problem, unavailable
 from receiver.signatures import InvalidSignature, Request
 
@@ -23,11 +23,11 @@ class Ingress:
     def __init__(
         self,
         endpoints: Mapping[str, Endpoint],
-        store: Store,
+        recorder: Recorder,
         dispatcher: Dispatcher,
         rejections: Background[Rejected],
     ) -> None:
-        self._endpoints, self._store = endpoints, store
+        self._endpoints, self._recorder = endpoints, recorder
         self._dispatcher, self._rejections = dispatcher, rejections
 
     def views(self) -> Blueprint:
@@ -72,9 +72,9 @@ class Ingress:
             self._note(endpoint.source.name, error.reason)
             raise Problem(401, "invalid-signature", str(error)) from None
 
-    def _record(self, endpoint: Endpoint, delivered: Request) -> list[Verdict]:
+    def _record(self, endpoint: Endpoint, delivered: Request) -> Sequence[Verdict]:
         try:
-            return record(self._store, endpoint.deliveries(delivered, request.remote_addr))
+            return self._recorder.record(endpoint.deliveries(delivered, request.remote_addr))
         except LedgerUnavailable as error:
             raise unavailable("The ledger does not answer; nothing was recorded. Send it again.") from error
         except SQLAlchemyError as error:

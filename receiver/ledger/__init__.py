@@ -3,6 +3,7 @@
 from receiver.ledger.actions import Acted, discard, rerun, retry
 from receiver.ledger.claimed import Claim, Outcome
 from receiver.ledger.claims import claim, claim_next, due, expire, renew, settle
+from receiver.ledger.committing import Recorder
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
 from receiver.ledger.promotion import Promoted, promote
 from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events
@@ -28,6 +29,7 @@ __all__ = [
     "Outcome",
     "Page",
     "Promoted",
+    "Recorder",
     "Rejected",
     "SchemaBehind",
     "State",

@@ -11,10 +11,10 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, exc, func, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from receiver.ledger.duplicates import note_conflict, note_duplicate
+from receiver.ledger.duplicates import Repeated, note_conflict, note_duplicates
 from receiver.ledger.ids import uuid7
+from receiver.ledger.insertion import insert_new
 from receiver.ledger.models import EVENT
 from receiver.ledger.states import UNFINISHED, State
 from receiver.ledger.store import Store
@@ -23,6 +23,10 @@ from receiver.ledger.texts import clipped, plain, storable_id
 Key = tuple[str, str]
 PLAUSIBLE = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 """A provider's time outside of this is garbage, and near its own ends `datetime` cannot change zones."""
+
+
+class Pruned(Exception):
+    """An id was forgotten between the insert that it stopped and the update that missed it."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,19 @@ def record(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
     Raises LedgerUnavailable: whatever stands of the batch then (nothing, save in a redo) is a duplicate
     when it comes again.
     """
+    try:
+        return record_together(store, deliveries)
+    except (exc.StatementError, Pruned):
+        return _one_by_one(store, [_storable(delivery) for delivery in deliveries])
+
+
+def record_together(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
+    """Record as `record` does, but all or none: raises what the database says of a batch it refuses."""
     if not deliveries:
         return []
     batch = [_storable(delivery) for delivery in deliveries]
-    try:
-        with store.write() as connection:
-            return _record(store, connection, batch)
-    # NoResultFound: an id was pruned between the insert that it stopped and the update that missed it.
-    except (exc.StatementError, exc.NoResultFound):
-        return _one_by_one(store, batch)
+    with store.write() as connection:
+        return _record(store, connection, batch)
 
 
 def _one_by_one(store: Store, batch: Iterable[Delivery]) -> list[Verdict]:
@@ -91,7 +99,7 @@ def _one_by_one(store: Store, batch: Iterable[Delivery]) -> list[Verdict]:
         try:
             with store.write() as connection:
                 verdicts += _record(store, connection, [delivery])
-        except (exc.StatementError, exc.NoResultFound) as error:
+        except (exc.StatementError, Pruned) as error:
             refused = refused or error
     if refused is not None:
         raise refused
@@ -119,30 +127,22 @@ def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]
     leaders = {deliveries[place].key: place for place in reversed(places)}
     ordered = [deliveries[leaders[key]] for key in sorted(leaders)]
     _serialise_replays(store, connection, ordered)
-    fresh = {(row.source, row.event_id): row for row in _insert(store, connection, ordered)}
+    fresh = {
+        (row.source, row.event_id): row for row in insert_new(store, connection, list(map(_row, ordered)))
+    }
     first = sorted(leaders[key] for key in fresh)
     parked = _flag_replays(connection, [deliveries[place] for place in first], fresh)
     verdicts = {place: _first(fresh[deliveries[place].key], parked) for place in first}
-    for place in places:
-        if place not in verdicts:
-            verdicts[place] = _duplicate(store, connection, deliveries[place])
+    others = [place for place in places if place not in verdicts]
+    known = note_duplicates(store, connection, _repeated(deliveries, others))
+    for place in others:
+        verdicts[place] = _duplicate(store, connection, deliveries[place], known)
     return [verdicts[place] for place in range(len(deliveries))]
 
 
 def _first(row: Row[Any], parked: set[UUID]) -> Verdict:
     nudge = row.state == State.RECEIVED and row.id not in parked
     return Verdict(row.id, row.event_id, first_seen=True, nudge=nudge)
-
-
-def _insert(store: Store, connection: Connection, ordered: Iterable[Delivery]) -> Sequence[Row[Any]]:
-    dialect = sqlite if store.sqlite else postgresql
-    statement = (
-        dialect.insert(EVENT)
-        .values(received_at=store.now(), due_at=store.now())
-        .on_conflict_do_nothing(index_elements=["source", "event_id"])
-        .returning(EVENT.c.id, EVENT.c.source, EVENT.c.event_id, EVENT.c.state)
-    )
-    return connection.execute(statement, [_row(delivery) for delivery in ordered]).all()
 
 
 def _row(delivery: Delivery) -> dict[str, Any]:
@@ -202,8 +202,20 @@ def _body_known(connection: Connection, delivery: Delivery, not_before: Iterable
     return connection.execute(select(EVENT.c.id).where(*same).limit(1)).first() is not None
 
 
-def _duplicate(store: Store, connection: Connection, delivery: Delivery) -> Verdict:
-    row = note_duplicate(store, connection, delivery.key, delivery.address)
+def _repeated(deliveries: Sequence[Delivery], places: Iterable[int]) -> list[Repeated]:
+    """Gather the duplicates of each event, in the order of their keys and, within it, of their coming."""
+    addresses: dict[Key, list[str | None]] = defaultdict(list)
+    for place in places:
+        addresses[deliveries[place].key].append(deliveries[place].address)
+    return [Repeated(key, came, len(came)) for key, came in addresses.items()]
+
+
+def _duplicate(
+    store: Store, connection: Connection, delivery: Delivery, known: Mapping[Key, Row[Any]]
+) -> Verdict:
+    row = known.get(delivery.key)
+    if row is None:
+        raise Pruned
     conflict = row.body_hash != delivery.body_hash
     if conflict:
         note_conflict(store, connection, row.id, delivery)

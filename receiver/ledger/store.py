@@ -8,7 +8,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, create_engine, event, exc, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Interval,
+    bindparam,
+    create_engine,
+    event,
+    exc,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.engine import Engine, make_url
 from sqlmodel import UTCDateTime
 
@@ -28,6 +39,11 @@ UNACKED = 10_000
 
 DURABLE = frozenset({"on", "remote_apply", "remote_write", "local"})
 """Values of synchronous_commit under which a commit has reached this server's own disk."""
+
+MOMENT = select(
+    func.clock_timestamp(type_=UTCDateTime()) + bindparam("shift", type_=Interval())
+).scalar_subquery()
+"""PostgreSQL's own time, for statements that are built once; `Store.moment()` has its parameter."""
 
 _LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
 _COMMIT = "; SET LOCAL synchronous_commit = on"
@@ -58,6 +74,10 @@ class Store:
         moved = self.shift + span
         # As a subquery it is asked once a statement, and an index can be searched for it: it is volatile.
         return select(clock + literal(moved) if moved else clock).scalar_subquery()
+
+    def moment(self) -> dict[str, Any]:
+        """Return the parameters of statements that are built once and hold the time as MOMENT or `:now`."""
+        return {"now": datetime.now(UTC) + self.shift} if self.sqlite else {"shift": self.shift}
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

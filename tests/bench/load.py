@@ -1,0 +1,55 @@
+"""The load: files of signed deliveries, and wrk that sends them over loopback."""
+
+import json
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.services.signing import stripe_event, stripe_headers
+
+SCRIPT = Path(__file__).with_name("deliver.lua")
+FILLER = "A line of an invoice, so that a body has the usual kilobyte. " * 12
+MISSING = "wrk is not installed: `apt-get install wrk`, and run `make bench` again."
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of the load measured; latencies are in milliseconds."""
+
+    requests: int
+    seconds: float
+    refused: int
+    errors: int
+    p50: float
+    p99: float
+    max: float
+
+    @property
+    def rate(self) -> float:
+        """Answers with 200, a second."""
+        return (self.requests - self.refused) / self.seconds
+
+
+def has_wrk() -> bool:
+    """Say whether the load generator is there."""
+    return shutil.which("wrk") is not None
+
+
+def write_deliveries(file: Path, ids: list[str]) -> Path:
+    """Write one delivery a line, signed now, in the order of the ids."""
+    template = json.dumps(stripe_event("evt_placeholder", note=FILLER), separators=(",", ":"))
+    at = time.time()
+    with file.open("w") as lines:
+        for event_id in ids:
+            body = template.replace("evt_placeholder", event_id)
+            lines.write(f"{stripe_headers(body.encode(), at=at)['Stripe-Signature']} {body}\n")
+    return file
+
+
+def run_wrk(url: str, deliveries: Path, *, connections: int, seconds: float) -> Result:
+    """Send the deliveries for so long and return what was measured."""
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(SCRIPT), url]
+    done = subprocess.run([*argv, "--", str(deliveries)], capture_output=True, text=True, check=True)
+    return Result(**json.loads(done.stdout.strip().splitlines()[-1]))
