@@ -1,6 +1,7 @@
 """Nudges the broker after the commit: a wake-up with a row id, by task name. The ledger row is the outbox."""
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
@@ -14,28 +15,36 @@ log = logging.getLogger(__name__)
 ROOM = 10_000
 """Nudges that wait for a slow broker; what finds no room is nudged by the sweeper."""
 
+AT_ONCE = 16
+"""Nudges for events that came together: each wakes a thread, and threads that are awake go on to the rest."""
+
+PAUSE = 0.05
+"""Seconds between two such lots: under load a nudge for each event would cost more than recording it."""
+
 
 class Dispatcher:
     """Publishes nudges from one thread, in bounded time, and forgets those that fail."""
 
     def __init__(self, broker: str) -> None:
         self._app = Celery("firstseen-web", **publisher_options(broker), set_as_current=False)
-        self._background: Background[UUID] = Background("dispatch", self._publish, room=ROOM, batch=1)
+        self._background: Background[UUID] = Background("dispatch", self._publish, room=ROOM, batch=ROOM)
         self.state = "untried"
 
     def nudge(self, events: Iterable[UUID]) -> None:
-        """Queue a wake-up for each event; never waits, never fails."""
+        """Queue wake-ups, one for each event unless many come at once; never waits, never fails."""
         for event in events:
             self._background.put(event)
 
     def _publish(self, events: Sequence[UUID]) -> None:
         try:
-            for event in events:
+            for event in events[:AT_ONCE]:
                 self._app.send_task(**wake_message(str(event)))
         except Exception as error:  # noqa: BLE001 - clients raise whatever they like; one line tells of all
             self._note("unreachable", f"{type(error).__name__}; the sweeper takes over")
         else:
             self._note("ok", "it takes nudges")
+        if len(events) > AT_ONCE:
+            time.sleep(PAUSE)
 
     def _note(self, state: str, story: str) -> None:
         # One line a change, not one a delivery: a broker can be down for hours.

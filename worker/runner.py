@@ -5,10 +5,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 from receiver.ledger import (
@@ -19,6 +21,9 @@ from receiver.ledger import (
     Store,
     claim,
     claim_next,
+    claim_several,
+    due,
+    finish_several,
     renew,
     settle,
     unattended,
@@ -28,6 +33,18 @@ log = logging.getLogger(__name__)
 
 SETTLE_PAUSE = 0.5
 """Seconds between tries to settle while the ledger does not answer."""
+
+AWAKE = 5.0
+"""Seconds that a woken thread goes on with what is due before it hears the broker again."""
+
+TOGETHER, QUICK = 16, 0.01
+"""Events that a thread claims at once at most, and the seconds that each may take for that."""
+
+SETTLE_AFTER = 0.05
+"""Seconds after which finished events of a batch are settled, though others of it still run."""
+
+DONE = Outcome(Move.FINISH)
+NOT_BEGUN = Outcome(Move.RELEASE, reason="Its worker did not come to it; the attempt does not count.")
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,27 @@ class Runner:
 
     def run(self, event: UUID) -> bool:
         """Claim one event and run it to its settlement; False when it was not to be had."""
-        return self._run(lambda: claim(self.store, event, lease=self.limits.lease, worker=self.name))
+        return bool(self._run(lambda: self._take(claim(self.store, event, **self._terms))))
+
+    def wake(self, event: UUID) -> None:
+        """Run the event of a nudge, then go on with what is due: a nudge says that there is work.
+
+        Handlers that return quickly are taken up several at a time; slow ones one by one, so that other
+        threads find the rest.
+        """
+        self.run(event)
+        ends, size = time.monotonic() + AWAKE, 1
+        while time.monotonic() < ends:
+            begun = time.monotonic()
+            ran = self._run(partial(self._claim_due, size))
+            if not ran:
+                return
+            quick = time.monotonic() - begun < QUICK * ran
+            size = min(size * 2, TOGETHER) if quick else 1
 
     def run_next(self) -> bool:
         """Claim and run the due event that has waited longest unattended; False when there is none."""
-        return self._run(self._claim_next)
+        return bool(self._run(self._claim_next))
 
     def run_unattended(self) -> int:
         """Put idle threads of this process to what nobody fetches; returns how many were set to work."""
@@ -99,9 +132,18 @@ class Runner:
         end = Outcome(Move.RELEASE, reason="Its worker shut down; the attempt does not count.")
         return sum(settle(self.store, held, end) for held in claims)
 
-    def _claim_next(self) -> Claim | None:
-        pick = unattended(self.store, self.limits.sweep)
-        return claim_next(self.store, pick, lease=self.limits.lease, worker=self.name)
+    @property
+    def _terms(self) -> dict[str, Any]:
+        return {"lease": self.limits.lease, "worker": self.name}
+
+    def _take(self, held: Claim | None) -> list[Claim]:
+        return [] if held is None else [held]
+
+    def _claim_next(self) -> list[Claim]:
+        return self._take(claim_next(self.store, unattended(self.store, self.limits.sweep), **self._terms))
+
+    def _claim_due(self, limit: int) -> list[Claim]:
+        return claim_several(self.store, due(self.store), limit=limit, **self._terms)
 
     def _drain(self) -> None:
         try:
@@ -113,12 +155,12 @@ class Runner:
             with self._lock:
                 self._drains -= 1
 
-    def _run(self, take: Callable[[], Claim | None]) -> bool:
+    def _run(self, take: Callable[[], list[Claim]]) -> int:
         with self._slots:
             # Busy from before the claim: a shutdown that saw nobody busy would leave it to expire.
             with self._lock:
                 if self.stopping.is_set():
-                    return False
+                    return 0
                 self._busy += 1
             try:
                 return self._claim_and_run(take)
@@ -126,23 +168,53 @@ class Runner:
                 with self._lock:
                     self._busy -= 1
 
-    def _claim_and_run(self, take: Callable[[], Claim | None]) -> bool:
+    def _claim_and_run(self, take: Callable[[], list[Claim]]) -> int:
         # Counted from before the claim: the ledger's own clock starts later, never earlier.
         since = time.monotonic()
         try:
-            held = take()
+            claims = take()
         except LedgerError as error:
             log.warning("Nothing claimed: %s", error)
-            return False
-        if held is None:
-            return False
+            return 0
         with self._lock:
-            self._held[held.event] = (held, since)
+            self._held.update({held.event: (held, since) for held in claims})
         try:
-            self._settle(held, self._attempt(held))
+            self._run_all(claims, since)
         finally:
-            self._forget(held)
-        return True
+            for held in claims:
+                self._forget(held)
+        return len(claims)
+
+    def _run_all(self, claims: Sequence[Claim], since: float) -> None:
+        ended: list[tuple[Claim, Outcome]] = []
+        for held in claims:
+            if self._is_held(held):
+                late = self.stopping.is_set() or time.monotonic() - since > self._patience
+                ended.append((held, NOT_BEGUN if late and held is not claims[0] else self._attempt(held)))
+            if held is claims[-1] or time.monotonic() - since > SETTLE_AFTER:
+                self._settle_all(ended)
+                ended = []
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a claim may wait for its turn: it is renewed, but nobody else can have it."""
+        return self.limits.lease.total_seconds() / 3
+
+    def _is_held(self, held: Claim) -> bool:
+        with self._lock:
+            return self._held.get(held.event, (None,))[0] is held
+
+    def _settle_all(self, ended: Sequence[tuple[Claim, Outcome]]) -> None:
+        plain = [held for held, end in ended if end == DONE]
+        try:
+            done = finish_several(self.store, plain) if len(plain) > 1 else set()
+        except LedgerError:
+            done = set()
+        for held, end in ended:
+            if held.event in done:
+                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
+            else:
+                self._settle(held, end)
 
     def _forget(self, held: Claim) -> None:
         with self._lock:

@@ -2,9 +2,10 @@
 
 from receiver.ledger.actions import Acted, discard, rerun, retry
 from receiver.ledger.claimed import Claim, Outcome
-from receiver.ledger.claims import claim, claim_next, due, expire, renew, settle
+from receiver.ledger.claims import claim, claim_next, claim_several, due, expire, renew, settle
 from receiver.ledger.committing import Recorder
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
+from receiver.ledger.finishing import finish_several
 from receiver.ledger.promotion import Promoted, promote
 from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events
 from receiver.ledger.record import Delivery, Verdict, record
@@ -40,11 +41,13 @@ __all__ = [
     "check_schema",
     "claim",
     "claim_next",
+    "claim_several",
     "count_events",
     "discard",
     "due",
     "expire",
     "find_event",
+    "finish_several",
     "ignored_types",
     "list_events",
     "migrate",

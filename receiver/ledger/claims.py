@@ -1,6 +1,6 @@
 """The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -28,24 +28,27 @@ FINAL = (State.DONE, State.DEAD, State.IGNORED)
 def claim(store: Store, event: UUID, *, lease: timedelta, worker: str) -> Claim | None:
     """Claim one event if it is due, or if its lease has run out; None when it is not to be had."""
     with store.write() as connection:
-        row = _claim(store, connection, EVENT.c.id == event, lease)
-        if row is None and _expire(store, connection, EVENT.c.id == event):
-            row = _claim(store, connection, EVENT.c.id == event, lease)
-        return None if row is None else _begin(store, connection, row, worker)
+        rows = _claim(store, connection, EVENT.c.id == event, lease)
+        if not rows and _expire(store, connection, EVENT.c.id == event):
+            rows = _claim(store, connection, EVENT.c.id == event, lease)
+        return next(iter(_begin(store, connection, rows, worker)), None)
 
 
 def claim_next(store: Store, pick: ColumnElement[bool], *, lease: timedelta, worker: str) -> Claim | None:
     """Claim the due event that has waited longest among those that `pick` allows."""
+    return next(iter(claim_several(store, pick, limit=1, lease=lease, worker=worker)), None)
+
+
+def claim_several(
+    store: Store, pick: ColumnElement[bool], *, limit: int, lease: timedelta, worker: str
+) -> list[Claim]:
+    """Claim up to `limit` due events that `pick` allows, those that have waited longest."""
     with store.write() as connection:
-        candidate = (
-            select(EVENT.c.id)
-            .where(_due(store), pick)
-            .order_by(EVENT.c.due_at)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        row = _claim(store, connection, EVENT.c.id == candidate.scalar_subquery(), lease)
-        return None if row is None else _begin(store, connection, row, worker)
+        due = select(EVENT.c.id).where(_due(store), pick).order_by(EVENT.c.due_at).limit(limit)
+        # A CTE is evaluated once; as a plain subquery, PostgreSQL may run it again for each row.
+        chosen = due.with_for_update(skip_locked=True).cte("chosen")
+        rows = _claim(store, connection, EVENT.c.id.in_(select(chosen.c.id)), lease)
+        return _begin(store, connection, rows, worker)
 
 
 def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUID]:
@@ -139,7 +142,7 @@ def _due(store: Store) -> ColumnElement[bool]:
 
 def _claim(
     store: Store, connection: Connection, which: ColumnElement[bool], lease: timedelta
-) -> Row[Any] | None:
+) -> Sequence[Row[Any]]:
     change = {
         "state": enters(Move.CLAIM),
         "lease_until": store.after(lease),
@@ -147,12 +150,23 @@ def _claim(
         "attempts": EVENT.c.attempts + 1,
     }
     statement = update(EVENT).where(which, _due(store)).values(**change).returning(*EVENT.c)
-    return connection.execute(statement).first()
+    return connection.execute(statement).all()
 
 
-def _begin(store: Store, connection: Connection, row: Row[Any], worker: str) -> Claim:
-    attempt = {"event": row.id, "claim": row.claim, "generation": row.generation, "number": row.attempts}
-    connection.execute(ATTEMPT.insert().values(**attempt, started_at=store.now(), worker=clipped(worker)))
+def _begin(store: Store, connection: Connection, rows: Sequence[Row[Any]], worker: str) -> list[Claim]:
+    if not rows:
+        return []
+    begun = {"started_at": store.now(), "worker": clipped(worker)}
+    attempts = [
+        {"event": row.id, "claim": row.claim, "generation": row.generation, "number": row.attempts}
+        for row in rows
+    ]
+    connection.execute(ATTEMPT.insert().values(**begun), attempts)
+    ordered = sorted(rows, key=lambda row: row.due_at)
+    return [_claimed(connection, row) for row in ordered]
+
+
+def _claimed(connection: Connection, row: Row[Any]) -> Claim:
     return Claim(
         event=row.id,
         token=row.claim,

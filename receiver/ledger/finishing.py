@@ -1,0 +1,110 @@
+"""Finishing several attempts in one transaction: what most of them end with, when handlers are quick."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    FromClause,
+    Integer,
+    Update,
+    Uuid,
+    and_,
+    bindparam,
+    column,
+    exists,
+    func,
+    select,
+    update,
+)
+from sqlmodel import UTCDateTime
+
+from receiver.ledger.calls.models import CALL
+from receiver.ledger.calls.states import UNFINISHED
+from receiver.ledger.claimed import Claim
+from receiver.ledger.models import ATTEMPT, EVENT
+from receiver.ledger.states import Move, State, enters
+from receiver.ledger.store import MOMENT, Store
+
+
+def finish_several(store: Store, claims: Sequence[Claim]) -> set[UUID]:
+    """Settle attempts whose handlers returned; return the events that are done now.
+
+    Those that were taken over, or have an unfinished call, are left to `settle`, one by one.
+    """
+    if not claims:
+        return set()
+    with store.write() as connection:
+        finish = _one_by_one if store.sqlite else _together
+        return finish(store, connection, claims)
+
+
+def _one_by_one(store: Store, connection: Connection, claims: Sequence[Claim]) -> set[UUID]:
+    moment = store.moment()
+    done = [
+        held
+        for held in claims
+        if connection.execute(_FINISH_ONE, {"event_": held.event, "token": held.token} | moment).rowcount
+    ]
+    if done:
+        rows = [{"event_": held.event, "token": held.token} | moment for held in done]
+        connection.execute(_END_ONE, rows)
+    return {held.event for held in done}
+
+
+def _together(store: Store, connection: Connection, claims: Sequence[Claim]) -> set[UUID]:
+    moment = store.moment()
+    given = {"events": [held.event for held in claims], "tokens": [held.token for held in claims]}
+    done = connection.execute(_FINISH_ALL, given | moment).all()
+    if done:
+        ended = {"events": [row.id for row in done], "tokens": [row.claim for row in done]}
+        connection.execute(_END_ALL, ended | moment)
+    return {row.id for row in done}
+
+
+def _given() -> FromClause:
+    arrays = bindparam("events", type_=ARRAY(Uuid)), bindparam("tokens", type_=ARRAY(Integer))
+    shape = column("event", Uuid), column("token", Integer)
+    return func.unnest(*arrays).table_valued(*shape, name="given").render_derived()
+
+
+def _finishable(event: Any, token: Any) -> Any:
+    mine = and_(CALL.c.event == EVENT.c.id, CALL.c.generation == EVENT.c.generation)
+    unfinished = exists().where(mine, CALL.c.state.in_(UNFINISHED))
+    held = and_(EVENT.c.id == event, EVENT.c.claim == token, EVENT.c.state == State.PROCESSING)
+    return and_(held, ~unfinished)
+
+
+def _done(now: Any) -> dict[str, Any]:
+    quiet = {"lease_until": None, "nudged_at": None, "nudges": 0, "reason": None}
+    return {"state": enters(Move.FINISH), "finished_at": now, **quiet}
+
+
+def _ended(now: Any) -> dict[str, Any]:
+    return {"ended_at": now, "outcome": Move.FINISH.value, "reason": None, "error": None}
+
+
+def _finish_one() -> tuple[Update, Update]:
+    event, token = bindparam("event_", type_=Uuid()), bindparam("token", type_=Integer())
+    now = bindparam("now", type_=UTCDateTime())
+    finish = update(EVENT).where(_finishable(event, token)).values(_done(now))
+    mine = and_(ATTEMPT.c.event == event, ATTEMPT.c.claim == token)
+    return finish, update(ATTEMPT).where(mine).values(_ended(now))
+
+
+def _finish_all() -> tuple[Update, Update]:
+    given = _given()
+    # In the order in which `record` takes its rows, else the two deadlock.
+    order = EVENT.c.source.collate("C"), EVENT.c.event_id.collate("C")
+    ready = select(EVENT.c.id).join_from(given, EVENT, _finishable(given.c.event, given.c.token))
+    locked = ready.order_by(*order).with_for_update(of=EVENT).cte("locked")
+    shown = EVENT.c.id, EVENT.c.claim
+    finish = update(EVENT).where(EVENT.c.id == locked.c.id).values(_done(MOMENT)).returning(*shown)
+    mine = and_(ATTEMPT.c.event == given.c.event, ATTEMPT.c.claim == given.c.token)
+    return finish, update(ATTEMPT).where(mine).values(_ended(MOMENT))
+
+
+_FINISH_ONE, _END_ONE = _finish_one()
+_FINISH_ALL, _END_ALL = _finish_all()
