@@ -1,0 +1,82 @@
+"""*Accept*: how many deliveries a second are answered, all contestants in turn."""
+
+import statistics
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.contestants import Contestant
+from tests.bench.load import Result, run_wrk, write_deliveries
+
+RATE_MAX = 12_000
+"""Deliveries prepared for each second, more than any contestant takes: none comes twice by accident."""
+
+STORM = 20
+"""Events of a storm: all of its deliveries are duplicates of these."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of all rounds for one contestant, workload and number of connections."""
+
+    contestant: str
+    workload: str
+    connections: int
+    rate: float
+    p50: float
+    p99: float
+    bad: int
+
+
+def new_ids(count: int) -> list[str]:
+    """Return ids that nobody has seen."""
+    run = uuid.uuid4().hex[:12]
+    return [f"evt_{run}{number:08x}" for number in range(count)]
+
+
+def all_new(seconds: float) -> list[str]:
+    """Return first-seen events only."""
+    return new_ids(int(RATE_MAX * seconds))
+
+
+def half_duplicates(seconds: float) -> list[str]:
+    """Return each event twice, the second soon after the first."""
+    ids = new_ids(int(RATE_MAX * seconds / 2))
+    lag = 100
+    pairs = zip(ids[lag:] + ids[:lag], ids, strict=True)
+    return [event_id for pair in pairs for event_id in pair]
+
+
+def measure(
+    contestants: Iterable[Contestant],
+    workloads: Sequence[str],
+    *,
+    folder: Path,
+    rounds: int,
+    seconds: float,
+    connections: Sequence[int],
+    storm: Sequence[str] = (),
+) -> list[Figure]:
+    """Load each contestant in each round, in turn, so that a machine that drifts drifts for all."""
+    made = {"all first-seen": all_new, "half duplicates": half_duplicates}
+    results: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
+    contestants = list(contestants)
+    for _ in range(rounds):
+        for workload in workloads:
+            for count in connections:
+                for one in contestants:
+                    ids = list(storm) if workload == "storm" else made[workload](seconds)
+                    file = write_deliveries(folder / "deliveries.txt", ids)
+                    done = run_wrk(one.url, file, connections=count, seconds=seconds)
+                    results[one.name, workload, count].append(done)
+    return [_figure(*key, found) for key, found in results.items()]
+
+
+def _figure(contestant: str, workload: str, connections: int, found: Sequence[Result]) -> Figure:
+    def median(name: str) -> float:
+        return statistics.median(getattr(result, name) for result in found)
+
+    bad = sum(result.refused + result.errors for result in found)
+    return Figure(contestant, workload, connections, median("rate"), median("p50"), median("p99"), bad)
