@@ -1,0 +1,155 @@
+"""*Drain*: how fast a backlog empties, and how soon a lone event's handler starts."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+from celery import Celery
+
+from receiver.ledger import Delivery, Store, record
+from tests.bench.accept import new_ids
+from tests.bench.contestants import EMPTY, ONE_CALL, THREADS, deploy, rss
+from tests.services.databases import Databases, driver_url
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.processes import Process, clean_environment
+from tests.services.valkey import Valkey
+from tests.services.waiting import free_port, wait_until
+
+BATCH = 500
+CALL_TIME = 0.02
+"""Seconds that one call takes there."""
+
+APIS = """[slow]
+base_url = "http://127.0.0.1:{port}"
+dialect = "ietf"
+auth = {{ type = "bearer", value_env = "SLOW_KEY" }}
+max_connections = {threads}
+"""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """How many events or tasks were done a second, and the processor seconds that the worker spent on each."""
+
+    name: str
+    rate: float
+    cpu: float
+
+
+def fill(deployment: Deployment, count: int) -> None:
+    """Record this many events, as web does, without a nudge."""
+    store = Store(driver_url(deployment.database_url))
+    ids = new_ids(count)
+    for start in range(0, count, BATCH):
+        batch = [
+            Delivery("stripe", event_id, "invoice.paid", b"{}", content_type="application/json")
+            for event_id in ids[start : start + BATCH]
+        ]
+        record(store, batch)
+    store.close()
+
+
+def drain_firstseen(folder: Path, databases: Databases, broker: Valkey, count: int, code: str) -> Drained:
+    """Let one worker empty a backlog of accepted events, woken as web wakes it."""
+    with slow_api() as port:
+        (folder / "apis.toml").write_text(APIS.format(port=port, threads=THREADS))
+        env = {"FIRSTSEEN_APIS": str(folder / "apis.toml"), "SLOW_KEY": "bench"}
+        name = "empty handler" if code == EMPTY else "one 20 ms call"
+        deployment = deploy(folder / name.replace(" ", "-"), databases, broker, "postgres", code, **env)
+        try:
+            fill(deployment, count)
+            ledger = Ledger(deployment.database_url)
+            begun = time.monotonic()
+            worker = deployment.start_worker()[0]
+            wait_until(lambda: ledger.states()["done"] > 0, 120, "the worker to begin")
+            begun, already = time.monotonic(), ledger.states()["done"]
+            wait_until(lambda: ledger.states()["done"] >= count, 600, "the backlog to be done")
+            took = time.monotonic() - begun
+            return Drained(name, (count - already) / took, cpu_of(worker) / count)
+        finally:
+            deployment.stop()
+
+
+def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
+    """Let a plain Celery worker with the same pool empty a queue of tasks that do nothing."""
+    app = Celery("plain", broker=broker.url)
+    for number in range(count):
+        app.send_task("plain.nothing", (f"evt_{number}",), ignore_result=True)
+    env = clean_environment(PYTHONPATH=str(Path(__file__).parents[2]), BENCH_BROKER=broker.url)
+    argv = ["-m", "celery", "-A", "tests.bench.apps.plain", "worker", "--pool", "threads"]
+    command = ["python", *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
+    process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)
+    try:
+        left = lambda: broker.client().llen("celery")  # noqa: E731
+        wait_until(lambda: left() < count, 120, "Celery to begin")
+        begun, already = time.monotonic(), count - left()
+        wait_until(lambda: left() == 0, 600, "the queue to be empty")
+        return Drained("plain Celery tasks", (count - already) / (time.monotonic() - begun), cpu_of(process) / count)
+    finally:
+        process.kill()
+
+
+def latencies(folder: Path, databases: Databases, broker: Valkey, count: int) -> tuple[list[float], float, float]:
+    """Return milliseconds from the answer's commit to the handler's start, one event at a time; and memory."""
+    deployment = deploy(folder / "idle", databases, broker, "postgres")
+    try:
+        deployment.start()
+        deployment.deliver("evt_warm_up")
+        ledger = Ledger(deployment.database_url)
+        wait_until(lambda: ledger.states()["done"] == 1, 60, "the first event to be done")
+        web, worker = rss(deployment.webs[0]), rss(deployment.workers[0])
+        for number in range(count):
+            deployment.deliver(f"evt_idle_{number}")
+            wait_until(lambda number=number: ledger.states()["done"] == number + 2, 30, "it to be done")
+        query = """SELECT extract(epoch FROM a.started_at - e.received_at) * 1000 AS ms
+            FROM attempt a JOIN event e ON e.id = a.event WHERE e.event_id LIKE 'evt_idle_%'"""
+        return [float(row["ms"]) for row in ledger.rows(query)], web, worker
+    finally:
+        deployment.stop()
+
+
+def percentiles(values: list[float]) -> tuple[float, float]:
+    """Return the median and the 99th of a hundred."""
+    cuts = statistics.quantiles(values, n=100)
+    return statistics.median(values), cuts[98]
+
+
+def cpu_of(process: Process) -> float:
+    """Return the processor seconds that a family has used."""
+    import psutil  # noqa: PLC0415
+
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return sum(one.cpu_times().user + one.cpu_times().system for one in family)
+
+
+class _Slow(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(CALL_TIME)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def slow_api() -> Iterator[int]:
+    """Serve an API whose every answer takes 20 ms; give its port."""
+    port = free_port()
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Slow)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield port
+    finally:
+        server.shutdown()

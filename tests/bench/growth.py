@@ -1,0 +1,69 @@
+"""*Growth*: the speed of recording with a thousand, a hundred thousand and a million rows."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from receiver.ledger import Delivery, Store, record
+from receiver.ledger.models import EVENT
+from tests.bench.accept import new_ids
+
+BATCH, REPEATS = 16, 40
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Microseconds that one delivery takes in a batch of 16, by the number of rows that are there."""
+
+    kind: str
+    rows: int
+    new: float
+    duplicate: float
+
+
+def grow(store: Store, kind: str, sizes: tuple[int, ...]) -> list[Grown]:
+    """Fill a ledger step by step and measure after each."""
+    found, there = [], 0
+    for size in sizes:
+        _fill(store, there, size)
+        there = size
+        found.append(Grown(kind, size, *_speed(store)))
+    return found
+
+
+def _fill(store: Store, start: int, end: int) -> None:
+    """Copy one done event many times, its ids as random and as sorted as real ones."""
+    if start == 0:
+        record(store, [Delivery("stripe", "evt_model", "invoice.paid", b"{}" * 400)])
+    some_id = "lower(hex(randomblob(16)))" if store.sqlite else "gen_random_uuid()"
+    number = "n" if store.sqlite else "n::text"
+    new = {"id": some_id, "event_id": f"'evt_' || {number}", "body_hash": f"'hash_' || {number}"}
+    new |= {"state": "'done'", "finished_at": "received_at"}
+    names = [column.name for column in EVENT.c]
+    chosen = ", ".join(new.get(name, name) for name in names)
+    query = f"""WITH RECURSIVE numbers(n) AS (SELECT {start} UNION ALL SELECT n + 1 FROM numbers WHERE n < {end})
+        INSERT INTO event ({", ".join(names)}) SELECT {chosen} FROM event, numbers
+        WHERE event.event_id = 'evt_model'"""
+    with store.write() as connection:
+        connection.execute(text(query))
+    if not store.sqlite:
+        with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE event"))
+
+
+def _speed(store: Store) -> tuple[float, float]:
+    new, duplicate = [], []
+    for _ in range(REPEATS):
+        ids = new_ids(BATCH)
+        batch = [Delivery("stripe", one, "invoice.paid", one.encode() * 40) for one in ids]
+        new.append(_timed(store, batch))
+        duplicate.append(_timed(store, batch))
+    return statistics.median(new), statistics.median(duplicate)
+
+
+def _timed(store: Store, batch: list[Delivery]) -> float:
+    begun = time.perf_counter()
+    record(store, batch)
+    return (time.perf_counter() - begun) / len(batch) * 1e6
