@@ -1,6 +1,5 @@
 """`/v1/events`: which there are, one's whole story, and what a person does to it."""
 
-import base64
 from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
@@ -9,6 +8,7 @@ from flask import after_this_request, g
 
 from receiver.ledger import Store, discard, list_events, promote, rerun, retry, story
 from receiver.ledger.conflicts import conflicts
+from receiver.ledger.texts import readable
 from receiver.management import shapes
 from receiver.management.gate import who
 from receiver.management.given import EventsQuery, Seen, SeenForSure
@@ -61,7 +61,7 @@ class Events:
         The first ten are kept, until the event's payload is erased.
         """
         found = conflicts(self._store, event)
-        return {**found, "data": [{**one, **_readable(one["body"])} for one in found["data"]]}
+        return {**found, "data": [{**one, **readable(one["body"])} for one in found["data"]]}
 
     def retry_event(self, event: UUID, given: Seen) -> Answer:
         """Run an event again in its generation.
@@ -109,10 +109,3 @@ class Events:
         def nudge(response: Any) -> Any:
             self._nudge([event])
             return response
-
-
-def _readable(body: bytes) -> Answer:
-    try:
-        return {"encoding": "utf-8", "body": body.decode()}
-    except UnicodeDecodeError:
-        return {"encoding": "base64", "body": base64.b64encode(body).decode()}
