@@ -42,7 +42,7 @@ def _complete(provider: Provider, options: Mapping[str, Any]) -> Provider:
 
 
 def _check_values(provider: Provider, values: Mapping[str, Any]) -> Mapping[str, str]:
-    needed = provider.required_scheme.config_names
+    needed = provider.option_names
     for key, value in values.items():
         if key not in needed:
             hint = suggest(key, needed) if needed else f"; {provider.name} takes none"

@@ -25,20 +25,25 @@ from config.tables import Table, explain, kind_of, read_toml
 CATALOGUE = Path(__file__).with_name("providers.toml")
 SHORTEST_WINDOW = timedelta(days=1)  # the shortest retry horizon of any provider, with its margin
 
+IN_BODY = frozenset({"json", "item", "form"})  # what code signs at least
+
 Dedup = Literal["id", "composite", "body_hash", "none"]
 
 
 class Provider(Table):
     """One entry of the catalogue.
 
-    `custom` entries have no scheme: each source brings its own. `window` is how long the provider can still
-    send an event again, retries and manual resends together; `window_reason` says why. `verified` is true
-    when the entry was read in official sources.
+    An entry verifies by exactly one of `scheme`, `code` (the name of a verifier that is written as code, with
+    the names of the `options` that a source gives it) and `custom` (each source brings its own scheme).
+    `window` is how long the provider can still send an event again, retries and manual resends together;
+    `window_reason` says why. `verified` is true when the entry was read in official sources.
     """
 
     name: StrictStr
     title: StrictStr
     custom: StrictBool = False
+    code: Annotated[StrictStr, Field(min_length=1)] | None = None
+    options: tuple[StrictStr, ...] = ()
     scheme: SchemeTable | None = None
     secret_prefix: StrictStr = ""
     dedup: Dedup | None = None
@@ -56,8 +61,10 @@ class Provider(Table):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if (self.scheme is None) != self.custom:
-            raise ValueError("scheme is missing; only an entry with custom = true leaves it to each source")
+        if [self.scheme is not None, self.code is not None, self.custom].count(True) != 1:
+            raise ValueError("an entry has exactly one of scheme, code and custom = true")
+        if self.options and self.code is None:
+            raise ValueError("options are for code; a scheme's are the names of its {config:...}")
         if not self.custom:
             self._check_dedup()
             self._check_batch_ids()
@@ -96,17 +103,34 @@ class Provider(Table):
 
     @property
     def longest_tolerance(self) -> timedelta:
-        """How old a signed delivery may be at most; zero when there is no limit."""
-        schemes = (self.required_scheme, *self.required_scheme.schemes)
+        """How old a signed delivery may be at most; zero when there is no limit, or code knows it."""
+        schemes = (self.scheme, *self.scheme.schemes) if self.scheme else ()
         seconds = [scheme.timestamp.tolerance or 0 for scheme in schemes if scheme.timestamp]
         return timedelta(seconds=max(seconds, default=0))
 
     @property
     def required_scheme(self) -> SchemeTable:
-        """The scheme; raise ConfigError for an entry that leaves it to each source."""
+        """The scheme; raise ConfigError for an entry that has code, or leaves it to each source."""
+        if self.code is not None:
+            raise ConfigError(f"{self.name} is verified by code, not by a scheme")
         if self.scheme is None:
             raise ConfigError(f"{self.name} has no scheme of its own: a source must bring one in its options")
         return self.scheme
+
+    @property
+    def option_names(self) -> frozenset[str]:
+        """The options that a source must give."""
+        return self.scheme.config_names if self.scheme else frozenset(self.options)
+
+    @property
+    def signature_headers(self) -> frozenset[str]:
+        """Names, in lower case, of the headers that hold a signature or a token, as far as data knows them."""
+        return self.scheme.signature_headers if self.scheme else frozenset()
+
+    @property
+    def has_tolerable_time(self) -> bool:
+        """Whether a source's own tolerance means anything."""
+        return self.scheme is not None and self.scheme.has_tolerable_time
 
     @cached_property
     def id_places(self) -> tuple[Locators, ...]:
@@ -130,15 +154,20 @@ class Provider(Table):
 
     @cached_property
     def signs_body(self) -> bool:
-        """Whether the body is in the signed bytes; never with a token or Basic."""
-        return self.required_scheme.signs_body
+        """Whether the body is in the signed bytes; never with a token or Basic, always with code."""
+        return self.code is not None or self.required_scheme.signs_body
 
     @cached_property
     def id_is_signed(self) -> bool:
         """Whether changing the event's id breaks the signature."""
         if self.policy == "body_hash":
             return self.signs_body
-        return bool(self.id_places) and all(self.required_scheme.signs(where) for where in self.id_places)
+        return bool(self.id_places) and all(self._signs(where) for where in self.id_places)
+
+    def _signs(self, where: Locators) -> bool:
+        if self.scheme is not None:
+            return self.scheme.signs(where)
+        return all(place.kind in IN_BODY for place in where.places)
 
 
 def load_providers(path: Path | None = None) -> Mapping[str, Provider]:

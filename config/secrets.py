@@ -49,8 +49,13 @@ def key_bytes(secret: str, encoding: str, strip_prefix: str = "") -> bytes | Non
         return None
 
 
-def is_usable(secret: str, scheme: SchemeTable) -> bool:
-    """Whether a secret can be a key of this scheme; PEM and SPKI are not parsed for it."""
+def is_usable(secret: str, scheme: SchemeTable | None) -> bool:
+    """Whether a secret can be a key of this scheme; PEM and SPKI are not parsed for it.
+
+    Code, which has no scheme, takes any that is not empty.
+    """
+    if scheme is None:
+        return bool(secret)
     if scheme.schemes:
         return any(is_usable(secret, one) for one in scheme.schemes)
     if scheme.type == "basic":

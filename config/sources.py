@@ -86,7 +86,7 @@ class Source:
 
     @property
     def scheme(self) -> SchemeTable:
-        """How its deliveries are signed."""
+        """How its deliveries are signed; raise ConfigError where code verifies them."""
         return self.provider.required_scheme
 
     @property
@@ -158,7 +158,7 @@ def _check_against(table: SourceTable, provider: Provider) -> None:
     _check_times(table, provider)
     if table.on_replay == "park" and not can_be_replayed(provider):
         raise ValueError(f"on_replay is 'park', but {_why_no_replay(provider)}; only 'run' is allowed")
-    signatures = provider.required_scheme.signature_headers
+    signatures = provider.signature_headers
     for header in table.keep_headers:
         if header.lower() in NEVER_KEPT | signatures or "signature" in header.lower():
             raise ValueError(
@@ -167,7 +167,7 @@ def _check_against(table: SourceTable, provider: Provider) -> None:
 
 
 def _check_times(table: SourceTable, provider: Provider) -> None:
-    if table.tolerance and not provider.required_scheme.has_tolerable_time:
+    if table.tolerance and not provider.has_tolerable_time:
         raise ValueError(
             f"tolerance is {table.tolerance}, but {provider.name} signs no timestamp; leave it out"
         )
@@ -214,7 +214,7 @@ def _secrets(
                 f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
             )
         for number, secret in enumerate(secrets, 1):
-            if is_usable(secret, provider.required_scheme):
+            if is_usable(secret, provider.scheme):
                 found[secret] = None
             else:
                 warnings.append(

@@ -170,6 +170,33 @@ def test_a_wrong_entry_is_one_sentence(tmp_path: Path, change: tuple[str, str], 
     assert "\n" not in found
 
 
+CODE = ENTRY[: ENTRY.index("[acme.scheme]")] + 'code = "acme"\noptions = ["audience"]\n'
+
+
+def test_code_takes_the_place_of_a_scheme(tmp_path: Path) -> None:
+    """An entry that is verified by code signs its body, so an id in the body, and names its options."""
+    provider = load(tmp_path, CODE)
+    assert (provider.signs_body, provider.id_is_signed) == (True, True)
+    assert provider.option_names == {"audience"}
+    assert not load(tmp_path, CODE.replace("json:id", "header:X-Id")).id_is_signed
+    with pytest.raises(ConfigError, match="verified by code"):
+        _ = provider.required_scheme
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (CODE + ENTRY[ENTRY.index("[acme.scheme]") :], "exactly one of scheme, code and custom"),
+        (CODE.replace('code = "acme"', ""), "exactly one of scheme, code and custom"),
+        (CODE.replace('code = "acme"', "custom = true\ncode = 'acme'"), "exactly one of scheme, code and"),
+        (CODE.replace('code = "acme"', "custom = true"), "options are for code"),
+    ],
+)
+def test_an_entry_verifies_in_one_way(tmp_path: Path, text: str, sentence: str) -> None:
+    """Two ways to verify, or none, or options without code are refused."""
+    assert sentence in refusal(tmp_path, text)
+
+
 def test_broken_toml_names_its_line(tmp_path: Path) -> None:
     """A file that is no TOML is refused with the place where it breaks."""
     assert "line 2" in refusal(tmp_path, "[acme]\ntitle = \n")
