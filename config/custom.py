@@ -11,7 +11,19 @@ from config.tables import explain, kind_of, suggest
 
 SCHEME_KEYS = frozenset(SchemeTable.model_fields)
 EVENT_KEYS = frozenset(
-    {"dedup", "event_id", "event_type", "created_at", "batch", "success_status", "handshake", "window"}
+    {
+        "dedup",
+        "event_id",
+        "without_id",
+        "event_type",
+        "created_at",
+        "batch",
+        "batch_type",
+        "success_status",
+        "success_body",
+        "handshake",
+        "window",
+    }
 )
 SILENT = frozenset({"key"})
 

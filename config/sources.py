@@ -7,14 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from config.custom import describe_provider
 from config.errors import ConfigError
 from config.provider_parts import HeaderNames, WrittenDuration
 from config.providers import Provider
 from config.schemes import SchemeTable
-from config.secrets import is_usable
+from config.source_secrets import read_list, read_secrets
 from config.tables import Table, explain, kind_of, read_toml, suggest
 
 SOURCES = Path(__file__).with_name("sources.toml")
@@ -44,6 +44,14 @@ def _check_variables(value: Any) -> str | tuple[str, ...]:
     )
 
 
+def _check_variable(value: Any) -> str:
+    if _is_variable(value):
+        return str(value)
+    raise ValueError(
+        f"found {kind_of(value)} that is no variable's name; write capitals, digits and _, never the token"
+    )
+
+
 def _is_variable(name: Any) -> bool:
     return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
 
@@ -59,6 +67,8 @@ class SourceTable(Table):
     max_body: Annotated[StrictInt, Field(ge=1, le=LARGEST_BODY)] = MEBIBYTE
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
+    handshake: StrictBool = False
+    verify_token_env: Annotated[str, BeforeValidator(_check_variable)] | None = None
     options: Mapping[str, Any] = {}
 
 
@@ -81,6 +91,8 @@ class Source:
     max_body: int = MEBIBYTE
     keep_headers: tuple[str, ...] = ()
     on_replay: OnReplay = "run"
+    handshake: bool = False
+    verify_tokens: tuple[str, ...] = field(default=(), repr=False)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_names: tuple[str, ...] = ()
 
@@ -114,7 +126,7 @@ def _load(
         table = _read(name, entry)
         provider, options = describe_provider(_known(table.provider, providers), table.options)
         _check_against(table, provider)
-        secrets, warnings = _secrets(table, provider, environ)
+        secrets, warnings = read_secrets(table.secrets_env, provider, environ)
         payload_retention = table.payload_retention or min(DEFAULT_PAYLOAD_RETENTION, table.retention)
     except ValueError as error:
         raise ConfigError(f"{path}: [{name}] {error}") from None
@@ -130,6 +142,8 @@ def _load(
         max_body=table.max_body,
         keep_headers=table.keep_headers,
         on_replay=table.on_replay,
+        handshake=table.handshake,
+        verify_tokens=read_list(table.verify_token_env, environ),
         options=options,
         secret_names=_variables(table),
     )
@@ -156,6 +170,7 @@ def _known(name: str, providers: Mapping[str, Provider]) -> Provider:
 
 def _check_against(table: SourceTable, provider: Provider) -> None:
     _check_times(table, provider)
+    _check_handshake(table, provider)
     if table.on_replay == "park" and not can_be_replayed(provider):
         raise ValueError(f"on_replay is 'park', but {_why_no_replay(provider)}; only 'run' is allowed")
     signatures = provider.signature_headers
@@ -164,6 +179,19 @@ def _check_against(table: SourceTable, provider: Provider) -> None:
             raise ValueError(
                 f"keep_headers has {header!r}; credentials, cookies and signatures are never kept"
             )
+
+
+def _check_handshake(table: SourceTable, provider: Provider) -> None:
+    if table.handshake and not provider.has_unsigned_handshake:
+        raise ValueError(f"handshake is true, but {provider.name} has no unsigned handshake; leave it out")
+    if table.handshake and provider.needs_verify_token and table.verify_token_env is None:
+        raise ValueError(
+            f"verify_token_env is missing; {provider.name}'s handshake holds a token that you chose there"
+        )
+    if table.verify_token_env and not (table.handshake and provider.needs_verify_token):
+        raise ValueError(
+            "verify_token_env is for handshake = true with a provider that sends a verify token; leave it out"
+        )
 
 
 def _check_times(table: SourceTable, provider: Provider) -> None:
@@ -198,29 +226,6 @@ def _why_no_replay(provider: Provider) -> str:
 
 def _variables(table: SourceTable) -> tuple[str, ...]:
     return (table.secrets_env,) if isinstance(table.secrets_env, str) else table.secrets_env
-
-
-def _secrets(
-    table: SourceTable, provider: Provider, environ: Mapping[str, str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    found: dict[str, None] = {}
-    warnings = []
-    for variable in _variables(table):
-        value = environ.get(variable, "").strip()
-        listed = value.split(",") if isinstance(table.secrets_env, str) else [value]
-        secrets = [secret.strip() for secret in listed if secret.strip()]
-        if not secrets:
-            warnings.append(
-                f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
-            )
-        for number, secret in enumerate(secrets, 1):
-            if is_usable(secret, provider.scheme):
-                found[secret] = None
-            else:
-                warnings.append(
-                    f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
-                )
-    return tuple(found), tuple(warnings)
 
 
 def in_words(span: timedelta) -> str:
