@@ -17,9 +17,8 @@ from config.tables import explain, kind_of, parse_toml, read_text
 
 CATALOGUE = Path(__file__).with_name("providers.toml")
 
-_HEAD = re.compile(
-    r"^\[\[?[ \t]*([A-Za-z0-9_-]+)", re.MULTILINE
-)  # of [name], [name.scheme], [[name.handshake]]
+# The heads [name], [name.scheme] and [[name.handshake]].
+_HEAD = re.compile(r"^\[\[?[ \t]*([A-Za-z0-9_-]+)", re.MULTILINE)
 
 
 class Catalogue(Mapping[str, Provider]):

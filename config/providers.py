@@ -32,11 +32,13 @@ from config.tables import Table
 
 SHORTEST_WINDOW = timedelta(days=1)  # the shortest retry horizon of any provider, with its margin
 
+CODE_KEYS = frozenset({"signs", "keyless", "proof"})
 IN_BODY = frozenset({"json", "item", "form"})  # what code signs at least
 
 Dedup = Literal["id", "composite", "body_hash", "none"]
 WithoutId = Literal["park", "body_hash", "none"]
 Fact = Literal["scheme", "event_id", "event_type", "batch", "handshake", "answer", "window"]
+Signed = Literal["body", "url"]
 
 
 def _as_several(value: Any) -> Any:
@@ -47,10 +49,12 @@ class Provider(Table):
     """One entry of the catalogue.
 
     An entry verifies by exactly one of `scheme`, `code` (the name of a verifier that is written as code, with
-    the names of the `options` that a source gives it) and `custom` (each source brings its own scheme).
+    the names of the `options` that a source gives it), `custom` (each source brings its own scheme) and
+    `verification = "none"` (nothing proves the sender, which each source must confirm). Beside code, `signs`
+    says what is signed, `keyless` that no secret is shared, and `proof` which headers hold the signature.
     `window` is how long the provider can still send an event again, retries and manual resends together;
     `window_reason` says why. `deadline` is how long it waits for an answer. `verified` is true when the entry
-    was read in official sources, but for the facts in `unread`.
+    was read in official sources, but for the facts in `unread`. `empty_body`: events come as headers alone.
     """
 
     name: StrictStr
@@ -58,6 +62,10 @@ class Provider(Table):
     custom: StrictBool = False
     code: Annotated[StrictStr, Field(min_length=1)] | None = None
     options: tuple[StrictStr, ...] = ()
+    signs: tuple[Signed, ...] = ("body",)
+    keyless: StrictBool = False
+    proof: HeaderNames = ()
+    verification: Literal["none"] | None = None
     scheme: SchemeTable | None = None
     secret_prefix: StrictStr = ""
     dedup: Dedup | None = None
@@ -67,6 +75,7 @@ class Provider(Table):
     created_at: TimeTable | None = None
     batch: Annotated[StrictStr, AfterValidator(check_batch)] | None = None
     batch_type: StrictStr = ""
+    empty_body: StrictBool = False
     keep_headers: HeaderNames = ()
     success_status: Annotated[StrictInt, Field(ge=200, le=299)] = 200
     success_body: StrictStr | None = None
@@ -82,15 +91,22 @@ class Provider(Table):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if [self.scheme is not None, self.code is not None, self.custom].count(True) != 1:
-            raise ValueError("an entry has exactly one of scheme, code and custom = true")
-        if self.options and self.code is None:
-            raise ValueError("options are for code; a scheme's are the names of its {config:...}")
+        self._check_way()
         if not self.custom:
             self._check_dedup()
             self._check_batch_ids()
             self._check_window()
         return self
+
+    def _check_way(self) -> None:
+        ways = (self.scheme is not None, self.code is not None, self.custom, self.verification is not None)
+        if ways.count(True) != 1:
+            raise ValueError('an entry has exactly one of scheme, code, custom = true, verification = "none"')
+        if self.options and self.code is None:
+            raise ValueError("options are for code; a scheme's are the names of its {config:...}")
+        unused = self.model_fields_set & CODE_KEYS
+        if unused and self.code is None:
+            raise ValueError(f"{min(unused)} is for code; a scheme says the same by itself")
 
     def _check_dedup(self) -> None:
         found = len(self.event_id)
@@ -135,9 +151,11 @@ class Provider(Table):
 
     @property
     def required_scheme(self) -> SchemeTable:
-        """The scheme; raise ConfigError for an entry that has code, or leaves it to each source."""
+        """The scheme; raise ConfigError for an entry that has none of its own."""
         if self.code is not None:
             raise ConfigError(f"{self.name} is verified by code, not by a scheme")
+        if self.verification is not None:
+            raise ConfigError(f"{self.name} signs nothing, so it has no scheme")
         if self.scheme is None:
             raise ConfigError(f"{self.name} has no scheme of its own: a source must bring one in its options")
         return self.scheme
@@ -149,8 +167,9 @@ class Provider(Table):
 
     @property
     def signature_headers(self) -> frozenset[str]:
-        """Names, in lower case, of the headers that hold a signature or a token; none for code."""
-        return self.scheme.signature_headers if self.scheme else frozenset()
+        """Names, in lower case, of the headers that hold a signature or a token, as an entry knows them."""
+        names = frozenset(name.lower() for name in self.proof)
+        return self.scheme.signature_headers if self.scheme else names
 
     @property
     def has_tolerable_time(self) -> bool:
@@ -192,10 +211,24 @@ class Provider(Table):
         """Whether a handshake holds a token that the source must know."""
         return any(handshake.needs_verify_token for handshake in self.handshake)
 
+    @property
+    def needs_secret(self) -> bool:
+        """Whether a source must share a secret with the provider."""
+        return not self.keyless and self.verification is None
+
     @cached_property
     def signs_body(self) -> bool:
-        """Whether the body is in the signed bytes; never with a token or Basic, always with code."""
-        return self.code is not None or self.required_scheme.signs_body
+        """Whether the body is in the signed bytes; never with a token or Basic."""
+        if self.scheme is None and not self.custom:
+            return self.code is not None and "body" in self.signs
+        return self.required_scheme.signs_body
+
+    @cached_property
+    def signs_url(self) -> bool:
+        """Whether the URL is in the signed bytes, so that it must be the one that the provider called."""
+        if self.scheme is None:
+            return self.code is not None and "url" in self.signs
+        return self.scheme.signs_url
 
     @cached_property
     def id_is_signed(self) -> bool:
@@ -207,4 +240,4 @@ class Provider(Table):
     def _signs(self, where: Locators) -> bool:
         if self.scheme is not None:
             return self.scheme.signs(where)
-        return all(place.kind in IN_BODY for place in where.places)
+        return self.signs_body and all(place.kind in IN_BODY for place in where.places)

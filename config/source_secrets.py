@@ -1,26 +1,83 @@
-"""The secrets of sources, read from the environment, and what is wrong with them without showing any."""
+"""What proves the sender of a source: variables with its secrets, or the user's word that nothing does."""
 
+import re
 from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from config.providers import Provider
 from config.secrets import is_usable
+from config.tables import kind_of
 
-Found = tuple[tuple[str, ...], tuple[str, ...]]
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
-def read_secrets(variables: str | tuple[str, ...], provider: Provider, environ: Mapping[str, str]) -> Found:
-    """Return the usable secrets, in order, and a sentence for each that is not.
+def _check_variables(value: Any) -> str | tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and names and all(map(_is_variable, names)):
+        return value if isinstance(value, str) else tuple(names)
+    raise ValueError(
+        f"found {kind_of(value)} that is no variable's name, nor a list of such names;"
+        " write capitals, digits and _, never the secret itself"
+    )
 
-    One variable holds a list; of several, each holds one secret, commas and all.
-    """
+
+def _check_variable(value: Any) -> str:
+    if _is_variable(value):
+        return str(value)
+    raise ValueError(
+        f"found {kind_of(value)} that is no variable's name; write capitals, digits and _, never the token"
+    )
+
+
+def _is_variable(name: Any) -> bool:
+    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
+
+
+Variables = Annotated[str | tuple[str, ...], BeforeValidator(_check_variables)]
+"""One variable with secrets separated by commas, or several with one secret each."""
+
+
+Variable = Annotated[str, BeforeValidator(_check_variable)]
+"""One variable."""
+
+
+def check_proof(provider: Provider, names: str | tuple[str, ...] | None, *, unverified: bool) -> None:
+    """Refuse a source without the secret that it needs, or with one that nobody uses; ValueError says why."""
+    if unverified and provider.verification is None:
+        raise ValueError(f"unverified is true, but {provider.name} can be verified; leave it out")
+    if provider.verification is not None and not unverified:
+        raise ValueError(
+            f"unverified is missing: {provider.name} signs nothing, so whoever knows the address can post"
+            " events; write unverified = true if your handler asks the provider before it believes one"
+        )
+    if provider.needs_secret and names is None:
+        raise ValueError("secrets_env is missing; name the variable that holds the secret")
+    if not provider.needs_secret and names is not None:
+        raise ValueError(f"secrets_env is set, but {provider.name} shares no secret; leave it out")
+
+
+def variables(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the variables' names as they are listed."""
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else names
+
+
+def read_secrets(
+    provider: Provider, names: str | tuple[str, ...] | None, environ: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the usable secrets, each once, and a sentence for each that is missing or cannot be used."""
     found: dict[str, None] = {}
     warnings = []
-    for variable in (variables,) if isinstance(variables, str) else variables:
+    for variable in variables(names):
         whole = environ.get(variable, "").strip()
-        secrets = read_list(variable, environ) if isinstance(variables, str) else (whole,) if whole else ()
+        secrets = read_list(variable, environ) if isinstance(names, str) else (whole,) if whole else ()
         if not secrets:
-            state = "empty" if variable in environ else "not set"
-            warnings.append(f"the environment variable {variable} is {state}")
+            warnings.append(
+                f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
+            )
         for number, secret in enumerate(secrets, 1):
             if is_usable(secret, provider.scheme):
                 found[secret] = None

@@ -7,14 +7,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from config.custom import describe_provider
 from config.errors import ConfigError
 from config.provider_parts import HeaderNames, WrittenDuration
 from config.providers import Provider
 from config.schemes import SchemeTable
-from config.source_secrets import read_list, read_secrets
+from config.source_secrets import (
+    Variable,
+    Variables,
+    check_proof,
+    read_list,
+    read_secrets,
+    variables,
+)
 from config.tables import Table, explain, kind_of, read_toml, suggest
 
 SOURCES = Path(__file__).with_name("sources.toml")
@@ -29,38 +36,17 @@ SILENT = frozenset({"secrets_env", "secret", "secrets", "key", "options"})
 """Keys whose values an error never repeats: a secret may stand there by mistake."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 OnReplay = Literal["run", "park"]
-
-
-def _check_variables(value: Any) -> str | tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if isinstance(names, list) and names and all(map(_is_variable, names)):
-        return value if isinstance(value, str) else tuple(names)
-    raise ValueError(
-        f"found {kind_of(value)} that is no variable's name, nor a list of such names;"
-        " write capitals, digits and _, never the secret itself"
-    )
-
-
-def _check_variable(value: Any) -> str:
-    if _is_variable(value):
-        return str(value)
-    raise ValueError(
-        f"found {kind_of(value)} that is no variable's name; write capitals, digits and _, never the token"
-    )
-
-
-def _is_variable(name: Any) -> bool:
-    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
 
 
 class SourceTable(Table):
     """A source as it is written."""
 
     provider: StrictStr
-    secrets_env: Annotated[str | tuple[str, ...], BeforeValidator(_check_variables)]
+    secrets_env: Variables | None = None
+    verifier: StrictStr | None = None
+    unverified: StrictBool = False
     tolerance: Annotated[StrictInt, Field(ge=1, le=31_536_000)] | None = None
     retention: WrittenDuration = DEFAULT_RETENTION
     payload_retention: WrittenDuration | None = None
@@ -68,7 +54,7 @@ class SourceTable(Table):
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
     handshake: StrictBool = False
-    verify_token_env: Annotated[str, BeforeValidator(_check_variable)] | None = None
+    verify_token_env: Variable | None = None
     options: Mapping[str, Any] = {}
 
 
@@ -76,8 +62,9 @@ class SourceTable(Table):
 class Source:
     """One endpoint, `/webhooks/<name>`.
 
-    `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret
-    `secrets` is empty and `problem` says why; `warnings` are about single secrets that cannot be used.
+    `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret,
+    where one is needed, `secrets` is empty and `problem` says why; `warnings` are about single secrets that
+    cannot be used. `handshake` opts in to the provider's unsigned ones.
     """
 
     name: str
@@ -124,9 +111,11 @@ def _load(
 ) -> Source:
     try:
         table = _read(name, entry)
-        provider, options = describe_provider(_known(table.provider, providers), table.options)
+        known = _known(table.provider, providers)
+        provider, options = describe_provider(known, table.options, table.verifier, table.secrets_env)
+        check_proof(provider, table.secrets_env, unverified=table.unverified)
         _check_against(table, provider)
-        secrets, warnings = read_secrets(table.secrets_env, provider, environ)
+        secrets, warnings = read_secrets(provider, table.secrets_env, environ)
         payload_retention = table.payload_retention or min(DEFAULT_PAYLOAD_RETENTION, table.retention)
     except ValueError as error:
         raise ConfigError(f"{path}: [{name}] {error}") from None
@@ -134,7 +123,7 @@ def _load(
         name=name,
         provider=provider,
         secrets=secrets,
-        problem=None if secrets else f"[{name}] has no secret: {'; '.join(warnings)}",
+        problem=f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None,
         warnings=warnings,
         tolerance=table.tolerance,
         retention=table.retention,
@@ -145,7 +134,7 @@ def _load(
         handshake=table.handshake,
         verify_tokens=read_list(table.verify_token_env, environ),
         options=options,
-        secret_names=_variables(table),
+        secret_names=variables(table.secrets_env),
     )
 
 
@@ -222,10 +211,6 @@ def _why_no_replay(provider: Provider) -> str:
     if provider.id_is_signed:
         return f"the event's id is inside the bytes that {provider.name} signs"
     return f"equal deliveries of {provider.name} are events of their own"
-
-
-def _variables(table: SourceTable) -> tuple[str, ...]:
-    return (table.secrets_env,) if isinstance(table.secrets_env, str) else table.secrets_env
 
 
 def in_words(span: timedelta) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from config.locators import Locators, parse_locator
+from config.locators import Locator, Locators, parse_locator
 from config.provider_parts import TimeTable
 from config.sources import Source
 from receiver.ledger.ids import uuid7
@@ -19,6 +19,7 @@ from receiver.signatures.request import Request
 UNKNOWN_TYPE = "unknown"
 LONGEST = 255  # characters that the ledger's columns for ids and types hold
 MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
+POSITION = Locators((Locator("item", "#"),))  # where in its batch an item stands, for items without ids
 EVERY = "*"  # a step of a batch's place that goes into each element of an array
 
 
@@ -50,12 +51,13 @@ class Extractor:
         self._without_id = provider.without_id
         self._batch = parse_locator(provider.batch, ("json", "form"), root=True) if provider.batch else None
         self._batch_type = provider.batch_type
+        self._empty_body = provider.empty_body
         self._new_id = new_id
 
     def items(self, request: Request) -> list[Item]:
         """Return the delivery's events in order; an empty batch has none."""
         content_type = request.header("content-type")
-        if request.payload.problem:
+        if request.payload.problem and (request.body or not self._empty_body):
             return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
         if self._batch is None or not self._is_batch_type(content_type):
             return [self._item(request, request.payload.value, request.body, content_type)]
@@ -66,13 +68,12 @@ class Extractor:
             ]
         except (ValueError, RecursionError) as error:
             return [self._whole(request, f"It is not the list of events that this provider sends: {error}.")]
-        pairs = zip(elements, bodies, strict=True)
-        return [self._item(request, element, body, "application/json") for element, body in pairs]
+        pairs = enumerate(zip(elements, bodies, strict=True))
+        return [self._item(request, el, body, "application/json", number) for number, (el, body) in pairs]
 
     def _is_batch_type(self, content_type: str | None) -> bool:
-        return (
-            not self._batch_type or (content_type or "").partition(";")[0].strip().lower() == self._batch_type
-        )
+        given = (content_type or "").partition(";")[0].strip().lower()
+        return self._batch_type in ("", given)
 
     def _elements(self, request: Request) -> list[Any]:
         place = self._batch
@@ -89,8 +90,10 @@ class Extractor:
             raise UnreadablePayloadError(f"it has more than {MOST_ITEMS} items")
         return [element for array in arrays for element in array]
 
-    def _item(self, request: Request, element: Any, body: bytes, content_type: str | None) -> Item:
-        event_id = self._event_id(request, element, body)
+    def _item(
+        self, request: Request, element: Any, body: bytes, content_type: str | None, number: int = 0
+    ) -> Item:
+        event_id = self._event_id(request, element, body, number)
         return Item(
             event_id=event_id or hashed(body),
             type=self._type(request, element),
@@ -104,17 +107,20 @@ class Extractor:
         item = self._item(request, None, request.body, request.header("content-type"))
         return replace(item, event_id=hashed(request.body), problem=problem)
 
-    def _event_id(self, request: Request, element: Any, body: bytes) -> str | None:
+    def _event_id(self, request: Request, element: Any, body: bytes, number: int) -> str | None:
         if self._policy == "none":
             return self._new_id()
         if self._policy == "body_hash":
             return hashed(body)
-        parts = [(where, one(where, request, element)) for where in self._id_places]
+        parts = [
+            (where, str(number) if where == POSITION else one(where, request, element))
+            for where in self._id_places
+        ]
         if all(text or where.optional for where, text in parts):
             return storable("+".join(text for _, text in parts if text))
-        return {"park": lambda: None, "body_hash": lambda: hashed(body), "none": self._new_id}[
-            self._without_id
-        ]()
+        if self._without_id == "park":
+            return None
+        return hashed(body) if self._without_id == "body_hash" else self._new_id()
 
     def _type(self, request: Request, element: Any) -> str:
         parts = [one(where, request, element) for where in self._type_places]

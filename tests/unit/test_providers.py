@@ -187,9 +187,9 @@ def test_code_takes_the_place_of_a_scheme(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (CODE + ENTRY[ENTRY.index("[acme.scheme]") :], "exactly one of scheme, code and custom"),
-        (CODE.replace('code = "acme"', ""), "exactly one of scheme, code and custom"),
-        (CODE.replace('code = "acme"', "custom = true\ncode = 'acme'"), "exactly one of scheme, code and"),
+        (CODE + ENTRY[ENTRY.index("[acme.scheme]") :], "exactly one of scheme, code, custom"),
+        (CODE.replace('code = "acme"', ""), "exactly one of scheme, code, custom"),
+        (CODE.replace('code = "acme"', "custom = true\ncode = 'acme'"), "exactly one of scheme, code"),
         (CODE.replace('code = "acme"', "custom = true"), "options are for code"),
     ],
 )
