@@ -1,4 +1,4 @@
-"""What a verified delivery says: ids, types, times, batches, handshakes."""
+"""What a verified delivery says: ids, types, times, batches."""
 
 import json
 from datetime import UTC, datetime
@@ -289,70 +289,6 @@ def test_a_provider_without_ids_gets_new_ones() -> None:
     assert first.problem is None
 
 
-def test_slacks_url_verification_is_answered() -> None:
-    """The challenge comes back as text; the answer counts only after the signature verified."""
-    slack = compile_extractor(SOURCES_BY_NAME["slack"])
-    answer = slack.handshake(post({"type": "url_verification", "challenge": "c\u00e4"}))
-    assert answer is not None
-    assert (answer.status, answer.content_type, answer.body) == (
-        200,
-        "text/plain; charset=utf-8",
-        "c\u00e4".encode(),
-    )
-    assert answer.signed
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        post({"type": "event_callback", "challenge": "c"}),
-        post({"type": "url_verification"}),
-        post({"type": "url_verification", "challenge": ""}),
-        post({"type": "url_verification", "challenge": ["c"]}),
-        post({"type": "url_verification", "challenge": "c" * 1_025}),
-        post(b"\xff"),
-        Request("GET", "https://x/", (), b'{"type":"url_verification","challenge":"c"}'),
-    ],
-)
-def test_what_is_no_handshake_is_an_event(request_: Request) -> None:
-    """Another type, another method and a challenge that is none are not answered."""
-    assert compile_extractor(SOURCES_BY_NAME["slack"]).handshake(request_) is None
-
-
-@pytest.mark.parametrize(
-    ("handshake", "request_", "expected"),
-    [
-        (
-            {
-                "method": "GET",
-                "when": {"query:mode": "subscribe"},
-                "challenge": "query:challenge",
-                "answer": "text",
-            },
-            Request("GET", "https://x/?mode=subscribe&challenge=c1", (), b""),
-            ("text/plain; charset=utf-8", b"c1"),
-        ),
-        (
-            {"method": "GET", "when": {}, "challenge": "header:X-Challenge", "answer": "json:verification"},
-            Request("GET", "https://x/", (("x-challenge", "c1"),), b""),
-            ("application/json", b'{"verification": "c1"}'),
-        ),
-        (
-            {"method": "HEAD", "when": {}, "answer": "empty"},
-            Request("HEAD", "https://x/", (), b""),
-            ("text/plain; charset=utf-8", b""),
-        ),
-    ],
-)
-def test_other_shapes_of_handshakes(
-    handshake: dict[str, Any], request_: Request, expected: tuple[str, bytes]
-) -> None:
-    """A parameter echoed, a header echoed in JSON, and a bare request are data too."""
-    answer = extractor(handshake={"signed": False, **handshake}).handshake(request_)
-    assert answer is not None
-    assert (answer.content_type, answer.body, answer.signed) == (*expected, False)
-
-
 EXTRACTORS = [
     *(compile_extractor(source) for source in SOURCES_BY_NAME.values()),
     extractor(**BATCH, created_at={"in": "item:at", "unit": "iso8601"}),
@@ -386,7 +322,6 @@ HEADERS = st.lists(
 def test_no_bytes_raise(request_: Request) -> None:
     """Whatever was sent becomes items whose id and type every database can keep."""
     for found in EXTRACTORS:
-        found.handshake(request_)
         for item in found.items(request_):
             for text in (item.event_id, item.type):
                 assert 0 < len(text.encode().decode()) <= 255
