@@ -11,7 +11,7 @@ import standardwebhooks
 import stripe
 from gocardless_pro import webhooks as gocardless
 from gocardless_pro.errors import InvalidSignatureError
-from paddle_billing import Notifications as paddle
+from paddle_billing.Notifications import Secret as PaddleSecret
 from paddle_billing.Notifications.PaddleSignature import PaddleSignature
 from sendgrid.helpers.eventwebhook import EventWebhook
 from slack_sdk.signature import Clock, SignatureVerifier
@@ -108,7 +108,7 @@ def test_gocardless_verifies_what_we_sign() -> None:
 def test_paddle_verifies_what_we_sign() -> None:
     """Paddle's library accepts our header for any of its secrets."""
     headers = sign(scheme("paddle"), "pdl_new", body=BODY.encode(), now=time.time(), event_id="")
-    secrets = [paddle.Secret("pdl_old"), paddle.Secret("pdl_new")]
+    secrets = [PaddleSecret("pdl_old"), PaddleSecret("pdl_new")]
     assert PaddleSignature().verify(headers["Paddle-Signature"], BODY, secrets)
 
 
