@@ -125,7 +125,7 @@ class Provider(Table):
 
     @property
     def required_scheme(self) -> SchemeTable:
-        """The scheme; raise ConfigError for an entry that has code or nothing, or leaves it to each source."""
+        """The scheme; raise ConfigError for an entry without one of its own."""
         if self.code is not None:
             raise ConfigError(f"{self.name} is verified by code, not by a scheme")
         if self.verification is not None:
@@ -141,7 +141,7 @@ class Provider(Table):
 
     @property
     def signature_headers(self) -> frozenset[str]:
-        """Names, in lower case, of the headers that hold a signature or a token, as far as data knows them."""
+        """Names, in lower case, of the headers that hold a signature or a token."""
         names = frozenset(name.lower() for name in self.proof)
         return self.scheme.signature_headers if self.scheme else names
 

@@ -1,4 +1,4 @@
-"""What proves the sender of a source: the variables that hold its secrets, or the user's word that nothing does."""
+"""What proves the sender of a source: variables with secrets, or the user's word that nothing does."""
 
 import re
 from collections.abc import Mapping

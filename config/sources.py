@@ -54,7 +54,8 @@ class Source:
     """One endpoint, `/webhooks/<name>`.
 
     `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret,
-    where one is needed, `secrets` is empty and `problem` says why; `warnings` are about single secrets that cannot be used.
+    where one is needed, `secrets` is empty and `problem` says why; `warnings` are about single secrets that
+    cannot be used.
     """
 
     name: str
