@@ -38,7 +38,7 @@ class OwnVerifier(Verifier):
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
         """See `Verifier`."""
         try:
-            found: Any = self._function(request, secrets, now)  # type: ignore[func-returns-value]
+            found: Any = self._function(request, secrets, now)
         except (InvalidSignature, CannotVerify):
             raise
         except Exception as error:  # noqa: BLE001 - a user's code raises whatever it likes
@@ -47,9 +47,7 @@ class OwnVerifier(Verifier):
             raise CannotVerify(f"The verifier {self._name} breaks; the log says where") from None
         if found is not None:
             # A False that counts as genuine would let everything in.
-            log.error(
-                "The verifier %s returns a value; it must raise InvalidSignature or return None.", self._name
-            )
+            log.error("The verifier %s returns a value; it must return None, or raise.", self._name)
             raise CannotVerify(f"The verifier {self._name} returns a value; the log says more")
 
 

@@ -1,7 +1,7 @@
 """PayPal: RSA over the transmission's id and time, the webhook's id and the body's CRC-32.
 
 As in PayPal-Python-SDK and https://developer.paypal.com/api/rest/webhooks/rest/. A CRC is no hash: who holds
-a signed delivery can make another body with the same one. Short of asking its API, PayPal offers nothing else.
+a signed delivery can make another body with the same one. PayPal offers nothing better offline.
 """
 
 import re
