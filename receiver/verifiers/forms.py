@@ -15,13 +15,14 @@ PORTS = {"https": 443, "http": 80}
 def sorted_fields(request: Request) -> bytes:
     """Return every distinct name with its value, in order, with nothing in between; blank values count.
 
-    They are compared as bytes: UTF-8 sorts as its characters do.
+    They stay bytes, one latin-1 character each, and UTF-8 sorts as its characters do.
     """
+    text = request.body.decode("latin-1")
     try:
-        pairs = parse_qsl(request.body, keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+        pairs = parse_qsl(text, keep_blank_values=True, encoding="latin-1", max_num_fields=MAX_FORM_FIELDS)
     except ValueError:
         raise InvalidSignature("unreadable_body", "the form has too many fields") from None
-    return b"".join(name + value for name, value in sorted(set(pairs)))
+    return "".join(name + value for name, value in sorted(set(pairs))).encode("latin-1")
 
 
 def url_spellings(url: str) -> Iterator[bytes]:
