@@ -12,7 +12,19 @@ from config.tables import explain, kind_of, suggest
 
 SCHEME_KEYS = frozenset(SchemeTable.model_fields)
 EVENT_KEYS = frozenset(
-    {"dedup", "event_id", "event_type", "created_at", "batch", "success_status", "handshake", "window"}
+    {
+        "dedup",
+        "event_id",
+        "without_id",
+        "event_type",
+        "created_at",
+        "batch",
+        "batch_type",
+        "success_status",
+        "success_body",
+        "handshake",
+        "window",
+    }
 )
 OWN_CODE = "code"
 """The entry of senders whom the user's own function verifies."""

@@ -1,4 +1,4 @@
-"""What proves the sender of a source: variables with secrets, or the user's word that nothing does."""
+"""What proves the sender of a source: variables with its secrets, or the user's word that nothing does."""
 
 import re
 from collections.abc import Mapping
@@ -23,12 +23,24 @@ def _check_variables(value: Any) -> str | tuple[str, ...]:
     )
 
 
+def _check_variable(value: Any) -> str:
+    if _is_variable(value):
+        return str(value)
+    raise ValueError(
+        f"found {kind_of(value)} that is no variable's name; write capitals, digits and _, never the token"
+    )
+
+
 def _is_variable(name: Any) -> bool:
     return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
 
 
 Variables = Annotated[str | tuple[str, ...], BeforeValidator(_check_variables)]
 """One variable with secrets separated by commas, or several with one secret each."""
+
+
+Variable = Annotated[str, BeforeValidator(_check_variable)]
+"""One variable."""
 
 
 def check_proof(provider: Provider, names: str | tuple[str, ...] | None, *, unverified: bool) -> None:
@@ -60,9 +72,8 @@ def read_secrets(
     found: dict[str, None] = {}
     warnings = []
     for variable in variables(names):
-        value = environ.get(variable, "").strip()
-        listed = value.split(",") if isinstance(names, str) else [value]
-        secrets = [secret.strip() for secret in listed if secret.strip()]
+        whole = environ.get(variable, "").strip()
+        secrets = read_list(variable, environ) if isinstance(names, str) else (whole,) if whole else ()
         if not secrets:
             warnings.append(
                 f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
@@ -75,3 +86,9 @@ def read_secrets(
                     f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
                 )
     return tuple(found), tuple(warnings)
+
+
+def read_list(variable: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Split a variable's value at its commas; empty parts are none."""
+    values = environ.get(variable, "").split(",") if variable else []
+    return tuple(value.strip() for value in values if value.strip())

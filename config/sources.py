@@ -14,7 +14,14 @@ from config.errors import ConfigError
 from config.provider_parts import HeaderNames, WrittenDuration
 from config.providers import Provider
 from config.schemes import SchemeTable
-from config.source_secrets import Variables, check_proof, read_secrets, variables
+from config.source_secrets import (
+    Variable,
+    Variables,
+    check_proof,
+    read_list,
+    read_secrets,
+    variables,
+)
 from config.tables import Table, explain, kind_of, read_toml, suggest
 
 SOURCES = Path(__file__).with_name("sources.toml")
@@ -46,6 +53,8 @@ class SourceTable(Table):
     max_body: Annotated[StrictInt, Field(ge=1, le=LARGEST_BODY)] = MEBIBYTE
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
+    handshake: StrictBool = False
+    verify_token_env: Variable | None = None
     options: Mapping[str, Any] = {}
 
 
@@ -55,7 +64,7 @@ class Source:
 
     `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret,
     where one is needed, `secrets` is empty and `problem` says why; `warnings` are about single secrets that
-    cannot be used.
+    cannot be used. `handshake` opts in to the provider's unsigned ones.
     """
 
     name: str
@@ -69,6 +78,8 @@ class Source:
     max_body: int = MEBIBYTE
     keep_headers: tuple[str, ...] = ()
     on_replay: OnReplay = "run"
+    handshake: bool = False
+    verify_tokens: tuple[str, ...] = field(default=(), repr=False)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_names: tuple[str, ...] = ()
 
@@ -120,6 +131,8 @@ def _load(
         max_body=table.max_body,
         keep_headers=table.keep_headers,
         on_replay=table.on_replay,
+        handshake=table.handshake,
+        verify_tokens=read_list(table.verify_token_env, environ),
         options=options,
         secret_names=variables(table.secrets_env),
     )
@@ -146,6 +159,7 @@ def _known(name: str, providers: Mapping[str, Provider]) -> Provider:
 
 def _check_against(table: SourceTable, provider: Provider) -> None:
     _check_times(table, provider)
+    _check_handshake(table, provider)
     if table.on_replay == "park" and not can_be_replayed(provider):
         raise ValueError(f"on_replay is 'park', but {_why_no_replay(provider)}; only 'run' is allowed")
     signatures = provider.signature_headers
@@ -154,6 +168,19 @@ def _check_against(table: SourceTable, provider: Provider) -> None:
             raise ValueError(
                 f"keep_headers has {header!r}; credentials, cookies and signatures are never kept"
             )
+
+
+def _check_handshake(table: SourceTable, provider: Provider) -> None:
+    if table.handshake and not provider.has_unsigned_handshake:
+        raise ValueError(f"handshake is true, but {provider.name} has no unsigned handshake; leave it out")
+    if table.handshake and provider.needs_verify_token and table.verify_token_env is None:
+        raise ValueError(
+            f"verify_token_env is missing; {provider.name}'s handshake holds a token that you chose there"
+        )
+    if table.verify_token_env and not (table.handshake and provider.needs_verify_token):
+        raise ValueError(
+            "verify_token_env is for handshake = true with a provider that sends a verify token; leave it out"
+        )
 
 
 def _check_times(table: SourceTable, provider: Provider) -> None:

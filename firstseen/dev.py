@@ -14,8 +14,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import quote
 
+from config.catalogue import load_providers
 from config.errors import ConfigError
-from config.providers import load_providers
 from config.secrets import generate_secret
 from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources

@@ -5,8 +5,8 @@ from functools import partial
 
 from flask import Flask
 
+from config.catalogue import load_providers
 from config.logs import set_up_logs
-from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import load_sources
 from receiver.background import Background

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from config.sources import Source
 from receiver.extraction import Extractor, Item, compile_extractor
+from receiver.handshakes import Handshakes
 from receiver.ledger import Delivery
-from receiver.signatures import Request, Scheme, compile_scheme, verify
+from receiver.signatures import InvalidSignature, Request, Scheme, compile_scheme, verify
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,13 @@ class Endpoint:
     source: Source
     scheme: Scheme
     extractor: Extractor
+    handshakes: Handshakes
 
     def verify(self, request: Request, now: float) -> None:
         """Raise InvalidSignature unless one of the source's secrets made this request's signature."""
         verify(self.scheme, self.source.secrets, request, now, self.source.tolerance)
+        if self.handshakes.could_be_proof(request.body):
+            raise InvalidSignature("bad_signature", "the body is a bare word, as challenges are")
 
     def deliveries(self, request: Request, address: str | None) -> list[Delivery]:
         """Return one delivery for each event in a verified request."""
@@ -49,6 +53,11 @@ class Endpoint:
 def build_endpoints(sources: Mapping[str, Source]) -> dict[str, Endpoint]:
     """Compile every source once, at start-up; raises ConfigError for a scheme that cannot be compiled."""
     return {
-        name: Endpoint(source, compile_scheme(source.scheme, source.options), compile_extractor(source))
+        name: Endpoint(
+            source,
+            compile_scheme(source.scheme, source.options),
+            compile_extractor(source),
+            Handshakes(source),
+        )
         for name, source in sources.items()
     }

@@ -3,9 +3,9 @@
 import os
 import sys
 
+from config.catalogue import load_providers
 from config.errors import ConfigError
 from config.logs import set_up_logs
-from config.providers import load_providers
 from config.settings import environment, load_settings
 from config.sources import load_sources
 from receiver.ledger import Windows

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.providers import Provider, load_providers
+from config.catalogue import load_providers
+from config.providers import Provider
 from config.sources import SOURCES, Source, load_sources
 from receiver.extraction import MOST_ITEMS, Extractor, Item, compile_extractor
 from receiver.ledger.payload import FORM

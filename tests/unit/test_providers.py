@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from config.catalogue import load_providers
 from config.errors import ConfigError
-from config.providers import Provider, load_providers
+from config.providers import Provider
 from config.secrets import generate_secret, is_usable
 
 ENTRY = """

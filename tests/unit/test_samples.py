@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from config.providers import load_providers
+from config.catalogue import load_providers
 from config.secrets import generate_secret
 from config.sources import SOURCES, Source, load_sources
 from firstseen.samples import Sample, sample, signed_file

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from config.catalogue import load_providers
 from config.locators import Locators, parse_locators
-from config.providers import Provider, load_providers
+from config.providers import Provider
 from config.schemes import PUBLIC_KEY
 from config.secrets import generate_secret
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request, verify

@@ -11,7 +11,7 @@ import standardwebhooks
 import stripe
 from slack_sdk.signature import Clock, SignatureVerifier
 
-from config.providers import load_providers
+from config.catalogue import load_providers
 from config.schemes import SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign, verify
 

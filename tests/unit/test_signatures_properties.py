@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config.providers import load_providers
+from config.catalogue import load_providers
 from config.schemes import SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request, verify
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from config.catalogue import load_providers
 from config.errors import ConfigError
-from config.providers import load_providers
 from config.sources import SOURCES, Source, in_words, load_sources
 
 PROVIDERS = load_providers()
