@@ -16,7 +16,7 @@ BODY = b'{"id":"evt_1","type":"invoice.paid","data":{"amount":1999}}'
 SIGNING = [
     provider
     for provider in load_providers().values()
-    if not provider.custom and provider.required_scheme.type not in PUBLIC_KEY
+    if provider.scheme and provider.scheme.type not in PUBLIC_KEY
 ]
 TIMED = [provider for provider in SIGNING if provider.required_scheme.has_tolerable_time]
 

@@ -107,7 +107,7 @@ def test_no_key_is_fetched_for_another_algorithm(token: str, reason: str) -> Non
     assert keys.asked == []
 
 
-@pytest.mark.parametrize("token", [unsigned("none"), google_token(NOW)[:-8], plaid_token(BODY, NOW)])
+@pytest.mark.parametrize("token", [unsigned("none"), google_token(NOW)[:-10], plaid_token(BODY, NOW)])
 def test_googles_algorithm_is_pinned(token: str) -> None:
     """No other algorithm is taken for Google's tokens, and no cut signature."""
     verifier = GooglePubSub(PUBSUB, FixedKeys(google_keys()))
