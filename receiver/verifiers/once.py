@@ -33,7 +33,7 @@ class Once:
         self._guard = threading.Lock()
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._failed: OrderedDict[Hashable, _Kept] = OrderedDict()
-        self._making: dict[Hashable, Future[bytes]] = {}
+        self._flights: dict[Hashable, Future[bytes]] = {}
 
     def get(self, name: Hashable, make: Callable[[], bytes], max_age: float) -> bytes:
         """Return a value at most `max_age` seconds old.
@@ -45,20 +45,25 @@ class Once:
             if kept and kept.value is not None and self._clock() - kept.at <= max_age:
                 self._kept.move_to_end(name)
                 return kept.value
-            making = self._making.get(name) or self._start(name, make)
+            flight = self._flights.get(name) or self._start(name, make)
         try:
-            return making.result(self._patience)
+            return flight.result(self._patience)
         except TimeoutError:
             raise CannotVerify(f"the sender's key did not arrive within {self._patience:g} s") from None
+
+    @property
+    def making(self) -> int:
+        """How many values are in the making."""
+        return len(self._flights)
 
     def _start(self, name: Hashable, make: Callable[[], bytes]) -> Future[bytes]:
         failed = self._failed.get(name)
         if failed and self._clock() - failed.at < PAUSE:
             raise CannotVerify("the sender's key could not be fetched a moment ago")
-        if len(self._making) >= AT_ONCE:
+        if len(self._flights) >= AT_ONCE:
             raise CannotVerify("too many keys are being fetched at once")
         future: Future[bytes] = Future()
-        self._making[name] = future
+        self._flights[name] = future
         # A thread of its own: a server that sends a byte a second would hold the delivery's for ever.
         threading.Thread(target=self._make, args=(name, make, future), daemon=True, name="key").start()
         return future
@@ -75,7 +80,7 @@ class Once:
 
     def _end(self, name: Hashable, into: OrderedDict[Hashable, _Kept], value: bytes | None) -> None:
         with self._guard:
-            self._making.pop(name, None)
+            self._flights.pop(name, None)
             into[name] = _Kept(self._clock(), value)
             into.move_to_end(name)
             while len(into) > ROOM:

@@ -99,6 +99,7 @@ def unsigned(algorithm: str) -> str:
         ("é", "malformed_signature"),
         ("x" * 9_000, "malformed_signature"),
     ],
+    ids=["none", "None", "HS256", "RS256", "no kid", "no token", "no ASCII", "too long"],
 )
 def test_no_key_is_fetched_for_another_algorithm(token: str, reason: str) -> None:
     """Only the pinned algorithm is taken, and what is refused for it costs no request."""
@@ -107,7 +108,11 @@ def test_no_key_is_fetched_for_another_algorithm(token: str, reason: str) -> Non
     assert keys.asked == []
 
 
-@pytest.mark.parametrize("token", [unsigned("none"), google_token(NOW)[:-10], plaid_token(BODY, NOW)])
+@pytest.mark.parametrize(
+    "token",
+    [unsigned("none"), google_token(NOW)[:-10], plaid_token(BODY, NOW)],
+    ids=["none", "cut", "ES256"],
+)
 def test_googles_algorithm_is_pinned(token: str) -> None:
     """No other algorithm is taken for Google's tokens, and no cut signature."""
     verifier = GooglePubSub(PUBSUB, FixedKeys(google_keys()))
@@ -281,6 +286,7 @@ def test_sns_signs_for_anybody() -> None:
         (json.dumps(sns_message() | {"TopicArn": ["x"]}).encode(), "missing_value"),
         (json.dumps(sns_message() | {"Subject": None}).encode(), "missing_value"),
     ],
+    ids=["list", "no JSON", "nothing", "version", "type", "signature", "topic", "subject"],
 )
 def test_what_sns_never_sends(body: bytes, reason: str) -> None:
     """Bodies of another shape are refused."""
