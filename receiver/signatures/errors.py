@@ -20,10 +20,13 @@ REASONS = {
 
 
 class InvalidSignature(Exception):
-    """A delivery did not prove its sender; `reason` is a stable code, the message a sentence."""
+    """A delivery did not prove its sender; `reason` is a stable code, the message a sentence.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        self.reason = reason
+    `age` is how many seconds ago it was signed, where that is what is wrong.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, age: float | None = None) -> None:
+        self.reason, self.age = reason, age
         sentence = REASONS[reason]
         super().__init__(f"{sentence} ({detail})" if detail else sentence)
 

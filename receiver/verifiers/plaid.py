@@ -40,9 +40,9 @@ class Plaid(Verifier):
             raise InvalidSignature("foreign_key", "the key has expired")
         age = now - number(found, "iat")
         if age > TOLERANCE:
-            raise InvalidSignature("stale_timestamp", f"{age:.0f} s ago, {TOLERANCE} s are allowed")
+            raise InvalidSignature("stale_timestamp", f"{age:.0f} s ago, {TOLERANCE} s are allowed", age=age)
         if age < -SKEW:
-            raise InvalidSignature("future_timestamp", f"{-age:.0f} s ahead, {SKEW} s are allowed")
+            raise InvalidSignature("future_timestamp", f"{-age:.0f} s ahead, {SKEW} s are allowed", age=age)
         _check_body(found.get("request_body_sha256"), request.body)
 
     def _fetch(self, secrets: Sequence[str], key: str) -> bytes:
