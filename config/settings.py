@@ -29,9 +29,16 @@ SECRET_KEY_MIN = 32
 """Characters; shorter keys could be guessed, and every outbound idempotency key hangs on this one."""
 
 SECRET_NAMES = frozenset(
-    {"DATABASE_URL", "BROKER_URL", "REDIS_URL", "FIRSTSEEN_SECRET_KEY", "FIRSTSEEN_API_KEYS"}
+    {
+        "DATABASE_URL",
+        "BROKER_URL",
+        "REDIS_URL",
+        "FIRSTSEEN_SECRET_KEY",
+        "FIRSTSEEN_API_KEYS",
+        "FIRSTSEEN_PUBLIC_URL",
+    }
 )
-"""Variables whose value never stands in an error."""
+"""Variables whose value never stands in an error; people write passwords into URLs."""
 
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
