@@ -15,6 +15,7 @@ from firstseen.sandbox import sandbox
 from firstseen.sending import send
 from firstseen.showing import show
 from firstseen.upkeep import migrate, prune, release, version
+from firstseen.verifying import verify
 from receiver.ledger import LedgerError
 from worker.registry import HandlerError
 
@@ -53,6 +54,7 @@ def cli(context: click.Context) -> None:
 
 for command in (
     send,
+    verify,
     events,
     show,
     retry,

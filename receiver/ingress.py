@@ -8,13 +8,14 @@ from flask import Blueprint, Response, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import MethodNotAllowed
 
+from receiver.addressing import delivered_url
 from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import Answer
 from receiver.ledger import LedgerUnavailable, Rejected, Store, Verdict, record
 from receiver.problems import Problem, unavailable
-from receiver.signatures import InvalidSignature, Request
+from receiver.signatures import CannotVerify, InvalidSignature, Request
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,11 @@ class Ingress:
         store: Store,
         dispatcher: Dispatcher,
         rejections: Background[Rejected],
+        public_url: str = "",
     ) -> None:
         self._endpoints, self._store = endpoints, store
         self._dispatcher, self._rejections = dispatcher, rejections
+        self._public_url = public_url
 
     def views(self) -> Blueprint:
         """Return the route to register."""
@@ -49,7 +52,8 @@ class Ingress:
         delivered = self._read(endpoint)
         if handshake := endpoint.handshakes.before_verifying(delivered):
             return _shaken(handshake)
-        self._verify(endpoint, delivered)
+        if self._verify(endpoint, delivered):
+            return Response(status=endpoint.source.provider.success_status)
         if handshake := endpoint.handshakes.after_verifying(delivered):
             return _shaken(handshake)
         verdicts = self._record(endpoint, delivered)
@@ -67,9 +71,11 @@ class Ingress:
         if len(body) > endpoint.source.max_body:
             self._note(endpoint.source.name, "too_large")
             raise Problem(413, "too-large", f"The body is longer than {endpoint.source.max_body} bytes.")
-        return Request(request.method, request.url, tuple(request.headers.items()), body)
+        url = delivered_url(request, self._public_url)
+        return Request(request.method, url, tuple(request.headers.items()), body)
 
-    def _verify(self, endpoint: Endpoint, delivered: Request) -> None:
+    def _verify(self, endpoint: Endpoint, delivered: Request) -> bool:
+        """Return whether it was a confirmation only; a Problem unless it is genuine."""
         if delivered.method != "POST":
             raise MethodNotAllowed(sorted({"POST", *endpoint.handshakes.methods}))
         if endpoint.source.problem:
@@ -79,6 +85,13 @@ class Ingress:
             )
         try:
             endpoint.verify(delivered, time.time())
+            return endpoint.confirm(delivered)
+        except CannotVerify as error:
+            self._note(endpoint.source.name, "cannot_verify")
+            log.warning("A delivery to %s could not be verified: %s.", endpoint.source.name, error)
+            raise unavailable(
+                "It cannot be verified just now; nothing was recorded. Send it again."
+            ) from error
         except InvalidSignature as error:
             self._note(endpoint.source.name, error.reason)
             bare = endpoint.source.provider.empty_rejection

@@ -288,3 +288,29 @@ def test_no_secret_is_made_for_a_public_key(tmp_path: Path) -> None:
     text = ENTRY.replace('type = "hmac"\nhash = "sha256"\n', scheme)
     with pytest.raises(ConfigError, match="must be set by hand"):
         generate_secret(load(tmp_path, text))
+
+
+@pytest.mark.parametrize("key", ["signs = []", "keyless = true", 'proof = ["X-A"]'])
+def test_what_is_for_code_only(tmp_path: Path, key: str) -> None:
+    """A scheme says by itself what is signed, with what, and where the proof stands."""
+    assert "is for code" in refusal(tmp_path, ENTRY.replace("[acme.scheme]", f"{key}\n[acme.scheme]"))
+
+
+def test_code_says_what_it_signs(tmp_path: Path) -> None:
+    """The body by default; nothing, or the URL, where the entry says so."""
+    provider = load(tmp_path, CODE)
+    assert (provider.signs_body, provider.signs_url, provider.id_is_signed) == (True, False, True)
+    provider = load(tmp_path, CODE + 'signs = ["url"]\n')
+    assert (provider.signs_body, provider.signs_url, provider.id_is_signed) == (False, True, False)
+    provider = load(tmp_path, CODE + 'keyless = true\nproof = ["X-Proof"]\n')
+    assert (provider.needs_secret, provider.signature_headers) == (False, {"x-proof"})
+
+
+def test_an_entry_may_say_that_nothing_is_signed(tmp_path: Path) -> None:
+    """It has no scheme, needs no secret, and nothing of it is signed."""
+    provider = load(
+        tmp_path, CODE.replace('code = "acme"', 'verification = "none"').replace('options = ["audience"]', "")
+    )
+    assert (provider.needs_secret, provider.signs_body, provider.id_is_signed) == (False, False, False)
+    with pytest.raises(ConfigError, match="signs nothing"):
+        _ = provider.required_scheme
