@@ -49,6 +49,11 @@ class Answer:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Send these bytes, not a sample.",
 )
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The private key to sign with, where the provider has one of its own.",
+)
 @click.option("--url", help="Where the receiver is (default: this machine, at PORT).")
 @json_option
 @pass_context
@@ -83,7 +88,10 @@ def _delivery(context: Context, name: str, url: str, what: dict[str, Any]) -> Sa
     source, file = context.source(name), what["file"]
     told = {"type": what["event_type"], "event_id": what["event_id"], "now": time.time(), "url": url}
     try:
+        told["key"] = what["key"].read_text(encoding="ascii").strip() if what["key"] else ""
         return signed_file(source, file.read_bytes(), **told) if file else sample(source, **told)
+    except UnicodeDecodeError:
+        raise No(f"Nothing was sent to {name}: {what['key']} is no key, which is plain text.") from None
     except CannotSign as error:
         raise No(f"Nothing was sent to {name}: {error}.") from None
 

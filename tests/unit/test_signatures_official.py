@@ -1,15 +1,24 @@
 """The providers' own libraries sign and ours verifies, and the other way round."""
 
 import time
+from base64 import b64decode
 from datetime import UTC, datetime
 from typing import Any
 
+import nacl.signing
+import pytest
 import standardwebhooks
 import stripe
+from gocardless_pro import webhooks as gocardless
+from gocardless_pro.errors import InvalidSignatureError
+from paddle_billing.Notifications import Secret as PaddleSecret
+from paddle_billing.Notifications.PaddleSignature import PaddleSignature
+from sendgrid.helpers.eventwebhook import EventWebhook
 from slack_sdk.signature import Clock, SignatureVerifier
 
 from config.catalogue import load_providers
-from receiver.signatures import Request, compile_scheme, sign, verify
+from receiver.signatures import InvalidSignature, Request, compile_scheme, sign, verify
+from tests.services.catalogue import make_keys
 
 CATALOGUE = load_providers()
 BODY = '{"id":"evt_1","object":"event","type":"invoice.paid","customer":"J\u00fcrgen"}'
@@ -84,3 +93,56 @@ def test_githubs_documented_example_verifies() -> None:
     signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
     request = Request("POST", "https://x/", (("X-Hub-Signature-256", signature),), b"Hello, World!")
     verify(scheme("github"), ("It's a Secret to Everybody",), request, 0)
+
+
+def test_gocardless_verifies_what_we_sign() -> None:
+    """GoCardless's library accepts our header and finds the events that we find."""
+    body = b'{"events":[{"id":"EV1","resource_type":"payments","action":"paid"}]}'
+    headers = sign(scheme("gocardless"), "secret", body=body, now=0, event_id="")
+    (event,) = gocardless.parse(body, "secret", headers["Webhook-Signature"])
+    assert event.id == "EV1"
+    with pytest.raises(InvalidSignatureError):
+        gocardless.parse(body + b" ", "secret", headers["Webhook-Signature"])
+
+
+def test_paddle_verifies_what_we_sign() -> None:
+    """Paddle's library accepts our header for any of its secrets."""
+    headers = sign(scheme("paddle"), "pdl_new", body=BODY.encode(), now=time.time(), event_id="")
+    secrets = [PaddleSecret("pdl_old"), PaddleSecret("pdl_new")]
+    assert PaddleSignature().verify(headers["Paddle-Signature"], BODY, secrets)
+
+
+def test_we_verify_what_paddle_signs() -> None:
+    """The HMAC that Paddle's library calculates is ours too."""
+    now = int(time.time())
+    signature = PaddleSignature.calculate_hmac("pdl", f"{now}:{BODY}".encode()).hexdigest()
+    verify(scheme("paddle"), ("pdl",), post({"Paddle-Signature": f"ts={now};h1={signature}"}), now)
+
+
+def test_sendgrid_verifies_what_we_sign() -> None:
+    """SendGrid's library accepts our ECDSA signature under the public key that its settings show."""
+    public, private = make_keys(CATALOGUE["sendgrid"])
+    headers = sign(scheme("sendgrid"), private, body=BODY.encode(), now=1.7e9, event_id="")
+    signature = headers["X-Twilio-Email-Event-Webhook-Signature"]
+    stamp = headers["X-Twilio-Email-Event-Webhook-Timestamp"]
+    assert EventWebhook(public).verify_signature(BODY, signature, stamp)
+    assert not EventWebhook(public).verify_signature(f"{BODY} ", signature, stamp)
+
+
+def test_we_verify_what_libsodium_signs_for_discord() -> None:
+    """Discord's own example verifies with PyNaCl; a signature of PyNaCl is accepted by our preset."""
+    key = nacl.signing.SigningKey.generate()
+    signature = key.sign(b"1700000000" + BODY.encode()).signature.hex()
+    headers = {"X-Signature-Ed25519": signature, "X-Signature-Timestamp": "1700000000"}
+    secrets = (key.verify_key.encode().hex(),)
+    verify(scheme("discord"), secrets, post(headers), 1.7e9)
+    with pytest.raises(InvalidSignature):
+        verify(scheme("discord"), secrets, post({**headers, "X-Signature-Timestamp": "1"}), 1.7e9)
+
+
+def test_libsodium_verifies_what_we_sign_for_telnyx() -> None:
+    """Telnyx's library verifies with PyNaCl too: it accepts our signature of time, bar and body."""
+    public, private = make_keys(CATALOGUE["telnyx"])
+    headers = sign(scheme("telnyx"), private, body=BODY.encode(), now=1.7e9, event_id="")
+    key = nacl.signing.VerifyKey(b64decode(public))
+    assert key.verify(b"1700000000|" + BODY.encode(), b64decode(headers["telnyx-signature-ed25519"]))

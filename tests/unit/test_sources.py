@@ -248,6 +248,36 @@ def test_durations_are_written_as_they_are_read(span: timedelta, text: str) -> N
     assert in_words(span) == text
 
 
+META = '[a]\nprovider = "meta"\nsecrets_env = "A"\n'
+OPTED_IN = 'handshake = true\nverify_token_env = "V"\n'
+
+
+def test_a_handshake_is_opted_in(tmp_path: Path) -> None:
+    """Unsigned handshakes are off by default; verify tokens are read like secrets, and shown as little."""
+    assert not load(tmp_path, META).handshake
+    source = load(tmp_path, META + OPTED_IN, V="t-old, t-new")
+    assert (source.handshake, source.verify_tokens) == (True, ("t-old", "t-new"))
+    assert "t-old" not in repr(source)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (META + "handshake = true\n", "verify_token_env is missing; meta's handshake holds a token"),
+        (META + 'verify_token_env = "V"\n', "leave it out"),
+        (META + OPTED_IN.replace('"V"', '"tok-en"'), "never the token"),
+        (META.replace("meta", "stripe") + "handshake = true\n", "stripe has no unsigned handshake"),
+        (META.replace("meta", "slack") + "handshake = true\n", "slack has no unsigned handshake"),
+        (META.replace("meta", "okta") + OPTED_IN, "leave it out"),
+    ],
+)
+def test_a_wrong_opt_in_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    """An opt-in that would do nothing, or that lacks its token, is refused at start-up."""
+    found = refusal(tmp_path, text)
+    assert sentence in found
+    assert "tok-en" not in found
+
+
 STRAVA = '[a]\nprovider = "strava"\n'
 SNS = '[a]\nprovider = "aws-sns"\noptions = { topic_arn = "arn" }\n'
 OWN = """
