@@ -20,6 +20,8 @@ class Filling:
         self._time = self._place(provider.created_at.places) if provider.created_at else None
         parts = [where for where in provider.id_places if where != POSITION]
         self._ids = [self._place(where) for where in parts if not where.optional]
+        self._free = [place for place in self._ids if place not in (*self._types, self._time)]
+        self._free = self._free or [self._place(where) for where in parts if where.optional][:1]
 
     def _place(self, where: Locators) -> Locator:
         place = where.places[0]
@@ -69,10 +71,9 @@ class Filling:
         return put(self._time, int(text) if number else text, request)
 
     def new_id(self, event_id: str, request: Request) -> Request:
-        """Put an id that was made up into each part of it that is neither type nor time."""
-        for place in self._ids:
-            if place not in (*self._types, self._time):
-                request = put(place, event_id, request)
+        """Put an id that was made up into the parts of it that are neither type nor time."""
+        for place in self._free:
+            request = put(place, event_id, request)
         return request
 
     def given_id(self, event_id: str, request: Request) -> Request:

@@ -24,8 +24,8 @@ def put(place: Locator, value: str | int, request: Request) -> Request:
         return replace(request, url=f"{request.url}{mark}{urlencode({place.name: value})}")
     if place.kind == "form":
         name = urlencode({place.name: ""}).encode()
-        others = (field for field in request.body.split(b"&") if field and not field.startswith(name))
-        return replace(request, body=b"&".join([*others, urlencode({place.name: value}).encode()]))
+        fields = (field for field in request.body.split(b"&") if field and not field.startswith(name))
+        return replace(request, body=b"&".join([*fields, urlencode({place.name: value}).encode()]))
     return replace(request, body=_put_json(request, place, value))
 
 
