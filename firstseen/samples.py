@@ -14,7 +14,9 @@ from config.sources import Source
 from firstseen.filling import Filling
 from receiver.extraction import compile_extractor
 from receiver.ledger.payload import FORM
-from receiver.signatures import CannotSign, Request, compile_scheme, sign_request
+from receiver.signatures import CannotSign, Request, sign_request
+from receiver.verifiers.building import build_scheme
+from receiver.verifiers.fetching import FetchedKeys
 
 PAYLOADS = Path(__file__).with_name("samples.json")
 ANY_OTHER = ""  # the payload of providers that have none of their own
@@ -112,16 +114,17 @@ def _request(source: Source, body: bytes, described: Mapping[str, Any], url: str
 
 
 def _signed(source: Source, request: Request, now: float, event_id: str, key: str) -> Sample:
-    if not source.secrets and not key:
+    table, secret = source.provider.scheme, key or next(iter(source.secrets), "")
+    if source.provider.needs_secret and not secret:
         raise CannotSign(source.problem or f"[{source.name}] has no secret")
-    if source.scheme.type in PUBLIC_KEY and not key:
+    if table and table.type in PUBLIC_KEY and not key:
         raise CannotSign(
             f"{source.provider.name} signs with a private key of its own; make a pair, put its public key"
             " into the source's variable, and name the private key's file with --key"
         )
-    scheme = compile_scheme(source.scheme, source.options)
+    scheme = build_scheme(source, FetchedKeys())
     try:
-        signed = sign_request(scheme, key or source.secrets[0], request, now=now, event_id=event_id)
+        signed = sign_request(scheme, secret, request, now=now, event_id=event_id)
     except CannotSign:
         raise
     except ValueError as error:

@@ -12,6 +12,7 @@ from config.schemes import PUBLIC_KEY
 from config.secrets import generate_secret
 from config.sources import SOURCES, Source, load_sources
 from firstseen.samples import Sample, sample, signed_file
+from receiver.endpoints import build_endpoints
 from receiver.extraction import Item, compile_extractor
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme, verify
@@ -160,3 +161,22 @@ def test_a_private_key_is_asked_for() -> None:
         sample(source, type=None, event_id=None, now=NOW)
     with pytest.raises(CannotSign, match="not a private ed25519 key"):
         sample(source, type=None, event_id=None, now=NOW, key="00")
+
+
+@pytest.mark.parametrize("name", ["twilio", "adyen", "strava"])
+def test_code_signs_where_the_secret_is_shared(name: str) -> None:
+    """A sample is verified by the same code; it needs no scheme."""
+    provider = PROVIDERS[name]
+    source = Source(name, provider, ("ab" * 16,) if provider.needs_secret else ())
+    made = sample(source, type=None, event_id=None, now=NOW, url=f"https://hooks.example.com/webhooks/{name}")
+    endpoint = build_endpoints({name: source})[name]
+    request = Request("POST", made.url, tuple(made.headers.items()), made.body)
+    endpoint.verify(request, NOW)
+    assert [item.event_id for item in endpoint.extractor.items(request)] == [made.event_id]
+
+
+def test_code_without_a_shared_secret_signs_nothing() -> None:
+    """Where only the provider has the key, the sentence says so."""
+    source = Source("a", PROVIDERS["aws-sns"], (), options={"topic_arn": "arn"})
+    with pytest.raises(CannotSign, match="a key that only it has"):
+        sample(source, type=None, event_id=None, now=NOW)

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from config.catalogue import load_providers
+from config.sources import Source
+from receiver.extraction import compile_extractor
 from receiver.signatures import InvalidSignature, Request
 from receiver.verifiers.base import Verifier
 from receiver.verifiers.building import VERIFIERS
@@ -61,3 +64,20 @@ def test_a_vector_has_its_verdict(vector: dict[str, Any]) -> None:
     except InvalidSignature:
         verified = False
     assert verified == vector["valid"], vector.get("reason")
+
+
+@pytest.mark.skipif(not VECTORS, reason="the collection of vectors is not beside this checkout")
+@pytest.mark.parametrize(
+    "vector",
+    [one for one in VECTORS if "event_type" in one.get("expect", {})],
+    ids=lambda vector: vector["id"],
+)
+def test_a_vector_has_its_event(vector: dict[str, Any]) -> None:
+    """The id and the type are those that the collection tells; of two halves of a type a dot makes one."""
+    source = Source(vector["provider"], load_providers()[vector["provider"]], ())
+    url = "https://hooks.example.com/webhooks/a"
+    request = Request(vector["method"], url, tuple(vector["headers"].items()), vector["body"].encode())
+    (item,) = compile_extractor(source).items(request)
+    assert item.type == vector["expect"]["event_type"].replace("/", ".")
+    assert item.event_id == vector["expect"].get("event_id", item.event_id)
+    assert item.problem is None
