@@ -46,7 +46,7 @@ def test_a_gzipped_body_is_unpacked(request_: Request, expected: bytes) -> None:
     ],
 )
 def test_what_does_not_unpack_is_left(request_: Request) -> None:
-    """A bomb, a part, a body with something behind it, and what is not called compressed stay as they came."""
+    """A bomb, a part, a body with something behind it, and what is not compressed stay as they came."""
     assert unpacked(request_, 100) is request_
 
 
