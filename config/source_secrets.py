@@ -92,3 +92,10 @@ def read_list(variable: str | None, environ: Mapping[str, str]) -> tuple[str, ..
     """Split a variable's value at its commas; empty parts are none."""
     values = environ.get(variable, "").split(",") if variable else []
     return tuple(value.strip() for value in values if value.strip())
+
+
+def missing_token(variable: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Say that a handshake lacks its verify token, if it does."""
+    if variable is None or read_list(variable, environ):
+        return ()
+    return (f"the environment variable {variable} holds no verify token, so the handshake gets no answer",)

@@ -1,5 +1,7 @@
 """The catalogue of providers: what is shipped, and what the loader refuses."""
 
+import subprocess
+import sys
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -314,3 +316,23 @@ def test_an_entry_may_say_that_nothing_is_signed(tmp_path: Path) -> None:
     assert (provider.needs_secret, provider.signs_body, provider.id_is_signed) == (False, False, False)
     with pytest.raises(ConfigError, match="signs nothing"):
         _ = provider.required_scheme
+
+
+LAZY = """
+import sys
+from pathlib import Path
+from config.catalogue import load_providers
+from config.sources import load_sources
+from receiver.endpoints import build_endpoints
+build_endpoints(load_sources(Path(sys.argv[1]), load_providers(), {}))
+print("cryptography" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("name", "loaded"), [("stripe", "False"), ("discord", "True")])
+def test_public_keys_cost_only_those_who_use_them(tmp_path: Path, name: str, loaded: str) -> None:
+    """A process whose sources share secrets never loads the library for public keys."""
+    file = tmp_path / "sources.toml"
+    file.write_text(f'[a]\nprovider = "{name}"\nsecrets_env = "A"\n', encoding="utf-8")
+    ran = subprocess.run([sys.executable, "-c", LAZY, str(file)], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == loaded

@@ -316,6 +316,8 @@ def test_a_handshake_is_opted_in(tmp_path: Path) -> None:
     source = load(tmp_path, META + OPTED_IN, V="t-old, t-new")
     assert (source.handshake, source.verify_tokens) == (True, ("t-old", "t-new"))
     assert "t-old" not in repr(source)
+    (warning,) = load(tmp_path, META + OPTED_IN, A="secret").warnings
+    assert warning == "the environment variable V holds no verify token, so the handshake gets no answer"
 
 
 @pytest.mark.parametrize(
