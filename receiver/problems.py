@@ -49,7 +49,7 @@ def answer_problems(app: Flask) -> None:
 def answer_problem(problem: Problem) -> Response:
     """Return a Problem as its document."""
     if problem.bare:
-        return Response(b"", problem.status, problem.headers)
+        return Response(b"", problem.status, problem.headers, content_type="text/plain; charset=utf-8")
     body = {
         "type": f"urn:firstseen:problem:{problem.kind}",
         "title": HTTPStatus(problem.status).phrase,

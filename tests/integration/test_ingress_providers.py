@@ -1,6 +1,7 @@
 """The endpoint as single providers want it: handshakes, batches, answers and rejections of their own."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,18 @@ from tests.services.databases import NO_BROKER
 from tests.services.ledger import Ledger
 
 SECRET = "tests-only-7c1e"
-NAMES = ("meta", "x-twitter", "okta", "asana", "trello", "cloudevents-webhook", "xero", "line", "shiphero")
+NAMES = (
+    "meta",
+    "x-twitter",
+    "okta",
+    "asana",
+    "trello",
+    "cloudevents-webhook",
+    "xero",
+    "line",
+    "shiphero",
+    "walmart",
+)
 SOURCES = "\n".join(
     f'[{name}]\nprovider = "{name}"\nsecrets_env = "TEST_SECRET"\n'
     + ("handshake = true\n" if load_providers()[name].has_unsigned_handshake else "")
@@ -152,6 +164,17 @@ def test_a_batch_is_recorded_item_by_item(client: FlaskClient, ledger: Ledger) -
     grown = deliver(client, "line", json.dumps({"events": [*events, {"webhookEventId": "c"}]}).encode())
     assert "Idempotent-Replayed" not in grown.headers
     assert ledger.states() == {"received": 3, "parked": 1}
+
+
+def test_a_header_with_an_underscore_arrives(client: FlaskClient) -> None:
+    """WSGI makes hyphens of underscores; Walmart's signature is found, and refused when it came twice."""
+    unsigned = Request("POST", "http://localhost/webhooks/walmart", (), b'{"source":{}}')
+    scheme = compile_scheme(load_providers()["walmart"].required_scheme)
+    signed = sign_request(scheme, SECRET, unsigned, now=time.time(), event_id="")
+    headers = dict(signed.headers)
+    assert client.post("/webhooks/walmart", data=signed.body, headers=headers).status_code == 200
+    twice = {**headers, "Wm-Sec.Signature": headers["WM_SEC.SIGNATURE"]}
+    assert client.post("/webhooks/walmart", data=signed.body, headers=twice).status_code == 401
 
 
 def test_an_empty_batch_is_a_success(client: FlaskClient, ledger: Ledger) -> None:
