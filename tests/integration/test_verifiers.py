@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,11 @@ from config.settings import Settings
 from receiver.app import create_app
 from receiver.ledger import Store
 from receiver.verifiers.fetching import FetchedKeys, Keys
+from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.issuing import SNS_CONFIRM, SNS_TOPIC, FixedKeys, sns_certificate, sns_message
 from tests.services.ledger import Ledger
+from tests.services.processes import clean_environment
 from tests.services.publisher import Publisher
 
 SECRET = "canary-4f1e"
@@ -273,3 +276,37 @@ def test_a_public_url_stands_for_what_proxies_change(make_client: MakeClient) ->
     client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks/")
     assert text(client, f"https://example.com/hooks/webhooks/twilio{QUERY}", FORWARDED).status_code == 200
     assert text(client, f"http://localhost/webhooks/twilio{QUERY}").status_code == 401
+
+
+def test_the_command_line_finds_a_function_beside_it(tmp_path: Path, database_url: str) -> None:
+    """A module in the folder in which `firstseen` is run is found, as by the Procfile's lines."""
+    (tmp_path / "own_webhooks.py").write_text(OWN)
+    (tmp_path / "sources.toml").write_text(SOURCES)
+    (tmp_path / "headers.json").write_text(json.dumps({"X-Word": SECRET}))
+    (tmp_path / "body").write_text('{"id": "1", "type": "a"}')
+    env = clean_environment(
+        DATABASE_URL=database_url,
+        BROKER_URL=NO_BROKER,
+        FIRSTSEEN_SECRET_KEY="0" * 32,
+        FIRSTSEEN_SOURCES="sources.toml",
+        TEST_SECRET=SECRET,
+        PYTHONPATH=str(CHECKOUT),
+    )
+    # -P leaves this folder out of the path, as a console script does.
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "firstseen",
+        "verify",
+        "own",
+        "--headers",
+        "headers.json",
+        "--body",
+        "body",
+    ]
+    ended = subprocess.run(
+        argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "verified" in ended.stdout
