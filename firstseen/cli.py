@@ -10,6 +10,7 @@ from config.errors import ConfigError
 from firstseen.acting import discard, rerun, retry
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
+from firstseen.providers import providers
 from firstseen.reading import events, sources, stats
 from firstseen.sandbox import sandbox
 from firstseen.sending import send
@@ -62,6 +63,7 @@ for command in (
     discard,
     stats,
     sources,
+    providers,
     sandbox,
     doctor,
     prune,

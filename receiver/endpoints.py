@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from config.sources import Source
+from receiver.compression import unpacked
 from receiver.extraction import Extractor, Item, compile_extractor
 from receiver.handshakes import Handshakes
 from receiver.ledger import Delivery
@@ -34,6 +35,7 @@ class Endpoint:
 
     def deliveries(self, request: Request, address: str | None) -> list[Delivery]:
         """Return one delivery for each event in a verified request."""
+        request = unpacked(request, self.source.max_body)
         kept = self._kept_headers(request)
         return [self._delivery(item, kept, address) for item in self.extractor.items(request)]
 
