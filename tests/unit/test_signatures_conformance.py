@@ -1,5 +1,6 @@
 """What every entry of the catalogue must do, by its own scheme; a new entry inherits all of it."""
 
+import hmac
 from dataclasses import replace
 from functools import cache
 
@@ -129,6 +130,14 @@ def test_missing_empty_repeated_and_garbage_values_are_refused(provider: Provide
             assert case.reason(with_values(case.request, place, [garbage])) is not None, (place, garbage)
         if place.kind in {"header", "query"}:
             assert case.reason(with_values(case.request, place, [text, text])) == "repeated_value"
+
+
+@over(SHARED)
+def test_secrets_are_compared_in_constant_time(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict is that of `hmac.compare_digest` alone: when it says no, the right signature is refused."""
+    case = case_of(provider.name)
+    monkeypatch.setattr(hmac, "compare_digest", lambda _, __: False)
+    assert case.reason(case.request) == "bad_signature"
 
 
 @over(TIMED)
