@@ -8,14 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from flask.testing import FlaskClient
 from twilio.request_validator import RequestValidator
 from werkzeug.test import TestResponse
 
+import firstseen.sending
 import receiver.app
 import receiver.endpoints
 from config.errors import ConfigError
 from config.settings import Settings
+from firstseen.cli import cli
+from firstseen.samples import Sample
+from firstseen.sending import Answer
 from receiver.app import create_app
 from receiver.ledger import Store
 from receiver.verifiers.fetching import FetchedKeys, Keys
@@ -90,6 +95,7 @@ def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: s
         return stores[-1]
 
     (tmp_path / "own_webhooks.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_webhooks", raising=False)
     monkeypatch.setattr(receiver.app, "Store", open_store)
@@ -310,3 +316,22 @@ def test_the_command_line_finds_a_function_beside_it(tmp_path: Path, database_ur
     )
     assert ended.returncode == 0, ended.stderr
     assert "verified" in ended.stdout
+
+
+def test_a_sample_is_signed_for_the_public_url(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`firstseen send` signs what a provider would call, and delivers it to this machine."""
+    client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks")
+    sent: list[Sample] = []
+
+    def post_here(delivery: Sample) -> Answer:
+        sent.append(delivery)
+        path = delivery.url.removeprefix("http://127.0.0.1:8000")
+        answer = client.post(path, data=delivery.body, headers=dict(delivery.headers))
+        return Answer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
+
+    monkeypatch.setattr(firstseen.sending, "_post", post_here)
+    result = CliRunner().invoke(cli, ["send", "twilio"])
+    assert result.exit_code == 0, result.output
+    assert sent[0].url.startswith("http://127.0.0.1:8000/webhooks/twilio")
