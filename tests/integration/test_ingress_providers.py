@@ -25,7 +25,7 @@ SOURCES = "\n".join(
     + ('verify_token_env = "TEST_VERIFY_TOKEN"\n' if name == "meta" else "")
     for name in NAMES
 )
-CLOSED = '\n[closed]\nprovider = "okta"\nsecrets_env = "TEST_SECRET"\n'
+CLOSED = '\n[closed]\nprovider = "dropbox"\nsecrets_env = "TEST_SECRET"\n'
 NO_SECRET = '\n[new]\nprovider = "asana"\nsecrets_env = "TEST_NOT_SET"\nhandshake = true\n'
 
 
@@ -106,7 +106,7 @@ def test_a_source_without_a_secret_can_shake_hands(client: FlaskClient, ledger: 
 )
 def test_what_is_no_handshake_is_refused(client: FlaskClient, path: str, method: str, status: int) -> None:
     """Without the opt-in, the challenge or the token there is no answer to other methods than POST."""
-    answer = client.open(f"/webhooks/{path}?hub.mode=subscribe&hub.challenge=c1", method=method)
+    answer = client.open(f"/webhooks/{path}?hub.mode=subscribe&hub.challenge=c1&challenge=c1", method=method)
     assert answer.status_code == status
     assert "c1" not in answer.text
     if status == 405 and method != "PUT":

@@ -126,7 +126,7 @@ def told(answer: Answer | None) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "status", "body", "headers"), UNSIGNED, ids=lambda v: v if isinstance(v, str) else ""
+    ("name", "asked", "status", "body", "headers"), UNSIGNED, ids=[row[0] for row in UNSIGNED]
 )
 def test_unsigned_ones_are_answered_where_the_source_opted_in(
     name: str, asked: Request, status: int, body: Any, headers: dict[str, str]
