@@ -16,8 +16,11 @@ ED25519_BYTES = 32
 def generate_secret(provider: Provider) -> str:
     """Make a random secret in the shape that this provider issues.
 
-    Raise ConfigError for schemes of a public key: there the provider holds the other half.
+    For code it is hex, which all of it can read. Raise ConfigError for schemes of a public key: there the
+    provider holds the other half.
     """
+    if provider.code is not None:
+        return secrets.token_hex(SECRET_BYTES)
     scheme = provider.required_scheme
     if scheme.type in PUBLIC_KEY:
         raise ConfigError(

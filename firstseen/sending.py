@@ -3,7 +3,7 @@
 import json
 import time
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -67,7 +67,10 @@ def send(
     base = url or f"http://{_host(context.settings.host)}:{context.settings.port}"
     if urlsplit(base).scheme not in {"http", "https"} or not urlsplit(base).hostname:
         raise click.BadParameter("write it like http://127.0.0.1:8000", param_hint="--url")
-    delivery = _delivery(context, source, f"{base.rstrip('/')}/webhooks/{source}", what)
+    base, public = base.rstrip("/"), "" if url else context.settings.public_url
+    signed = _delivery(context, source, f"{public or base}/webhooks/{source}", what)
+    # Signed for the URL that providers call, and delivered to where that leads.
+    delivery = replace(signed, url=base + signed.url.removeprefix(public or base))
     answers = []
     for number in range(times):
         answers.append(_post(delivery))

@@ -40,13 +40,13 @@ def _jsons(request: Request) -> Iterator[tuple[str, bytes]]:
     if not isinstance(value, dict | list):
         return
     for (what, style), plain in itertools.product(JSON_STYLES, (True, False)):
-        text = json.dumps(value, ensure_ascii=plain, **style)
+        try:
+            text = json.dumps(value, ensure_ascii=plain, **style)
+        except RecursionError:
+            return
         letters = "every other letter escaped" if plain else "letters as they are"
-        yield f"as JSON {what}, {letters}", text.encode("utf-8", "surrogatepass")
-        yield (
-            f"as JSON {what}, {letters} and slashes escaped",
-            text.replace("/", "\\/").encode("utf-8", "surrogatepass"),
-        )
+        for escaped, spelt in (("", text), (" and slashes escaped", text.replace("/", "\\/"))):
+            yield f"as JSON {what}, {letters}{escaped}", spelt.encode("utf-8", "surrogatepass")
 
 
 def _forms(body: bytes) -> Iterator[tuple[str, bytes]]:

@@ -35,6 +35,7 @@ STEPS = {
 }
 """The step of a verification that each reason belongs to, in the words that a person is shown."""
 
+UNPROVEN = "This sender proves nothing, and its source lets everything in: unverified = true."
 UNEXPLAINED = (
     "None of the usual causes explains it. Compare the secret with the one that the provider shows for this"
     " endpoint, and test and live mode."
@@ -128,9 +129,10 @@ def _judge(endpoint: Endpoint, request: Request, now: float) -> Verdict:
         told = found or ((UNEXPLAINED,) if error.reason == "bad_signature" else ())
         step = STEPS[error.reason]
         return Verdict(source.name, source.provider.name, False, step, error.reason, str(error), told)  # noqa: FBT003
+    told = (UNPROVEN,) if source.provider.verification is not None else ()
     items = endpoint.extractor.items(request)
     events = tuple({"event_id": item.event_id, "type": item.type} for item in items)
-    return Verdict(**{**asdict(verdict), "events": events})
+    return Verdict(**{**asdict(verdict), "events": events, "hints": told})
 
 
 def _print(verdict: Verdict) -> None:

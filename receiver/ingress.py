@@ -2,12 +2,14 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from flask import Blueprint, Response, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import MethodNotAllowed
 
+from config.sources import Source
 from receiver.addressing import delivered_url
 from receiver.background import Background
 from receiver.dispatch import Dispatcher
@@ -52,7 +54,8 @@ class Ingress:
         delivered = self._read(endpoint)
         if handshake := endpoint.handshakes.before_verifying(delivered):
             return _shaken(handshake)
-        if self._verify(endpoint, delivered):
+        self._verify(endpoint, delivered)
+        if self._confirm(endpoint, delivered):
             return Response(status=endpoint.source.provider.success_status)
         if handshake := endpoint.handshakes.after_verifying(delivered):
             return _shaken(handshake)
@@ -74,8 +77,7 @@ class Ingress:
         url = delivered_url(request, self._public_url)
         return Request(request.method, url, tuple(request.headers.items()), body)
 
-    def _verify(self, endpoint: Endpoint, delivered: Request) -> bool:
-        """Return whether it was a confirmation only; a Problem unless it is genuine."""
+    def _verify(self, endpoint: Endpoint, delivered: Request) -> None:
         if delivered.method != "POST":
             raise MethodNotAllowed(sorted({"POST", *endpoint.handshakes.methods}))
         if endpoint.source.problem:
@@ -83,19 +85,27 @@ class Ingress:
             raise unavailable(
                 "This source has no secret yet, so nothing can be verified; `firstseen doctor` says why."
             )
-        try:
+        with self._doubting(endpoint.source):
             endpoint.verify(delivered, time.time())
+
+    def _confirm(self, endpoint: Endpoint, delivered: Request) -> bool:
+        with self._doubting(endpoint.source):
             return endpoint.confirm(delivered)
-        except CannotVerify as error:
-            self._note(endpoint.source.name, "cannot_verify")
-            log.warning("A delivery to %s could not be verified: %s.", endpoint.source.name, error)
-            raise unavailable(
-                "It cannot be verified just now; nothing was recorded. Send it again."
-            ) from error
+
+    @contextmanager
+    def _doubting(self, source: Source) -> Iterator[None]:
+        """Turn what is not genuine into 401, and what nobody can tell now into 503."""
+        try:
+            yield
         except InvalidSignature as error:
-            self._note(endpoint.source.name, error.reason)
-            bare = endpoint.source.provider.empty_rejection
-            raise Problem(401, "invalid-signature", str(error), bare=bare) from None
+            self._note(source.name, error.reason)
+            raise Problem(
+                401, "invalid-signature", str(error), bare=source.provider.empty_rejection
+            ) from None
+        except CannotVerify as error:
+            self._note(source.name, "cannot_verify")
+            log.warning("A delivery to %s could not be verified: %s.", source.name, error)
+            raise unavailable("It cannot be verified now; nothing was recorded. Send it again.") from error
 
     def _record(self, endpoint: Endpoint, delivered: Request) -> list[Verdict]:
         try:

@@ -63,9 +63,13 @@ class Once:
         if len(self._flights) >= AT_ONCE:
             raise CannotVerify("too many keys are being fetched at once")
         future: Future[bytes] = Future()
-        self._flights[name] = future
         # A thread of its own: a server that sends a byte a second would hold the delivery's for ever.
-        threading.Thread(target=self._make, args=(name, make, future), daemon=True, name="key").start()
+        thread = threading.Thread(target=self._make, args=(name, make, future), daemon=True, name="key")
+        try:
+            thread.start()
+        except RuntimeError:
+            raise CannotVerify("no thread is left to fetch a key with") from None
+        self._flights[name] = future  # the guard is held, so its end comes after this
         return future
 
     def _make(self, name: Hashable, make: Callable[[], bytes], future: Future[bytes]) -> None:

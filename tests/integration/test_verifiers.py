@@ -2,25 +2,33 @@
 
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from flask.testing import FlaskClient
 from twilio.request_validator import RequestValidator
 from werkzeug.test import TestResponse
 
+import firstseen.sending
 import receiver.app
 import receiver.endpoints
 from config.errors import ConfigError
 from config.settings import Settings
+from firstseen.cli import cli
+from firstseen.samples import Sample
+from firstseen.sending import Answer
 from receiver.app import create_app
 from receiver.ledger import Store
 from receiver.verifiers.fetching import FetchedKeys, Keys
+from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.issuing import SNS_CONFIRM, SNS_TOPIC, FixedKeys, sns_certificate, sns_message
 from tests.services.ledger import Ledger
+from tests.services.processes import clean_environment
 from tests.services.publisher import Publisher
 
 SECRET = "canary-4f1e"
@@ -87,6 +95,7 @@ def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: s
         return stores[-1]
 
     (tmp_path / "own_webhooks.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_webhooks", raising=False)
     monkeypatch.setattr(receiver.app, "Store", open_store)
@@ -273,3 +282,56 @@ def test_a_public_url_stands_for_what_proxies_change(make_client: MakeClient) ->
     client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks/")
     assert text(client, f"https://example.com/hooks/webhooks/twilio{QUERY}", FORWARDED).status_code == 200
     assert text(client, f"http://localhost/webhooks/twilio{QUERY}").status_code == 401
+
+
+def test_the_command_line_finds_a_function_beside_it(tmp_path: Path, database_url: str) -> None:
+    """A module in the folder in which `firstseen` is run is found, as by the Procfile's lines."""
+    (tmp_path / "own_webhooks.py").write_text(OWN)
+    (tmp_path / "sources.toml").write_text(SOURCES)
+    (tmp_path / "headers.json").write_text(json.dumps({"X-Word": SECRET}))
+    (tmp_path / "body").write_text('{"id": "1", "type": "a"}')
+    env = clean_environment(
+        DATABASE_URL=database_url,
+        BROKER_URL=NO_BROKER,
+        FIRSTSEEN_SECRET_KEY="0" * 32,
+        FIRSTSEEN_SOURCES="sources.toml",
+        TEST_SECRET=SECRET,
+        PYTHONPATH=str(CHECKOUT),
+    )
+    # -P leaves this folder out of the path, as a console script does.
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "firstseen",
+        "verify",
+        "own",
+        "--headers",
+        "headers.json",
+        "--body",
+        "body",
+    ]
+    ended = subprocess.run(
+        argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "verified" in ended.stdout
+
+
+def test_a_sample_is_signed_for_the_public_url(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`firstseen send` signs what a provider would call, and delivers it to this machine."""
+    client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks")
+    sent: list[Sample] = []
+
+    def post_here(delivery: Sample) -> Answer:
+        sent.append(delivery)
+        path = delivery.url.removeprefix("http://127.0.0.1:8000")
+        answer = client.post(path, data=delivery.body, headers=dict(delivery.headers))
+        return Answer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
+
+    monkeypatch.setattr(firstseen.sending, "_post", post_here)
+    result = CliRunner().invoke(cli, ["send", "twilio"])
+    assert result.exit_code == 0, result.output
+    assert sent[0].url.startswith("http://127.0.0.1:8000/webhooks/twilio")

@@ -10,6 +10,8 @@ import pytest
 from Adyen.util import generate_notification_sig, is_valid_hmac_notification
 from twilio.request_validator import RequestValidator
 
+from config.catalogue import load_providers
+from config.secrets import generate_secret
 from receiver.signatures import CannotSign, InvalidSignature, Request
 from receiver.verifiers.adyen import Adyen
 from receiver.verifiers.base import Unverified, Verifier
@@ -186,3 +188,11 @@ def test_who_signs_nothing_is_let_in() -> None:
     request = Request("POST", URL, (), b"id=tr_1")
     Unverified().verify((), request, 0, None)
     assert Unverified().sign("", request, 0, "x") is request
+
+
+@pytest.mark.parametrize(("name", "verifier"), [("twilio", Twilio()), ("adyen", Adyen())])
+def test_a_made_up_secret_will_do(name: str, verifier: Verifier) -> None:
+    """What `make run` writes for a provider of code can sign and verify."""
+    secret = generate_secret(load_providers()[name])
+    sent = verifier.sign(secret, batch({"NotificationRequestItem": {"pspReference": "1"}}), 0, "x")
+    verifier.verify([secret], sent, 0, None)

@@ -16,6 +16,7 @@ from firstseen.verifying import STEPS
 from receiver.signatures import Request, compile_scheme, sign_request
 from receiver.signatures.errors import REASONS
 from receiver.verifiers.twilio import Twilio
+from tests.services.issuing import FixedKeys, sns_message
 
 NOW = 1_700_000_000
 SECRET = "whsec_Y2FuYXJ5LWNhbmFyeS1jYW5hcnk="
@@ -34,6 +35,12 @@ secrets_env = "A"
 [twilio]
 provider = "twilio"
 secrets_env = "A"
+[sns]
+provider = "aws-sns"
+options = { topic_arn = "arn:aws:sns:eu-west-1:123456789012:orders" }
+[strava]
+provider = "strava"
+unverified = true
 [later]
 provider = "stripe"
 secrets_env = "NOT_SET"
@@ -265,3 +272,25 @@ def test_headers_as_an_object(run: Verify, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(sent | {"Stripe-Signature": ["t=1,v1=00", "t=2,v1=00"]}))
     verdict = run("stripe", signed("stripe"), "--headers", "other.json", expect=1)
     assert verdict["reason"] == "repeated_value"
+
+
+def test_what_cannot_be_found_out(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the provider's key there is no verdict: exit 2, with the reason."""
+    monkeypatch.setattr("receiver.endpoints.FetchedKeys", lambda: FixedKeys(None))
+    message = Request("POST", URL, (), json.dumps(sns_message()).encode())
+    assert "cannot be verified now: nobody answers" in run("sns", message, expect=2)
+
+
+def test_a_sender_that_proves_nothing(run: Verify) -> None:
+    """Its deliveries are let in, and the output says why."""
+    verdict = run("strava", Request("POST", URL, (), b"{}"), expect=0)
+    assert verdict["hints"] == [
+        "This sender proves nothing, and its source lets everything in: unverified = true."
+    ]
+
+
+def test_a_deep_body_is_a_rejection_like_others(run: Verify) -> None:
+    """Where a body cannot be written again, the other causes are still tried."""
+    deep = b"[" * 900 + b"]" * 900
+    verdict = run("github", with_body(signed("github"), deep), expect=1)
+    assert verdict["reason"] == "bad_signature"
