@@ -112,7 +112,15 @@ def test_a_scheme_can_be_anothers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "signed"),
-    [("standard-webhooks", True), ("stripe", True), ("slack", True), ("github", False), ("shopify", False)],
+    [
+        ("standard-webhooks", True),
+        ("svix", True),
+        ("polar", True),
+        ("stripe", True),
+        ("slack", True),
+        ("github", False),
+        ("shopify", False),
+    ],
 )
 def test_whether_the_id_is_signed_is_computed(name: str, signed: bool) -> None:  # noqa: FBT001 - a verdict
     """GitHub's and Shopify's ids stand in headers that nothing signs; the others' are signed."""
