@@ -367,3 +367,19 @@ def test_a_silent_server_costs_its_read_timeout(prepare: Prepare) -> None:
         assert (end.move, bool(attempts.sends[0]["open"])) == (Move.RETRY_LATER, True)
         wait_until(lambda: attempts.run(handler).move == Move.FINISH, 10, "the quiet time to end")
     assert [bool(send["open"]) for send in attempts.sends] == [False, False], "the answer speaks for both"
+
+
+def test_headers_outside_ascii_pass_both_ways(prepare: Prepare) -> None:
+    """Header values in Latin-1, as HTTP allows them, are sent, and come back live and stored."""
+    got: list[Any] = []
+
+    def handler(_event: Any, calls: Any) -> None:
+        got.append(calls.api.post("/orders", json={}, headers={"X-Name": "Zoë"}))
+
+    with RawServer(reply("201 Created").replace(b"\r\n\r\n", b"\r\nX-Name: Zo\xeb\r\n\r\n")) as server:
+        attempts = prepare(server.url)
+        attempts.run(handler, settles=False)
+        attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
+        assert attempts.run(handler).move == Move.FINISH
+        assert b"X-Name: Zo\xeb" in server.requests[0]
+    assert [answer.headers["X-Name"] for answer in got] == ["Zoë", "Zoë"]
