@@ -21,7 +21,7 @@ from tests.services.waiting import free_port, wait_until
 from worker.calls.wire import ANSWER_MAX, HttpWire, NoReply, Outgoing, Reply
 
 DEADLINE = 0.6
-SLACK = 1.5
+SLACK = 2.5
 """Seconds that a busy machine may add to a deadline."""
 HEAD = b"HTTP/1.1 200 OK\r\n"
 

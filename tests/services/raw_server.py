@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
@@ -12,8 +13,8 @@ Answer = bytes | Callable[[socket.socket], None]
 SILENCE = 20
 """Seconds after which a connection is given up: longer than any test."""
 
-DRIP = 0.1
-"""Seconds between two parts of an answer that drips."""
+DRIP, DRIPS = 0.1, 40
+"""Seconds between two parts of an answer that drips, and how many come: longer than anybody should wait."""
 
 
 def reply(status: str = "200 OK", body: bytes = b"{}", **headers: str) -> bytes:
@@ -36,14 +37,14 @@ def stay(connection: socket.socket) -> None:
 
 
 def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
-    """Return an answer that never ends: `begin`, a pause, `part`, a pause, `part` again."""
+    """Return an answer that hardly ends: `begin`, a pause, `part`, a pause, `part` again."""
 
     def answer(connection: socket.socket) -> None:
-        quiet = threading.Event()
-        with suppress(OSError):
-            connection.sendall(begin)
-            while not quiet.wait(DRIP):
-                connection.sendall(part)
+        connection.sendall(begin)
+        for _ in range(DRIPS):
+            time.sleep(DRIP)
+            connection.sendall(part)
+        hang_up(connection)
 
     return answer
 
