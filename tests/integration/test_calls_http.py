@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from receiver.ledger import Delivery, Move, Store, claim, migrate, record
+from receiver.ledger import Delivery, Move, Outcome, Store, claim, migrate, record, settle
 from receiver.ledger.calls.sends import SLACK
 from tests.services.attempts import LEASE, Attempts, apis_of
 from tests.services.calling import Target
@@ -383,3 +383,52 @@ def test_headers_outside_ascii_pass_both_ways(prepare: Prepare) -> None:
         assert attempts.run(handler).move == Move.FINISH
         assert b"X-Name: Zo\xeb" in server.requests[0]
     assert [answer.headers["X-Name"] for answer in got] == ["Zoë", "Zoë"]
+
+
+def test_a_locked_call_is_waited_for(prepare: Prepare) -> None:
+    """While an earlier send still runs there, the attempt asks again after 100 ms, then 200, and goes on."""
+    locked = reply("409 Conflict", b'{"code": "idempotency_key_locked"}')
+    with RawServer(locked, locked, CREATED) as server:
+        attempts = prepare(server.url)
+        begun = time.monotonic()
+        assert attempts.run(post).move == Move.FINISH
+        assert time.monotonic() - begun >= 0.1 + 0.2
+        assert len(server.requests) == 3
+    assert len({tuple(significant(request)) for request in server.requests}) == 1
+    assert [send["outcome"] for send in attempts.sends] == ["locked", "locked", "succeeded"]
+
+
+def test_a_release_leaves_a_send_on_its_way_alone(prepare: Prepare, store: Store) -> None:
+    """A worker that stops in the middle of a send gives nothing back: the lease covers the send."""
+    release, released = Outcome(Move.RELEASE, reason="It shuts down."), []
+
+    def look(connection: Any) -> None:
+        released.append(settle(store, held, release))
+        connection.sendall(CREATED)
+
+    with RawServer(look) as server:
+        attempts = prepare(server.url)
+        held = attempts.claim()
+        post(None, Calls(attempts.outbound, held))
+        released.append(settle(store, held, release))
+    assert released == [False, True]
+
+
+def test_a_get_is_neither_journaled_nor_keyed(prepare: Prepare) -> None:
+    """A GET goes out each time, leaves no row and carries no key; what may pass is later."""
+    ends: list[Any] = []
+
+    def handler(_event: Any, calls: Any) -> None:
+        ends.append(calls.api.get("/orders", params={"page": "2"}).status_code)
+
+    answers = (reply(), reply("503 Not now"), hang_up, reply("404 Not found"))
+    with RawServer(*answers) as server:
+        attempts = prepare(server.url)
+        moves = [attempts.run(handler, settles=False).move]
+        for _ in answers[1:]:
+            attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
+            moves.append(attempts.run(handler, settles=False).move)
+        assert moves == [Move.FINISH, Move.CALL_LATER, Move.CALL_LATER, Move.GIVE_UP]
+        assert all(b"idempotency" not in request.lower() for request in server.requests)
+        assert server.requests[0].startswith(b"GET /telness/orders?page=2 HTTP/1.1\r\n")
+    assert (ends, attempts.calls, attempts.sends) == ([200], [], [])
