@@ -228,6 +228,20 @@ def test_a_mark_that_refuses_leaves_nothing_behind(connect: Connect) -> None:
         assert len(server.requests) == 1
 
 
+def test_no_byte_leaves_while_it_is_marked(connect: Connect) -> None:
+    """However long the mark takes, the server has nothing of the request before it is done."""
+    seen: list[int] = []
+    with RawServer() as server:
+        line = connect(server.url, deadline="20s")
+
+        def slowly() -> None:
+            time.sleep(0.3)
+            seen.append(len(server.requests))
+
+        assert isinstance(line.send(mark=slowly), Reply)
+        assert (seen, len(server.requests)) == ([0], 1)
+
+
 def test_a_mark_that_outlasts_the_deadline_sends_nothing(connect: Connect) -> None:
     """A process that slept between mark and write, past its deadline, writes nothing any more."""
     with RawServer() as server:
