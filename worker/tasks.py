@@ -93,7 +93,8 @@ def _decided(error: CallError, brief: str) -> Outcome | None:
             return Outcome(Move.PARK, reason=brief, call=error.call)
         case CallRejected() if error.response.status_code not in UNAUTHORISED:
             return Outcome(Move.GIVE_UP, reason=f"A call was rejected. {brief}")
-        case CallLater() if not isinstance(error, CallUnknown):
+        # Without a call it is in no journal that loses patience, as after a GET: that counts.
+        case CallLater() if error.call and not isinstance(error, CallUnknown):
             return Outcome(Move.CALL_LATER, error.delay, reason=brief)
         case _:
             return None

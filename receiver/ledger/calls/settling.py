@@ -9,14 +9,16 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, select, update
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import PATIENT, UNFINISHED, CallState
+from receiver.ledger.calls.states import FINAL, PATIENT, UNFINISHED, CallState
 from receiver.ledger.claimed import Claim, held_by
 from receiver.ledger.claimed import Outcome as End
-from receiver.ledger.models import EVENT
+from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 
 FORGOTTEN = "An earlier attempt began it, and the handler does not make it any more."
+
+MEANWHILE = "The call that stood in the way ended while its attempt did."
 
 
 def none_unfinished(held: Claim) -> ColumnElement[bool]:
@@ -78,7 +80,17 @@ def _end(store: Store, connection: Connection, held: Claim, end: End) -> End:
         return replace(end, move=Move.PARK, reason=reason, call=first.id)
     if end.move == Move.FINISH and calls:
         return _waiting(store, connection, calls)
+    if end.move == Move.PARK and _has_ended(connection, held, end):
+        return replace(end, move=Move.CALL_LATER, reason=MEANWHILE, call=None)
     return end
+
+
+def _has_ended(connection: Connection, held: Claim, end: End) -> bool:
+    """Whether an answer ended the call that parks the event during the attempt: nobody wakes it later."""
+    mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
+    begun = select(ATTEMPT.c.started_at).where(*mine).scalar_subquery()
+    ended = (CALL.c.id == end.call, CALL.c.state.in_(FINAL.values()), CALL.c.ended_at >= begun)
+    return connection.execute(select(CALL.c.id).where(*ended)).first() is not None
 
 
 def _waiting(store: Store, connection: Connection, calls: Sequence[Row[Any]]) -> End:
