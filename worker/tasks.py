@@ -50,10 +50,12 @@ def attempt(held: Claim, registry: Registry, policy: Policy, make_calls: MakeCal
     if held.attempt > limit:
         return Outcome(Move.GIVE_UP, reason=f"All {limit} attempts are used up; the last worker vanished.")
     try:
-        handler.run(event_of(held), make_calls(held))
+        calls = make_calls(held)
+        handler.run(event_of(held), calls)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises must end in the ledger
         return _failed(held, handler, error, policy)
-    return Outcome(Move.FINISH)
+    owed = getattr(calls, "owed", None)
+    return _failed(held, handler, owed, policy) if owed else Outcome(Move.FINISH)
 
 
 def _unhandled(held: Claim) -> Outcome:

@@ -89,6 +89,8 @@ class Performance:
         pause = LOCKED_PAUSE
         while True:
             planned = self._plan()
+            if planned.changed:
+                raise CallChanged(planned.changed, planned.id)
             if planned.state == CallState.SUCCEEDED:
                 return self._stored(planned)
             self._refuse(planned)
@@ -148,8 +150,6 @@ class Performance:
     def _refuse(self, planned: Planned) -> None:
         """Raise what keeps a call that has not succeeded from going out now."""
         reason = planned.reason or ""
-        if planned.changed:
-            raise CallChanged(planned.changed, planned.id)
         if planned.state == CallState.REJECTED:
             status, body = planned.status or 0, planned.answer or b""
             response = respond(self._step.request, status, planned.answer_headers, body)
@@ -161,6 +161,9 @@ class Performance:
             raise CallParked(
                 f"The request of {planned.step!r} was erased after payload_retention.", planned.id
             )
+        if not planned.url.startswith(f"{self._api.base_url}/"):
+            reason = f"The stored request of {planned.step!r} is for another address than base_url's."
+            raise CallParked(reason, planned.id)
         if self._api.problem or planned.waits:
             raise CallLater(self._api.problem or reason, self._backoff(planned), planned.id)
 

@@ -18,6 +18,9 @@ from receiver.ledger.store import Store
 
 FORGOTTEN = "An earlier attempt began it, and the handler does not make it any more."
 
+PAUSE = timedelta(seconds=5)
+"""The least wait for a call whose error the handler caught: it may be due, and kept from going out."""
+
 MEANWHILE = "The call that stood in the way ended while its attempt did."
 
 
@@ -95,7 +98,7 @@ def _has_ended(connection: Connection, held: Claim, end: End) -> bool:
 
 def _waiting(store: Store, connection: Connection, calls: Sequence[Row[Any]]) -> End:
     now = connection.execute(select(store.now())).scalar_one()
-    delay = min((max(call.due_at or now, now) - now for call in calls), default=timedelta(0))
+    delay = max(min(call.due_at or now for call in calls) - now, PAUSE)
     free = all(call.outcome in PATIENT for call in calls)
     reason = f"The handler returned, but call {calls[0].step!r} is not finished: {calls[0].reason or ''}"
     return End(Move.CALL_LATER if free else Move.RETRY_LATER, delay, reason=reason.rstrip())
