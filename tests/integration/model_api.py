@@ -1,4 +1,4 @@
-"""A model of an API that keeps idempotency keys: each dialect's table, with faults at every step of a send."""
+"""A model of an API that keeps idempotency keys, by dialect, with faults at every step of a send."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -51,9 +51,7 @@ def _with_credential(request: Outgoing) -> object:
 
 
 MANNERS = {
-    "stripe": Manners(
-        misused=reply(400, b"idempotency_error"), locked=reply(409, b"locked"), again=_marked
-    ),
+    "stripe": Manners(misused=reply(400, b"idempotency_error"), locked=reply(409, b"locked"), again=_marked),
     "telness": Manners(
         prints=_with_credential,
         misused=reply(409, b"idempotency_key_mismatch"),

@@ -1,5 +1,7 @@
-"""What lets a request go out, and out again: claim, lease, the key's life, the credential, quiet, patience."""
+"""What lets a request go out, and out again: claim, lease, the key's life, the credential, patience."""
 
+import socket
+from dataclasses import replace
 from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -15,7 +17,8 @@ from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office
 from tests.integration.steps import LEASE, change, deliver, later, row, state
 from worker.calls.client import Calls
 from worker.calls.errors import CallLater, CallLocked, CallRefused, CallRejected, ClaimLost
-from worker.calls.wire import Outgoing, Reply
+from worker.calls.requests import Given, build, complete
+from worker.calls.wire import HttpWire, NoReply, Outgoing, Reply
 
 
 @pytest.fixture
@@ -211,7 +214,7 @@ def test_a_call_that_stays_locked_becomes_later(office: Office, event: UUID) -> 
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(429, 0), (503, 0), (500, 1)])
-def test_retry_after_says_when(office: Office, event: UUID, status: int, attempts: int) -> None:
+def test_retry_after_says_when(office: Office, status: int, attempts: int) -> None:
     """Seconds or a date, at no attempt's cost where it was not executed or a key protects it."""
     with office.store.read() as connection:
         now = connection.execute(select(office.store.now())).scalar_one()
@@ -383,3 +386,16 @@ def test_a_handler_may_catch_a_rejection(office: Office, event: UUID) -> None:
     assert seen == [(422, b"no")] * 2
     assert len(office.wire.sent) == 3
     assert state(office.store, event) == "done"
+
+
+def test_a_header_of_any_kept_character_can_be_sent(office: Office) -> None:
+    """What is allowed in a header is written as Latin-1, and not refused once its call is planned."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    target = replace(office.api, base_url=f"http://127.0.0.1:{port}")
+    request = build(target, "POST", "/a", Given(headers={"X-Note": "caf\xe9"}), "")
+    wire = HttpWire(target)
+    got = wire.send(complete(target, request, None), lambda: None)
+    wire.close()
+    assert isinstance(got, NoReply)
+    assert not got.written

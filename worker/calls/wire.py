@@ -106,7 +106,7 @@ class HttpWire:
         content = httpcore.Request(
             request.method,
             request.url,
-            headers=list(request.headers),
+            headers=[(name.encode(), value.encode("latin-1")) for name, value in request.headers],
             content=request.body,
             extensions=extensions,
         )
