@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Row, delete, select
@@ -286,6 +286,8 @@ def test_calls_take_effect_once(store: Store) -> None:
         deadline=None,
         derandomize=True,
         database=None,
+        # Stories are short; to shorten them further would take minutes.
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     with hasty(store):

@@ -89,9 +89,7 @@ class Performance:
         pause = LOCKED_PAUSE
         while True:
             planned = self._plan()
-            if planned.changed:
-                raise CallChanged(planned.changed, planned.id)
-            if planned.state == CallState.SUCCEEDED:
+            if planned.state == CallState.SUCCEEDED and not planned.changed:
                 return self._stored(planned)
             self._refuse(planned)
             recorded, got = self._send(planned)
@@ -150,6 +148,8 @@ class Performance:
     def _refuse(self, planned: Planned) -> None:
         """Raise what keeps a call that has not succeeded from going out now."""
         reason = planned.reason or ""
+        if planned.changed:
+            raise CallChanged(planned.changed, planned.id)
         if planned.state == CallState.REJECTED:
             status, body = planned.status or 0, planned.answer or b""
             response = respond(self._step.request, status, planned.answer_headers, body)
