@@ -118,7 +118,7 @@ def test_another_step_in_the_nth_place_parks(office: Office, event: UUID, answer
     sent = len(office.wire.sent)
     assert office.run(event, posts("order")) == "parked", before
     assert len(office.wire.sent) == sent
-    assert "is 'order' now; it was 'letter'" in str(row(office.store, event).reason)
+    assert "was 'letter' and is 'order' now" in str(row(office.store, event).reason)
     assert row(office.store, event).parked_call == office.call(event).id
 
 

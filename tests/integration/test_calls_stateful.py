@@ -50,6 +50,8 @@ class Journal(RuleBasedStateMachine):
         """Calls of which a person said that they happened."""
         self.version, self.frozen = 1, False
         self.drawn = 0
+        self.used: dict[UUID, str] = {}
+        """The credential of each call's latest send."""
         self.wrong: list[str] = []
 
     @initialize(dialect=st.sampled_from(sorted(MANNERS)), script=st.sampled_from(SCRIPTS))
@@ -84,6 +86,7 @@ class Journal(RuleBasedStateMachine):
             before = connection.execute(select(SEND).where(*others)).all()
         if before:
             self.may_be_resent(call)
+        self.used[call.id] = self.office.api.credential
         return call.send, call.id
 
     def may_be_resent(self, call: Row[Any]) -> None:
@@ -93,6 +96,8 @@ class Journal(RuleBasedStateMachine):
             self.wrong.append("a call was resent unprotected")
         if call.protection == "keyed" and call.now > call.expires_at - self.office.api.key_margin + SLACK:
             self.wrong.append("a call was resent after the life of its key")
+        if self.used[call.id] != self.office.api.credential:
+            self.wrong.append("a call was resent under another credential")
 
     def interlude(self) -> None:
         """Let another worker take over while the sender is frozen."""

@@ -161,7 +161,7 @@ class _Planning:
         return self._current()
 
     def _other_step(self, row: Row[Any], now: datetime) -> Planned:
-        place = f"Call {self.position + 1} of this handler is {self.wanted.step!r} now; it was {row.step!r}."
+        place = f"Call {self.position + 1} of this handler was {row.step!r} and is {self.wanted.step!r} now."
         if row.step == self.wanted.step:
             place = (
                 f"{row.step!r} is call {self.position + 1} of this handler now; it was {row.position + 1}."
