@@ -152,11 +152,13 @@ class Journal(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def work(self, seed: int) -> None:
-        """Run a few attempts, each once its event is due; now and then after a longer wait."""
+        """Run a few attempts, each once its event is due; now and then after a wait or a rotation."""
         chance = self.chance(seed)
         for _ in range(3):
             if chance.random() < 0.2:
                 self.pass_time(chance.choice(JUMPS))
+            if chance.random() < 0.15:
+                self.deploy("credential")
             self.work_once(chance)
 
     def work_once(self, chance: Random) -> None:
