@@ -13,7 +13,7 @@ from celery import Celery
 
 from receiver.ledger import Delivery, Store, record
 from tests.bench.accept import new_ids
-from tests.bench.contestants import EMPTY, ONE_CALL, THREADS, deploy, rss
+from tests.bench.contestants import EMPTY, THREADS, deploy, rss
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -90,12 +90,16 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
         wait_until(lambda: left() < count, 120, "Celery to begin")
         begun, already = time.monotonic(), count - left()
         wait_until(lambda: left() == 0, 600, "the queue to be empty")
-        return Drained("plain Celery tasks", (count - already) / (time.monotonic() - begun), cpu_of(process) / count)
+        return Drained(
+            "plain Celery tasks", (count - already) / (time.monotonic() - begun), cpu_of(process) / count
+        )
     finally:
         process.kill()
 
 
-def latencies(folder: Path, databases: Databases, broker: Valkey, count: int) -> tuple[list[float], float, float]:
+def latencies(
+    folder: Path, databases: Databases, broker: Valkey, count: int
+) -> tuple[list[float], float, float]:
     """Return milliseconds from the answer's commit to the handler's start, one event at a time; and memory."""
     deployment = deploy(folder / "idle", databases, broker, "postgres")
     try:
