@@ -4,10 +4,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy.exc import StatementError
-
-from receiver.ledger.record import Delivery, Pruned, Verdict, record, record_together
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.record import Delivery, Verdict, record, record_together
 from receiver.ledger.store import Store
+from receiver.ledger.storms import Storms
 
 BATCH_MAX = 500
 """Deliveries of one transaction, or one request: the first of a burst must not wait for its last."""
@@ -32,13 +32,17 @@ class Recorder:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._storms = store, Storms(store)
         self._lock = threading.Lock()
         self._waiting: list[_Ticket] = []
         self._busy = False
 
     def record(self, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
         """Record a request's deliveries and return their verdicts in order; raises as `record` does."""
+        known = self._storms.answer(deliveries)
+        return self._record(deliveries) if known is None else known
+
+    def _record(self, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
         ticket = _Ticket(deliveries)
         with self._lock:
             self._waiting.append(ticket)
@@ -49,6 +53,7 @@ class Recorder:
             self._lead()
         if ticket.error is not None:
             raise ticket.error
+        self._storms.learn(deliveries, ticket.verdicts)
         return ticket.verdicts
 
     def _lead(self) -> None:
@@ -81,13 +86,13 @@ def _record_all(store: Store, batch: Sequence[_Ticket]) -> None:
         return
     try:
         verdicts = iter(record_together(store, [one for ticket in batch for one in ticket.deliveries]))
-    except (StatementError, Pruned):
+    except LedgerUnavailable as error:
+        for ticket in batch:
+            ticket.error = error
+    except Exception:  # noqa: BLE001 - whoever is the cause raises it below
         # One of them is the cause, and the others must not suffer for it.
         for ticket in batch:
             _record_alone(store, ticket)
-    except Exception as error:  # noqa: BLE001 - every caller raises it
-        for ticket in batch:
-            ticket.error = error
     else:
         for ticket in batch:
             ticket.verdicts = [next(verdicts) for _ in ticket.deliveries]

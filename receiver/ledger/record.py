@@ -67,6 +67,8 @@ class Verdict:
     conflict: bool = False
     nudge: bool = False
     """True while the event is unfinished: a duplicate wakes it again."""
+    done_duplicates: int = 0
+    """Of a done event with this very body: how many duplicates it has had."""
 
 
 def record(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
@@ -219,5 +221,11 @@ def _duplicate(
     conflict = row.body_hash != delivery.body_hash
     if conflict:
         note_conflict(store, connection, row.id, delivery)
-    nudge = row.state in UNFINISHED
-    return Verdict(row.id, row.event_id, first_seen=False, conflict=conflict, nudge=nudge)
+    return Verdict(
+        row.id,
+        row.event_id,
+        first_seen=False,
+        conflict=conflict,
+        nudge=row.state in UNFINISHED,
+        done_duplicates=row.duplicates if row.state == State.DONE and not conflict else 0,
+    )

@@ -1,0 +1,189 @@
+"""Group commit and storms: what requests share, and what none of them may notice."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from receiver.ledger import Delivery, LedgerUnavailable, Move, Recorder, Store, record
+from receiver.ledger.models import EVENT
+from receiver.ledger.storms import FIRST, MEMORY, Storms
+from tests.integration.steps import count, deliver, delivery, duplicates, end, row
+
+
+@pytest.fixture
+def commits(store: Store) -> list[int]:
+    """Count the transactions that end from here on."""
+    ended: list[int] = []
+    event.listen(store.engine, "commit", lambda _: ended.append(1))
+    return ended
+
+
+class Held:
+    """A recorder whose transactions wait, so that requests meet."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Semaphore(0), threading.Event()
+        self.recorder = Recorder(store)
+        real = Store.write
+
+        def write(of: Store) -> Any:
+            self.begun.release()
+            assert self.go_on.wait(30)
+            return real(of)
+
+        monkeypatch.setattr(Store, "write", write)
+
+    def together(self, batches: list[list[Delivery]], waiting: Callable[[], int]) -> list[Any]:
+        """Record each batch from a thread of its own, all but the first while that one's commit hangs."""
+
+        def one(batch: list[Delivery]) -> Any:
+            try:
+                return self.recorder.record(batch)
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                return error
+
+        with ThreadPoolExecutor(len(batches)) as pool:
+            first = pool.submit(one, batches[0])
+            assert self.begun.acquire(timeout=30)
+            rest = [pool.submit(one, batch) for batch in batches[1:]]
+            while waiting() < len(rest):
+                threading.Event().wait(0.01)
+            self.go_on.set()
+            return [future.result(60) for future in [first, *rest]]
+
+
+@pytest.fixture
+def held(store: Store, monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Give the test a recorder that hangs until it is told to go on."""
+    return Held(store, monkeypatch)
+
+
+def test_a_lone_request_waits_for_nobody(store: Store, commits: list[int]) -> None:
+    """One request is one transaction, at once."""
+    assert Recorder(store).record([delivery()])[0].first_seen
+    assert len(commits) == 1
+
+
+def test_requests_that_meet_share_a_commit(store: Store, commits: list[int], held: Held) -> None:
+    """Nine requests come while one is recorded: they make one transaction, and each has its own verdict."""
+    batches = [[delivery(f"evt_{number}")] for number in range(10)]
+    answers = held.together(batches, lambda: len(held.recorder._waiting))
+    assert len(commits) == 2
+    assert [verdicts[0].event_id for verdicts in answers] == [f"evt_{number}" for number in range(10)]
+    assert all(verdicts[0].first_seen for verdicts in answers)
+    assert count(store) == 10
+
+
+def test_copies_that_meet_are_first_seen_once(store: Store, held: Held) -> None:
+    """Of ten copies in two transactions one is first-seen, and the others are counted."""
+    answers = held.together([[delivery()] for _ in range(10)], lambda: len(held.recorder._waiting))
+    assert sum(verdicts[0].first_seen for verdicts in answers) == 1
+    assert row(store, answers[0][0].event).duplicates == 9
+
+
+def test_a_bad_row_fails_its_own_request_alone(store: Store, held: Held) -> None:
+    """What the database refuses is told to who sent it; the others of that transaction are recorded."""
+    bad = replace(delivery("evt_bad"), body="no bytes")  # type: ignore[arg-type]
+    batches = [[delivery("evt_0")], [delivery("evt_1")], [bad], [delivery("evt_2")]]
+    object.__setattr__(bad, "body_hash", "0" * 64)
+    answers = held.together(batches, lambda: len(held.recorder._waiting))
+    assert isinstance(answers[2], Exception)
+    assert [verdicts[0].first_seen for verdicts in (answers[0], answers[1], answers[3])] == [True] * 3
+    assert count(store) == 3
+
+
+def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ledger: every request that waits gets the error, and the next one tries anew."""
+
+    def write(_: Store) -> Any:
+        held.begun.release()
+        assert held.go_on.wait(30)
+        raise LedgerUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", write)
+        batches = [[delivery(f"evt_{number}")] for number in range(4)]
+        answers = held.together(batches, lambda: len(held.recorder._waiting))
+    assert [type(answer) for answer in answers] == [LedgerUnavailable] * 4
+    assert held.recorder.record([delivery("evt_0")])[0].first_seen
+
+
+def done(store: Store, copies: int) -> Delivery:
+    """Bring an event to done and let it come so many times more."""
+    first = deliver(store, address="192.0.2.1")
+    end(store, first.event, Move.FINISH)
+    for _ in range(copies):
+        deliver(store, address="192.0.2.1")
+    return delivery(address="192.0.2.7")
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        """Return its time."""
+        return self.now
+
+
+def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]) -> None:
+    """Who goes on sending a done event is told so from memory; the counts are written together, later."""
+    storms, copy = Storms(store, Clock()), done(store, FIRST)
+    storms.learn([copy], record(store, [copy]))
+    commits.clear()
+    answers = [storms.answer([copy]) for _ in range(30)]
+    assert not commits
+    assert all(found and not found[0].first_seen and not found[0].nudge for found in answers)
+    assert storms.flush() == 30
+    assert len(commits) == 1
+    found = row(store, record(store, [copy])[0].event)
+    assert found.duplicates == FIRST + 1 + 30 + 1
+    assert {one.address for one in duplicates(store, found.id)} == {"192.0.2.7"}
+
+
+@pytest.mark.parametrize("change", ["few", "body", "unfinished", "old", "source", "batch"])
+def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
+    """A few duplicates, another body, an event that is not done, one asked about too long ago: the ledger."""
+    clock = Clock()
+    storms, copy = Storms(store, clock), done(store, 1 if change == "few" else FIRST)
+    if change == "unfinished":
+        with store.write() as connection:
+            connection.execute(EVENT.update().values(state="waiting"))
+    storms.learn([copy], record(store, [copy]))
+    asked = {"body": [replace(copy, body=b"other")], "source": [replace(copy, source="github")]}
+    asked["batch"] = [copy, delivery("evt_2")]
+    clock.now += MEMORY + 1 if change == "old" else 0
+    assert storms.answer(asked.get(change, [copy])) is None
+
+
+def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the ledger is away counts are kept, and written once it is back."""
+    storms, copy = Storms(store, Clock()), done(store, FIRST)
+    storms.learn([copy], record(store, [copy]))
+    assert storms.answer([copy])
+
+    def write(_: Store) -> Any:
+        raise LedgerUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", write)
+        assert storms.flush() == 0
+    assert storms.answer([copy])
+    assert storms.flush() == 2
+
+
+def test_a_rerun_is_noticed_within_a_minute(store: Store) -> None:
+    """The memory of done ends by itself: after it the ledger says what became of the event."""
+    clock = Clock()
+    storms, copy = Storms(store, clock), done(store, FIRST)
+    storms.learn([copy], record(store, [copy]))
+    clock.now += MEMORY - 1
+    assert storms.answer([copy])
+    clock.now += 2
+    assert storms.answer([copy]) is None
