@@ -1,1 +1,1 @@
-"""`make bench`: every contestant in turn on one machine, in one run; ratios count, absolute figures are noise."""
+"""`make bench`: every contestant in turn, in one run; ratios count, absolute figures are noise."""

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import psutil
 from celery import Celery
 
 from receiver.ledger import Delivery, Store, record
@@ -35,7 +36,7 @@ max_connections = {threads}
 
 @dataclass(frozen=True)
 class Drained:
-    """How many events or tasks were done a second, and the processor seconds that the worker spent on each."""
+    """How many were done a second, and the processor seconds that the worker spent on each."""
 
     name: str
     rate: float
@@ -86,10 +87,9 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
     command = ["python", *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
     process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)
     try:
-        left = lambda: broker.client().llen("celery")  # noqa: E731
-        wait_until(lambda: left() < count, 120, "Celery to begin")
-        begun, already = time.monotonic(), count - left()
-        wait_until(lambda: left() == 0, 600, "the queue to be empty")
+        wait_until(lambda: broker.queue_length("celery") < count, 120, "Celery to begin")
+        begun, already = time.monotonic(), count - broker.queue_length("celery")
+        wait_until(lambda: broker.queue_length("celery") == 0, 600, "the queue to be empty")
         return Drained(
             "plain Celery tasks", (count - already) / (time.monotonic() - begun), cpu_of(process) / count
         )
@@ -126,8 +126,6 @@ def percentiles(values: list[float]) -> tuple[float, float]:
 
 def cpu_of(process: Process) -> float:
     """Return the processor seconds that a family has used."""
-    import psutil  # noqa: PLC0415
-
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     return sum(one.cpu_times().user + one.cpu_times().system for one in family)
 

@@ -1,4 +1,4 @@
-"""Flask with DBOS, as its documentation receives webhooks: verify, then start a workflow named by the event."""
+"""Flask with DBOS, as its documentation does it: verify, then start a workflow named by the event."""
 
 import os
 
