@@ -6,7 +6,6 @@ import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -166,8 +165,7 @@ def main() -> int:
         bench = Bench(Path(folder), cleanup, quick=chosen.quick)
         for part in chosen.parts or PARTS:
             say(f"== {part}")
-            run: Callable[[], None] = getattr(bench, part)
-            run()
+            getattr(bench, part)()
             say(report.part(part, bench.found))
         if chosen.write:
             report.write(bench.found)

@@ -100,7 +100,7 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
 def latencies(
     folder: Path, databases: Databases, broker: Valkey, count: int
 ) -> tuple[list[float], float, float]:
-    """Return milliseconds from the answer's commit to the handler's start, one event at a time; and memory."""
+    """Return milliseconds from commit to handler start, one event at a time; and both sides' memory."""
     deployment = deploy(folder / "idle", databases, broker, "postgres")
     try:
         deployment.start()
