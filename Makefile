@@ -1,7 +1,7 @@
 # Two commands matter on a fresh machine: `make run` and `make test`. Both need Python 3.11 or newer, nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check defects requirements providers clean
+.PHONY: help run test check defects bench requirements providers clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -32,6 +32,9 @@ check: $(VENV)/.test  ## Lint, check the format, the types, the import contracts
 defects: $(VENV)/.test  ## Break each promise in a copy; fail if its tests still pass
 	@exec $(PY) -m tests.defects.run $(ARGS)
 
+bench: $(VENV)/.bench  ## Measure Firstseen beside others; needs wrk. ARGS="accept --quick" measures less
+	@exec $(PY) -m tests.bench $(ARGS)
+
 requirements: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allows
 	$(PIP) install uv
 	rm -f $(PINS)
@@ -56,6 +59,11 @@ $(VENV)/.run: $(VENV)/.pinned
 $(VENV)/.test: $(VENV)/.pinned
 	@echo "Installing what make test needs ..."
 	@$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	@echo "Installing what make bench needs ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.pinned: pyproject.toml $(PINS)
