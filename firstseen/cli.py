@@ -11,11 +11,13 @@ from firstseen.acting import discard, rerun, retry
 from firstseen.calling import call, calls
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
+from firstseen.providers import providers
 from firstseen.reading import events, sources, stats
 from firstseen.sandbox import sandbox
 from firstseen.sending import send
 from firstseen.showing import show
 from firstseen.upkeep import migrate, prune, release, version
+from firstseen.verifying import verify
 from receiver.ledger import LedgerError
 from worker.registry import HandlerError
 
@@ -54,6 +56,7 @@ def cli(context: click.Context) -> None:
 
 for command in (
     send,
+    verify,
     events,
     show,
     retry,
@@ -63,6 +66,7 @@ for command in (
     call,
     stats,
     sources,
+    providers,
     sandbox,
     doctor,
     prune,

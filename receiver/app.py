@@ -5,10 +5,11 @@ from functools import partial
 
 from flask import Flask
 
+from config.catalogue import load_providers
 from config.logs import set_up_logs
-from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import load_sources
+from receiver.addressing import trust_proxies
 from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints
@@ -35,8 +36,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     rejections = Background(
         "rejections", partial(record_rejections, store), room=REJECTIONS_ROOM, batch=REJECTIONS_BATCH
     )
+    ingress = Ingress(endpoints, store, dispatcher, rejections, settings.public_url)
     app = Flask("receiver", static_folder=None)
-    app.register_blueprint(Ingress(endpoints, store, dispatcher, rejections).views())
+    trust_proxies(app, settings.proxy_hops)
+    app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))
     app.register_blueprint(api_views(Parts(store, settings.api_keys, sources, dispatcher.nudge)))
     answer_problems(app)
