@@ -157,6 +157,43 @@ def test_a_step_of_an_earlier_place_is_not_begun_again(office: Office, event: UU
     assert "SQL" not in str(row(office.store, event).reason)
 
 
+def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
+    office: Office, event: UUID
+) -> None:
+    """Somebody mends the handler by a call before the rejected one and retries: both go out, under new keys."""
+    office.wire.script = [reply(422)]
+    assert office.run(event, posts("order")) == "dead"
+    assert office.run_after_retry(event, posts("contact", "order")) == "done"
+    assert [(one.position, one.step, one.state) for one in office.calls(event)] == [
+        (0, "order", "replaced"),
+        (0, "contact", "succeeded"),
+        (1, "order", "succeeded"),
+    ]
+    assert len(set(office.wire.keys())) == 3
+
+
+def test_a_caught_change_names_the_call_that_it_is_about(office: Office, event: UUID) -> None:
+    """The step stood in an earlier place and nothing stands in this one: that is said, and not a bug of ours."""
+    office.run(event, _then(posts("letter"), _fail))
+    said: list[Exception] = []
+
+    def moved(_event: Any, calls: Any) -> None:
+        for step in ("order", "letter"):
+            try:
+                posts(step)(_event, calls)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is looked at
+                said.append(error)
+
+    assert office.run(event, moved) == "parked"
+    assert [(type(one), getattr(one, "call", None)) for one in said] == [
+        (CallChanged, office.call(event).id)
+    ] * 2
+
+
+def _fail(_event: Any, _calls: Any) -> None:
+    raise RuntimeError
+
+
 @pytest.mark.parametrize("answer", [SILENCE, reply(429)])
 def test_other_bytes_for_an_unfinished_step_park(office: Office, event: UUID, answer: Reply) -> None:
     """Both fingerprints and both choices are told, and nothing goes out."""

@@ -96,7 +96,7 @@ class _Planning:
         if elsewhere is not None:
             return self._other_step(elsewhere, event.now)
         if row is None:
-            return self._planned(self._insert(0, make_key), event.now)
+            return self._planned(self._insert(self._successor(), make_key), event.now)
         if row.state == CallState.REJECTED and event.revived_at and row.ended_at < event.revived_at:
             # A new delivery revived the event after this: what certainly did not happen may be tried anew.
             self._change(row, state=CallState.REPLACED)
@@ -123,14 +123,20 @@ class _Planning:
         return self.connection.execute(here.order_by(CALL.c.successor.desc()).limit(1)).first()  # type: ignore[return-value]
 
     def _elsewhere(self) -> Row[Any] | None:
-        """Return the call that this step was in another place: begun anew here, it would happen twice."""
+        """Return the call that this step was in another place: begun anew here, it would happen twice.
+
+        One that was replaced there may move: it did not happen, or a person wants it anew.
+        """
         same = (CALL.c.step == self.wanted.step, CALL.c.position != self.position)
         found = select(CALL).where(*self.mine, *same).order_by(CALL.c.successor.desc()).limit(1)
-        return self.connection.execute(found).first()
+        row = self.connection.execute(found).first()
+        return None if row is None or row.state == CallState.REPLACED else row
 
     def _successor(self) -> int:
-        here = select(func.max(CALL.c.successor)).where(*self.mine, CALL.c.position == self.position)
-        return int(self.connection.execute(here).scalar_one()) + 1
+        """Return a number that neither this place nor this step has used: the key is made from it."""
+        used = (CALL.c.position == self.position) | (CALL.c.step == self.wanted.step)
+        following = select(func.coalesce(func.max(CALL.c.successor) + 1, 0)).where(*self.mine, used)
+        return int(self.connection.execute(following).scalar_one())
 
     def _insert(self, successor: int, make_key: MakeKey) -> Row[Any]:
         wanted, now = self.wanted, self.store.now()
@@ -168,7 +174,9 @@ class _Planning:
             )
         if row.state == CallState.PENDING:
             self._change(row, state=CallState.PARKED, reason=place, ended_at=self.store.now())
-        return self._planned(self._current(), now, place)
+        # Not what stands in this place: that may be another call, or none.
+        found = self.connection.execute(select(CALL).where(CALL.c.id == row.id)).one()
+        return self._planned(found, now, place)
 
     def _other_bytes(self, row: Row[Any]) -> str | None:
         """Note that the handler asks for other bytes; return why nothing may be sent, if that is so."""
