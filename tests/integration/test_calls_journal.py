@@ -160,7 +160,7 @@ def test_a_step_of_an_earlier_place_is_not_begun_again(office: Office, event: UU
 def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
     office: Office, event: UUID
 ) -> None:
-    """Somebody mends the handler by a call before the rejected one and retries: both go out, under new keys."""
+    """A handler is mended by a call before the rejected one: both go out at a retry, under new keys."""
     office.wire.script = [reply(422)]
     assert office.run(event, posts("order")) == "dead"
     assert office.run_after_retry(event, posts("contact", "order")) == "done"
@@ -173,7 +173,7 @@ def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
 
 
 def test_a_caught_change_names_the_call_that_it_is_about(office: Office, event: UUID) -> None:
-    """The step stood in an earlier place and nothing stands in this one: that is said, and not a bug of ours."""
+    """The step stood in an earlier place and nothing stands in this one: that is what is said."""
     office.run(event, _then(posts("letter"), _fail))
     said: list[Exception] = []
 
