@@ -188,8 +188,8 @@ def _key_life(table: ApiTable, dialect: Dialect) -> timedelta:
     if dialect.carries_keys and life < least:
         # Half of it is the widest margin, and a resend that leaves just before then may take a deadline.
         raise ValueError(
-            f"key_life is {in_words(life)}, but a request may take {in_words(table.deadline)}, and another one"
-            f" under its key as long; allowed is {in_words(least)} or more, or a shorter deadline"
+            f"key_life is {in_words(life)}, but two requests under one key may take"
+            f" {in_words(table.deadline)} each; allowed is {in_words(least)} or more, or a shorter deadline"
         )
     return life
 
