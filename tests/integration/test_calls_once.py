@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -69,6 +70,17 @@ def test_whoever_waits_and_catches_it_does_not_spin(office: Office, first: UUID,
     office.run(first, order)
     assert office.run(second, posts("order", once="order-1", caught=True)) == "waiting"
     assert claim(office.store, second, lease=LEASE, worker="w") is None
+
+
+def test_whoever_waits_long_does_not_look_every_second(office: Office, first: UUID, second: UUID) -> None:
+    """Each look is an attempt's row: the waits grow with what it has waited already."""
+    office.wire.script = [SILENCE]
+    office.run(first, order)
+    office.run(second, order)
+    later(office.store, hours=1)
+    assert office.run(second, order) == "waiting"
+    now = office.call(second).trying_since + timedelta(hours=1)
+    assert row(office.store, second).due_at - now > timedelta(minutes=5)
 
 
 def test_a_second_event_takes_a_rejected_ones_place(office: Office, first: UUID, second: UUID) -> None:

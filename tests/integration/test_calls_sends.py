@@ -228,6 +228,25 @@ def test_retry_after_says_when(office: Office, status: int, attempts: int) -> No
         assert found.attempts == attempts
 
 
+def test_retry_after_0_backs_off(office: Office, event: UUID) -> None:
+    """An API that asks for the next send at once does not get it at once for three days."""
+    office.wire.script = [reply(429, retry_after="0")]
+    assert office.run(event, letter) == "waiting"
+    call = office.call(event)
+    assert call.due_at > office.sends(call.id)[0].ended_at
+
+
+def test_without_a_credential_it_waits_longer_and_longer(office: Office, event: UUID) -> None:
+    """Each wait is an attempt's row: one that lasts for hours is not asked after every second."""
+    office.api = replace(office.api, problem="[shop] has no credential")
+    assert office.run(event, letter) == "waiting"
+    later(office.store, hours=1)
+    assert office.run(event, letter) == "waiting"
+    now = office.call(event).trying_since + timedelta(hours=1)
+    assert row(office.store, event).due_at - now > timedelta(minutes=5)
+    assert office.wire.sent == []
+
+
 def test_a_503_is_later_only_while_its_key_lives(office: Office, event: UUID) -> None:
     """The answer comes when the key's life is over: nobody knows, and it parks."""
 

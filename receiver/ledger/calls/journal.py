@@ -57,6 +57,8 @@ class Planned:
     """Why the handler is not the one that began this generation; nothing may be sent then."""
     waits: bool = False
     """Whether another event's call with the same `once` is to be waited for."""
+    tried: timedelta = timedelta(0)
+    """For how long it has been tried."""
 
 
 MakeKey = Callable[[int], str | None]
@@ -226,4 +228,5 @@ class _Planning:
             answer=row.answer,
             changed=changed,
             waits=bool(row.shares) and row.state == CallState.PENDING,
+            tried=now - row.trying_since,
         )
