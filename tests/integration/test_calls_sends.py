@@ -389,6 +389,15 @@ def test_a_get_is_neither_kept_nor_keyed(office: Office, event: UUID) -> None:
     assert (office.calls(event), office.wire.keys()) == ([], [])
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_get_waits_as_long_as_it_is_asked_to(office: Office, event: UUID, status: int) -> None:
+    """Retry-After counts for what is only read, too."""
+    office.wire.script = [reply(status, retry_after="3600")]
+    assert office.run(event, lambda _, calls: calls.shop.get("/letters")) == "waiting"
+    found = row(office.store, event)
+    assert found.due_at - found.received_at > timedelta(minutes=59)
+
+
 def test_a_handler_may_catch_a_rejection(office: Office, event: UUID) -> None:
     """The answer is attached, live and stored, and the event is done."""
     seen: list[Any] = []
