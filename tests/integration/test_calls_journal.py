@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import delete, select, text
 
-from receiver.ledger import Store, rerun, retry
+from receiver.ledger import Store, rerun, retry, story
 from receiver.ledger.calls.models import CALL, VALUE
 from receiver.ledger.calls.resolving import Resolution, erase_contents, resolve
 from tests.integration.office import (
@@ -128,6 +128,9 @@ def test_another_step_parks_behind_a_finished_one_too(office: Office, event: UUI
     office.run(event, posts("letter", "order"))
     assert office.run(event, posts("parcel", "order")) == "parked"
     assert len(office.wire.sent) == 2
+    told = story(office.store, event)["next"]
+    assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in told
+    assert "firstseen call resolve" not in told
 
 
 @pytest.mark.parametrize("caught", [True, False])

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Store, claim, rerun, retry, settle
+from receiver.ledger import Store, claim, rerun, retry, settle, story
 from receiver.ledger.calls.resolving import Resolution, erase_contents, resolve
 from tests.integration.office import SILENCE, Office, crash, posts, reply
 from tests.integration.steps import LEASE, ONLY_POSTGRES, deliver, later, row, state
@@ -133,6 +133,10 @@ def test_patience_with_the_first_ends(office: Office, first: UUID, second: UUID)
     office.run(second, order)
     later(office.store, days=3, seconds=1)
     assert office.run(second, order) == "parked"
+    waits = f"`--resend-as-new` waits anew for the call {office.call(first).id} of another event"
+    assert waits in story(office.store, second)["next"]
+    resolve(office.store, office.call(second).id, Resolution.RESEND_AS_NEW, "ada")
+    assert office.run(second, order) == "waiting", "as it said"
 
 
 def test_an_erased_answer_can_be_told_again(office: Office, first: UUID, second: UUID) -> None:

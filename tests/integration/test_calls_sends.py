@@ -54,7 +54,10 @@ def test_past_the_life_of_its_key_nothing_is_resent(office: Office, event: UUID)
     assert office.run(event, letter) == "parked"
     assert len(office.wire.sent) == 2
     call = office.call(event)
-    assert (call.state, call.reason.startswith("It went out 2 times")) == ("parked", True)
+    assert (call.state, call.reason.startswith("It went out 2 times,")) == ("parked", True)
+    office.change_call(call.id, state="pending", sends=1)
+    assert office.run_after_retry(event, letter) == "parked"
+    assert office.call(event).reason.startswith("It went out once,")
 
 
 def test_the_life_of_a_key_is_set_by_the_first_send(office: Office, event: UUID) -> None:

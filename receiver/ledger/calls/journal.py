@@ -61,6 +61,9 @@ class Planned:
     """For how long it has been tried."""
 
 
+MEND = "Nothing was sent: let it make the calls in their first order and retry, or rerun the event."
+"""What helps where the call that is asked for no more has ended: nobody can resolve it then."""
+
 MakeKey = Callable[[int], str | None]
 """Makes the key of a step's n-th successor; None where no key protects the call."""
 
@@ -176,6 +179,8 @@ class _Planning:
             )
         if row.state == CallState.PENDING:
             self._change(row, state=CallState.PARKED, reason=place, ended_at=self.store.now())
+        elif row.state != CallState.PARKED:
+            place = f"{place} {MEND}"
         # Not what stands in this place: that may be another call, or none.
         found = self.connection.execute(select(CALL).where(CALL.c.id == row.id)).one()
         return self._planned(found, now, place)
