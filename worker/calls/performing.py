@@ -43,6 +43,9 @@ LOCKED_SHARE = 6
 RECORD_PAUSE = 0.5
 """Seconds between tries to record an answer while the ledger does not answer."""
 
+TRIED_SHARE, PATIENCE_MAX = 4, timedelta(minutes=5)
+"""What no send of ours can change is looked at again after a quarter of the time it has lasted, or this."""
+
 AWAY = timedelta(seconds=5)
 """The wait before a call whose ledger did not answer."""
 
@@ -165,7 +168,8 @@ class Performance:
             reason = f"The stored request of {planned.step!r} is for another address than base_url's."
             raise CallParked(reason, planned.id)
         if self._api.problem or planned.waits:
-            raise CallLater(self._api.problem or reason, self._backoff(planned), planned.id)
+            patience = min(planned.tried / TRIED_SHARE, PATIENCE_MAX)
+            raise CallLater(self._api.problem or reason, patience + self._backoff(planned), planned.id)
 
     def _send(self, planned: Planned) -> tuple[Recorded, Reply | NoReply]:
         """Send once and record what came back; raises what keeps it from going out."""

@@ -138,7 +138,8 @@ class _Recording:
 
     def _delay(self) -> timedelta:
         asked, terms = self.verdict.retry_after, self.receipt.terms
-        delay = self.receipt.backoff if asked is None else asked
+        # One that asks for it at once, time and again, would be asked as fast as a worker runs.
+        delay = asked or self.receipt.backoff
         until = open_until(self.connection, self.row.id)
         quiet = until + terms.quiet - self.now if until and terms.apart else timedelta(0)
         return max(delay, quiet)
