@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from config.api_keys import ApiKey, parse_api_keys
 from config.durations import Duration
 from config.errors import ConfigError
+from config.users import User, parse_users
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
 DEV_SOCKET = Path("var/valkey.sock")
@@ -28,7 +29,14 @@ SECRET_KEY_MIN = 32
 """Characters; shorter keys could be guessed, and every outbound idempotency key hangs on this one."""
 
 SECRET_NAMES = frozenset(
-    {"DATABASE_URL", "BROKER_URL", "REDIS_URL", "FIRSTSEEN_SECRET_KEY", "FIRSTSEEN_API_KEYS"}
+    {
+        "DATABASE_URL",
+        "BROKER_URL",
+        "REDIS_URL",
+        "FIRSTSEEN_SECRET_KEY",
+        "FIRSTSEEN_API_KEYS",
+        "FIRSTSEEN_USERS",
+    }
 )
 """Variables whose value never stands in an error."""
 
@@ -49,6 +57,9 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         default=(), validation_alias="FIRSTSEEN_API_KEYS", repr=False
+    )
+    users: Annotated[tuple[User, ...], NoDecode] = Field(
+        default=(), validation_alias="FIRSTSEEN_USERS", repr=False
     )
     sources_path: Path = Field(
         default=Path(__file__).with_name("sources.toml"), validation_alias="FIRSTSEEN_SOURCES"
@@ -81,6 +92,11 @@ class Settings(BaseSettings):
     @classmethod
     def _read_api_keys(cls, value: object) -> object:
         return parse_api_keys(value) if isinstance(value, str) else value
+
+    @field_validator("users", mode="before")
+    @classmethod
+    def _read_users(cls, value: object) -> object:
+        return parse_users(value) if isinstance(value, str) else value
 
     @field_validator("lease", "sweep", "max_runtime", "backoff_max", "give_up_after")
     @classmethod

@@ -14,6 +14,7 @@ from config.durations import in_words
 from config.errors import ConfigError
 from config.provider_parts import HeaderNames, WrittenDuration
 from config.providers import Provider
+from config.redaction import JsonPath, JsonPaths
 from config.schemes import SchemeTable
 from config.secrets import is_usable
 from config.tables import Table, explain, is_variable, kind_of, read_toml, suggest
@@ -55,6 +56,7 @@ class SourceTable(Table):
     max_body: Annotated[StrictInt, Field(ge=1, le=LARGEST_BODY)] = MEBIBYTE
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
+    redact: JsonPaths = ()
     options: Mapping[str, Any] = {}
 
 
@@ -79,6 +81,7 @@ class Source:
     on_replay: OnReplay = "run"
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_names: tuple[str, ...] = ()
+    redact: tuple[JsonPath, ...] = ()
 
     @property
     def scheme(self) -> SchemeTable:
@@ -128,6 +131,7 @@ def _load(
         on_replay=table.on_replay,
         options=options,
         secret_names=_variables(table),
+        redact=table.redact,
     )
 
 
