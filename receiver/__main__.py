@@ -9,7 +9,7 @@ from granian import Granian
 from granian.constants import Interfaces
 
 from config.errors import ConfigError
-from config.logs import LINE
+from config.logs import Form, log_uncaught
 from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import load_sources
@@ -45,7 +45,7 @@ def serve(settings: Settings) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=KILL_AFTER,
         websockets=False,
-        log_dictconfig=_log_lines(),
+        log_dictconfig=_log_lines(settings.logs),
     ).serve()
 
 
@@ -54,10 +54,11 @@ def application() -> Flask:
     # Ctrl-C reaches the whole group and granian passes it on as SIGTERM; a worker that gets both can hang
     # until it is killed. The mask holds in every thread that is started from here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    log_uncaught()
     return create_app()
 
 
-def _log_lines() -> dict[str, object]:
+def _log_lines(form: Form) -> dict[str, object]:
     # Granian's own lines in the form of everybody else's.
     stream = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
     handler = {**stream, "formatter": "line", "filters": ["threads"]}
@@ -65,7 +66,7 @@ def _log_lines() -> dict[str, object]:
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"threads": {"()": lambda: _is_not_about_threads}},
-        "formatters": {"line": {"format": LINE}},
+        "formatters": {"line": {"()": "config.logs.line_formatter", "form": form}},
         "handlers": {"console": handler},
         "loggers": {"_granian": {"handlers": ["console"], "level": "INFO", "propagate": False}},
     }

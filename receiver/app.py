@@ -26,8 +26,8 @@ REJECTIONS_ROOM, REJECTIONS_BATCH = 1000, 200
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the WSGI application. Raises ConfigError with one sentence when it is misconfigured."""
-    set_up_logs()
     settings = settings or load_settings()
+    set_up_logs(settings.logs)
     sources = load_sources(settings.sources_path, load_providers(), environment())
     endpoints = build_endpoints(sources)
     store = Store(settings.database, pool=settings.db_pool)
