@@ -11,6 +11,7 @@ from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.ledger import LedgerUnavailable, Rejected, Store, Verdict, record
+from receiver.observing import note_recorded, note_refused
 from receiver.problems import Problem, unavailable
 from receiver.signatures import InvalidSignature, Request
 
@@ -44,6 +45,7 @@ class Ingress:
         if handshake := endpoint.extractor.handshake(delivered):
             return Response(handshake.body, handshake.status, content_type=handshake.content_type)
         verdicts = self._record(endpoint, delivered)
+        note_recorded(source, verdicts)
         self._dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
         return _answer(endpoint, verdicts)
 
@@ -82,6 +84,7 @@ class Ingress:
             raise unavailable("The ledger could not record this; nothing was lost. Send it again.") from error
 
     def _note(self, source: str, reason: str) -> None:
+        note_refused(source, reason)
         self._rejections.put(Rejected(source, reason, request.remote_addr))
 
 
