@@ -63,6 +63,13 @@ def span(name: str, side: str, *, parent: str | None, link: str | None, root: bo
             raise
 
 
+def flush(seconds: float) -> None:
+    """Send what waits in the provider, if it is one that keeps spans."""
+    force = getattr(trace.get_tracer_provider(), "force_flush", None)
+    if force is not None:
+        force(int(seconds * 1000))
+
+
 def here() -> str | None:
     """Return the present traceparent."""
     carrier: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The folder in which the processes of one server keep what they measure, so that any of them tells of all."""
+"""The folder in which a server's processes keep what they measure, so that any of them tells of all."""
 
 import os
 import shutil

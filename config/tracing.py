@@ -57,6 +57,14 @@ def span(
     return otel.span(name, side, parent=parent, link=link, root=root)
 
 
+def flush(seconds: float) -> None:
+    """Send what has not been sent, in bounded time: the process ends."""
+    if FOUND:
+        from config import otel  # noqa: PLC0415 - as above
+
+        otel.flush(seconds)
+
+
 def here() -> str | None:
     """Return the present span as W3C Trace Context writes it in `traceparent`; None where there is none."""
     if not FOUND:

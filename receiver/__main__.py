@@ -12,8 +12,9 @@ from config.errors import ConfigError
 from config.logs import Form, log_uncaught
 from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
+from config.shared_metrics import shared_metrics
 from config.sources import load_sources
-from receiver.app import create_app
+from config.tracing import set_up_traces
 from receiver.endpoints import build_endpoints
 
 KILL_AFTER = 10
@@ -34,7 +35,7 @@ def main() -> int:
 
 def serve(settings: Settings) -> None:
     """Run granian: its workers each build the application."""
-    Granian(
+    server = Granian(
         "receiver.__main__:application",
         factory=True,
         interface=Interfaces.WSGI,
@@ -46,7 +47,9 @@ def serve(settings: Settings) -> None:
         workers_kill_timeout=KILL_AFTER,
         websockets=False,
         log_dictconfig=_log_lines(settings.logs),
-    ).serve()
+    )
+    with shared_metrics():
+        server.serve()
 
 
 def application() -> Flask:
@@ -55,6 +58,10 @@ def application() -> Flask:
     # until it is killed. The mask holds in every thread that is started from here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     log_uncaught()
+    set_up_traces("firstseen-web")
+    # Not before: prometheus_client looks once, when it is imported, where to share its numbers.
+    from receiver.app import create_app  # noqa: PLC0415
+
     return create_app()
 
 

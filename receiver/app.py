@@ -14,8 +14,11 @@ from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints
 from receiver.health import health_views
 from receiver.ingress import Ingress
+from receiver.instruments import Instruments
 from receiver.ledger import LedgerError, Store, check_schema, record_rejections
 from receiver.management.api import Parts, api_views
+from receiver.metrics import metrics_views
+from receiver.observing import Observer
 from receiver.problems import answer_problems
 
 log = logging.getLogger(__name__)
@@ -31,13 +34,16 @@ def create_app(settings: Settings | None = None) -> Flask:
     sources = load_sources(settings.sources_path, load_providers(), environment())
     endpoints = build_endpoints(sources)
     store = Store(settings.database, pool=settings.db_pool)
-    dispatcher = Dispatcher(settings.broker)
+    instruments = Instruments()
+    dispatcher = Dispatcher(settings.broker, instruments.nudged)
     rejections = Background(
         "rejections", partial(record_rejections, store), room=REJECTIONS_ROOM, batch=REJECTIONS_BATCH
     )
     app = Flask("receiver", static_folder=None)
+    Observer(instruments).watch(app)
     app.register_blueprint(Ingress(endpoints, store, dispatcher, rejections).views())
     app.register_blueprint(health_views(store, dispatcher))
+    app.register_blueprint(metrics_views(store, settings.metrics_token.get_secret_value(), instruments))
     app.register_blueprint(api_views(Parts(store, settings.api_keys, sources, dispatcher.nudge)))
     answer_problems(app)
     _greet(store)

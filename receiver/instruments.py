@@ -33,10 +33,14 @@ class Instruments:
             "firstseen_nudges", "Wake-ups that the broker took, or not.", ["result"], registry=self.own
         )
 
+    def nudged(self, result: str, count: int) -> None:
+        """Count nudges that the broker took, or that failed."""
+        self.nudges.labels(result).inc(count)
+
     def registry(self) -> CollectorRegistry:
         """Return a registry to read, of all processes of this server where they share a folder."""
         if not is_shared():
             return self.own
         together = CollectorRegistry()
-        MultiProcessCollector(together)
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
         return together

@@ -10,6 +10,7 @@ from config.logs import log_uncaught, set_up_logs
 from config.providers import load_providers
 from config.settings import environment, load_settings
 from config.sources import load_sources
+from config.tracing import set_up_traces
 from receiver.ledger import Windows
 from worker.app import Worker
 from worker.registry import HandlerError, load_handlers
@@ -21,6 +22,7 @@ def main() -> int:
         settings = load_settings()
         set_up_logs(settings.logs)
         log_uncaught()
+        set_up_traces("firstseen-worker")
         sources = load_sources(settings.sources_path, load_providers(), environment())
         apis = load_apis(settings.apis_path, load_dialects(), environment())
         registry = load_handlers(settings.handlers)

@@ -89,7 +89,7 @@ class Worker:
 
         @app.task(name=WAKE_TASK)
         def wake(event: str) -> None:
-            self.runner.run(UUID(event))
+            self.runner.run_nudged(UUID(event))
 
         class Consumer(app.Worker):  # type: ignore[name-defined,misc]  # made by Celery at run time
             def install_platform_tweaks(self, worker: Any) -> None:
