@@ -72,6 +72,14 @@ def bump(store: Store, connection: Connection, counts: Counts) -> None:
     connection.execute(insert.on_conflict_do_update(index_elements=list(TALLY.primary_key), set_=more), rows)
 
 
+def count_sweep(store: Store, done: Mapping[str, int]) -> None:
+    """Add what a sweeper did; nothing is written when it did nothing."""
+    counts = {(Kind.SWEEP, "", what.replace("_", " ")): count for what, count in done.items() if count > 0}
+    if counts:
+        with store.write() as connection:
+            bump(store, connection, counts)
+
+
 def totals(connection: Connection, *kinds: Kind) -> list[Total]:
     """Return every total, or those of some kinds."""
     names = TALLY.c.kind, TALLY.c.name, TALLY.c.what
