@@ -9,8 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from receiver.ledger import LedgerError, Store
-from receiver.ledger.telemetry.alerts import News, next_news, told
-from receiver.ledger.telemetry.tally import Kind
+from receiver.ledger.telemetry.alerts import News, Topic, next_news, told
 from worker.calls.wire import HttpWire, NoReply, Outgoing, Wire
 
 log = logging.getLogger(__name__)
@@ -57,9 +56,7 @@ class Post:
 
     def _note(self, failure: str | None) -> bool:
         if failure and self._works:
-            log.warning(
-                "FIRSTSEEN_ALERT_URL takes no alerts: %s. They are tried again every minute.", failure
-            )
+            log.warning("FIRSTSEEN_ALERT_URL takes no alerts: %s; they are tried again.", failure)
         elif not failure and not self._works:
             log.info("FIRSTSEEN_ALERT_URL takes alerts again.")
         self._works = failure is None
@@ -96,23 +93,22 @@ def run(alerts: Alerts, pause: timedelta, stopping: threading.Event) -> None:
 def sentence(news: News) -> str:
     """Write one alert for people: source, type and numbers, nothing of an event's payload."""
     subject, count = news.subject, news.count
-    source, what = _plain(subject.name), _plain(subject.what)
-    match subject.kind:
-        case BACKLOG:
+    source, what, state = _plain(subject.name), _plain(subject.what), subject.topic
+    match subject.topic:
+        case Topic.BACKLOG:
             text = (
                 f"{_events(count)} wait for a worker, the first for {news.seconds / 60:.0f} minutes."
                 " Are workers running, and enough of them?"
             )
-        case REJECTIONS:
+        case Topic.REJECTIONS:
             text = (
-                f"{source} refused {count} deliveries in five minutes, far more than before. A secret that was"
-                f" rotated at the provider? `firstseen stats` has the reasons."
+                f"{source} refused {count} deliveries in five minutes, far more than before."
+                " Was a secret rotated at the provider? `firstseen stats` has the reasons."
             )
-        case _:
-            state = "dead" if subject.kind == Kind.DEAD else "parked"
-            more = "" if count == news.total else " since the last alert"
+        case Topic.DEAD | Topic.PARKED:
+            verb, more = "is" if count == 1 else "are", "" if count == news.total else " since the last alert"
             text = (
-                f"{_events(count)} of {source}, type {what}, {'is' if count == 1 else 'are'} {state}{more}."
+                f"{_events(count)} of {source}, type {what}, {verb} {state}{more}."
                 f" `firstseen events --source {source} --state {state}` lists them."
             )
     return f"Firstseen: {text}"
