@@ -173,6 +173,9 @@ class Runner:
                     return
                 time.sleep(SETTLE_PAUSE)
                 continue
+            except Exception:
+                log.exception("Event %s ran but could not be settled; it will run again.", held.event)
+                return
             if settled:
                 log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
             else:
