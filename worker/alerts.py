@@ -46,6 +46,7 @@ class Post:
         headers = {
             "Host": urlsplit(self._url).netloc,
             "User-Agent": "Firstseen",
+            "Connection": "close",
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
         }
