@@ -13,15 +13,15 @@ from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints
 from receiver.health import health_views
-from receiver.ingress import Ingress
-from receiver.ledger import LedgerError, Store, check_schema, record_rejections
+from receiver.ingress import Counts, Ingress
+from receiver.ledger import LedgerError, Store, check_schema, count_duplicates, record_rejections
 from receiver.management.api import Parts, api_views
 from receiver.problems import answer_problems
 
 log = logging.getLogger(__name__)
 
-REJECTIONS_ROOM, REJECTIONS_BATCH = 1000, 200
-"""A flood of forged deliveries is counted as far as this goes; the rest is dropped, not queued."""
+COUNTS_ROOM, COUNTS_BATCH = 1000, 200
+"""A flood of forged or repeated deliveries is counted as far as this goes; the rest is dropped."""
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -32,11 +32,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     endpoints = build_endpoints(sources)
     store = Store(settings.database, pool=settings.db_pool)
     dispatcher = Dispatcher(settings.broker)
-    rejections = Background(
-        "rejections", partial(record_rejections, store), room=REJECTIONS_ROOM, batch=REJECTIONS_BATCH
+    counts = Counts(
+        Background("rejections", partial(record_rejections, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
+        Background("duplicates", partial(count_duplicates, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
     )
     app = Flask("receiver", static_folder=None)
-    app.register_blueprint(Ingress(endpoints, store, dispatcher, rejections).views())
+    app.register_blueprint(Ingress(endpoints, store, dispatcher, counts).views())
     app.register_blueprint(health_views(store, dispatcher))
     app.register_blueprint(api_views(Parts(store, settings.api_keys, sources, dispatcher.nudge)))
     answer_problems(app)

@@ -14,6 +14,7 @@ from receiver.ledger import (
     Windows,
     expire,
     ignored_types,
+    note_worker,
     prune,
     reopen,
     starved,
@@ -54,6 +55,7 @@ class Sweeper:
 
     def run_once(self) -> Swept:
         """Make one pass and return its counts. Raises LedgerError when the ledger does not answer."""
+        note_worker(self._store, self._runner.name)
         expired = expire(self._store)
         nudged = 0
         for event in take_nudges(self._store, self._sweep):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, column, func, literal_column, select, values
+from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, select, values
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import Integer
 
+from receiver.ledger.claims import in_state
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import DUPLICATE_MINUTE, EVENT
 from receiver.ledger.queries import rfc3339
@@ -41,7 +42,9 @@ def count_duplicates(store: Store, batch: Sequence[Again]) -> None:
         minute = connection.execute(select(store.now())).scalar_one().replace(second=0, microsecond=0)
         # In one order everywhere: two processes that count the same sources must not deadlock.
         rows = [{"minute": minute, "source": name, "count": counted[name]} for name in sorted(counted)]
-        connection.execute(insert.on_conflict_do_update(index_elements=["minute", "source"], set_=more), rows)
+        added = insert.on_conflict_do_update(index_elements=["minute", "source"], set_=more)
+        connection.execute(added, rows)
+        connection.execute(delete(DUPLICATE_MINUTE).where(DUPLICATE_MINUTE.c.minute < minute - KEPT))
 
 
 def pace(store: Store, minutes: int) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def pace(store: Store, minutes: int) -> dict[str, Any]:
             "minutes": minutes,
             "accepted": _accepted(connection, starts),
             "duplicates": _duplicates(connection, starts),
-            "done": _done(connection, starts),
+            "done": _done(store, connection, starts),
         }
 
 
@@ -68,12 +71,9 @@ def _accepted(connection: Connection, starts: Sequence[datetime]) -> list[int]:
     return _counted(connection, EVENT.c.id, bounds)
 
 
-def _done(connection: Connection, starts: Sequence[datetime]) -> list[int]:
+def _done(store: Store, connection: Connection, starts: Sequence[datetime]) -> list[int]:
     bounds = [(number, start, start + MINUTE) for number, start in enumerate(starts)]
-    # Written out, as the partial index has it: SQLite matches no parameters.
-    return _counted(
-        connection, EVENT.c.finished_at, bounds, EVENT.c.state == literal_column(f"'{State.DONE}'")
-    )
+    return _counted(connection, EVENT.c.finished_at, bounds, in_state(store, State.DONE))
 
 
 def _counted(
