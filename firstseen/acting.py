@@ -1,6 +1,5 @@
 """`retry`, `rerun`, `discard`: one event by its name, or many by a filter."""
 
-import getpass
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -8,7 +7,7 @@ from uuid import UUID
 import click
 
 from firstseen.bulk import count_first, resume, run_all
-from firstseen.context import Context, No, pass_context
+from firstseen.context import Context, pass_context, system_user
 from firstseen.options import filter_of, filter_options, json_option
 from firstseen.output import print_json, visible
 from receiver.ledger import Filter, Move, find_event, story
@@ -72,7 +71,7 @@ def _act(context: Context, move: Move, given: dict[str, Any]) -> None:
         raise click.UsageError(
             "Name one event by SOURCE and EVENT_ID, or many by a filter, or a run to resume."
         )
-    who = given["who"] or _user()
+    who = given["who"] or system_user()
     if given["source"]:
         _act_on_one(context, move, who, given)
     elif given["replay"]:
@@ -101,10 +100,3 @@ def _carry_out(context: Context, move: Move, event: UUID, who: str, generation: 
     else:
         seen = story(context.ledger, event)["event"]["generation"] if generation is None else generation
         ledger.rerun(context.ledger, event, who, generation=seen)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        raise No("The system has no name for this user: say --who, for the audit.") from None

@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from config.errors import ConfigError
 from firstseen.acting import discard, rerun, retry
+from firstseen.calling import call, calls
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
 from firstseen.reading import events, sources, stats
@@ -58,6 +59,8 @@ for command in (
     retry,
     rerun,
     discard,
+    calls,
+    call,
     stats,
     sources,
     sandbox,

@@ -1,5 +1,6 @@
 """What commands need, each part made when it is first asked for: `firstseen version` needs none of it."""
 
+import getpass
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -63,3 +64,11 @@ class Context:
 
 
 pass_context = click.make_pass_decorator(Context)
+
+
+def system_user() -> str:
+    """Return the system's name for who runs this, for the audit, or say no."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        raise No("The system has no name for this user: say --who, for the audit.") from None

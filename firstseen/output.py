@@ -14,6 +14,11 @@ COLOURS = {
     "parked": "yellow",
     "dead": "red",
     "ignored": "bright_black",
+    "pending": "blue",
+    "succeeded": "green",
+    "rejected": "red",
+    "replaced": "bright_black",
+    "given up": "bright_black",
     "ok": "green",
     "warn": "yellow",
     "FAIL": "red",
@@ -33,6 +38,11 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for line in lines:
         padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         click.echo("  ".join(tinted(cell) for cell in padded).rstrip())
+
+
+def labelled(label: str, fact: str) -> str:
+    """Return a line that begins with a label, in a column of its own."""
+    return f"{click.style(label.ljust(12), bold=True)}{fact}".rstrip()
 
 
 def tinted(text: str) -> str:

@@ -9,6 +9,7 @@ from firstseen.options import filter_of, filter_options, json_option
 from firstseen.output import moment, print_json, print_table
 from receiver.ledger import State, list_events
 from receiver.ledger import stats as figures
+from receiver.ledger.calls.states import CallState
 from receiver.management.reports import describe
 
 PAGE = 50
@@ -39,7 +40,7 @@ def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool
 @json_option
 @pass_context
 def stats(context: Context, *, as_json: bool) -> None:
-    """Count events by source and state, and rejections by reason."""
+    """Count events by source and state, rejections by reason, and calls by API and state."""
     found = figures(context.ledger)
     if as_json:
         print_json(found)
@@ -47,6 +48,11 @@ def stats(context: Context, *, as_json: bool) -> None:
     states = [str(state) for state in State]
     head = ("source", "accepted", "duplicates", "conflicts", *states, "oldest unfinished", "rejected")
     print_table(head, [_figures_row(row, states) for row in found["data"]])
+    if found["calls"]:
+        click.echo()
+        kinds = [str(state) for state in CallState]
+        rows = [(row["api"], row["count"], *row["states"].values(), _told(row)) for row in found["calls"]]
+        print_table(("api", "calls", *kinds, "last told"), rows)
 
 
 def _figures_row(row: dict[str, Any], states: list[str]) -> tuple[Any, ...]:
@@ -54,6 +60,10 @@ def _figures_row(row: dict[str, Any], states: list[str]) -> tuple[Any, ...]:
     counts = (row["states"][state] for state in states)
     plain = (row["source"], row["accepted"], row["duplicates"], row["conflicts"])
     return (*plain, *counts, moment(row["oldest_unfinished"]), refused)
+
+
+def _told(row: dict[str, Any]) -> str:
+    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(row["outcomes"].items()))
 
 
 @click.command()

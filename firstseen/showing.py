@@ -7,8 +7,14 @@ import click
 
 from firstseen.context import Context, pass_context
 from firstseen.options import json_option
-from firstseen.output import moment, plural, print_json, tinted, visible, visible_lines
+from firstseen.output import labelled, moment, plural, print_json, tinted, visible, visible_lines
+from firstseen.showing_calls import told_calls
 from receiver.ledger import find_event, story
+
+FLAGS = {
+    "suspected_replay": "suspected replay",
+    "calls_changed": "its handler asks for other bytes in a call that succeeded",
+}
 
 
 @click.command()
@@ -28,15 +34,12 @@ def show(context: Context, source: str, event_id: str, *, as_json: bool) -> None
 
 def _told(told: dict[str, Any]) -> Iterator[str]:
     yield from _event(told["event"])
-    yield f"{_label('next')}{visible(told['next'])}"
+    yield labelled("next", visible(told["next"]))
     yield from _duplicates(told["duplicates"])
     yield from _conflicts(told["conflicts"])
     yield from _attempts(told["attempts"])
+    yield from told_calls(told["calls"])
     yield from _actions(told["actions"])
-
-
-def _label(text: str) -> str:
-    return click.style(text.ljust(12), bold=True)
 
 
 def _event(event: dict[str, Any]) -> Iterator[str]:
@@ -51,25 +54,25 @@ def _event(event: dict[str, Any]) -> Iterator[str]:
         "created": moment(event["created_at"]),
         "finished": moment(event["finished_at"]),
         "generation": str(event["generation"]),
-        "flags": "suspected replay" if event["suspected_replay"] else "",
+        "flags": ", ".join(word for name, word in FLAGS.items() if event[name]),
     }
     for name, fact in facts.items():
         if fact:
-            yield f"{_label(name)}{fact}"
+            yield labelled(name, fact)
 
 
 def _duplicates(duplicates: dict[str, Any]) -> Iterator[str]:
     if not duplicates["count"]:
         return
     span = f"first {moment(duplicates['first'])}, last {moment(duplicates['last'])}"
-    yield f"{_label('duplicates')}{duplicates['count']}: {span}"
+    yield labelled("duplicates", f"{duplicates['count']}: {span}")
     for one in duplicates["latest"]:
         yield f"  {moment(one['at'])}  {visible(one['address'])}".rstrip()
 
 
 def _conflicts(conflicts: list[dict[str, Any]]) -> Iterator[str]:
     if conflicts:
-        yield f"{_label('conflicts')}{plural(len(conflicts), 'conflict')} kept"
+        yield labelled("conflicts", f"{plural(len(conflicts), 'conflict')} kept")
     for one in conflicts:
         fate = f", promoted to {one['promoted_to']}" if one["promoted_to"] else ""
         yield f"  {moment(one['at'])}  {one['body_hash']}  {plural(one['size'], 'byte')}{fate}"
@@ -77,7 +80,7 @@ def _conflicts(conflicts: list[dict[str, Any]]) -> Iterator[str]:
 
 def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
     if attempts:
-        yield f"{_label('attempts')}{len(attempts)}"
+        yield labelled("attempts", str(len(attempts)))
     for one in attempts:
         number = f"{one['generation']}.{one['number']}"
         end = f"{one['outcome']} {moment(one['ended_at'])}" if one["outcome"] else "running"
@@ -90,6 +93,7 @@ def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
 
 def _actions(actions: list[dict[str, Any]]) -> Iterator[str]:
     if actions:
-        yield f"{_label('actions')}{len(actions)}"
+        yield labelled("actions", str(len(actions)))
     for one in actions:
-        yield f"  {moment(one['at'])}  {one['what']} by {visible(one['who'])}, was {one['was']}"
+        of = f", call {one['call']}" if one["call"] else ""
+        yield f"  {moment(one['at'])}  {one['what']} by {visible(one['who'])}, was {one['was']}{of}"

@@ -1,9 +1,10 @@
-"""What happens next to an event, when and why: one sentence for each state, from its row alone."""
+"""What happens next to an event, when and why: one sentence for each state, from its row and its calls."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
+from receiver.ledger.calls.outlook import Deciding, choices, prospect
 from receiver.ledger.duplicates import REVIVAL_PAUSE
 from receiver.ledger.states import State
 from receiver.ledger.sweep import REOPEN_WINDOW
@@ -26,9 +27,13 @@ class Seen(Protocol):
     body: bytes | None
 
 
-def outlook(event: Seen, now: datetime) -> str:
-    """Say what happens next, when and why, at the ledger's time `now`."""
-    return _TELL[State(event.state)](event, now)
+def outlook(event: Seen, now: datetime, call: Deciding | None = None) -> str:
+    """Say what happens next, when and why, at the ledger's time `now`; `call` is the one that decides it."""
+    if call is None or (event.state == State.DEAD and (event.discarded or event.body is None)):
+        return _TELL[State(event.state)](event, now)
+    if event.state == State.PARKED:
+        return f"Nothing until a person resolves its call.{_because(event)} {choices(call, now)}"
+    return f"{_TELL[State(event.state)](event, now)} {prospect(event.state, call)}"
 
 
 def _received(event: Seen, _now: datetime) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -32,7 +32,7 @@ SHOWN = ("id", *TEXTS, "attempts", "generation", *TIMES, "reason", "duplicates",
 
 
 class BadCursor(LedgerError):
-    """This cursor was not made here: leave it out to start from the newest event."""
+    """This cursor was not made here: leave it out to start from the newest."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,15 @@ def list_events(store: Store, which: Filter, *, limit: int = 50, cursor: str | N
         .order_by(EVENT.c.id.desc())
     )
     if cursor:
-        statement = statement.where(EVENT.c.id < _read_cursor(cursor))
+        statement = statement.where(EVENT.c.id < read_cursor(cursor))
     with store.read() as connection:
-        rows = connection.execute(statement.limit(size + 1)).all()
+        return paged(connection.execute(statement.limit(size + 1)).all(), size, event_json)
+
+
+def paged(rows: Sequence[Row[Any]], size: int, shown: Callable[[Row[Any]], dict[str, Any]]) -> Page:
+    """Return the first `size` rows as a page; one row more says that there is a next one."""
     more = _write_cursor(rows[size - 1].id) if len(rows) > size else None
-    return Page([event_json(row) for row in rows[:size]], more)
+    return Page([shown(row) for row in rows[:size]], more)
 
 
 def count_events(store: Store, which: Filter) -> int:
@@ -150,7 +154,8 @@ def _write_cursor(last: UUID) -> str:
     return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str) -> UUID:
+def read_cursor(cursor: str) -> UUID:
+    """Return the last id of the page before; raises BadCursor."""
     try:
         return UUID(bytes=base64.urlsafe_b64decode(cursor.encode() + b"=="))
     except (binascii.Error, ValueError):

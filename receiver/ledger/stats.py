@@ -1,10 +1,12 @@
-"""Figures of the whole ledger, by source."""
+"""Figures of the whole ledger, by source and by API."""
 
 from collections import defaultdict
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from receiver.ledger.calls.models import CALL
+from receiver.ledger.calls.states import CallState
 from receiver.ledger.models import EVENT, REJECTION
 from receiver.ledger.queries import rfc3339
 from receiver.ledger.states import State
@@ -18,8 +20,9 @@ def stats(store: Store) -> dict[str, Any]:
     """Return figures for each source that has events or rejections, ready for JSON.
 
     `{"data": [{source, accepted, duplicates, conflicts, states: {state: count}, oldest_unfinished,
-    oldest_unfinished_seconds, rejections: {reason: count}}], "next": null}`; the oldest of a source without
-    unfinished events is null, and rejections cover the last 30 days. It reads every event.
+    oldest_unfinished_seconds, rejections: {reason: count}}], "calls": [{api, count, states: {state: count},
+    outcomes: {outcome: count}}], "next": null}`; the oldest of a source without unfinished events is null,
+    and rejections cover the last 30 days. It reads every event and every call.
     """
     with store.read() as connection:
         found: dict[str, dict[str, Any]] = defaultdict(_nothing)
@@ -27,7 +30,9 @@ def stats(store: Store) -> dict[str, Any]:
         _count_events(connection, found)
         _find_oldest(connection, found, now)
         _count_rejections(connection, found)
-    return {"data": [{"source": source, **found[source]} for source in sorted(found)], "next": None}
+        calls = _count_calls(connection)
+    data = [{"source": source, **found[source]} for source in sorted(found)]
+    return {"data": data, "calls": calls, "next": None}
 
 
 def _nothing() -> dict[str, Any]:
@@ -64,3 +69,17 @@ def _count_rejections(connection: Connection, found: dict[str, dict[str, Any]]) 
     grouped = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("refused"))
     for row in connection.execute(grouped.group_by(REJECTION.c.source, REJECTION.c.reason)):
         found[row.source]["rejections"][row.reason] = int(row.refused)
+
+
+def _count_calls(connection: Connection) -> list[dict[str, Any]]:
+    columns = CALL.c.api, CALL.c.state, CALL.c.outcome
+    found: dict[str, dict[str, Any]] = {}
+    grouped = select(*columns, func.count().label("calls")).group_by(*columns).order_by(CALL.c.api)
+    for row in connection.execute(grouped):
+        nothing = {"count": 0, "states": dict.fromkeys(map(str, CallState), 0), "outcomes": {}}
+        figures = found.setdefault(row.api, nothing)
+        figures["count"] += row.calls
+        figures["states"][row.state] += row.calls
+        if row.outcome is not None:
+            figures["outcomes"][row.outcome] = figures["outcomes"].get(row.outcome, 0) + row.calls
+    return [{"api": api, **figures} for api, figures in found.items()]

@@ -6,6 +6,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, Select, func, select
 
+from receiver.ledger.calls.outlook import deciding
+from receiver.ledger.calls.story import calls_of
 from receiver.ledger.errors import UnknownEvent
 from receiver.ledger.models import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT
 from receiver.ledger.outlook import outlook
@@ -17,12 +19,12 @@ ATTEMPTS_SHOWN = 200
 
 
 def story(store: Store, event: UUID) -> dict[str, Any]:
-    """Return an event's story, ready for JSON; lists are newest first, but attempts in their order.
+    """Return an event's story, ready for JSON; lists are newest first, but attempts and calls in their order.
 
     `{event, duplicates: {count, first, last, latest: [{at, address}]}, conflicts: [{body_hash, at, size,
-    content_type, promoted_to}], attempts: [{number, generation, started_at, ended_at, outcome, reason, error,
-    worker}], actions: [{what, who, at, was, generation}], nudges: {count, last}, calls: [], next}`. Raises
-    UnknownEvent.
+    content_type, promoted_to}], attempts: [{number, generation, claim, started_at, ended_at, outcome, reason,
+    error, worker}], actions: [{what, who, at, was, generation, call}], nudges: {count, last}, calls (see
+    `calls_of`), next}`. Raises UnknownEvent.
     """
     with store.read() as connection:
         found = select(EVENT, store.now().label("now")).where(EVENT.c.id == event)
@@ -36,18 +38,27 @@ def story(store: Store, event: UUID) -> dict[str, Any]:
             "attempts": _attempts(connection, row),
             "actions": _actions(connection, row),
             "nudges": {"count": row.nudges, "last": rfc3339(row.nudged_at)},
-            "calls": [],
-            "next": outlook(row, row.now),
+            "calls": calls_of(connection, event),
+            "next": outlook(row, row.now, deciding(connection, row)),
         }
 
 
 def _event(row: Row[Any]) -> dict[str, Any]:
     times = ("created_at", "finished_at", "revived_at", "lease_until")
-    plain = ("crashes", "discarded", "suspected_replay", "address", "content_type", "body_hash")
+    plain = (
+        "crashes",
+        "discarded",
+        "suspected_replay",
+        "calls_changed",
+        "address",
+        "content_type",
+        "body_hash",
+    )
     return {
         **event_json(row),
         **{name: rfc3339(getattr(row, name)) for name in times},
         **{name: getattr(row, name) for name in plain},
+        "parked_call": _plain(row.parked_call),
         "size": None if row.body is None else len(row.body),
     }
 
@@ -70,13 +81,23 @@ def _conflicts(connection: Connection, row: Row[Any]) -> list[dict[str, Any]]:
 
 
 def _attempts(connection: Connection, row: Row[Any]) -> list[dict[str, Any]]:
-    names = ("number", "generation", "started_at", "ended_at", "outcome", "reason", "error", "worker")
+    names = (
+        "number",
+        "generation",
+        "claim",
+        "started_at",
+        "ended_at",
+        "outcome",
+        "reason",
+        "error",
+        "worker",
+    )
     mine = select(*[ATTEMPT.c[name] for name in names]).where(ATTEMPT.c.event == row.id)
     return _rows(connection, mine.order_by(ATTEMPT.c.claim.desc()).limit(ATTEMPTS_SHOWN))[::-1]
 
 
 def _actions(connection: Connection, row: Row[Any]) -> list[dict[str, Any]]:
-    names = ("what", "who", "at", "was", "generation")
+    names = ("what", "who", "at", "was", "generation", "call")
     mine = select(*[ACTION.c[name] for name in names]).where(ACTION.c.event == row.id)
     return _rows(connection, mine.order_by(ACTION.c.at.desc(), ACTION.c.id.desc()))
 

@@ -1,5 +1,6 @@
 """What a text column can hold: no U+0000, no lone surrogate, no more characters than it has room for."""
 
+import base64
 import hashlib
 
 TEXT_MAX = 255
@@ -21,3 +22,11 @@ def storable_id(event_id: str) -> str:
     if len(event_id) <= TEXT_MAX and plain(event_id) == event_id:
         return event_id
     return "sha256:" + hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def readable(body: bytes) -> dict[str, str]:
+    """Return bytes for JSON, as `{encoding, body}`: as text where they are UTF-8, else in base64."""
+    try:
+        return {"encoding": "utf-8", "body": body.decode()}
+    except UnicodeDecodeError:
+        return {"encoding": "base64", "body": base64.b64encode(body).decode()}

@@ -12,8 +12,10 @@ from config.dialects import load_dialects
 from config.sources import Source
 from receiver.idempotency import Engine, policy_of
 from receiver.ledger import LedgerError, Store
-from receiver.management.events import Events, Nudge
+from receiver.management.calls import Calls
+from receiver.management.events import Events
 from receiver.management.gate import admit, credential
+from receiver.management.nudging import Nudge
 from receiver.management.openapi import document
 from receiver.management.operations import PREFIX, Operation
 from receiver.management.page import render_page
@@ -62,7 +64,8 @@ def api_views(parts: Parts) -> Blueprint:
 
 def list_operations(parts: Parts) -> list[Operation]:
     """Return every endpoint."""
-    groups = Events(parts.store, parts.nudge), Replays(parts.store), Reports(parts.store, parts.sources)
+    store, nudge = parts.store, parts.nudge
+    groups = Events(store, nudge), Calls(store, nudge), Replays(store), Reports(store, parts.sources)
     return [operation for group in groups for operation in group.operations()]
 
 

@@ -1,20 +1,19 @@
 """`/v1/events`: which there are, one's whole story, and what a person does to it."""
 
-import base64
-from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
-from flask import after_this_request, g
+from flask import g
 
 from receiver.ledger import Store, discard, list_events, promote, rerun, retry, story
 from receiver.ledger.conflicts import conflicts
+from receiver.ledger.texts import readable
 from receiver.management import shapes
 from receiver.management.gate import who
 from receiver.management.given import EventsQuery, Seen, SeenForSure
+from receiver.management.nudging import Nudge, nudge_afterwards
 from receiver.management.operations import PREFIX, Operation
 
-Nudge = Callable[[Iterable[UUID]], None]
 Answer = dict[str, Any]
 EVENT = "/events/{event}"
 BODY = EVENT + "/conflicts/{body_hash}"
@@ -61,7 +60,7 @@ class Events:
         The first ten are kept, until the event's payload is erased.
         """
         found = conflicts(self._store, event)
-        return {**found, "data": [{**one, **_readable(one["body"])} for one in found["data"]]}
+        return {**found, "data": [{**one, **readable(one["body"])} for one in found["data"]]}
 
     def retry_event(self, event: UUID, given: Seen) -> Answer:
         """Run an event again in its generation.
@@ -92,27 +91,13 @@ class Events:
         event.
         """
         done = promote(g.ledger, event, body_hash, who())
-        self._nudge_afterwards(done.event)
+        nudge_afterwards(self._nudge, done.event)
         answer = {"id": str(done.event), "event_id": done.event_id, "created": done.created}
         place = {"Location": f"{PREFIX}/events/{done.event}"}
         return answer, 201 if done.created else 200, place
 
     def _done(self, event: UUID, nudge: bool) -> Answer:  # noqa: FBT001 - private, and named at its end
         if nudge:
-            self._nudge_afterwards(event)
+            nudge_afterwards(self._nudge, event)
         told: Answer = story(g.ledger, event)["event"]
         return told
-
-    def _nudge_afterwards(self, event: UUID) -> None:
-        # The view runs inside the transaction; what it registers here runs after the commit.
-        @after_this_request
-        def nudge(response: Any) -> Any:
-            self._nudge([event])
-            return response
-
-
-def _readable(body: bytes) -> Answer:
-    try:
-        return {"encoding": "utf-8", "body": body.decode()}
-    except UnicodeDecodeError:
-        return {"encoding": "base64", "body": base64.b64encode(body).decode()}

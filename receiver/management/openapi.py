@@ -18,12 +18,14 @@ KEY_FORM = r'^([ !#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 """1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941)."""
 
 ABOUT = (
-    "Look at events and act on them. Send `Authorization: Bearer <key>` with one of FIRSTSEEN_API_KEYS."
+    "Look at events and their calls, and act on them."
+    " Send `Authorization: Bearer <key>` with one of FIRSTSEEN_API_KEYS."
     " Errors are problem documents (RFC 9457): `type` is stable, `detail` says what happened and what to do."
 )
 PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
     "event": ("The ledger's id of the event, not the provider's.", {"type": "string", "format": "uuid"}),
     "replay": ("The id of the bulk run.", {"type": "string", "format": "uuid"}),
+    "call": ("The id of the call.", {"type": "string", "format": "uuid"}),
     "body_hash": ("SHA-256 of the body, in hex.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
 }
 

@@ -9,20 +9,20 @@ from flask import Request
 from pydantic import BaseModel, ValidationError
 
 from receiver.ledger import UnknownEvent
+from receiver.ledger.calls.resolving import UnknownCall
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
 from receiver.ledger.replays import UnknownReplay
-from receiver.management.given import Nothing
+from receiver.management.given import UUID_FORM, Nothing
 from receiver.management.operations import Operation
 from receiver.problems import Problem
 
 JSON = "application/json"
 NAME_SHOWN = 64
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def read(operation: Operation, path: Mapping[str, str], request: Request) -> dict[str, Any]:
-    """Return the view's arguments. Raises Problem, UnknownEvent or UnknownReplay."""
+    """Return the view's arguments. Raises Problem, UnknownEvent, UnknownReplay or UnknownCall."""
     arguments: dict[str, Any] = {name: _READ_PATH[name](text) for name, text in path.items()}
     query = _read_query(Nothing if operation.acts else operation.takes or Nothing, request)
     if operation.takes:
@@ -82,14 +82,20 @@ def _invalid(what: str) -> Problem:
 
 
 def _event(text: str) -> UUID:
-    if not _UUID.fullmatch(text):
+    if not UUID_FORM.fullmatch(text):
         raise UnknownEvent("No event has such an id.")
     return UUID(text)
 
 
 def _replay(text: str) -> UUID:
-    if not _UUID.fullmatch(text):
+    if not UUID_FORM.fullmatch(text):
         raise UnknownReplay("No bulk run has such an id.")
+    return UUID(text)
+
+
+def _call(text: str) -> UUID:
+    if not UUID_FORM.fullmatch(text):
+        raise UnknownCall("No call has such an id.")
     return UUID(text)
 
 
@@ -99,4 +105,4 @@ def _body_hash(text: str) -> str:
     return text
 
 
-_READ_PATH = {"event": _event, "replay": _replay, "body_hash": _body_hash}
+_READ_PATH = {"event": _event, "replay": _replay, "call": _call, "body_hash": _body_hash}

@@ -4,12 +4,14 @@ from flask import Response
 
 from receiver.idempotency import Refusal
 from receiver.ledger import BadCursor, LedgerError, NotAllowed, UnknownEvent
+from receiver.ledger.calls.resolving import UnknownCall
 from receiver.ledger.replays import UnknownReplay
 from receiver.problems import Problem, answer_problem, unavailable
 
 _KINDS: tuple[tuple[type[LedgerError], int, str, str], ...] = (
     (UnknownEvent, 404, "unknown-event", " GET /v1/events lists those there are."),
     (UnknownReplay, 404, "unknown-replay", " POST /v1/replays starts one and says its id."),
+    (UnknownCall, 404, "unknown-call", " GET /v1/calls lists those there are."),
     (BadCursor, 422, "bad-cursor", ""),
     (NotAllowed, 409, "not-allowed", ""),
 )

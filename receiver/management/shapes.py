@@ -1,18 +1,13 @@
 """What `/v1` answers. Documentation and a test's measure: views return what the ledger's queries return."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
-
 from receiver.ledger import Move, State
-
-
-class Shape(BaseModel):
-    """An object with these members and no others."""
-
-    model_config = ConfigDict(extra="forbid")
+from receiver.ledger.calls.states import CallState, Outcome
+from receiver.management.base_shapes import Event, Shape
+from receiver.management.call_shapes import ToldCall
 
 
 class Problem(Shape):
@@ -24,23 +19,6 @@ class Problem(Shape):
     detail: str
 
 
-class Event(Shape):
-    """An event as lists show it."""
-
-    id: UUID
-    source: str
-    event_id: str
-    type: str
-    state: State
-    attempts: int
-    generation: int
-    received_at: datetime
-    due_at: datetime
-    reason: str | None
-    duplicates: int
-    conflicts: int
-
-
 class Events(Shape):
     """A page of events, newest first; `next` is the next page's cursor, or null on the last one."""
 
@@ -49,7 +27,11 @@ class Events(Shape):
 
 
 class EventInFull(Event):
-    """An event with all that its row tells; `size` is in bytes, null once its payload is erased."""
+    """An event with all that its row tells; `size` is in bytes, null once its payload is erased.
+
+    `calls_changed` says that its handler asked for other bytes in a call that had succeeded; `parked_call` is
+    the call that it is parked for.
+    """
 
     created_at: datetime | None
     finished_at: datetime | None
@@ -58,6 +40,8 @@ class EventInFull(Event):
     crashes: int
     discarded: bool
     suspected_replay: bool
+    calls_changed: bool
+    parked_call: UUID | None
     address: str | None
     content_type: str | None
     body_hash: str
@@ -106,10 +90,11 @@ class Conflicts(Shape):
 
 
 class Attempt(Shape):
-    """One run of a handler; `outcome` is null while it runs."""
+    """One run of a handler; `outcome` is null while it runs, and its sends have the same `claim`."""
 
     number: int
     generation: int
+    claim: int
     started_at: datetime
     ended_at: datetime | None
     outcome: str | None
@@ -119,13 +104,14 @@ class Attempt(Shape):
 
 
 class Action(Shape):
-    """What a person or a rule did; `was` is the state before."""
+    """What a person or a rule did; `was` is the state before, `call` the call that it was said of."""
 
     what: str
     who: str
     at: datetime
     was: str
     generation: int
+    call: UUID | None
 
 
 class Nudges(Shape):
@@ -144,7 +130,7 @@ class Story(Shape):
     attempts: list[Attempt]
     actions: list[Action]
     nudges: Nudges
-    calls: list[dict[str, Any]]
+    calls: list[ToldCall]
     next: str
 
 
@@ -215,10 +201,20 @@ class Figures(Shape):
     rejections: dict[str, int]
 
 
+class CallFigures(Shape):
+    """One API's figures: its calls by state, and by what they were told last."""
+
+    api: str
+    count: int
+    states: dict[CallState, int]
+    outcomes: dict[Outcome, int]
+
+
 class Stats(Shape):
-    """The figures of each source that has events or rejections."""
+    """The figures of each source that has events or rejections, and of each API that was called."""
 
     data: list[Figures]
+    calls: list[CallFigures]
     next: None
 
 

@@ -1,0 +1,68 @@
+"""`/v1/calls`: what handlers asked of other APIs, and what a person says of it."""
+
+from typing import Any
+from uuid import UUID
+
+from flask import g
+
+from receiver.ledger import Store
+from receiver.ledger.calls.reading import list_calls
+from receiver.ledger.calls.resolving import resolve
+from receiver.ledger.calls.story import call_story
+from receiver.management.call_shapes import Calls as CallsPage
+from receiver.management.call_shapes import CallStory
+from receiver.management.gate import who
+from receiver.management.given import CallsQuery, ResolveBody
+from receiver.management.nudging import Nudge, nudge_afterwards
+from receiver.management.operations import Operation
+
+Answer = dict[str, Any]
+CALL = "/calls/{call}"
+
+
+class Calls:
+    """The views of outbound calls."""
+
+    def __init__(self, store: Store, nudge: Nudge) -> None:
+        self._store, self._nudge = store, nudge
+
+    def operations(self) -> list[Operation]:
+        """Return the endpoints."""
+        said = {"how": "happened", "response": {"status": 201, "body": '{"id": 7}'}}
+        told = {200: CallStory}
+        return [
+            Operation("GET", "/calls", self.list_calls, {200: CallsPage}, CallsQuery),
+            Operation("GET", CALL, self.show_call, told),
+            Operation("POST", f"{CALL}/resolve", self.resolve_call, told, ResolveBody, said),
+        ]
+
+    def list_calls(self, given: CallsQuery) -> Answer:
+        """List outbound calls, newest first.
+
+        `state=parked` are those that wait for a person. Ask again with `cursor` set to `next` until that is
+        null.
+        """
+        page = list_calls(self._store, given.as_filter(), limit=given.limit, cursor=given.cursor)
+        return page.as_json()
+
+    def show_call(self, call: UUID) -> Answer:
+        """Tell all about one call.
+
+        Its event, request, sends and answer, what people said of it, and what happens next; where a person
+        must decide, what each decision does.
+        """
+        return call_story(self._store, call)
+
+    def resolve_call(self, call: UUID, given: ResolveBody) -> Answer:
+        """Say what became of a call, or shall, when its event is parked.
+
+        `happened`: the handler goes on with the response that you give. `resend-as-new`: a successor goes out
+        under a new key, once nothing of the old one can be under way. `use-stored`: the stored bytes go out,
+        though the handler asks for others now. `give-up`: the event ends. Call and event change together; a
+        call that somebody else has resolved, or an event that moved on, refuses it.
+        """
+        response = given.response.as_response() if given.response else None
+        acted = resolve(g.ledger, call, given.how, who(), response=response)
+        if acted.nudge:
+            nudge_afterwards(self._nudge, acted.event)
+        return call_story(g.ledger, call)
