@@ -53,7 +53,9 @@ def _admit(users: Sequence[User]) -> AnyResponse | None:
     g.user = signed_in(users)
     if request.method not in READS and not has_token():
         raise Problem(
-            403, "csrf", "This form is too old, or not from this page: nothing was done. Reload it and try again."
+            403,
+            "csrf",
+            "This form is too old, or is not ours: nothing was done. Reload the page.",
         )
     if g.user or request.endpoint in OPEN:
         return None

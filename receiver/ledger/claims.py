@@ -130,7 +130,7 @@ def in_state(store: Store, *states: State) -> ColumnElement[Any]:
     SQLite does not match a partial index with parameters, nor `=` with `IN`, and takes any state for rare
     unless it is told.
     """
-    named = [literal_column(f"'{state}'") for state in states]
+    named: list[ColumnElement[Any]] = [literal_column(f"'{state}'") for state in states]
     found = EVENT.c.state.in_(named) if len(named) > 1 else EVENT.c.state == named[0]
     return func.likelihood(found, literal_column("0.9")) if store.sqlite else found
 

@@ -1,19 +1,19 @@
 """How much happens in each minute: accepted, duplicates and done. It reads the window's rows alone."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, column, delete, func, select, values
+from sqlalchemy import ColumnElement, Connection, Select, and_, column, delete, func, select, values
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import Integer
 
 from receiver.ledger.claims import in_state
 from receiver.ledger.ids import uuid7
-from receiver.ledger.models import DUPLICATE_MINUTE, EVENT
-from receiver.ledger.queries import rfc3339
+from receiver.ledger.models import DUPLICATE_MINUTE, EVENT, REJECTION
+from receiver.ledger.queries import rfc3339, sources
 from receiver.ledger.states import State
 from receiver.ledger.store import Store
 
@@ -64,6 +64,43 @@ def pace(store: Store, minutes: int) -> dict[str, Any]:
             "duplicates": _duplicates(connection, starts),
             "done": _done(store, connection, starts),
         }
+
+
+def flow(store: Store, minutes: int) -> dict[str, dict[str, Any]]:
+    """Return what each source got and did in the last `minutes` minutes, as `pace` counts it.
+
+    `{source: {"accepted": n, "duplicates": n, "done": n, "rejections": {reason: n}}}`, for sources that have
+    events or rejections.
+    """
+    with store.read() as connection:
+        since = connection.execute(select(store.now())).scalar_one() - MINUTE * minutes
+        found: dict[str, dict[str, Any]] = defaultdict(_nothing)
+        for name, chosen in _flows(store, since).items():
+            for row in connection.execute(chosen):
+                found[row.source][name] = int(row.total)
+        refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("total"))
+        recent = refused.where(REJECTION.c.minute >= since).group_by(REJECTION.c.source, REJECTION.c.reason)
+        for row in connection.execute(recent):
+            found[row.source]["rejections"][row.reason] = int(row.total)
+    return dict(found)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"accepted": 0, "duplicates": 0, "done": 0, "rejections": {}}
+
+
+def _flows(store: Store, since: datetime) -> dict[str, Select[Any]]:
+    known = sources().subquery()
+    mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= _id_at(since))
+    accepted = select(func.count()).select_from(EVENT).where(mine).scalar_subquery().label("total")
+    again = select(DUPLICATE_MINUTE.c.source, func.sum(DUPLICATE_MINUTE.c.count).label("total"))
+    done = select(EVENT.c.source, func.count().label("total"))
+    recent = and_(in_state(store, State.DONE), EVENT.c.finished_at >= since)
+    return {
+        "accepted": select(known.c.source, accepted),
+        "duplicates": again.where(DUPLICATE_MINUTE.c.minute >= since).group_by(DUPLICATE_MINUTE.c.source),
+        "done": done.where(recent).group_by(EVENT.c.source),
+    }
 
 
 def _accepted(connection: Connection, starts: Sequence[datetime]) -> list[int]:
