@@ -13,6 +13,7 @@ from receiver.dashboard.parts import Parts
 from receiver.ledger import Filter, State, list_events
 from receiver.management.given import read_time
 from receiver.problems import Problem
+from receiver.redaction import redacted_rows
 
 PAGE = 50
 FIELDS = ("source", "state", "type", "event_id", "since", "until")
@@ -34,8 +35,14 @@ class Events:
         which = read_filter(request.args)
         page = list_events(self._store, which, limit=PAGE, cursor=request.args.get("cursor"))
         given = {name: request.args[name] for name in FIELDS if request.args.get(name)}
+        rows = redacted_rows(self._sources, self._store, page.data)
         return render_template(
-            "events.html", page=page, given=given, states=list(State), sources=sorted(self._sources)
+            "events.html",
+            rows=rows,
+            next=page.next,
+            given=given,
+            states=list(State),
+            sources=sorted(self._sources),
         )
 
 

@@ -118,7 +118,7 @@ def _broker(state: str) -> Told:
     says = {
         "ok": "takes nudges",
         "unreachable": "unreachable; the sweeper takes over",
-        "untried": "not needed yet by this process",
+        "untried": "no nudge sent yet",
     }
     return {"name": "Broker", "tone": tone, "says": says.get(state, state)}
 

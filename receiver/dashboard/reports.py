@@ -53,8 +53,8 @@ class Reports:
                 "ids kept": duration(source.retention),
                 "payloads kept": duration(source.payload_retention),
                 "largest body": f"{source.max_body / 1_048_576:g} MiB",
-                "headers kept": ", ".join((*source.provider.keep_headers, *source.keep_headers)) or "none",
             },
+            "headers": (*source.provider.keep_headers, *source.keep_headers),
             "refused": self._refused(source.name),
         }
 
