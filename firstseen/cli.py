@@ -11,6 +11,7 @@ from firstseen.acting import discard, rerun, retry
 from firstseen.calling import call, calls
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
+from firstseen.passwords import hash_password
 from firstseen.reading import events, sources, stats
 from firstseen.sandbox import sandbox
 from firstseen.sending import send
@@ -65,6 +66,7 @@ for command in (
     sources,
     sandbox,
     doctor,
+    hash_password,
     prune,
     migrate,
     version,

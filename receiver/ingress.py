@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from flask import Blueprint, Response, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
@@ -10,12 +11,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
-from receiver.ledger import LedgerUnavailable, Rejected, Store, Verdict, record
+from receiver.ledger import Again, LedgerUnavailable, Rejected, Store, Verdict, record
 from receiver.observing import note_recorded, note_refused
 from receiver.problems import Problem, unavailable
 from receiver.signatures import InvalidSignature, Request
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is counted off the answer's path: a flood is counted as far as there is room."""
+
+    rejections: Background[Rejected]
+    duplicates: Background[Again]
 
 
 class Ingress:
@@ -26,10 +35,10 @@ class Ingress:
         endpoints: Mapping[str, Endpoint],
         store: Store,
         dispatcher: Dispatcher,
-        rejections: Background[Rejected],
+        counts: Counts,
     ) -> None:
         self._endpoints, self._store = endpoints, store
-        self._dispatcher, self._rejections = dispatcher, rejections
+        self._dispatcher, self._counts = dispatcher, counts
 
     def views(self) -> Blueprint:
         """Return the route to register."""
@@ -47,6 +56,7 @@ class Ingress:
         verdicts = self._record(endpoint, delivered)
         note_recorded(source, verdicts)
         self._dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
+        self._count_duplicates(source, verdicts)
         return _answer(endpoint, verdicts)
 
     def _known(self, source: str) -> Endpoint:
@@ -85,7 +95,12 @@ class Ingress:
 
     def _note(self, source: str, reason: str) -> None:
         note_refused(source, reason)
-        self._rejections.put(Rejected(source, reason, request.remote_addr))
+        self._counts.rejections.put(Rejected(source, reason, request.remote_addr))
+
+    def _count_duplicates(self, source: str, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            if not verdict.first_seen:
+                self._counts.duplicates.put(Again(source))
 
 
 def _read_at_most(limit: int) -> bytes:

@@ -1,7 +1,9 @@
 """Leaves out what a source's `redact` names: from its payload, and wherever its values turn up again."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from config.redaction import EVERY, JsonPath
 from config.sources import Source
@@ -9,6 +11,7 @@ from receiver.ledger import Store, original
 from receiver.ledger.original import Original
 from receiver.ledger.payload import UnreadablePayloadError, parse_payload
 
+Told = dict[str, Any]
 HIDDEN = "[redacted]"
 SHORTEST = 3
 """Characters; a shorter value would be found, and blanked, in every second word."""
@@ -55,17 +58,36 @@ class Redactor:
         return text
 
 
+def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None) -> bytes:
+    """Return a body as it may be shown: exact without paths, else its payload as JSON without the places."""
+    if not paths:
+        return body
+    readable, payload = _parsed(body, content_type)
+    if not readable:
+        return HIDDEN.encode()
+    return json.dumps(Redactor(paths, body, content_type).payload(payload), ensure_ascii=False).encode()
+
+
 def redactor_of(sources: Mapping[str, Source], kept: Original) -> Redactor:
     """Return the redactor of a stored event; a source that is no longer configured hides nothing."""
     source = sources.get(kept.source)
     return Redactor(source.redact if source else (), kept.body, kept.content_type)
 
 
-def redacted(sources: Mapping[str, Source], store: Store, event: Any, told: Any) -> Any:
+def redacted(sources: Mapping[str, Source], store: Store, event: UUID, told: Any) -> Any:
     """Return what is told of an event without what its source hides; raises UnknownEvent."""
     if not any(source.redact for source in sources.values()):
         return told
     return redactor_of(sources, original(store, event)).told(told)
+
+
+def redacted_rows(sources: Mapping[str, Source], store: Store, rows: Sequence[Told]) -> list[Told]:
+    """Return listed events without what their sources hide; only a reason can quote a payload."""
+    hiding = {name for name, source in sources.items() if source.redact}
+    return [
+        redacted(sources, store, UUID(row["id"]), row) if row["reason"] and row["source"] in hiding else row
+        for row in rows
+    ]
 
 
 def _parsed(body: bytes, content_type: str | None) -> tuple[bool, Any]:

@@ -7,6 +7,7 @@ import time
 
 from config.tracing import flush
 from receiver.ledger.errors import LedgerError
+from receiver.ledger.presence import forget_worker
 from worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Shutdown:
     def _release(self) -> None:
         try:
             released = self._runner.release()
+            forget_worker(self._runner.store, self._runner.name)
         except LedgerError as error:
             log.warning("Claims are left to expire: %s", error)
         else:

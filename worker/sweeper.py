@@ -14,6 +14,7 @@ from receiver.ledger import (
     Windows,
     expire,
     ignored_types,
+    note_worker,
     prune,
     reopen,
     starved,
@@ -55,6 +56,7 @@ class Sweeper:
 
     def run_once(self) -> Swept:
         """Make one pass and return its counts. Raises LedgerError when the ledger does not answer."""
+        note_worker(self._store, self._runner.name)
         expired = expire(self._store)
         nudged = failed = 0
         for event in take_nudges(self._store, self._sweep):

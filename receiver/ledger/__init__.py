@@ -5,7 +5,7 @@ from receiver.ledger.claimed import Claim, Outcome
 from receiver.ledger.claims import claim, claim_next, due, expire, renew, settle
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
 from receiver.ledger.original import Original, original
-from receiver.ledger.pace import Again, count_duplicates, pace
+from receiver.ledger.pace import Again, count_duplicates, flow, pace
 from receiver.ledger.pending import pending
 from receiver.ledger.presence import forget_worker, note_worker, workers
 from receiver.ledger.promotion import Promoted, promote
@@ -50,6 +50,7 @@ __all__ = [
     "due",
     "expire",
     "find_event",
+    "flow",
     "forget_worker",
     "ignored_types",
     "list_events",

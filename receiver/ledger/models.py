@@ -44,7 +44,7 @@ class Event(SQLModel, table=True):
         Index("event_by_body", "source", "body_hash"),
         Index("event_by_end", "source", "finished_at", postgresql_where=_ended, sqlite_where=_ended),
         Index("event_payload", "source", "finished_at", postgresql_where=_payload, sqlite_where=_payload),
-        Index("event_done", "finished_at", postgresql_where=_done, sqlite_where=_done),
+        Index("event_done", "finished_at", "source", postgresql_where=_done, sqlite_where=_done),
         Index("event_ignored", "finished_at", postgresql_where=_ignored, sqlite_where=_ignored),
     )
 

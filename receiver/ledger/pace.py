@@ -1,18 +1,19 @@
 """How much happens in each minute: accepted, duplicates and done. It reads the window's rows alone."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, column, func, literal_column, select, values
+from sqlalchemy import ColumnElement, Connection, Select, and_, column, delete, func, select, values
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import Integer
 
+from receiver.ledger.claims import in_state
 from receiver.ledger.ids import uuid7
-from receiver.ledger.models import DUPLICATE_MINUTE, EVENT
-from receiver.ledger.queries import rfc3339
+from receiver.ledger.models import DUPLICATE_MINUTE, EVENT, REJECTION
+from receiver.ledger.queries import rfc3339, sources
 from receiver.ledger.states import State
 from receiver.ledger.store import Store
 
@@ -41,7 +42,9 @@ def count_duplicates(store: Store, batch: Sequence[Again]) -> None:
         minute = connection.execute(select(store.now())).scalar_one().replace(second=0, microsecond=0)
         # In one order everywhere: two processes that count the same sources must not deadlock.
         rows = [{"minute": minute, "source": name, "count": counted[name]} for name in sorted(counted)]
-        connection.execute(insert.on_conflict_do_update(index_elements=["minute", "source"], set_=more), rows)
+        added = insert.on_conflict_do_update(index_elements=["minute", "source"], set_=more)
+        connection.execute(added, rows)
+        connection.execute(delete(DUPLICATE_MINUTE).where(DUPLICATE_MINUTE.c.minute < minute - KEPT))
 
 
 def pace(store: Store, minutes: int) -> dict[str, Any]:
@@ -59,8 +62,45 @@ def pace(store: Store, minutes: int) -> dict[str, Any]:
             "minutes": minutes,
             "accepted": _accepted(connection, starts),
             "duplicates": _duplicates(connection, starts),
-            "done": _done(connection, starts),
+            "done": _done(store, connection, starts),
         }
+
+
+def flow(store: Store, minutes: int) -> dict[str, dict[str, Any]]:
+    """Return what each source got and did in the last `minutes` minutes, as `pace` counts it.
+
+    `{source: {"accepted": n, "duplicates": n, "done": n, "rejections": {reason: n}}}`, for sources that have
+    events or rejections.
+    """
+    with store.read() as connection:
+        since = connection.execute(select(store.now())).scalar_one() - MINUTE * minutes
+        found: dict[str, dict[str, Any]] = defaultdict(_nothing)
+        for name, chosen in _flows(store, since).items():
+            for row in connection.execute(chosen):
+                found[row.source][name] = int(row.total)
+        refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("total"))
+        recent = refused.where(REJECTION.c.minute >= since).group_by(REJECTION.c.source, REJECTION.c.reason)
+        for row in connection.execute(recent):
+            found[row.source]["rejections"][row.reason] = int(row.total)
+    return dict(found)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"accepted": 0, "duplicates": 0, "done": 0, "rejections": {}}
+
+
+def _flows(store: Store, since: datetime) -> dict[str, Select[Any]]:
+    known = sources().subquery()
+    mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= _id_at(since))
+    accepted = select(func.count()).select_from(EVENT).where(mine).scalar_subquery().label("total")
+    again = select(DUPLICATE_MINUTE.c.source, func.sum(DUPLICATE_MINUTE.c.count).label("total"))
+    done = select(EVENT.c.source, func.count().label("total"))
+    recent = and_(in_state(store, State.DONE), EVENT.c.finished_at >= since)
+    return {
+        "accepted": select(known.c.source, accepted),
+        "duplicates": again.where(DUPLICATE_MINUTE.c.minute >= since).group_by(DUPLICATE_MINUTE.c.source),
+        "done": done.where(recent).group_by(EVENT.c.source),
+    }
 
 
 def _accepted(connection: Connection, starts: Sequence[datetime]) -> list[int]:
@@ -68,12 +108,9 @@ def _accepted(connection: Connection, starts: Sequence[datetime]) -> list[int]:
     return _counted(connection, EVENT.c.id, bounds)
 
 
-def _done(connection: Connection, starts: Sequence[datetime]) -> list[int]:
+def _done(store: Store, connection: Connection, starts: Sequence[datetime]) -> list[int]:
     bounds = [(number, start, start + MINUTE) for number, start in enumerate(starts)]
-    # Written out, as the partial index has it: SQLite matches no parameters.
-    return _counted(
-        connection, EVENT.c.finished_at, bounds, EVENT.c.state == literal_column(f"'{State.DONE}'")
-    )
+    return _counted(connection, EVENT.c.finished_at, bounds, in_state(store, State.DONE))
 
 
 def _counted(

@@ -10,7 +10,9 @@ DONE = sa.text("state = 'done'")
 
 
 def upgrade() -> None:
-    op.create_index("event_done", "event", ["finished_at"], postgresql_where=DONE, sqlite_where=DONE)
+    op.create_index(
+        "event_done", "event", ["finished_at", "source"], postgresql_where=DONE, sqlite_where=DONE
+    )
     op.create_table(
         "duplicate_minute",
         sa.Column("minute", sa.DateTime(timezone=True), nullable=False),
