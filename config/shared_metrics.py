@@ -24,5 +24,5 @@ def shared_metrics() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[FOLDER]
+        os.environ.pop(FOLDER, None)
         shutil.rmtree(folder, ignore_errors=True)
