@@ -36,8 +36,8 @@ def told_call(told: dict[str, Any]) -> Iterator[str]:
     if told["sends"]:
         yield labelled("sends", str(one["send_count"]))
     yield from _sends(told["sends"], one["generation"], "  ")
-    for name in ("request", "answer"):
-        yield from _content(f"{name} body", told[name])
+    yield from _content("body sent", told["request"])
+    yield from _content("body got", told["answer"])
     if told["actions"]:
         yield labelled("actions", str(len(told["actions"])))
     for action in told["actions"]:

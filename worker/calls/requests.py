@@ -104,7 +104,11 @@ def respond(
 ) -> httpx.Response:
     """Return an answer as httpx shows it, live and stored ones alike."""
     asked = httpx.Request(request.method, request.url)
-    return httpx.Response(status, headers=list(headers), content=body, request=asked)
+    # Text would have to be ASCII, and an API's headers are octets; a person's may be anything.
+    octets = [
+        (name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers
+    ]
+    return httpx.Response(status, headers=octets, content=body, request=asked)
 
 
 def with_key_field(dialect: Dialect, request: Request, key: str) -> bytes:
