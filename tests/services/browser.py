@@ -69,7 +69,8 @@ class Tab:
         self.page.goto(path)
         self.page.get_by_label("Name").fill(name)
         self.page.get_by_label("Password").fill(password)
-        self.page.get_by_role("button", name="Sign in").click()
+        with self.page.expect_navigation():
+            self.page.get_by_role("button", name="Sign in").click()
         return self.page
 
     def violations(self) -> list[str]:
