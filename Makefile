@@ -1,7 +1,7 @@
 # Two commands matter on a fresh machine: `make run` and `make test`. Both need Python 3.11 or newer, nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check defects requirements clean
+.PHONY: help run test check defects requirements providers clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -40,6 +40,9 @@ requirements: $(VENV)/.test  ## Pin the newest versions that pyproject.toml allo
 
 COMPILE := pyproject.toml --universal --python-version 3.11 --upgrade --no-emit-index-url --no-annotate --quiet \
 	--custom-compile-command "make requirements"
+
+providers: $(VENV)/.test  ## Write the tables of docs/providers.md from the catalogue
+	$(PY) -m firstseen.providers_page docs/providers.md
 
 clean:  ## Remove .venv, caches and build output; var/ and .env stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

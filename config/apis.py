@@ -28,7 +28,9 @@ LEAST_MARGIN = timedelta(minutes=10)
 DEADLINES_IN_MARGIN = 4
 """The default margin covers a request that is slow, its resend, and clocks that differ."""
 
-RESERVED: Final = {"value": "calls.value is a function of its own"}
+RESERVED: Final = frozenset({"again", "bench", "check_time", "derived", "made", "make", "read", "value"})
+"""What `calls` has of its own, in a worker and in tests."""
+
 SILENT = frozenset({"auth", "base_url", "headers"})
 """Keys whose values an error never repeats: a credential may stand there by mistake."""
 
@@ -125,7 +127,7 @@ def _read(name: str, entry: Any) -> ApiTable:
     if not isinstance(entry, dict):
         raise ValueError(f"is {kind_of(entry)}; every API must be a table such as [salesly]")  # noqa: TRY004 - one kind of error carries the sentence
     if name in RESERVED:
-        raise ValueError(f"is no name for an API: {RESERVED[name]}")
+        raise ValueError(f"is no name for an API: calls.{name} is something of its own")
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise ValueError(
             "is no name for an API, since handlers write calls.<name>;"

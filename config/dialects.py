@@ -56,12 +56,14 @@ class Error(_Table):
 class Replay(_Table):
     """How a replay looks: a marker header that is `true`, another status, or neither.
 
-    `outcome` goes with `status`: the name of the boolean in the JSON body that says how the original ended.
+    `also` is another spelling of the header that clients read. `outcome` goes with `status`: the name of the
+    boolean in the JSON body that says how the original ended.
     """
 
     status: Annotated[int, Field(ge=200, le=599)] | None = None
     outcome: str = ""
     header: Token | None = None
+    also: Token | None = None
 
     @model_validator(mode="after")
     def _tells_outcomes_apart(self) -> Self:

@@ -1,17 +1,20 @@
 """Locators: where in a delivery a value stands, such as `header:X-Id`, `json:data.id` or `query:code`.
 
-`a|b` reads the first that is there, `a||b` reads every one that is there.
+`a|b` reads the first that is there, `a||b` reads every one that is there. A key that holds a dot is written
+with a backslash before it.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 Kind = Literal["header", "json", "item", "query", "form", "sig"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`~-]+")
+_DOT = re.compile(r"(?<!\\)\.")
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,10 @@ class Locator:
     kind: Kind
     name: str
 
-    @property
+    @cached_property
     def path(self) -> tuple[str, ...]:
         """The steps from the top of the payload; empty means all of it."""
-        return tuple(self.name.split(".")) if self.name else ()
+        return tuple(step.replace("\\.", ".") for step in _DOT.split(self.name)) if self.name else ()
 
     def same_place(self, other: "Locator") -> bool:
         """Compare; header names in any case."""
@@ -38,10 +41,14 @@ class Locator:
 
 @dataclass(frozen=True)
 class Locators:
-    """Alternatives in the order in which they are tried; `several` reads all of them."""
+    """Alternatives in the order in which they are tried; `several` reads all of them.
+
+    An `optional` one is a part that may be missing.
+    """
 
     places: tuple[Locator, ...]
     several: bool = False
+    optional: bool = False
 
     def __str__(self) -> str:
         return ("||" if self.several else "|").join(map(str, self.places))
@@ -56,7 +63,7 @@ def parse_locator(text: str, kinds: Iterable[Kind] = KINDS, *, root: bool = Fals
         raise ValueError(f"{text!r} is not a place; it must begin with one of {names}")
     if not (name or (root and kind == "json")) or (kind == "header" and not HEADER_NAME.fullmatch(name)):
         raise ValueError(f"{text!r} names nothing; write {kind}: and a name after it")
-    if kind in {"json", "item"} and name and "" in name.split("."):
+    if kind in {"json", "item"} and name and "" in _DOT.split(name):
         raise ValueError(f"{text!r} has an empty step; write the keys with single dots between them")
     return Locator(next(known for known in allowed if known == kind), name)
 

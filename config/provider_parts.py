@@ -1,11 +1,11 @@
-"""The smaller tables of a provider: places of values, durations, time, handshake."""
+"""The smaller tables of a provider: places of values, durations, time."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictStr
 
 from config.durations import parse_duration
 from config.locators import HEADER_NAME, Kind, Locators, parse_locator, parse_locators
@@ -27,6 +27,18 @@ def _check_places(places: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_place(place: str) -> str:
     return _check_places((place,))[0]
+
+
+def parse_part(text: str) -> Locators:
+    """Read one part of an event's id; a `?` at its end leaves the part out where it is not there."""
+    where = parse_locators(text.removesuffix("?"), VALUE_KINDS)
+    return replace(where, optional=text.endswith("?"))
+
+
+def _check_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
+    if parts and all(parse_part(part).optional for part in parts):
+        raise ValueError("every part may be missing; at least one must be there always")
+    return parts
 
 
 def _check_header_names(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -51,12 +63,8 @@ def check_batch(text: str) -> str:
     return text
 
 
-def _check_when(table: Mapping[str, str]) -> Mapping[str, str]:
-    _check_places(tuple(table))
-    return table
-
-
 Places = Annotated[tuple[StrictStr, ...], BeforeValidator(_as_list), AfterValidator(_check_places)]
+IdParts = Annotated[tuple[StrictStr, ...], BeforeValidator(_as_list), AfterValidator(_check_parts)]
 HeaderNames = Annotated[tuple[StrictStr, ...], AfterValidator(_check_header_names)]
 WrittenDuration = Annotated[timedelta, BeforeValidator(_read_duration)]
 
@@ -71,26 +79,3 @@ class TimeTable(Table):
     def places(self) -> Locators:
         """The time's places."""
         return parse_locators(self.at, VALUE_KINDS)
-
-
-class HandshakeTable(Table):
-    """A request that proves the endpoint is ours: recognised by `when`, answered with its challenge.
-
-    `signed` ones are answered only after their signature verified. `answer` is `text` (the challenge itself),
-    `json:<key>` (an object with the challenge under that key) or `empty`.
-    """
-
-    method: Literal["GET", "POST", "HEAD", "OPTIONS"]
-    signed: StrictBool
-    when: Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_when)]
-    challenge: StrictStr | None = None
-    answer: Annotated[StrictStr, Field(pattern=r"^(text|empty|json:\w+)$")]
-    status: Annotated[StrictInt, Field(ge=200, le=299)] = 200
-
-    @model_validator(mode="after")
-    def _challenged(self) -> Self:
-        if (self.answer == "empty") != (self.challenge is None):
-            raise ValueError("answer needs a challenge to repeat, unless it is 'empty'")
-        if self.challenge is not None:
-            parse_locators(self.challenge, VALUE_KINDS)
-        return self

@@ -1,68 +1,112 @@
 """The catalogue of providers: who sends, how it signs, where its event's id and type are."""
 
-from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from config.errors import ConfigError
+from config.handshakes import HandshakeTable
 from config.locators import Locators, parse_locators
 from config.provider_parts import (
     VALUE_KINDS,
-    HandshakeTable,
     HeaderNames,
+    IdParts,
     Places,
     TimeTable,
     WrittenDuration,
     check_batch,
+    parse_part,
 )
 from config.schemes import SchemeTable
-from config.tables import Table, explain, kind_of, read_toml
+from config.tables import Table
 
-CATALOGUE = Path(__file__).with_name("providers.toml")
 SHORTEST_WINDOW = timedelta(days=1)  # the shortest retry horizon of any provider, with its margin
 
+CODE_KEYS = frozenset({"signs", "keyless", "proof"})
+IN_BODY = frozenset({"json", "item", "form"})  # what code signs at least
+
 Dedup = Literal["id", "composite", "body_hash", "none"]
+WithoutId = Literal["park", "body_hash", "none"]
+Fact = Literal["scheme", "event_id", "event_type", "batch", "handshake", "answer", "window"]
+Signed = Literal["body", "url"]
+
+
+def _as_several(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
 
 
 class Provider(Table):
     """One entry of the catalogue.
 
-    `custom` entries have no scheme: each source brings its own. `window` is how long the provider can still
-    send an event again, retries and manual resends together; `window_reason` says why. `verified` is true
-    when the entry was read in official sources.
+    An entry verifies by exactly one of `scheme`, `code` (the name of a verifier that is written as code, with
+    the names of the `options` that a source gives it), `custom` (each source brings its own scheme) and
+    `verification = "none"` (nothing proves the sender, which each source must confirm). Beside code, `signs`
+    says what is signed, `keyless` that no secret is shared, and `proof` which headers hold the signature.
+    `window` is how long the provider can still send an event again, retries and manual resends together;
+    `window_reason` says why. `deadline` is how long it waits for an answer. `verified` is true when the entry
+    was read in official sources, but for the facts in `unread`. `empty_body`: events come as headers alone.
     """
 
     name: StrictStr
     title: StrictStr
     custom: StrictBool = False
+    code: Annotated[StrictStr, Field(min_length=1)] | None = None
+    options: tuple[StrictStr, ...] = ()
+    signs: tuple[Signed, ...] = ("body",)
+    keyless: StrictBool = False
+    proof: HeaderNames = ()
+    verification: Literal["none"] | None = None
     scheme: SchemeTable | None = None
     secret_prefix: StrictStr = ""
     dedup: Dedup | None = None
-    event_id: Places = ()
+    event_id: IdParts = ()
+    without_id: WithoutId = "park"
     event_type: Places = ()
     created_at: TimeTable | None = None
     batch: Annotated[StrictStr, AfterValidator(check_batch)] | None = None
+    batch_type: StrictStr = ""
+    empty_body: StrictBool = False
     keep_headers: HeaderNames = ()
     success_status: Annotated[StrictInt, Field(ge=200, le=299)] = 200
-    handshake: HandshakeTable | None = None
+    success_body: StrictStr | None = None
+    empty_rejection: StrictBool = False
+    deadline: WrittenDuration | None = None
+    handshake: Annotated[tuple[HandshakeTable, ...], BeforeValidator(_as_several)] = ()
     window: WrittenDuration
     window_reason: Annotated[StrictStr, Field(min_length=1)]
+    note: StrictStr = ""
     docs: StrictStr = ""
     verified: StrictBool = False
+    unread: tuple[Fact, ...] = ()
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if (self.scheme is None) != self.custom:
-            raise ValueError("scheme is missing; only an entry with custom = true leaves it to each source")
+        self._check_way()
         if not self.custom:
             self._check_dedup()
             self._check_batch_ids()
             self._check_window()
         return self
+
+    def _check_way(self) -> None:
+        ways = (self.scheme is not None, self.code is not None, self.custom, self.verification is not None)
+        if ways.count(True) != 1:
+            raise ValueError('an entry has exactly one of scheme, code, custom = true, verification = "none"')
+        if self.options and self.code is None:
+            raise ValueError("options are for code; a scheme's are the names of its {config:...}")
+        unused = self.model_fields_set & CODE_KEYS
+        if unused and self.code is None:
+            raise ValueError(f"{min(unused)} is for code; a scheme says the same by itself")
 
     def _check_dedup(self) -> None:
         found = len(self.event_id)
@@ -70,6 +114,8 @@ class Provider(Table):
             raise ValueError(
                 'event_id is missing; name where the event\'s id is, or say dedup = "body_hash" or "none"'
             )
+        if self.without_id != "park" and not found:
+            raise ValueError("without_id is for an event_id that may be missing, and there is no event_id")
         if found and self.dedup not in (None, self._located_policy):
             raise ValueError(
                 f"dedup is {self.dedup!r}, but event_id makes it {self._located_policy!r}: leave it out"
@@ -81,6 +127,8 @@ class Provider(Table):
 
     def _check_batch_ids(self) -> None:
         kinds = {place.kind for where in self.id_places for place in where.places}
+        if self.batch is None and self.batch_type:
+            raise ValueError("batch_type says when a body is a batch, but the entry has no batch")
         if self.batch is None and "item" in kinds:
             raise ValueError("event_id reads item:, but the entry has no batch to take items from")
         if self.batch is not None and kinds and "item" not in kinds:
@@ -96,22 +144,42 @@ class Provider(Table):
 
     @property
     def longest_tolerance(self) -> timedelta:
-        """How old a signed delivery may be at most; zero when there is no limit."""
-        schemes = (self.required_scheme, *self.required_scheme.schemes)
+        """How old a signed delivery may be at most; zero when there is no limit, or code knows it."""
+        schemes = (self.scheme, *self.scheme.schemes) if self.scheme else ()
         seconds = [scheme.timestamp.tolerance or 0 for scheme in schemes if scheme.timestamp]
         return timedelta(seconds=max(seconds, default=0))
 
     @property
     def required_scheme(self) -> SchemeTable:
-        """The scheme; raise ConfigError for an entry that leaves it to each source."""
+        """The scheme; raise ConfigError for an entry that has none of its own."""
+        if self.code is not None:
+            raise ConfigError(f"{self.name} is verified by code, not by a scheme")
+        if self.verification is not None:
+            raise ConfigError(f"{self.name} signs nothing, so it has no scheme")
         if self.scheme is None:
             raise ConfigError(f"{self.name} has no scheme of its own: a source must bring one in its options")
         return self.scheme
 
+    @property
+    def option_names(self) -> frozenset[str]:
+        """The options that a source must give."""
+        return self.scheme.config_names if self.scheme else frozenset(self.options)
+
+    @property
+    def signature_headers(self) -> frozenset[str]:
+        """Names, in lower case, of the headers that hold a signature or a token, as an entry knows them."""
+        names = frozenset(name.lower() for name in self.proof)
+        return self.scheme.signature_headers if self.scheme else names
+
+    @property
+    def has_tolerable_time(self) -> bool:
+        """Whether a source's own tolerance means anything."""
+        return self.scheme is not None and self.scheme.has_tolerable_time
+
     @cached_property
     def id_places(self) -> tuple[Locators, ...]:
         """Where the parts of the event's id are."""
-        return tuple(parse_locators(place, VALUE_KINDS) for place in self.event_id)
+        return tuple(parse_part(part) for part in self.event_id)
 
     @cached_property
     def type_places(self) -> tuple[Locators, ...]:
@@ -128,29 +196,48 @@ class Provider(Table):
         """Whether one delivery carries several events."""
         return self.batch is not None
 
+    @property
+    def success_type(self) -> str:
+        """The content type of `success_body`: JSON where it is JSON."""
+        return "application/json" if (self.success_body or "")[:1] == "{" else "text/plain; charset=utf-8"
+
+    @property
+    def has_unsigned_handshake(self) -> bool:
+        """Whether a source may opt in to a handshake that proves nothing of its sender."""
+        return any(not handshake.signed for handshake in self.handshake)
+
+    @property
+    def needs_verify_token(self) -> bool:
+        """Whether a handshake holds a token that the source must know."""
+        return any(handshake.needs_verify_token for handshake in self.handshake)
+
+    @property
+    def needs_secret(self) -> bool:
+        """Whether a source must share a secret with the provider."""
+        return not self.keyless and self.verification is None
+
     @cached_property
     def signs_body(self) -> bool:
         """Whether the body is in the signed bytes; never with a token or Basic."""
+        if self.scheme is None and not self.custom:
+            return self.code is not None and "body" in self.signs
         return self.required_scheme.signs_body
+
+    @cached_property
+    def signs_url(self) -> bool:
+        """Whether the URL is in the signed bytes, so that it must be the one that the provider called."""
+        if self.scheme is None:
+            return self.code is not None and "url" in self.signs
+        return self.scheme.signs_url
 
     @cached_property
     def id_is_signed(self) -> bool:
         """Whether changing the event's id breaks the signature."""
         if self.policy == "body_hash":
             return self.signs_body
-        return bool(self.id_places) and all(self.required_scheme.signs(where) for where in self.id_places)
+        return bool(self.id_places) and all(self._signs(where) for where in self.id_places)
 
-
-def load_providers(path: Path | None = None) -> Mapping[str, Provider]:
-    """Load and check the whole catalogue; raise ConfigError with one sentence for the first wrong entry."""
-    file = path or CATALOGUE
-    return {name: _load(file, name, entry) for name, entry in read_toml(file).items()}
-
-
-def _load(file: Path, name: str, entry: Any) -> Provider:
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{file}: {name} is {kind_of(entry)}; every entry must be a table such as [stripe]")
-    try:
-        return Provider.model_validate({**entry, "name": name})
-    except ValidationError as error:
-        raise ConfigError(f"{file}: [{name}] {explain(error)}") from None
+    def _signs(self, where: Locators) -> bool:
+        if self.scheme is not None:
+            return self.scheme.signs(where)
+        return self.signs_body and all(place.kind in IN_BODY for place in where.places)

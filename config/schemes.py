@@ -24,6 +24,8 @@ from config.templates import Part, Placeholder, parse_template
 Hash = Literal["sha1", "sha256", "sha384", "sha512"]
 SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]
 
+URL_KINDS = frozenset({"url", "url_no_query", "path_query"})
+
 SHARED: frozenset[SchemeType] = frozenset({"token", "basic"})
 PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
     "ed25519": frozenset({"ed25519-hex", "ed25519-base64", "spki-base64", "pem"}),
@@ -130,6 +132,12 @@ class SchemeTable(Table):
         if self.schemes:
             return all(scheme.signs_body for scheme in self.schemes)
         return bool(self.placeholders & {Placeholder("body"), Placeholder("body_sha256_hex")})
+
+    @cached_property
+    def signs_url(self) -> bool:
+        """Whether the URL, or a part of it, is in the signed bytes."""
+        kinds = {part.kind for part in self.placeholders}
+        return bool(kinds & URL_KINDS) or any(scheme.signs_url for scheme in self.schemes)
 
     @cached_property
     def timestamp_is_signed(self) -> bool:

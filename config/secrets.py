@@ -16,8 +16,11 @@ ED25519_BYTES = 32
 def generate_secret(provider: Provider) -> str:
     """Make a random secret in the shape that this provider issues.
 
-    Raise ConfigError for schemes of a public key: there the provider holds the other half.
+    For code it is hex, which all of it can read. Raise ConfigError for schemes of a public key: there the
+    provider holds the other half.
     """
+    if provider.code is not None:
+        return secrets.token_hex(SECRET_BYTES)
     scheme = provider.required_scheme
     if scheme.type in PUBLIC_KEY:
         raise ConfigError(
@@ -49,8 +52,13 @@ def key_bytes(secret: str, encoding: str, strip_prefix: str = "") -> bytes | Non
         return None
 
 
-def is_usable(secret: str, scheme: SchemeTable) -> bool:
-    """Whether a secret can be a key of this scheme; PEM and SPKI are not parsed for it."""
+def is_usable(secret: str, scheme: SchemeTable | None) -> bool:
+    """Whether a secret can be a key of this scheme; PEM and SPKI are not parsed for it.
+
+    Code, which has no scheme, takes any that is not empty.
+    """
+    if scheme is None:
+        return bool(secret)
     if scheme.schemes:
         return any(is_usable(secret, one) for one in scheme.schemes)
     if scheme.type == "basic":

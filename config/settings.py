@@ -23,6 +23,7 @@ THROWAWAY_DISKS = ("DYNO", "RENDER", "FLY_APP_NAME")
 SQLITE = "sqlite"
 IN_MEMORY = (":memory:", "mode=memory")
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}")
+PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?", re.ASCII)
 DATABASE_SCHEMES = (SQLITE, "postgres", "postgresql", "postgresql+psycopg")
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps")
 SECRET_KEY_MIN = 32
@@ -36,9 +37,10 @@ SECRET_NAMES = frozenset(
         "FIRSTSEEN_SECRET_KEY",
         "FIRSTSEEN_API_KEYS",
         "FIRSTSEEN_USERS",
+        "FIRSTSEEN_PUBLIC_URL",
     }
 )
-"""Variables whose value never stands in an error."""
+"""Variables whose value never stands in an error; people write passwords into URLs."""
 
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -75,6 +77,8 @@ class Settings(BaseSettings):
     db_pool: Annotated[int, Field(ge=2, le=100)] = Field(default=4, validation_alias="FIRSTSEEN_DB_POOL")
     host: str = Field(default="", validation_alias="FIRSTSEEN_HOST")
     port: Annotated[int, Field(ge=1, le=65_535)] = Field(default=8000, validation_alias="PORT")
+    public_url: str = Field(default="", validation_alias="FIRSTSEEN_PUBLIC_URL")
+    proxy_hops: Annotated[int, Field(ge=0, le=10)] = Field(default=0, validation_alias="FIRSTSEEN_PROXY_HOPS")
     web_concurrency: Count = Field(default=1, validation_alias="WEB_CONCURRENCY")
     web_threads: Count = Field(default=16, validation_alias="FIRSTSEEN_WEB_THREADS")
     worker_concurrency: Count = Field(default=16, validation_alias="WORKER_CONCURRENCY")
@@ -97,6 +101,15 @@ class Settings(BaseSettings):
     @classmethod
     def _read_users(cls, value: object) -> object:
         return parse_users(value) if isinstance(value, str) else value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str) -> str:
+        if value and not PUBLIC_URL.fullmatch(value):
+            raise ValueError(
+                "write scheme and host, and a path only if a proxy cuts it off, such as https://hooks.example.com"
+            )
+        return value.rstrip("/")
 
     @field_validator("lease", "sweep", "max_runtime", "backoff_max", "give_up_after")
     @classmethod

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictInt, StrictStr, ValidationError
+from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from config.custom import describe_provider
 from config.durations import in_words
@@ -16,8 +16,16 @@ from config.provider_parts import HeaderNames, WrittenDuration
 from config.providers import Provider
 from config.redaction import JsonPath, JsonPaths
 from config.schemes import SchemeTable
-from config.secrets import is_usable
-from config.tables import Table, explain, is_variable, kind_of, read_toml, suggest
+from config.source_secrets import (
+    Variable,
+    Variables,
+    check_proof,
+    missing_token,
+    read_list,
+    read_secrets,
+    variables,
+)
+from config.tables import Table, explain, kind_of, read_toml, suggest
 
 SOURCES = Path(__file__).with_name("sources.toml")
 MEBIBYTE = 1_048_576
@@ -35,21 +43,13 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 OnReplay = Literal["run", "park"]
 
 
-def _check_variables(value: Any) -> str | tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if isinstance(names, list) and names and all(map(is_variable, names)):
-        return value if isinstance(value, str) else tuple(names)
-    raise ValueError(
-        f"found {kind_of(value)} that is no variable's name, nor a list of such names;"
-        " write capitals, digits and _, never the secret itself"
-    )
-
-
 class SourceTable(Table):
     """A source as it is written."""
 
     provider: StrictStr
-    secrets_env: Annotated[str | tuple[str, ...], BeforeValidator(_check_variables)]
+    secrets_env: Variables | None = None
+    verifier: StrictStr | None = None
+    unverified: StrictBool = False
     tolerance: Annotated[StrictInt, Field(ge=1, le=31_536_000)] | None = None
     retention: WrittenDuration = DEFAULT_RETENTION
     payload_retention: WrittenDuration | None = None
@@ -57,6 +57,8 @@ class SourceTable(Table):
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
     redact: JsonPaths = ()
+    handshake: StrictBool = False
+    verify_token_env: Variable | None = None
     options: Mapping[str, Any] = {}
 
 
@@ -64,8 +66,9 @@ class SourceTable(Table):
 class Source:
     """One endpoint, `/webhooks/<name>`.
 
-    `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret
-    `secrets` is empty and `problem` says why; `warnings` are about single secrets that cannot be used.
+    `tolerance` is in seconds and replaces the provider's; `max_body` is in bytes. Without a usable secret,
+    where one is needed, `secrets` is empty and `problem` says why; `warnings` are about single secrets that
+    cannot be used. `handshake` opts in to the provider's unsigned ones.
     """
 
     name: str
@@ -79,13 +82,15 @@ class Source:
     max_body: int = MEBIBYTE
     keep_headers: tuple[str, ...] = ()
     on_replay: OnReplay = "run"
+    handshake: bool = False
+    verify_tokens: tuple[str, ...] = field(default=(), repr=False)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_names: tuple[str, ...] = ()
     redact: tuple[JsonPath, ...] = ()
 
     @property
     def scheme(self) -> SchemeTable:
-        """How its deliveries are signed."""
+        """How its deliveries are signed; raise ConfigError where code verifies them."""
         return self.provider.required_scheme
 
     @property
@@ -111,9 +116,11 @@ def _load(
 ) -> Source:
     try:
         table = _read(name, entry)
-        provider, options = describe_provider(_known(table.provider, providers), table.options)
+        known = _known(table.provider, providers)
+        provider, options = describe_provider(known, table.options, table.verifier, table.secrets_env)
+        check_proof(provider, table.secrets_env, unverified=table.unverified)
         _check_against(table, provider)
-        secrets, warnings = _secrets(table, provider, environ)
+        secrets, warnings = read_secrets(provider, table.secrets_env, environ)
         payload_retention = table.payload_retention or min(DEFAULT_PAYLOAD_RETENTION, table.retention)
     except ValueError as error:
         raise ConfigError(f"{path}: [{name}] {error}") from None
@@ -121,16 +128,18 @@ def _load(
         name=name,
         provider=provider,
         secrets=secrets,
-        problem=None if secrets else f"[{name}] has no secret: {'; '.join(warnings)}",
-        warnings=warnings,
+        problem=f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None,
+        warnings=(*warnings, *missing_token(table.verify_token_env, environ)),
         tolerance=table.tolerance,
         retention=table.retention,
         payload_retention=payload_retention,
         max_body=table.max_body,
         keep_headers=table.keep_headers,
         on_replay=table.on_replay,
+        handshake=table.handshake,
+        verify_tokens=read_list(table.verify_token_env, environ),
         options=options,
-        secret_names=_variables(table),
+        secret_names=variables(table.secrets_env),
         redact=table.redact,
     )
 
@@ -156,9 +165,10 @@ def _known(name: str, providers: Mapping[str, Provider]) -> Provider:
 
 def _check_against(table: SourceTable, provider: Provider) -> None:
     _check_times(table, provider)
+    _check_handshake(table, provider)
     if table.on_replay == "park" and not can_be_replayed(provider):
         raise ValueError(f"on_replay is 'park', but {_why_no_replay(provider)}; only 'run' is allowed")
-    signatures = provider.required_scheme.signature_headers
+    signatures = provider.signature_headers
     for header in table.keep_headers:
         if header.lower() in NEVER_KEPT | signatures or "signature" in header.lower():
             raise ValueError(
@@ -166,8 +176,21 @@ def _check_against(table: SourceTable, provider: Provider) -> None:
             )
 
 
+def _check_handshake(table: SourceTable, provider: Provider) -> None:
+    if table.handshake and not provider.has_unsigned_handshake:
+        raise ValueError(f"handshake is true, but {provider.name} has no unsigned handshake; leave it out")
+    if table.handshake and provider.needs_verify_token and table.verify_token_env is None:
+        raise ValueError(
+            f"verify_token_env is missing; {provider.name}'s handshake holds a token that you chose there"
+        )
+    if table.verify_token_env and not (table.handshake and provider.needs_verify_token):
+        raise ValueError(
+            "verify_token_env is for handshake = true with a provider that sends a verify token; leave it out"
+        )
+
+
 def _check_times(table: SourceTable, provider: Provider) -> None:
-    if table.tolerance and not provider.required_scheme.has_tolerable_time:
+    if table.tolerance and not provider.has_tolerable_time:
         raise ValueError(
             f"tolerance is {table.tolerance}, but {provider.name} signs no timestamp; leave it out"
         )
@@ -194,30 +217,3 @@ def _why_no_replay(provider: Provider) -> str:
     if provider.id_is_signed:
         return f"the event's id is inside the bytes that {provider.name} signs"
     return f"equal deliveries of {provider.name} are events of their own"
-
-
-def _variables(table: SourceTable) -> tuple[str, ...]:
-    return (table.secrets_env,) if isinstance(table.secrets_env, str) else table.secrets_env
-
-
-def _secrets(
-    table: SourceTable, provider: Provider, environ: Mapping[str, str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    found: dict[str, None] = {}
-    warnings = []
-    for variable in _variables(table):
-        value = environ.get(variable, "").strip()
-        listed = value.split(",") if isinstance(table.secrets_env, str) else [value]
-        secrets = [secret.strip() for secret in listed if secret.strip()]
-        if not secrets:
-            warnings.append(
-                f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
-            )
-        for number, secret in enumerate(secrets, 1):
-            if is_usable(secret, provider.required_scheme):
-                found[secret] = None
-            else:
-                warnings.append(
-                    f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
-                )
-    return tuple(found), tuple(warnings)

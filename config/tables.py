@@ -54,14 +54,25 @@ def suggest(word: str, known: Collection[str]) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raise ConfigError with a sentence that names it, and the line where it breaks."""
+    return parse_toml(path, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """Read a file of ours; raise ConfigError with a sentence that names it."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: it cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: it is not UTF-8, and TOML must be") from None
+
+
+def parse_toml(path: Path, text: str) -> dict[str, Any]:
+    """Parse TOML that was read from a file; raise ConfigError with a sentence and the line."""
+    try:
+        return tomllib.loads(text)
     except RecursionError:
         raise ConfigError(f"{path}: it is nested too deeply") from None
     except ValueError as error:

@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from config.apis import Api
 from config.broker import publisher_options
 from config.durations import in_words
+from config.sources import Source
 from firstseen.context import Context
 from receiver.endpoints import build_endpoints
 from receiver.ledger import Store, check_schema
@@ -68,7 +69,7 @@ def sources(context: Context) -> Iterator[Verdict]:
         if source.problem:
             yield Level.FAIL, f"{source.problem}; its deliveries get a 503."
             continue
-        yield Level.OK, f"{source.name}: {source.provider.name}, {len(source.secrets)} secret(s) in use."
+        yield from _proof(context, source)
         for warning in source.warnings:
             yield Level.WARN, f"{source.name}: {warning}."
 
@@ -88,6 +89,19 @@ def _keys_of(api: Api) -> str:
     if not api.dialect.carries_keys:
         return "it knows no keys, so only unprotected calls are sent"
     return f"a key lives {in_words(api.key_life)} and is not used in its last {in_words(api.key_margin)}"
+
+
+def _proof(context: Context, source: Source) -> Iterator[Verdict]:
+    provider, settings = source.provider, context.settings
+    if provider.verification is not None:
+        yield Level.WARN, f"{source.name}: {provider.name}, unverified: whoever knows the address can post."
+    elif provider.keyless:
+        yield Level.OK, f"{source.name}: {provider.name}, which shares no secret."
+    else:
+        yield Level.OK, f"{source.name}: {provider.name}, {len(source.secrets)} secret(s) in use."
+    if provider.signs_url and not (settings.public_url or settings.proxy_hops or settings.dev):
+        advice = "set FIRSTSEEN_PUBLIC_URL to what it calls if a proxy is in front"
+        yield Level.WARN, f"{source.name}: {provider.name} signs the URL; {advice}."
 
 
 def database(context: Context) -> Iterator[Verdict]:

@@ -12,11 +12,13 @@ from firstseen.calling import call, calls
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
 from firstseen.passwords import hash_password
+from firstseen.providers import providers
 from firstseen.reading import events, sources, stats
 from firstseen.sandbox import sandbox
 from firstseen.sending import send
 from firstseen.showing import show
 from firstseen.upkeep import migrate, prune, release, version
+from firstseen.verifying import verify
 from receiver.ledger import LedgerError
 from worker.registry import HandlerError
 
@@ -55,6 +57,7 @@ def cli(context: click.Context) -> None:
 
 for command in (
     send,
+    verify,
     events,
     show,
     retry,
@@ -64,6 +67,7 @@ for command in (
     call,
     stats,
     sources,
+    providers,
     sandbox,
     doctor,
     hash_password,

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from config.apis import load_apis
+from config.catalogue import load_providers
 from config.dialects import load_dialects
 from config.errors import ConfigError
-from config.providers import load_providers
 from config.secrets import generate_secret
 from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources
@@ -101,12 +101,21 @@ def check_port(settings: Settings) -> None:
 
 
 def sandbox_port(settings: Settings) -> int:
-    """Return the sandbox's usual port, or 0 for any when web or another program has it."""
-    try:
-        with socket.create_server(("127.0.0.1", SANDBOX_PORT)):
-            return SANDBOX_PORT if settings.port != SANDBOX_PORT else 0
-    except OSError:
-        return 0
+    """Return the sandbox's usual port, or a free one when web or another program has it."""
+    with suppress(OSError), socket.create_server(("127.0.0.1", SANDBOX_PORT)):
+        if settings.port != SANDBOX_PORT:
+            return SANDBOX_PORT
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def moved_apis(apis: Path, port: int) -> Path:
+    """Write a copy of apis.toml in which the sandbox's are on another port; return its path."""
+    text = apis.read_text(encoding="utf-8-sig")
+    path = VAR / "apis.toml"
+    path.write_text(text.replace(f"{SANDBOX}/", f"http://127.0.0.1:{port}/"), encoding="utf-8")
+    return path
 
 
 def migrate_here(settings: Settings) -> str:
@@ -150,6 +159,17 @@ def start_broker(run: Foreground, cleanup: ExitStack) -> str:
     return f"redis+socket://{quote(str(path))}"
 
 
+def start_sandbox(run: Foreground, settings: Settings) -> dict[str, str]:
+    """Start the sandbox and return the environment in which calls reach it."""
+    port = sandbox_port(settings)
+    run.start("sandbox", [sys.executable, "-m", "firstseen", "sandbox", f"--port={port}"])
+    if port == SANDBOX_PORT:
+        return {}
+    moved = moved_apis(settings.apis_path, port)
+    run.screen.say("run", f"Port {SANDBOX_PORT} is taken: the sandbox has {port}, and {moved} says so.")
+    return {"FIRSTSEEN_APIS": str(moved)}
+
+
 def address(settings: Settings) -> str:
     """Return the host and port at which a person here reaches web."""
     return f"{'127.0.0.1' if settings.host in EVERYWHERE else settings.host}:{settings.port}"
@@ -170,7 +190,7 @@ def next_command() -> str:
     program = Path(sys.executable).with_name("firstseen")
     shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
     port = f"PORT={os.environ['PORT']} " if os.environ.get("PORT") else ""
-    return f"{port}{shown} send stripe"
+    return f"{port}{shown} send stripe --times 5"
 
 
 def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
@@ -178,13 +198,7 @@ def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
     ours = not (settings.broker_url or settings.redis_url)
     env = {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
     run.start("web", [sys.executable, "-m", "receiver"], env)
-    run.start("worker", [sys.executable, "-m", "worker"], env)
-    port = sandbox_port(settings)
-    run.start("sandbox", [sys.executable, "-m", "firstseen", "sandbox", f"--port={port}"])
-    if port != SANDBOX_PORT:
-        run.screen.say(
-            "run", f"Port {SANDBOX_PORT} is taken, so calls to {SANDBOX} do not reach the sandbox."
-        )
+    run.start("worker", [sys.executable, "-m", "worker"], env | start_sandbox(run, settings))
     if run.wait(lambda: ready(settings)):
         run.screen.say(
             "run", f"Firstseen listens at http://{address(settings)}/webhooks/<source>; Ctrl-C stops it."

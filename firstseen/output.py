@@ -42,7 +42,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def labelled(label: str, fact: str) -> str:
     """Return a line that begins with a label, in a column of its own."""
-    return f"{click.style(label.ljust(12), bold=True)}{fact}".rstrip()
+    return click.style(label.ljust(12) if fact else label, bold=True) + fact
 
 
 def tinted(text: str) -> str:

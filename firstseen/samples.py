@@ -3,18 +3,20 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from config.locators import Locator, Locators
+from config.schemes import PUBLIC_KEY
 from config.sources import Source
+from firstseen.filling import Filling
 from receiver.extraction import compile_extractor
-from receiver.signatures import CannotSign, Request, compile_scheme, sign_request
-from receiver.signatures.clock import format_time
-from receiver.signatures.editing import put
+from receiver.ledger.payload import FORM
+from receiver.signatures import CannotSign, Request, sign_request
+from receiver.verifiers.building import build_scheme
+from receiver.verifiers.fetching import FetchedKeys
 
 PAYLOADS = Path(__file__).with_name("samples.json")
 ANY_OTHER = ""  # the payload of providers that have none of their own
@@ -32,21 +34,28 @@ class Sample:
     method: str = "POST"
 
 
-def sample(source: Source, *, type: str | None, event_id: str | None, now: float, url: str = "") -> Sample:  # noqa: A002 - the event's type, as everywhere
+def sample(  # noqa: PLR0913 - an event, and where it goes
+    source: Source,
+    *,
+    type: str | None,  # noqa: A002 - the event's type, as everywhere
+    event_id: str | None,
+    now: float,
+    url: str = "",
+    key: str = "",
+) -> Sample:
     """Make a delivery of a type (default: the provider's usual one) under an id (default: a new one).
 
-    Raise CannotSign with a sentence when the source has no secret, or its scheme cannot be signed by us.
+    `key` is the private key, for providers that sign with one. Raise CannotSign with a sentence when the
+    source has no secret, or its provider's deliveries cannot be signed by us.
     """
-    described = _described(source)
+    described, filling = _described(source), Filling(source.provider)
     wanted, made_id = type or described["type"], event_id or _new_id(described["id"])
-    payload = _payload(described, wanted)
-    provider = source.provider
-    if provider.batch:
-        raise CannotSign(f"{provider.name} sends batches, of which there is no sample yet: give a file")
-    request = _request(source, json.dumps(payload, separators=(",", ":")).encode(), described, url)
-    request = _put_type(provider.type_places, wanted, request)
-    request = _put_time(source, now, request)
-    return _signed(source, _put_id(provider.id_places, made_id, request), now, made_id)
+    request = _request(source, filling.body(_payload(described, wanted)), described, url)
+    if filling.is_form:
+        request = replace(request, headers=(("Content-Type", FORM),))
+    request = filling.time(now, filling.type(wanted, request))
+    request = filling.given_id(event_id, request) if event_id else filling.new_id(made_id, request)
+    return _signed(source, request, now, made_id, key)
 
 
 def signed_file(  # noqa: PLR0913 - a file, and what to call it
@@ -57,20 +66,21 @@ def signed_file(  # noqa: PLR0913 - a file, and what to call it
     event_id: str | None,
     now: float,
     url: str = "",
+    key: str = "",
 ) -> Sample:
     """Sign the bytes of a file as they are; type and id go into headers where the provider has them there.
 
     Raise CannotSign with a sentence, also when the id or type asked for would have to change the bytes.
     """
-    described = _described(source)
-    places = source.provider.id_places
+    described, filling = _described(source), Filling(source.provider)
     made_id = event_id or _new_id(described["id"])
     request = _request(source, body, described, url)
-    if event_id or all(where.places[0].kind == "header" for where in places):
-        request = _put_id(places, made_id, request)
-    kinds = None if type else frozenset({"header"})
-    request = _put_type(source.provider.type_places, type or described["type"], request, kinds)
-    signed = _signed(source, request, now, made_id)
+    if event_id:
+        request = filling.given_id(event_id, request)
+    elif filling.has_ids_in_headers:
+        request = filling.new_id(made_id, request)
+    request = filling.type(type or described["type"], request, headers_only=type is None)
+    signed = _signed(source, request, now, made_id, key)
     if signed.body != body:
         raise CannotSign("the file's bytes would have to change for this id, type or signature")
     return signed
@@ -103,41 +113,18 @@ def _request(source: Source, body: bytes, described: Mapping[str, Any], url: str
     return Request("POST", url or URL + source.name, tuple(headers.items()), body)
 
 
-def _put_type(
-    places: tuple[Locators, ...], wanted: str, request: Request, kinds: frozenset[str] | None = None
-) -> Request:
-    parts = wanted.split(".", len(places) - 1) if places else []
-    for where, part in zip(places, parts, strict=False):
-        if kinds is None or where.places[0].kind in kinds:
-            request = put(where.places[0], part, request)
-    return request
-
-
-def _put_id(places: tuple[Locators, ...], event_id: str, request: Request) -> Request:
-    parts = event_id.split("+") if len(places) > 1 else [event_id]
-    if len(parts) != len(places):
-        parts = [event_id] * len(places)
-    for where, part in zip(places, parts, strict=True):
-        request = put(where.places[0], part, request)
-    return request
-
-
-def _put_time(source: Source, now: float, request: Request) -> Request:
-    table = source.provider.created_at
-    if table is None:
-        return request
-    place: Locator = table.places.places[0]
-    text = format_time(now, table.unit)
-    number = place.kind == "json" and table.unit != "iso8601"
-    return put(place, int(text) if number else text, request)
-
-
-def _signed(source: Source, request: Request, now: float, event_id: str) -> Sample:
-    if not source.secrets:
+def _signed(source: Source, request: Request, now: float, event_id: str, key: str) -> Sample:
+    table, secret = source.provider.scheme, key or next(iter(source.secrets), "")
+    if source.provider.needs_secret and not secret:
         raise CannotSign(source.problem or f"[{source.name}] has no secret")
-    scheme = compile_scheme(source.scheme, source.options)
+    if table and table.type in PUBLIC_KEY and not key:
+        raise CannotSign(
+            f"{source.provider.name} signs with a private key of its own; make a pair, put its public key"
+            " into the source's variable, and name the private key's file with --key"
+        )
+    scheme = build_scheme(source, FetchedKeys())
     try:
-        signed = sign_request(scheme, source.secrets[0], request, now=now, event_id=event_id)
+        signed = sign_request(scheme, secret, request, now=now, event_id=event_id)
     except CannotSign:
         raise
     except ValueError as error:

@@ -3,7 +3,7 @@
 import json
 import time
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -49,6 +49,11 @@ class Answer:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Send these bytes, not a sample.",
 )
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The private key to sign with, where the provider has one of its own.",
+)
 @click.option("--url", help="Where the receiver is (default: this machine, at PORT).")
 @json_option
 @pass_context
@@ -62,7 +67,10 @@ def send(
     base = url or f"http://{_host(context.settings.host)}:{context.settings.port}"
     if urlsplit(base).scheme not in {"http", "https"} or not urlsplit(base).hostname:
         raise click.BadParameter("write it like http://127.0.0.1:8000", param_hint="--url")
-    delivery = _delivery(context, source, f"{base.rstrip('/')}/webhooks/{source}", what)
+    base, public = base.rstrip("/"), "" if url else context.settings.public_url
+    signed = _delivery(context, source, f"{public or base}/webhooks/{source}", what)
+    # Signed for the URL that providers call, and delivered to where that leads.
+    delivery = replace(signed, url=base + signed.url.removeprefix(public or base))
     answers = []
     for number in range(times):
         answers.append(_post(delivery))
@@ -83,7 +91,10 @@ def _delivery(context: Context, name: str, url: str, what: dict[str, Any]) -> Sa
     source, file = context.source(name), what["file"]
     told = {"type": what["event_type"], "event_id": what["event_id"], "now": time.time(), "url": url}
     try:
+        told["key"] = what["key"].read_text(encoding="ascii").strip() if what["key"] else ""
         return signed_file(source, file.read_bytes(), **told) if file else sample(source, **told)
+    except UnicodeDecodeError:
+        raise No(f"Nothing was sent to {name}: {what['key']} is no key, which is plain text.") from None
     except CannotSign as error:
         raise No(f"Nothing was sent to {name}: {error}.") from None
 

@@ -17,7 +17,7 @@ def told_calls(calls: list[dict[str, Any]]) -> Iterator[str]:
         yield labelled("calls", str(len(calls)))
     for one in calls:
         yield f"  {one['generation']}.{one['position'] + 1}  {_headline(one)}"
-        for name, fact in _facts(one, answer=one["answer"]).items():
+        for name, fact in _facts(one, one).items():
             if fact:
                 yield f"       {name.ljust(9)}{fact}"
         yield from _sends(one["sends"], one["generation"], "       ")
@@ -30,14 +30,14 @@ def told_call(told: dict[str, Any]) -> Iterator[str]:
     yield labelled("next", visible(told["next"]))
     yield labelled("event", f"{visible(event['source'])} {visible(event['event_id'])}, {event['state']}")
     yield labelled("call", f"{one['generation']}.{one['position'] + 1}, created {moment(one['created_at'])}")
-    for name, fact in _facts(one, answer=told["answer"]).items():
+    for name, fact in _facts(one, told).items():
         if fact:
             yield labelled(name, fact)
     if told["sends"]:
         yield labelled("sends", str(one["send_count"]))
     yield from _sends(told["sends"], one["generation"], "  ")
-    for name in ("request", "answer"):
-        yield from _content(name, told[name])
+    yield from _content("body sent", told["request"])
+    yield from _content("body got", told["answer"])
     if told["actions"]:
         yield labelled("actions", str(len(told["actions"])))
     for action in told["actions"]:
@@ -47,15 +47,10 @@ def told_call(told: dict[str, Any]) -> Iterator[str]:
 def _sends(sends: list[dict[str, Any]], generation: int, indent: str) -> Iterator[str]:
     for send in sends:
         by = f"attempt {generation}.{send['attempt']}"
-        parts = [f"{indent}send {send['number']}", moment(send["at"]), by]
-        if send["status"] is not None:
-            parts.append(str(send["status"]))
-        parts.append(send["outcome"] or ("no answer yet" if send["open"] else ""))
-        if send["open"]:
-            parts.append(click.style("open", fg="yellow"))
-        yield "  ".join(part for part in parts if part)
-        if send["reason"]:
-            yield f"{indent}        {visible(send['reason'])}"
+        end = send["outcome"] or ("no answer yet" if send["open"] else "not open any more")
+        still = click.style(", open", fg="yellow") if send["open"] and send["outcome"] else ""
+        reason = f": {visible(send['reason'])}" if send["reason"] else ""
+        yield f"{indent}send {send['number']}  {moment(send['at'])}  {by}  {end}{still}{reason}"
 
 
 def _headline(one: dict[str, Any]) -> str:
@@ -63,8 +58,10 @@ def _headline(one: dict[str, Any]) -> str:
     return f"{visible(one['step'])}{again}  {visible(one['api'])}  {tinted(one['state'])}"
 
 
-def _facts(one: dict[str, Any], *, answer: dict[str, Any] | None) -> dict[str, str]:
+def _facts(one: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
     protection = one["protection"] if one["key"] is None else f"{one['key']}, {_life(one)}"
+    # What its last send says already is not said twice.
+    known = told["sends"][-1]["reason"] if told["sends"] else None
     return {
         "id": one["id"],
         "request": visible(f"{one['method']} {one['url']}"),
@@ -72,9 +69,9 @@ def _facts(one: dict[str, Any], *, answer: dict[str, Any] | None) -> dict[str, s
         "once": visible(one["once"]),
         "shares": f"the answer of call {one['shares']}" if one["shares"] else "",
         "changed": _changed(one),
-        "reason": visible(one["reason"]),
+        "reason": "" if one["reason"] == known else visible(one["reason"]),
         "due": moment(one["due_at"]),
-        "answer": _answer(one, answer),
+        "answer": _answer(one, told["answer"]),
     }
 
 

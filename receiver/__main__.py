@@ -8,9 +8,9 @@ from flask import Flask
 from granian import Granian
 from granian.constants import Interfaces
 
+from config.catalogue import load_providers
 from config.errors import ConfigError
 from config.logs import LINE
-from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import load_sources
 from receiver.app import create_app

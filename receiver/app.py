@@ -7,12 +7,13 @@ from functools import partial
 from flask import Flask
 
 from config.apis import Api, load_apis
+from config.catalogue import load_providers
 from config.dialects import load_dialects
 from config.errors import ConfigError
 from config.logs import set_up_logs
-from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
+from receiver.addressing import trust_proxies
 from receiver.background import Background
 from receiver.dashboard.board import board_views
 from receiver.dashboard.parts import Parts
@@ -48,8 +49,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         Background("rejections", partial(record_rejections, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
         Background("duplicates", partial(count_duplicates, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
     )
+    ingress = Ingress(endpoints, store, dispatcher, counts, settings.public_url)
     app = Flask("receiver", static_folder=None)
-    app.register_blueprint(Ingress(endpoints, store, dispatcher, counts).views())
+    trust_proxies(app, settings.proxy_hops)
+    app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))
     app.register_blueprint(api_views(ApiParts(store, settings.api_keys, sources, dispatcher.nudge)))
     app.register_blueprint(board_views(_board(settings, store, sources, dispatcher)))

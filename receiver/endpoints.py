@@ -4,9 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from config.sources import Source
+from receiver.compression import unpacked
 from receiver.extraction import Extractor, Item, compile_extractor
+from receiver.handshakes import Handshakes
 from receiver.ledger import Delivery
-from receiver.signatures import Request, Scheme, compile_scheme, verify
+from receiver.signatures import InvalidSignature, Request, Scheme
+from receiver.verifiers.base import Verifier
+from receiver.verifiers.building import build_scheme
+from receiver.verifiers.fetching import FetchedKeys, Keys
 
 
 @dataclass(frozen=True)
@@ -16,13 +21,21 @@ class Endpoint:
     source: Source
     scheme: Scheme
     extractor: Extractor
+    handshakes: Handshakes
 
     def verify(self, request: Request, now: float) -> None:
-        """Raise InvalidSignature unless one of the source's secrets made this request's signature."""
-        verify(self.scheme, self.source.secrets, request, now, self.source.tolerance)
+        """Raise InvalidSignature unless this request proves its sender, CannotVerify when nobody can tell."""
+        self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)
+        if self.handshakes.could_be_proof(request.body):
+            raise InvalidSignature("bad_signature", "the body is a bare word, as challenges are")
+
+    def confirm(self, request: Request) -> bool:
+        """Whether a verified request asked for a confirmation, now given; raises as `verify` does."""
+        return isinstance(self.scheme, Verifier) and self.scheme.confirm(request)
 
     def deliveries(self, request: Request, address: str | None) -> list[Delivery]:
         """Return one delivery for each event in a verified request."""
+        request = unpacked(request, self.source.max_body)
         kept = self._kept_headers(request)
         return [self._delivery(item, kept, address) for item in self.extractor.items(request)]
 
@@ -46,9 +59,18 @@ class Endpoint:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def build_endpoints(sources: Mapping[str, Source]) -> dict[str, Endpoint]:
-    """Compile every source once, at start-up; raises ConfigError for a scheme that cannot be compiled."""
+def build_endpoints(sources: Mapping[str, Source], keys: Keys | None = None) -> dict[str, Endpoint]:
+    """Make every source ready once, at start-up; raises ConfigError for one that cannot be verified.
+
+    `keys` is where those come from that providers publish (default: from the providers).
+    """
+    keys = keys or FetchedKeys()
     return {
-        name: Endpoint(source, compile_scheme(source.scheme, source.options), compile_extractor(source))
+        name: Endpoint(
+            source,
+            build_scheme(source, keys),
+            compile_extractor(source),
+            Handshakes(source),
+        )
         for name, source in sources.items()
     }

@@ -1,4 +1,4 @@
-"""What a verified delivery says: its events' ids, types, times, bodies; and whether it is a handshake."""
+"""What a verified delivery says: its events' ids, types, times and bodies."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from config.locators import Locators, parse_locator, parse_locators
-from config.provider_parts import VALUE_KINDS, HandshakeTable, TimeTable
+from config.locators import Locator, Locators, parse_locator
+from config.provider_parts import TimeTable
 from config.sources import Source
 from receiver.ledger.ids import uuid7
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
@@ -18,8 +18,8 @@ from receiver.signatures.request import Request
 
 UNKNOWN_TYPE = "unknown"
 LONGEST = 255  # characters that the ledger's columns for ids and types hold
-LONGEST_CHALLENGE = 1_024  # far above any provider's; an answer never repeats more of a request
 MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
+POSITION = Locators((Locator("item", "#"),))  # where in its batch an item stands, for items without ids
 EVERY = "*"  # a step of a batch's place that goes into each element of an array
 
 
@@ -39,16 +39,6 @@ class Item:
     content_type: str | None = None
 
 
-@dataclass(frozen=True)
-class Handshake:
-    """The answer to a request that is no event; a `signed` one counts only after its signature verified."""
-
-    status: int
-    content_type: str
-    body: bytes
-    signed: bool
-
-
 class Extractor:
     """Compiled from a source; never raises, for any bytes."""
 
@@ -58,29 +48,19 @@ class Extractor:
         self._id_places = provider.id_places
         self._type_places = provider.type_places
         self._time = provider.created_at
+        self._without_id = provider.without_id
         self._batch = parse_locator(provider.batch, ("json", "form"), root=True) if provider.batch else None
-        self._handshake = provider.handshake
+        self._batch_type = provider.batch_type
+        self._empty_body = provider.empty_body
         self._new_id = new_id
-
-    def handshake(self, request: Request) -> Handshake | None:
-        """Return the answer when the request is the provider's handshake."""
-        table = self._handshake
-        if table is None or request.method != table.method or not _meets(table, request):
-            return None
-        if table.challenge is None:
-            return Handshake(table.status, "text/plain; charset=utf-8", b"", table.signed)
-        challenge = _one(parse_locators(table.challenge, VALUE_KINDS), request)
-        if challenge is None or len(challenge) > LONGEST_CHALLENGE:
-            return None
-        return _answer(table, challenge)
 
     def items(self, request: Request) -> list[Item]:
         """Return the delivery's events in order; an empty batch has none."""
         content_type = request.header("content-type")
-        if request.payload.problem:
+        if request.payload.problem and (request.body or not self._empty_body):
             return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
-        if self._batch is None:
-            return [self._item(request, None, request.body, content_type)]
+        if self._batch is None or not self._is_batch_type(content_type):
+            return [self._item(request, request.payload.value, request.body, content_type)]
         try:
             elements = self._elements(request)
             bodies = [
@@ -88,8 +68,12 @@ class Extractor:
             ]
         except (ValueError, RecursionError) as error:
             return [self._whole(request, f"It is not the list of events that this provider sends: {error}.")]
-        pairs = zip(elements, bodies, strict=True)
-        return [self._item(request, element, body, "application/json") for element, body in pairs]
+        pairs = enumerate(zip(elements, bodies, strict=True))
+        return [self._item(request, el, body, "application/json", number) for number, (el, body) in pairs]
+
+    def _is_batch_type(self, content_type: str | None) -> bool:
+        given = (content_type or "").partition(";")[0].strip().lower()
+        return self._batch_type in ("", given)
 
     def _elements(self, request: Request) -> list[Any]:
         place = self._batch
@@ -106,8 +90,10 @@ class Extractor:
             raise UnreadablePayloadError(f"it has more than {MOST_ITEMS} items")
         return [element for array in arrays for element in array]
 
-    def _item(self, request: Request, element: Any, body: bytes, content_type: str | None) -> Item:
-        event_id = self._event_id(request, element, body)
+    def _item(
+        self, request: Request, element: Any, body: bytes, content_type: str | None, number: int = 0
+    ) -> Item:
+        event_id = self._event_id(request, element, body, number)
         return Item(
             event_id=event_id or hashed(body),
             type=self._type(request, element),
@@ -121,17 +107,23 @@ class Extractor:
         item = self._item(request, None, request.body, request.header("content-type"))
         return replace(item, event_id=hashed(request.body), problem=problem)
 
-    def _event_id(self, request: Request, element: Any, body: bytes) -> str | None:
+    def _event_id(self, request: Request, element: Any, body: bytes, number: int) -> str | None:
         if self._policy == "none":
             return self._new_id()
         if self._policy == "body_hash":
             return hashed(body)
-        parts = [_one(where, request, element) for where in self._id_places]
-        found = [part for part in parts if part]
-        return storable("+".join(found)) if len(found) == len(parts) else None
+        parts = [
+            (where, str(number) if where == POSITION else one(where, request, element))
+            for where in self._id_places
+        ]
+        if all(text or where.optional for where, text in parts):
+            return storable("+".join(text for _, text in parts if text))
+        if self._without_id == "park":
+            return None
+        return hashed(body) if self._without_id == "body_hash" else self._new_id()
 
     def _type(self, request: Request, element: Any) -> str:
-        parts = [_one(where, request, element) for where in self._type_places]
+        parts = [one(where, request, element) for where in self._type_places]
         return storable(".".join(part for part in parts if part) or UNKNOWN_TYPE)
 
 
@@ -156,7 +148,7 @@ def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _one(where: Locators, request: Request, item: Any = None) -> str | None:
+def one(where: Locators, request: Request, item: Any = None) -> str | None:
     """Return the text that is there exactly once; a repeated one is no answer."""
     for values in candidates(where, request, item):
         return values[0] if len(values) == 1 else None
@@ -176,23 +168,9 @@ def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
 
 
 def _moment(table: TimeTable | None, request: Request, item: Any) -> datetime | None:
-    text = _one(table.places, request, item) if table else None
+    text = one(table.places, request, item) if table else None
     seconds = parse_time(text, table.unit) if table and text else None
     try:
         return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _meets(table: HandshakeTable, request: Request) -> bool:
-    return all(
-        _one(parse_locators(place, VALUE_KINDS), request) == value for place, value in table.when.items()
-    )
-
-
-def _answer(table: HandshakeTable, challenge: str) -> Handshake:
-    if table.answer == "text":
-        body = challenge.encode("utf-8", "replace")
-        return Handshake(table.status, "text/plain; charset=utf-8", body, table.signed)
-    key = table.answer.removeprefix("json:")
-    return Handshake(table.status, "application/json", json.dumps({key: challenge}).encode(), table.signed)

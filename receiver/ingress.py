@@ -1,21 +1,29 @@
-"""POST /webhooks/<source>: read, verify, understand, record, dispatch, answer."""
+"""/webhooks/<source>: read, verify, understand, record, dispatch, answer; and shake hands."""
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flask import Blueprint, Response, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import MethodNotAllowed
 
+from config.sources import Source
+from receiver.addressing import delivered_url
 from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
+from receiver.handshakes import Answer
 from receiver.ledger import Again, LedgerUnavailable, Rejected, Store, Verdict, record
 from receiver.problems import Problem, unavailable
-from receiver.signatures import InvalidSignature, Request
+from receiver.signatures import CannotVerify, InvalidSignature, Request
 
 log = logging.getLogger(__name__)
+
+METHODS = ("POST", "GET", "HEAD", "OPTIONS")
+"""All but POST are for handshakes only; a source without one answers them 405."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +43,31 @@ class Ingress:
         store: Store,
         dispatcher: Dispatcher,
         counts: Counts,
+        public_url: str = "",
     ) -> None:
         self._endpoints, self._store = endpoints, store
         self._dispatcher, self._counts = dispatcher, counts
+        self._public_url = public_url
 
     def views(self) -> Blueprint:
         """Return the route to register."""
         views = Blueprint("ingress", __name__)
-        views.post("/webhooks/<source>")(self.receive)
+        views.add_url_rule(
+            "/webhooks/<source>", view_func=self.receive, methods=METHODS, provide_automatic_options=False
+        )
         return views
 
     def receive(self, source: str) -> Response:
-        """Answer one delivery."""
+        """Answer one delivery, or a handshake."""
         endpoint = self._known(source)
         delivered = self._read(endpoint)
+        if handshake := endpoint.handshakes.before_verifying(delivered):
+            return _shaken(handshake)
         self._verify(endpoint, delivered)
-        if handshake := endpoint.extractor.handshake(delivered):
-            return Response(handshake.body, handshake.status, content_type=handshake.content_type)
+        if self._confirm(endpoint, delivered):
+            return Response(status=endpoint.source.provider.success_status)
+        if handshake := endpoint.handshakes.after_verifying(delivered):
+            return _shaken(handshake)
         verdicts = self._record(endpoint, delivered)
         self._dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
         self._count_duplicates(source, verdicts)
@@ -61,11 +77,6 @@ class Ingress:
         endpoint = self._endpoints.get(source)
         if endpoint is None:
             raise Problem(404, "unknown-source", "There is no source of this name in this deployment.")
-        if endpoint.source.problem:
-            self._note(source, "no_secret")
-            raise unavailable(
-                "This source has no secret yet, so nothing can be verified; `firstseen doctor` says why."
-            )
         return endpoint
 
     def _read(self, endpoint: Endpoint) -> Request:
@@ -73,14 +84,38 @@ class Ingress:
         if len(body) > endpoint.source.max_body:
             self._note(endpoint.source.name, "too_large")
             raise Problem(413, "too-large", f"The body is longer than {endpoint.source.max_body} bytes.")
-        return Request(request.method, request.url, tuple(request.headers.items()), body)
+        url = delivered_url(request, self._public_url)
+        return Request(request.method, url, tuple(request.headers.items()), body)
 
     def _verify(self, endpoint: Endpoint, delivered: Request) -> None:
-        try:
+        if delivered.method != "POST":
+            raise MethodNotAllowed(sorted({"POST", *endpoint.handshakes.methods}))
+        if endpoint.source.problem:
+            self._note(endpoint.source.name, "no_secret")
+            raise unavailable(
+                "This source has no secret yet, so nothing can be verified; `firstseen doctor` says why."
+            )
+        with self._doubting(endpoint.source):
             endpoint.verify(delivered, time.time())
+
+    def _confirm(self, endpoint: Endpoint, delivered: Request) -> bool:
+        with self._doubting(endpoint.source):
+            return endpoint.confirm(delivered)
+
+    @contextmanager
+    def _doubting(self, source: Source) -> Iterator[None]:
+        """Turn what is not genuine into 401, and what nobody can tell now into 503."""
+        try:
+            yield
         except InvalidSignature as error:
-            self._note(endpoint.source.name, error.reason)
-            raise Problem(401, "invalid-signature", str(error)) from None
+            self._note(source.name, error.reason)
+            raise Problem(
+                401, "invalid-signature", str(error), bare=source.provider.empty_rejection
+            ) from None
+        except CannotVerify as error:
+            self._note(source.name, "cannot_verify")
+            log.warning("A delivery to %s could not be verified: %s.", source.name, error)
+            raise unavailable("It cannot be verified now; nothing was recorded. Send it again.") from error
 
     def _record(self, endpoint: Endpoint, delivered: Request) -> list[Verdict]:
         try:
@@ -113,12 +148,21 @@ def _read_at_most(limit: int) -> bytes:
 
 def _answer(endpoint: Endpoint, verdicts: Sequence[Verdict]) -> Response:
     """Answer the first delivery and every duplicate alike; a header tells them apart."""
+    provider = endpoint.source.provider
     events = [{"id": str(verdict.event), "event_id": verdict.event_id} for verdict in verdicts]
-    if endpoint.source.provider.is_batch:
+    if provider.success_body is not None:
+        answer = Response(provider.success_body, content_type=provider.success_type)
+    elif provider.is_batch:
         answer = jsonify(status="accepted", events=events)
     else:
         answer = jsonify(status="accepted", **events[0])
-    answer.status_code = endpoint.source.provider.success_status
+    answer.status_code = provider.success_status
     if verdicts and not any(verdict.first_seen for verdict in verdicts):
         answer.headers["Idempotent-Replayed"] = "true"
     return answer
+
+
+def _shaken(handshake: Answer) -> Response:
+    # What is repeated of a request is never to be taken for a page.
+    headers = {**handshake.headers, "X-Content-Type-Options": "nosniff"}
+    return Response(handshake.body, handshake.status, headers, content_type=handshake.content_type)

@@ -16,11 +16,23 @@ RETRY_AFTER = 5
 
 
 class Problem(Exception):
-    """A request that gets no success; raised anywhere in a view, answered once at the edge."""
+    """A request that gets no success; raised anywhere in a view, answered once at the edge.
 
-    def __init__(self, status: int, kind: str, detail: str, headers: dict[str, str] | None = None) -> None:
+    A `bare` one is answered with its status and no body: some providers insist.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        headers: dict[str, str] | None = None,
+        *,
+        bare: bool = False,
+    ) -> None:
         super().__init__(detail)
         self.status, self.kind, self.detail, self.headers = status, kind, detail, headers or {}
+        self.bare = bare
 
 
 def unavailable(detail: str) -> Problem:
@@ -36,6 +48,8 @@ def answer_problems(app: Flask) -> None:
 
 def answer_problem(problem: Problem) -> Response:
     """Return a Problem as its document."""
+    if problem.bare:
+        return Response(b"", problem.status, problem.headers, content_type="text/plain; charset=utf-8")
     body = {
         "type": f"urn:firstseen:problem:{problem.kind}",
         "title": HTTPStatus(problem.status).phrase,

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, create_engine, event, exc, func, literal, select
 from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.pool import StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
@@ -120,12 +121,15 @@ class Store:
         return engine
 
     def _sqlite_engine(self, pool: int) -> Engine:
-        place = (self.url.database or "").removeprefix("file:")
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
         arguments = {"timeout": WAIT, "check_same_thread": False}
-        engine = create_engine(
-            self.url, pool_size=pool, max_overflow=0, pool_timeout=WAIT, connect_args=arguments
-        )
+        if not self.url.database:
+            # In memory, for tests of handlers: it is gone with its one connection.
+            engine = create_engine(self.url, poolclass=StaticPool, connect_args=arguments)
+        else:
+            Path(self.url.database.removeprefix("file:")).parent.mkdir(parents=True, exist_ok=True)
+            engine = create_engine(
+                self.url, pool_size=pool, max_overflow=0, pool_timeout=WAIT, connect_args=arguments
+            )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine

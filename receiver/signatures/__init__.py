@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from receiver.signatures.compiling import compile_scheme
 from receiver.signatures.editing import CannotSign
-from receiver.signatures.errors import REASONS, InvalidSignature
+from receiver.signatures.errors import REASONS, CannotVerify, InvalidSignature
 from receiver.signatures.request import Request
 from receiver.signatures.schemes import Scheme
 
 __all__ = [
     "REASONS",
     "CannotSign",
+    "CannotVerify",
     "InvalidSignature",
     "Request",
     "Scheme",

@@ -54,6 +54,6 @@ def check_age(text: str, unit: str, now: float, tolerance: int) -> None:
         raise InvalidSignature("malformed_timestamp")
     age = (math.floor(now) if unit == "s" else now) - signed
     if age > tolerance:
-        raise InvalidSignature("stale_timestamp", f"{age:.0f} s ago, {tolerance} s are allowed")
+        raise InvalidSignature("stale_timestamp", f"{age:.0f} s ago, {tolerance} s are allowed", age=age)
     if -age > tolerance:
-        raise InvalidSignature("future_timestamp", f"{-age:.0f} s ahead, {tolerance} s are allowed")
+        raise InvalidSignature("future_timestamp", f"{-age:.0f} s ahead, {tolerance} s are allowed", age=age)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,8 +23,9 @@ def put(place: Locator, value: str | int, request: Request) -> Request:
         mark = "&" if "?" in request.url else "?"
         return replace(request, url=f"{request.url}{mark}{urlencode({place.name: value})}")
     if place.kind == "form":
-        field = urlencode({place.name: value}).encode()
-        return replace(request, body=b"&".join(filter(None, [request.body, field])))
+        name = urlencode({place.name: ""}).encode()
+        fields = (field for field in request.body.split(b"&") if field and not field.startswith(name))
+        return replace(request, body=b"&".join([*fields, urlencode({place.name: value}).encode()]))
     return replace(request, body=_put_json(request, place, value))
 
 
@@ -32,25 +34,31 @@ def _put_json(request: Request, place: Locator, value: str | int) -> bytes:
     if not isinstance(payload, dict | list):
         raise CannotSign(f"the body is not JSON, so nothing can be put at {place}")
     payload = json.loads(json.dumps(payload))  # a copy: the request's own stays as it is
-    *steps, last = place.path
     target: Any = payload
-    for step in steps:
-        target = _step_into(target, step, place)
+    for step, following in pairwise(place.path):
+        target = _step_into(target, step, [] if following.isdecimal() else {}, place)
+    last = place.path[-1]
     if isinstance(target, list):
-        target[_index(target, last, place)] = value
+        _grow(target, last, None, place)
+        target[int(last)] = value
     else:
         target[last] = value
     return json.dumps(payload, separators=(",", ":")).encode()
 
 
-def _step_into(target: Any, step: str, place: Locator) -> Any:
-    child = target[_index(target, step, place)] if isinstance(target, list) else target.setdefault(step, {})
+def _step_into(target: Any, step: str, empty: Any, place: Locator) -> Any:
+    if isinstance(target, list):
+        _grow(target, step, empty, place)
+        child = target[int(step)]
+    else:
+        child = target.setdefault(step, empty)
     if not isinstance(child, dict | list):
         raise CannotSign(f"the body holds another value on the way to {place}")
     return child
 
 
-def _index(target: list[Any], step: str, place: Locator) -> int:
-    if not step.isdecimal() or int(step) >= len(target):
+def _grow(target: list[Any], step: str, empty: Any, place: Locator) -> None:
+    if not step.isdecimal() or int(step) > len(target):
         raise CannotSign(f"the body has no array element for {place}")
-    return int(step)
+    if int(step) == len(target):
+        target.append(empty)

@@ -12,14 +12,27 @@ REASONS = {
     "future_timestamp": "the delivery was signed in the future",
     "missing_value": "a value that is part of the signed bytes is missing",
     "unmet_requirement": "a header that this provider always sends is missing or has another value",
+    "refused_algorithm": "the signature is made with an algorithm that this provider does not use",
+    "foreign_key": "the delivery names a key that is not this provider's",
+    "unmet_claim": "the signature is good, but what it signs is meant for another delivery or receiver",
     "unreadable_body": "the body, which holds part of what is signed, cannot be read",
 }
 
 
 class InvalidSignature(Exception):
-    """A delivery did not prove its sender; `reason` is a stable code, the message a sentence."""
+    """A delivery did not prove its sender; `reason` is a stable code, the message a sentence.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        self.reason = reason
+    `age` is how many seconds ago it was signed, where that is what is wrong.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, age: float | None = None) -> None:
+        self.reason, self.age = reason, age
         sentence = REASONS[reason]
         super().__init__(f"{sentence} ({detail})" if detail else sentence)
+
+
+class CannotVerify(Exception):
+    """It is not known whether a delivery is genuine, so it is neither recorded nor refused: 503, try again.
+
+    The message is a sentence without secrets.
+    """

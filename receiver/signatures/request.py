@@ -29,8 +29,8 @@ class Request:
     body: bytes
 
     def header_values(self, name: str) -> tuple[str, ...]:
-        """Every value of a header, in order; the name in any case."""
-        return self._index.get(name.lower(), ())
+        """Every value of a header, in order; the name in any case, hyphens and underscores alike."""
+        return self._index.get(_normal(name), ())
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, or None."""
@@ -39,7 +39,7 @@ class Request:
 
     @cached_property
     def _index(self) -> dict[str, tuple[str, ...]]:
-        return _collect((name.lower(), value) for name, value in self.headers)
+        return _collect((_normal(name), value) for name, value in self.headers)
 
     @cached_property
     def payload(self) -> Parsed:
@@ -75,6 +75,10 @@ class Request:
         rest = self.url.partition("#")[0].partition("://")[2]
         slash = rest.find("/")
         return rest[slash:] if slash >= 0 else "/"
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-")  # WSGI cannot tell them apart, and Walmart has underscores
 
 
 def _collect(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:

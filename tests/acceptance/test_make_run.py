@@ -59,34 +59,52 @@ def check_nothing_left(family: list[psutil.Process], port: int) -> None:
     assert not answers(port)
 
 
-def run_next(make: Process, clone: Path) -> str:
-    """Run the command that `make run` says to try next, as a second terminal would; return what it prints."""
-    found = re.search(r"in this folder: (.*)", make.logs())
-    assert found, make.logs()
-    ended = subprocess.run(
-        ["/bin/sh", "-c", found[1]],
-        cwd=clone,
-        env=users_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run_here(clone: Path, command: str) -> str:
+    """Run a shell command as a second terminal in the clone would; return what it prints."""
+    argv, env = ["/bin/sh", "-c", command], users_environment()
+    ended = subprocess.run(argv, cwd=clone, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+def next_command(make: Process) -> str:
+    """Return the command that `make run` says to try next."""
+    found = re.search(r"in this folder: (.*)", make.logs())
+    assert found, make.logs()
+    return found[1]
+
+
+def effects(make: Process) -> list[tuple[str, str]]:
+    """Return API and method of what happened in the sandbox, wherever `make run` put it."""
+    found = re.search(r"(http\S+/_effects) says what happened", make.logs())
+    assert found, make.logs()
+    listed = httpx.get(found[1], trust_env=False).json()["effects"]
+    return [(effect["api"], effect["method"]) for effect in listed]
 
 
 def deliver(clone: Path, port: int) -> httpx.Response:
     """Deliver an event signed with the secret that the first run wrote."""
     secret = dotenv_values(clone / ".env")["STRIPE_WEBHOOK_SECRETS"]
     assert secret
-    body, headers = stripe_delivery(stripe_event(), secret=secret)
+    body, headers = stripe_delivery(stripe_event(type="customer.created"), secret=secret)
     return httpx.post(
         f"http://127.0.0.1:{port}/webhooks/stripe", content=body, headers=headers, trust_env=False
     )
 
 
+def check_one_effect(make: Process, clone: Path) -> None:
+    """Run what it says to try next: five deliveries are one contact and one letter, and `show` says so."""
+    wait_until(lambda: "says what happened" in make.logs(), 60, make.logs)
+    sent = run_here(clone, next_command(make))
+    assert (sent.count("first seen"), sent.count("duplicate")) == (1, 4)
+    show = f"{next_command(make).partition(' send ')[0]} show stripe {sent.split()[4]}"
+    wait_until(lambda: "state       done" in run_here(clone, show), 60, make.logs)
+    assert effects(make) == [("salesly", "POST"), ("stannp", "POST")]
+    assert "thank-you letter" in run_here(clone, show)
+
+
 def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
-    """The first run installs, writes secrets, migrates and serves; Ctrl-C ends all of it."""
+    """The first run installs, writes secrets, migrates and serves, handlers call; Ctrl-C ends all of it."""
     port = free_port()
     make = make_run(port)
     family = wait_listening(make)
@@ -94,7 +112,7 @@ def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
     parts = ("valkey-server", "-m receiver", "-m worker", "-m firstseen sandbox")
     assert all(part in names for part in parts), names
     assert deliver(clone, port).status_code == 200
-    assert "first seen" in run_next(make, clone)
+    check_one_effect(make, clone)
     assert stat.S_IMODE((clone / ".env").stat().st_mode) == 0o600
     make.interrupt()
     make.wait_exit(60)

@@ -8,6 +8,7 @@ Usage: python -m tests.defects.run [NAME ...]    (default: all; a name may be th
 """
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from xml.etree import ElementTree as ET
+
+import pytest
 
 from tests.services.checkout import CHECKOUT, copy_checkout
 
@@ -25,6 +29,12 @@ AT_ONCE = 2
 """Defects run side by side; a small machine has two cores."""
 PATIENCE = 180
 """Seconds for one defect's tests."""
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["alembic", "celery", "flask", "httpx", "hypothesis", "psycopg", "pydantic", "pytest", "sqlmodel"]
+)
+"""Importing the libraries takes longer than most defects' tests."""
 
 
 class DefectError(Exception):
@@ -92,17 +102,48 @@ def run_tests(defect: Defect, copy: Path) -> dict[str, bool]:
         "-p",
         "no:cacheprovider",
         "--tb=short",
+        # The plugins among the libraries are here already, and their own assertions are not at stake.
+        "-Wignore::pytest.PytestAssertRewriteWarning",
         "-o",
         "junit_family=xunit1",
         f"--junitxml={report}",
     ]
-    ended = run([sys.executable, "-m", "pytest", *options, *defect.tests], copy)
-    if ended.returncode not in (0, 1):
-        raise DefectError(f"pytest exits {ended.returncode}:\n{ended.stdout[-3000:]}")
+    code, said = run_pytest([*options, *defect.tests], copy)
+    if code not in (0, 1) or not report.exists():
+        raise DefectError(f"pytest exits {code}:\n{said[-3000:]}")
     failed = list(failures(report))
-    if not failed and " skipped" in ended.stdout.splitlines()[-1]:
-        raise DefectError(f"its tests were skipped here:\n{ended.stdout[-1000:]}")
+    if not failed and " skipped" in said.splitlines()[-1]:
+        raise DefectError(f"its tests were skipped here:\n{said[-1000:]}")
     return {test: any(names(test, case) for case in failed) for test in defect.tests}
+
+
+def run_pytest(arguments: list[str], copy: Path) -> tuple[int, str]:
+    """Run pytest in the copy, in a process forked from one that has the libraries; return code and output."""
+    log = copy.parent / "output.txt"
+    process = FORK.Process(target=in_copy, args=(arguments, copy, log))
+    process.start()
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        raise DefectError(f"its tests take longer than {PATIENCE} s")
+    return process.exitcode, log.read_text(errors="replace")
+
+
+def in_copy(arguments: list[str], copy: Path, log: Path) -> NoReturn:
+    """Become a pytest in the copy: nothing of this checkout may be left that its tests could import."""
+    os.setsid()
+    for target in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(copy)
+    ours = {init.parent.name for init in copy.glob("*/__init__.py")}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
+    sys.path[:] = [str(copy), *(entry for entry in sys.path if entry not in ("", str(CHECKOUT)))]
+    os.environ.update(environment(copy))
+    code = pytest.main(arguments)
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def failures(report: Path) -> Iterator[str]:
@@ -119,22 +160,26 @@ def names(test: str, case: str) -> bool:
 
 def run(argv: list[str], copy: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in the copy, its code first on Python's path."""
-    env = os.environ | {"PYTHONPATH": str(copy), "GIT_CEILING_DIRECTORIES": str(copy.parent)}
-    env["PYTHONDONTWRITEBYTECODE"] = "1"
-    try:
-        return subprocess.run(
-            argv,
-            cwd=copy,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DefectError(f"its tests take longer than {PATIENCE} s") from None
+    return subprocess.run(
+        argv,
+        cwd=copy,
+        env=os.environ | environment(copy),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def environment(copy: Path) -> dict[str, str]:
+    """Return what is different for whatever runs in the copy."""
+    return {
+        "PYTHONPATH": str(copy),
+        "GIT_CEILING_DIRECTORIES": str(copy.parent),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
 
 def attempt(patch: Path, root: Path) -> bool:

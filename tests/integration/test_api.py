@@ -18,12 +18,15 @@ ACTING = [
     f"/v1/events/{NOBODY}/discard",
     f"/v1/events/{NOBODY}/conflicts/{'0' * 64}/promote",
     "/v1/replays",
+    f"/v1/calls/{NOBODY}/resolve",
 ]
 READING = [
     "/v1/events",
     f"/v1/events/{NOBODY}",
     f"/v1/events/{NOBODY}/conflicts",
     f"/v1/replays/{NOBODY}",
+    "/v1/calls",
+    f"/v1/calls/{NOBODY}",
     "/v1/sources",
     "/v1/stats",
     "/v1/rejections",
@@ -233,6 +236,8 @@ def test_rejections_and_stats_are_told(api: Api, store: Store) -> None:
         ("POST", f"/v1/events/{NOBODY}/conflicts/{'0' * 64}/promote", 404, "unknown-event"),
         ("GET", f"/v1/replays/{NOBODY}", 404, "unknown-replay"),
         ("GET", "/v1/replays/7", 404, "unknown-replay"),
+        ("GET", f"/v1/calls/{NOBODY}", 404, "unknown-call"),
+        ("GET", "/v1/calls/letter", 404, "unknown-call"),
         ("DELETE", f"/v1/events/{NOBODY}", 405, "method-not-allowed"),
         ("POST", "/v1/events", 405, "method-not-allowed"),
         ("OPTIONS", "/v1/events", 405, "method-not-allowed"),
@@ -351,7 +356,8 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.mark.parametrize("path", READING + ACTING)
 def test_a_dead_ledger_is_503(dead: Store, path: str) -> None:
     """Every endpoint that needs it asks for another try."""
-    body = {"what": "retry", "filter": {}} if path == "/v1/replays" else {"generation": 0}
+    bodies = {"replays": {"what": "retry", "filter": {}}, "resolve": {"how": "give-up"}}
+    body = bodies.get(path.rpartition("/")[2], {"generation": 0})
     api = Api(dead)
     answers = [api.get(path)] if path in READING else [api.post(path, body), api.post(path, body, once="k")]
     for answer in answers:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.providers import load_providers
+from config.catalogue import load_providers
 from config.sources import load_sources
 from firstseen.cli import cli
 from receiver.ledger import Move, Rejected, Store, record_rejections
+from receiver.ledger.calls.resolving import Resolution
 from receiver.management import shapes
+from tests.integration.call_steps import change_call, with_parked_call
 from tests.integration.steps import deliver, end
 from tests.services.api import Api
 
@@ -100,6 +102,40 @@ def test_actions_answer_alike(api: Api, store: Store, run: Run, what: str) -> No
     assert {name: printed[name] for name in printed.keys() - own} == {
         name: answered[name] for name in answered.keys() - own
     }
+
+
+def test_calls_are_the_same(api: Api, store: Store, run: Run) -> None:
+    """Lists with their filters, and one call's story; the event's own has it, too."""
+    event, call = with_parked_call(store)
+    with_parked_call(store, "evt_2", api="salesly")
+    first = run("calls", "--limit", "1")
+    assert first == api.get("/v1/calls", limit=1).json
+    assert run("calls", "--cursor", first["next"]) == api.get("/v1/calls", cursor=first["next"]).json
+    assert run("calls", "--state", "parked", "--api", "stannp", "--source", "stripe", "--event", "evt_1") == (
+        api.get("/v1/calls", state="parked", api="stannp", event=event).json
+    )
+    assert run("call", "show", str(call)) == api.get(f"/v1/calls/{call}").json
+    assert run("show", "stripe", "evt_1") == api.get(f"/v1/events/{event}").json
+    assert run("stats") == api.get("/v1/stats").json
+
+
+@pytest.mark.parametrize("how", [one for one in Resolution if one != Resolution.USE_STORED])
+def test_resolutions_answer_alike(api: Api, store: Store, run: Run, how: str) -> None:
+    """Both tell the call as it stands now; only what differs between two calls differs."""
+    (_, one), (_, two) = (with_parked_call(store, name) for name in ("evt_1", "evt_2"))
+    for call in (one, two):
+        change_call(store, call, quiet_until=None)
+    printed = run("call", "resolve", str(one), f"--{how}", "--who", "api:ops")
+    answered = api.post(f"/v1/calls/{two}/resolve", {"how": how}).json
+    assert printed["call"]["state"] == answered["call"]["state"] != "parked"
+    for name in ("reason", "status", "key", "successor", "changed_to"):
+        assert printed["call"][name] == answered["call"][name]
+    assert printed["event"]["state"] == answered["event"]["state"]
+    assert (printed["next"], printed["answer"]) == (answered["next"], answered["answer"])
+    what = [
+        [(act["what"], act["who"], act["was"]) for act in told["actions"]] for told in (printed, answered)
+    ]
+    assert what == [[(how, "api:ops", "parked")]] * 2
 
 
 def test_counts_and_bulk_runs_are_the_same(api: Api, store: Store, run: Run) -> None:

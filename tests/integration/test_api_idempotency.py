@@ -12,7 +12,8 @@ from sqlalchemy import func, select, text
 from receiver.ledger import Move, Store, story
 from receiver.ledger.keys import KEY
 from receiver.ledger.models import ACTION, REPLAY
-from tests.integration.steps import deliver, end
+from tests.integration.call_steps import with_parked_call
+from tests.integration.steps import deliver, end, row
 from tests.services.api import DEV, Api, problem
 
 OTHER = b'{"other": 1}'
@@ -22,6 +23,7 @@ MUTATIONS: dict[str, Any] = {
     "/v1/events/{event}/discard": {"generation": 0},
     f"/v1/events/{{event}}/conflicts/{hashlib.sha256(OTHER).hexdigest()}/promote": None,
     "/v1/replays": {"what": "retry", "filter": {"state": "parked"}},
+    "/v1/calls/{call}/resolve": {"how": "happened", "response": {"status": 201}},
 }
 
 
@@ -33,10 +35,9 @@ def api(store: Store) -> Api:
 
 @pytest.fixture
 def event(store: Store) -> UUID:
-    """Record an event with a conflicting body, and park it."""
-    event = deliver(store).event
+    """Record an event with a conflicting body, and park it for a call."""
+    event, _ = with_parked_call(store)
     deliver(store, body=OTHER)
-    end(store, event, Move.PARK)
     return event
 
 
@@ -55,6 +56,11 @@ def keys(store: Store) -> int:
         return connection.execute(select(func.count()).select_from(KEY)).scalar_one()
 
 
+def address(store: Store, path: str, event: UUID) -> str:
+    """Return the path to the event, or to the call that it is parked for."""
+    return path.format(event=event, call=row(store, event).parked_call)
+
+
 def each_mutation(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test for each mutating endpoint."""
     cases = [pytest.param(path, body, id=path.rpartition("/")[2]) for path, body in MUTATIONS.items()]
@@ -66,7 +72,7 @@ def test_sent_again_it_is_answered_from_memory(
     api: Api, store: Store, event: UUID, path: str, body: Any
 ) -> None:
     """The same status and bytes, marked as a replay, and nothing is done a second time."""
-    url = path.format(event=event)
+    url = address(store, path, event)
     first, again = (api.post(url, body, once="k1") for _ in range(2))
     assert first.status_code in (200, 201, 202)
     assert (again.status_code, again.data, again.headers.get("Location")) == (
@@ -81,7 +87,7 @@ def test_sent_again_it_is_answered_from_memory(
 @each_mutation
 def test_many_at_once_are_one(api: Api, store: Store, event: UUID, path: str, body: Any) -> None:
     """Concurrent copies get the one answer, or 409 while it is being made; there is one effect."""
-    url = path.format(event=event)
+    url = address(store, path, event)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: api.post(url, body, once="k1"), range(8)))
     answers.append(api.post(url, body, once="k1"))
@@ -97,9 +103,10 @@ def test_another_request_under_the_key_is_a_mismatch(
     api: Api, store: Store, event: UUID, path: str, body: Any
 ) -> None:
     """Another body or query gets 422; the first answer is still there."""
-    url = path.format(event=event)
+    url = address(store, path, event)
     first = api.post(url, body, once="k1")
-    other = {**(body or {}), "dry_run" if path == "/v1/replays" else "generation": 7}
+    unlike = {"replays": "dry_run", "resolve": "response"}.get(path.rpartition("/")[2], "generation")
+    other = {**(body or {}), unlike: 7}
     assert problem(api.post(url, other, once="k1")) == (422, "idempotency_key_mismatch")
     assert problem(api.post(url + "?a=b", body, once="k1")) == (422, "idempotency_key_mismatch")
     assert api.post(url, body, once="k1").data == first.data
@@ -111,7 +118,7 @@ def test_without_a_key_each_request_is_its_own(
     api: Api, store: Store, event: UUID, path: str, body: Any
 ) -> None:
     """Nothing is remembered, and the ledger's own guards decide about the second."""
-    url = path.format(event=event)
+    url = address(store, path, event)
     first, again = (api.post(url, body) for _ in range(2))
     assert "Idempotent-Replayed" not in again.headers
     assert first.status_code < 300

@@ -11,15 +11,17 @@ from hypothesis import HealthCheck, settings
 from schemathesis.core.parameters import ParameterLocation
 from sqlalchemy import delete, update
 
-from config.providers import load_providers
+from config.catalogue import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
 from receiver.ledger import Filter, Move, Store
+from receiver.ledger.calls.models import CALL
 from receiver.ledger.keys import KEY
 from receiver.ledger.models import EVENT
 from receiver.ledger.replays import plan
 from receiver.management.api import Parts, list_operations
 from receiver.management.openapi import KEY_FORM, document
+from tests.integration.call_steps import with_parked_call
 from tests.integration.steps import deliver
 from tests.services.api import KEYS, OPS, Api
 
@@ -60,16 +62,22 @@ class World:
         self._events = cycle([deliver(store, f"evt_{number}").event for number in range(20)])
         for number in range(20):
             deliver(store, f"evt_{number}", OTHER)
+        self._calls = cycle([with_parked_call(store, f"evt_with_call_{n}") for n in range(4)])
         self._replay = plan(store, Move.RETRY, Filter(), "nobody").id
 
     def prepare(self, case: schemathesis.Case) -> None:
         """Put the names of what exists into a request whose path is valid."""
-        known = {"event": next(self._events), "replay": self._replay, "body_hash": OTHER_HASH}
+        owner, call = next(self._calls)
+        known = {
+            "event": next(self._events), "replay": self._replay, "body_hash": OTHER_HASH, "call": call,
+        }  # fmt: skip
         with self._store.write() as connection:
             # A key that two generated requests share would be a mismatch: 422 to a valid request.
             connection.execute(delete(KEY))
-            mine = EVENT.c.id == known["event"]
+            mine = EVENT.c.id.in_((known["event"], owner))
             connection.execute(update(EVENT).where(mine).values(state="parked", generation=0))
+            parked = {"state": "parked", "changed_to": "e" * 64, "quiet_until": None}
+            connection.execute(update(CALL).where(CALL.c.id == call).values(**parked))
         if not case.meta.is_negative_at(ParameterLocation.PATH):
             for name in case.path_parameters or ():
                 case.path_parameters[name] = str(known[name])

@@ -223,3 +223,18 @@ def test_without_a_configuration_nothing_else_is_looked_at(examine: Examine) -> 
 def test_rabbitmq_gives_the_message_back(examine: Examine, rabbit_url: str) -> None:
     """The round trip works over AMQP as well."""
     assert faults(examine(expect=0, BROKER_URL=rabbit_url)) == {}
+
+
+def test_what_proves_a_sender(examine: Examine, tmp_path: Path) -> None:
+    """A source that nothing proves is pointed out, and one whose URL is signed until the URL is known."""
+    text = (
+        '[strava]\nprovider = "strava"\nunverified = true\n[sms]\nprovider = "twilio"\nsecrets_env = "SMS"\n'
+    )
+    (tmp_path / "sources.toml").write_text(SOURCES + text)
+    found = examine(expect=0, SMS="x")["sources"]
+    assert [line for level, line in found if level == "warn"] == [
+        "strava: strava, unverified: whoever knows the address can post.",
+        "sms: twilio signs the URL; set FIRSTSEEN_PUBLIC_URL to what it calls if a proxy is in front.",
+    ]
+    known = examine(expect=0, SMS="x", FIRSTSEEN_PUBLIC_URL="https://hooks.example.com")["sources"]
+    assert len([line for level, line in known if level == "warn"]) == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.providers import load_providers
+from config.catalogue import load_providers
 from config.secrets import generate_secret
 from config.settings import Settings
 from config.sources import load_sources

@@ -30,6 +30,10 @@ class Ledger:
         assert len(found) < 2, f"{event_id} has {len(found)} rows"
         return found[0] if found else {}
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return the rows of all events, in the order recorded."""
+        return self.rows("SELECT * FROM event ORDER BY id")
+
     def state(self, event_id: str) -> str | None:
         """Return an event's state; None if there is no such event."""
         return self.event(event_id).get("state")

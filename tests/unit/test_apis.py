@@ -142,7 +142,7 @@ def test_a_short_deadline_shortens_the_timeouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "becomes", "words"),
     [
-        ("[shop]", "[value]", "[value] is no name for an API: calls.value is a function of its own"),
+        ("[shop]", "[value]", "[value] is no name for an API: calls.value is something of its own"),
         ("[shop]", "[Shop]", "[Shop] is no name for an API, since handlers write calls.<name>; allowed are"),
         ("[shop]", "[my-shop]", "[my-shop] is no name for an API"),
         ("[shop]", "[class]", "[class] is no name for an API"),

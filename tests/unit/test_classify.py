@@ -1,5 +1,6 @@
 """What an answer means for its call: one table of all dialects and rules, and what holds for any answer."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -34,6 +35,7 @@ MARKERS = {
     "chronapilot": {"chronapilot-idempotent-replay": "True "},
     "salesly": {"idempotent-replayed": "true"},
     "stripe": {"idempotent-replayed": "true"},
+    "ietf": {"idempotency-replayed": "true"},
 }
 HINTS = {"+retry": "true", "-retry": "false", "?retry": "perhaps"}
 
@@ -68,6 +70,8 @@ firstseen  | 422 idempotency_key_mismatch         | again              | mismatc
 firstseen  | 409 idempotency_key_locked           | again              | locked
 ietf       | 409                                  | again              | locked
 ietf       | 422                                  | again              | mismatch park
+ietf       | 409 +marker                          | again              | rejected
+ietf       | 201 +marker                          | again              | replayed
 ietf       | 409                                  | put again          | unknown park
 ietf       | 422                                  | put again          | unknown park
 stripe     | 409                                  | again              | locked
@@ -77,7 +81,7 @@ stripe     | 400 idempotency_error                | again              | mismatc
 stripe     | 400 invalid_request_error            | first              | rejected
 paypal     | 409 PREVIOUS_REQUEST_IN_PROGRESS     | again              | locked
 paypal     | 409 RESOURCE_CONFLICT                | first              | rejected
-paypal     | 422 DUPLICATE_REQUEST_ID             | again              | mismatch park
+paypal     | 422 PAYPAL_REQUEST_ID_PREVIOUSLY_USED| again              | mismatch park
 paypal     | 422 DUPLICATE_INVOICE_ID             | first              | rejected
 none       | 409                                  | bare               | rejected
 none       | 409                                  | bare again         | unknown park
@@ -305,6 +309,7 @@ FINAL = {Outcome.SUCCEEDED, Outcome.REPLAYED, Outcome.REJECTED}
 
 @given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
 @example("stannp", STANDINGS["again"], Answer(409, {}, b"[" * 100_000))
+@example("telness", replace(STANDINGS["bare"], live=True), Answer(503, {}, b""))
 @example("stannp", STANDINGS["again"], Answer(409, {}, b'{"success": tr', truncated=True))
 @example("celper", STANDINGS["again"], Answer(429, {"retry-after": "Mon, 23 Nov 0001 00:00:00 +2359"}, b""))
 def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Answer) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from config.apis import header_of, load_apis
+from config.apis import APIS, header_of, load_apis
 from config.dialects import load_dialects
 from config.settings import environment, load_settings
-from firstseen.dev import SOCKET_LIMIT, Refused, only_one, socket_path, write_env
+from firstseen.dev import SOCKET_LIMIT, Refused, moved_apis, only_one, socket_path, write_env
 
 ENV = Path(".env")
 
@@ -52,6 +52,30 @@ def test_an_api_elsewhere_gets_no_made_up_credential(monkeypatch: pytest.MonkeyP
     Path("apis.toml").write_text(text + 'auth = { type = "bearer", value_env = "SHOP_API_KEY" }\n')
     monkeypatch.setenv("FIRSTSEEN_APIS", "apis.toml")
     assert "SHOP_API_KEY" not in write_env(ENV)
+
+
+def test_an_earlier_versions_file_gets_what_it_lacks() -> None:
+    """A `.env` from before there were calls gets their credentials, and keeps what it has."""
+    write_env(ENV)
+    earlier = [line for line in ENV.read_text().splitlines() if "_API_KEY=" not in line]
+    ENV.write_text("\n".join(earlier))
+    added = write_env(ENV)
+    assert len(added) == 5
+    assert all(name.endswith("_API_KEY") for name in added)
+    assert ENV.read_text().splitlines()[: len(earlier)] == earlier
+
+
+def test_handlers_follow_the_sandbox_to_another_port() -> None:
+    """On another port its five APIs move with it; an API elsewhere stays where it is."""
+    auth = '{ type = "bearer", value_env = "SHOP" }'
+    table = f'[shop]\nbase_url = "https://shop.example"\ndialect = "none"\nauth = {auth}\n'
+    Path("mine.toml").write_text(APIS.read_text() + table)
+    before = load_apis(Path("mine.toml"), load_dialects(), {})
+    after = load_apis(moved_apis(Path("mine.toml"), 9999), load_dialects(), {})
+    assert after.keys() == before.keys()
+    moved = {name for name in after if after[name].base_url != before[name].base_url}
+    assert moved == set(after) - {"shop"}
+    assert all(after[name].base_url.startswith(f"http://127.0.0.1:9999/{name}") for name in moved)
 
 
 def test_no_two_folders_share_secrets() -> None:

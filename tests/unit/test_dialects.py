@@ -130,7 +130,8 @@ def test_what_is_left_out_is_not_promised(tmp_path: Path) -> None:
     bare = load(tmp_path, '[shop]\ntitle = "Shop"\nheader = "Idempotency-Key"\ncovers = ["POST *"]\n')["shop"]
     assert (bare.life, bare.in_flight, bare.locked) == (timedelta(hours=1), "unstated", None)
     assert (bare.mismatch, bare.misused, bare.stored) == (None, None, None)
-    assert (bare.replay.header, bare.replay.status, bare.should_retry) == (None, None, None)
+    assert (bare.replay.header, bare.replay.also, bare.replay.status) == (None, None, None)
+    assert bare.should_retry is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.dialects import Error, load_dialects
+from config.dialects import Dialect, Error, Replay, load_dialects
+from receiver.ledger.calls.states import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = (
@@ -34,10 +35,15 @@ class Row:
     test: str
 
 
+def lines() -> list[str]:
+    """Return the lines of every table."""
+    text = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.startswith("| ")]
+
+
 def rows() -> list[Row]:
     """Return the table's rows."""
-    lines = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8").splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines()]
     return [
         Row(c[0], c[1].lower(), c[2], c[3], c[4].strip("`")) for c in cells if len(c) == 5 and c[0] in POINTS
     ]
@@ -81,7 +87,7 @@ def test_the_rows_say_what_the_catalogue_says() -> None:
             "concurrent": _said(dialect.locked) or "waits",
             "stored": "2xx only" if dialect.stored == "2xx" else "every answer",
             "replay": f"`{dialect.replay.header}: true`" if dialect.replay.header else "no marker",
-            "life": f"{dialect.life.total_seconds() / 3600:g} hours",
+            "life": f"{_hours(dialect)} hours",
         }
         for point, words in wanted.items():
             row = next(row for row in rows() if (row.api, row.point) == (api, point))
@@ -89,4 +95,71 @@ def test_the_rows_say_what_the_catalogue_says() -> None:
 
 
 def _said(error: Error | None) -> str:
-    return f"{error.status} `{error.code}`" if error else ""
+    return " ".join(filter(None, (str(error.status), f"`{error.code}`" * bool(error.code)))) if error else ""
+
+
+def _hours(dialect: Dialect) -> str:
+    return f"{dialect.life.total_seconds() / 3600:g}"
+
+
+def _listed(entries: tuple[str, ...]) -> str:
+    return ", ".join(f"`{entry}`" if "/" in entry else entry.removesuffix(" *") for entry in entries) or "-"
+
+
+def _replay(replay: Replay) -> str:
+    if replay.status:
+        return f"{replay.status}, and `{replay.outcome}` in its body"
+    return " or ".join(f"`{name}: true`" for name in (replay.header, replay.also) if name) or "nothing"
+
+
+def told(name: str, dialect: Dialect) -> str:
+    """Return a dialect's row in the table of what the client reads."""
+    place = f"`{dialect.header}`" + ", quoted" * dialect.quoted if dialect.header else "-"
+    published = "life" in dialect.model_fields_set
+    cells = (
+        f"`{name}`",
+        place,
+        f"{dialect.min_length} to {dialect.max_length}" if dialect.carries_keys else "-",
+        (f"{_hours(dialect)}h" if published else "not published") if dialect.carries_keys else "-",
+        _listed(dialect.covers),
+        _listed(dialect.repeatable),
+        (_said(dialect.locked) or str(dialect.in_flight)) if dialect.carries_keys else "-",
+        (_said(dialect.misused) or dialect.mismatch or "unstated") if dialect.carries_keys else "-",
+        _replay(dialect.replay) + (f"; hint `{dialect.should_retry}`" if dialect.should_retry else ""),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_client_reads_what_the_catalogue_says() -> None:
+    """One row for each dialect, cell by cell, in the catalogue's order."""
+    wanted = [told(name, dialect) for name, dialect in load_dialects().items()]
+    found = [line for line in lines() if line.startswith("| `") and line.count("|") == 10]
+    assert found == wanted
+
+
+def test_every_outcome_is_in_the_reading() -> None:
+    """The table of answers ends in the outcomes that there are, and in no other."""
+    cells = [line.split("|") for line in lines() if line.count("|") == 5 and "| *" in line]
+    assert {cell[2].strip(" *") for cell in cells} == set(Outcome)
+    assert {cell[3].split()[0] for cell in cells} == {"open", "closed"}
+
+
+def test_the_three_without_a_server_are_read_point_by_point() -> None:
+    """Each reading quotes words or is our choice, and says what the catalogue says."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines()]
+    found = {(c[1].lower(), c[0]): c for c in cells if len(c) == 4 and c[1] in {"IETF", "Stripe", "PayPal"}}
+    for api in ("ietf", "stripe", "paypal"):
+        dialect = load_dialects()[api]
+        wanted = {
+            "header": f"`{dialect.header}`",
+            "lengths": f"{dialect.min_length} to {dialect.max_length} characters",
+            "methods": _listed(dialect.covers).split(", ")[0],
+            "in flight": str(dialect.locked and dialect.locked.status),
+            "mismatch": str(dialect.misused and dialect.misused.status),
+            "replay": f"`{dialect.replay.header}: true`" if dialect.replay.header else "no marker",
+            "life": f"{_hours(dialect)} hours" if "life" in dialect.model_fields_set else "not published",
+        }
+        for point, words in wanted.items():
+            _, _, reading, basis = found[api, point]
+            assert words in reading, (api, point)
+            assert basis.startswith(("“", "our choice")), (api, point)

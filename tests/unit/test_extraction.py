@@ -1,4 +1,4 @@
-"""What a verified delivery says: ids, types, times, batches, handshakes."""
+"""What a verified delivery says: ids, types, times, batches."""
 
 import json
 from datetime import UTC, datetime
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.providers import Provider, load_providers
+from config.catalogue import load_providers
+from config.providers import Provider
 from config.sources import SOURCES, Source, load_sources
 from receiver.extraction import MOST_ITEMS, Extractor, Item, compile_extractor
 from receiver.ledger.payload import FORM
@@ -288,71 +289,105 @@ def test_a_provider_without_ids_gets_new_ones() -> None:
     assert first.problem is None
 
 
-def test_slacks_url_verification_is_answered() -> None:
-    """The challenge comes back as text; the answer counts only after the signature verified."""
-    slack = compile_extractor(SOURCES_BY_NAME["slack"])
-    answer = slack.handshake(post({"type": "url_verification", "challenge": "c\u00e4"}))
-    assert answer is not None
-    assert (answer.status, answer.content_type, answer.body) == (
-        200,
-        "text/plain; charset=utf-8",
-        "c\u00e4".encode(),
+def test_an_optional_part_may_be_missing() -> None:
+    """A composite id leaves out a part that ends with ? where it is not there."""
+    found = extractor(event_id=["json:id", "json:status?"])
+    assert only(found.items(post({"id": "m1", "status": "read"}))).event_id == "m1+read"
+    assert only(found.items(post({"id": "m1"}))).event_id == "m1"
+    assert only(found.items(post({"status": "read"}))).problem is not None
+
+
+def test_an_event_without_an_id_is_named_as_the_entry_says() -> None:
+    """By its hash, so that a retry is known again, or by a new name each time; neither is parked."""
+    hashed = only(extractor(without_id="body_hash").items(post({"a": 1})))
+    assert (hashed.event_id, hashed.problem) == (hash_of(b'{"a": 1}'), None)
+    named = [only(extractor(without_id="none").items(post({"a": 1}))) for _ in range(2)]
+    assert named[0].event_id != named[1].event_id
+    assert named[0].problem is None
+
+
+def test_an_item_without_an_id_does_not_hold_up_the_rest() -> None:
+    """It is kept under its own hash with a reason, between others that have their ids."""
+    found = extractor(**BATCH).items(post({"events": [{"id": "a"}, {"x": 1}, {"id": "c"}]}))
+    assert [item.event_id for item in found] == ["a", hash_of(b'{"x":1}'), "c"]
+    assert [item.problem is None for item in found] == [True, False, True]
+
+
+def test_an_item_can_be_named_by_its_place() -> None:
+    """Where items have no ids, the delivery's and the place in it make one."""
+    found = extractor(batch="json:events", event_id=["header:X-Id", "item:#"])
+    items = found.items(post({"events": [{}, {}]}, X_Id="d1"))
+    assert [item.event_id for item in items] == ["d1+0", "d1+1"]
+    assert all(item.problem for item in found.items(post({"events": [{}, {}]})))
+
+
+def test_a_batch_may_be_told_by_its_content_type() -> None:
+    """CloudEvents come one by one, in two shapes, or as a batch."""
+    found = compile_extractor(Source("a", load_providers()["cloudevents-webhook"], ("k",)))
+    event = {"id": "1", "source": "/s", "type": "t"}
+    kind = "application/cloudevents-batch+json"
+    batch = found.items(post([event, {**event, "id": "2"}], Content_Type=kind))
+    assert [(item.event_id, item.type) for item in batch] == [("/s+1", "t"), ("/s+2", "t")]
+    assert only(found.items(post(event, Content_Type="application/cloudevents+json"))).event_id == "/s+1"
+    binary = post([1], Content_Type="application/json", ce_id="3", ce_source="/s", ce_type="u")
+    assert (only(found.items(binary)).event_id, only(found.items(binary)).type) == ("/s+3", "u")
+
+
+def test_an_event_may_have_no_body() -> None:
+    """Google's notifications are headers alone."""
+    found = compile_extractor(Source("a", load_providers()["google-calendar"], ("k",)))
+    headers = {"X_Goog_Channel_ID": "c", "X_Goog_Message_Number": "7", "X_Goog_Resource_State": "exists"}
+    item = only(found.items(post(b"", **headers)))
+    assert (item.event_id, item.type, item.problem) == ("c+7", "exists", None)
+    assert only(found.items(post(b"{", **headers))).problem is not None
+
+
+def test_a_key_may_hold_a_dot() -> None:
+    """A backslash before a dot makes it part of the key."""
+    assert (
+        only(extractor(event_id=r"json:a.@odata\.etag").items(post({"a": {"@odata.etag": "e"}}))).event_id
+        == "e"
     )
-    assert answer.signed
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        post({"type": "event_callback", "challenge": "c"}),
-        post({"type": "url_verification"}),
-        post({"type": "url_verification", "challenge": ""}),
-        post({"type": "url_verification", "challenge": ["c"]}),
-        post({"type": "url_verification", "challenge": "c" * 1_025}),
-        post(b"\xff"),
-        Request("GET", "https://x/", (), b'{"type":"url_verification","challenge":"c"}'),
-    ],
-)
-def test_what_is_no_handshake_is_an_event(request_: Request) -> None:
-    """Another type, another method and a challenge that is none are not answered."""
-    assert compile_extractor(SOURCES_BY_NAME["slack"]).handshake(request_) is None
+CHANGE = {"eventId": 1, "subscriptionId": 2, "objectId": 3, "occurredAt": 4, "subscriptionType": "c.x"}
+CONTACT = {"resourceId": "r", "eventDateUtc": "d", "eventType": "CREATE", "eventCategory": "CONTACT"}
+BATCHES: list[tuple[str, Any, list[tuple[str, str]]]] = [
+    ("hubspot", [CHANGE], [("1+2+3+4", "c.x")]),
+    ("sendgrid", [{"sg_event_id": "a", "event": "open"}, {"sg_event_id": "b", "event": "click"}],
+     [("a", "open"), ("b", "click")]),
+    ("line", {"events": [{"webhookEventId": "a", "type": "message"}]}, [("a", "message")]),
+    ("line", {"destination": "x", "events": []}, []),
+    ("xero", {"events": [CONTACT]}, [("r+d+CREATE", "CONTACT.CREATE")]),
+    ("xero", {"events": [], "entropy": "x"}, []),
+    ("gocardless", {"events": [{"id": "E1", "resource_type": "payments", "action": "paid"}]},
+     [("E1", "payments.paid")]),
+    ("whatsapp", {"entry": [{"changes": [
+        {"field": "messages", "value": {"messages": [{"id": "wamid.1"}]}},
+        {"field": "messages", "value": {"statuses": [{"id": "wamid.2", "status": "read"}]}},
+    ]}]}, [("wamid.1", "messages"), ("wamid.2+read", "messages")]),
+    ("meta", {"object": "page", "entry": [{"messaging": [{"message": {"mid": "m1"}}]}]}, [("m1", "page")]),
+    ("pusher", {"time_ms": 7, "events": [{"name": "n", "channel": "c"}, {"name": "n", "channel": "d"}]},
+     [("7+n+c", "n"), ("7+n+d", "n")]),
+    ("braze-currents", {"events": [{"id": "e", "event_type": "t"}]}, [("e", "t")]),
+    ("azure-event-grid", [{"id": "e", "eventType": "t"}], [("e", "t")]),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("handshake", "request_", "expected"),
-    [
-        (
-            {
-                "method": "GET",
-                "when": {"query:mode": "subscribe"},
-                "challenge": "query:challenge",
-                "answer": "text",
-            },
-            Request("GET", "https://x/?mode=subscribe&challenge=c1", (), b""),
-            ("text/plain; charset=utf-8", b"c1"),
-        ),
-        (
-            {"method": "GET", "when": {}, "challenge": "header:X-Challenge", "answer": "json:verification"},
-            Request("GET", "https://x/", (("x-challenge", "c1"),), b""),
-            ("application/json", b'{"verification": "c1"}'),
-        ),
-        (
-            {"method": "HEAD", "when": {}, "answer": "empty"},
-            Request("HEAD", "https://x/", (), b""),
-            ("text/plain; charset=utf-8", b""),
-        ),
-    ],
-)
-def test_other_shapes_of_handshakes(
-    handshake: dict[str, Any], request_: Request, expected: tuple[str, bytes]
-) -> None:
-    """A parameter echoed, a header echoed in JSON, and a bare request are data too."""
-    answer = extractor(handshake={"signed": False, **handshake}).handshake(request_)
-    assert answer is not None
-    assert (answer.content_type, answer.body, answer.signed) == (*expected, False)
+@pytest.mark.parametrize(("name", "body", "expected"), BATCHES)
+def test_batches_of_the_catalogue(name: str, body: Any, expected: list[tuple[str, str]]) -> None:
+    """Each item has its own id and type; an empty list has no events."""
+    found = compile_extractor(Source("a", load_providers()[name], ("k",))).items(post(body))
+    assert [(item.event_id, item.type) for item in found] == expected
+    assert not any(item.problem for item in found)
 
 
 EXTRACTORS = [
+    *(
+        compile_extractor(Source("a", provider, ("k",)))
+        for provider in load_providers().values()
+        if provider.scheme
+    ),
     *(compile_extractor(source) for source in SOURCES_BY_NAME.values()),
     extractor(**BATCH, created_at={"in": "item:at", "unit": "iso8601"}),
     extractor(**{**BATCH, "batch": "form:events"}),
@@ -385,7 +420,6 @@ HEADERS = st.lists(
 def test_no_bytes_raise(request_: Request) -> None:
     """Whatever was sent becomes items whose id and type every database can keep."""
     for found in EXTRACTORS:
-        found.handshake(request_)
         for item in found.items(request_):
             for text in (item.event_id, item.type):
                 assert 0 < len(text.encode().decode()) <= 255

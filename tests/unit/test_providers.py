@@ -1,12 +1,17 @@
 """The catalogue of providers: what is shipped, and what the loader refuses."""
 
+import subprocess
+import sys
+import tomllib
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from config.catalogue import CATALOGUE, load_providers
 from config.errors import ConfigError
-from config.providers import Provider, load_providers
+from config.providers import Provider
+from config.schemes import PUBLIC_KEY
 from config.secrets import generate_secret, is_usable
 
 ENTRY = """
@@ -41,17 +46,81 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 
 def test_the_catalogue_loads() -> None:
-    """The shipped entries pass their own rules, each with a window, a reason and a page to read."""
+    """Every shipped entry passes its own rules; what is verified names the page where it was read."""
     catalogue = load_providers()
-    assert {"standard-webhooks", "stripe", "github", "shopify", "slack", "hmac"} <= set(catalogue)
+    assert len([provider for provider in catalogue.values() if provider.scheme]) >= 188
     for provider in catalogue.values():
         assert provider.window >= timedelta(days=1)
-        assert provider.custom or provider.docs.startswith("https://")
+        assert provider.custom or provider.docs.startswith("https://") or not provider.verified
+        assert not provider.window_reason.endswith(".")
+        assert not provider.note or provider.note.endswith(".")
+
+
+def test_pieces_are_the_whole() -> None:
+    """An entry that is read alone is what TOML makes of it in the whole file; entries are in order."""
+    whole = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
+    catalogue = load_providers()
+    assert list(catalogue) == list(whole)
+    for name, entry in whole.items():
+        scheme = entry.get("scheme")
+        told = {
+            **entry,
+            "name": name,
+            **({"scheme": whole[scheme]["scheme"]} if isinstance(scheme, str) else {}),
+        }
+        assert Provider.model_validate(told) == catalogue[name]
+    named = [name for name in whole if name not in {"standard-webhooks", "hmac", "code"}]
+    assert named == sorted(named)
+
+
+def test_an_entry_is_checked_when_it_is_asked_for(tmp_path: Path) -> None:
+    """A process does not pay for, nor stop at, an entry that none of its sources uses."""
+    file = tmp_path / "providers.toml"
+    file.write_text(ENTRY + ENTRY.replace("acme", "other").replace("3d", "3"), encoding="utf-8")
+    catalogue = load_providers(file)
+    assert list(catalogue) == ["acme", "other"]
+    assert catalogue["acme"] is catalogue["acme"]
+    with pytest.raises(ConfigError, match=r"\[other\] window: found a|\[other\] window: '3' is not"):
+        _ = catalogue["other"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("acme = 1\n" + ENTRY.replace("acme", "other"), "acme is a number; every entry must be a table"),
+        (ENTRY + "[other]\n[acme.handshake]\n", "the tables of [acme] do not stand together"),
+        (
+            ENTRY[: ENTRY.index("[acme.scheme]")] + 'scheme = "none"\n',
+            "[acme] scheme is 'none', which is no entry with a scheme",
+        ),
+        (ENTRY + "[acme.scheme]\n", "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    """What is wrong with the file is told as what is wrong with an entry."""
+    assert sentence in refusal(tmp_path, text)
+
+
+def test_a_scheme_can_be_anothers(tmp_path: Path) -> None:
+    """Twenty providers sign as Standard Webhooks does, and its scheme stands once."""
+    other = ENTRY[: ENTRY.index("[acme.scheme]")].replace("acme", "other") + 'scheme = "acme"\n'
+    file = tmp_path / "providers.toml"
+    file.write_text(other + ENTRY, encoding="utf-8")
+    catalogue = load_providers(file)
+    assert catalogue["other"].scheme == catalogue["acme"].scheme
 
 
 @pytest.mark.parametrize(
     ("name", "signed"),
-    [("standard-webhooks", True), ("stripe", True), ("slack", True), ("github", False), ("shopify", False)],
+    [
+        ("standard-webhooks", True),
+        ("svix", True),
+        ("polar", True),
+        ("stripe", True),
+        ("slack", True),
+        ("github", False),
+        ("shopify", False),
+    ],
 )
 def test_whether_the_id_is_signed_is_computed(name: str, signed: bool) -> None:  # noqa: FBT001 - a verdict
     """GitHub's and Shopify's ids stand in headers that nothing signs; the others' are signed."""
@@ -152,6 +221,15 @@ def test_rule_5_the_window_has_a_floor(tmp_path: Path) -> None:
         (("json:id", "json:a..b"), "has an empty step"),
         (('"3d"', "3"), "[acme] window: found a number; write a number with its unit"),
         (('window = "3d"', ""), "[acme] window is missing"),
+        (
+            ('"json:id"', '"json:id?"'),
+            "event_id: every part may be missing; at least one must be there always",
+        ),
+        (('"json:id"', '["json:a", "item:#"]'), "event_id reads item:, but the entry has no batch"),
+        (('"json:id"', '"json:id"\nbatch_type = "a/b"'), "batch_type says when a body is a batch"),
+        (('event_id = "json:id"', 'dedup = "none"\nwithout_id = "none"'), "there is no event_id"),
+        (("window =", "deadline = 3\nwindow ="), "[acme] deadline: found a number"),
+        (("window =", 'unread = ["retries"]\nwindow ='), "unread.0 is 'retries'; allowed is"),
         (("title", "titel"), "[acme] 'titel' is not a known key; did you mean 'title'?"),
         (("[acme.scheme]", "[acme.schema]"), "'schema' is not a known key; did you mean 'scheme'?"),
         (('type = "hmac"', 'type = "token"'), "a scheme of type 'token' has no use for content, hash"),
@@ -170,13 +248,42 @@ def test_a_wrong_entry_is_one_sentence(tmp_path: Path, change: tuple[str, str], 
     assert "\n" not in found
 
 
+CODE = ENTRY[: ENTRY.index("[acme.scheme]")] + 'code = "acme"\noptions = ["audience"]\n'
+
+
+def test_code_takes_the_place_of_a_scheme(tmp_path: Path) -> None:
+    """An entry that is verified by code signs its body, so an id in the body, and names its options."""
+    provider = load(tmp_path, CODE)
+    assert (provider.signs_body, provider.id_is_signed) == (True, True)
+    assert provider.option_names == {"audience"}
+    assert not load(tmp_path, CODE.replace("json:id", "header:X-Id")).id_is_signed
+    with pytest.raises(ConfigError, match="verified by code"):
+        _ = provider.required_scheme
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (CODE + ENTRY[ENTRY.index("[acme.scheme]") :], "exactly one of scheme, code, custom"),
+        (CODE.replace('code = "acme"', ""), "exactly one of scheme, code, custom"),
+        (CODE.replace('code = "acme"', "custom = true\ncode = 'acme'"), "exactly one of scheme, code"),
+        (CODE.replace('code = "acme"', "custom = true"), "options are for code"),
+    ],
+)
+def test_an_entry_verifies_in_one_way(tmp_path: Path, text: str, sentence: str) -> None:
+    """Two ways to verify, or none, or options without code are refused."""
+    assert sentence in refusal(tmp_path, text)
+
+
 def test_broken_toml_names_its_line(tmp_path: Path) -> None:
     """A file that is no TOML is refused with the place where it breaks."""
     assert "line 2" in refusal(tmp_path, "[acme]\ntitle = \n")
 
 
 @pytest.mark.parametrize(
-    "provider", [p for p in load_providers().values() if not p.custom], ids=lambda p: p.name
+    "provider",
+    [p for p in load_providers().values() if p.scheme and p.scheme.type not in PUBLIC_KEY],
+    ids=lambda p: p.name,
 )
 def test_made_secrets_are_usable(provider: Provider) -> None:
     """The first run's random secrets have the shape of the provider's, and no two are alike."""
@@ -191,3 +298,49 @@ def test_no_secret_is_made_for_a_public_key(tmp_path: Path) -> None:
     text = ENTRY.replace('type = "hmac"\nhash = "sha256"\n', scheme)
     with pytest.raises(ConfigError, match="must be set by hand"):
         generate_secret(load(tmp_path, text))
+
+
+@pytest.mark.parametrize("key", ["signs = []", "keyless = true", 'proof = ["X-A"]'])
+def test_what_is_for_code_only(tmp_path: Path, key: str) -> None:
+    """A scheme says by itself what is signed, with what, and where the proof stands."""
+    assert "is for code" in refusal(tmp_path, ENTRY.replace("[acme.scheme]", f"{key}\n[acme.scheme]"))
+
+
+def test_code_says_what_it_signs(tmp_path: Path) -> None:
+    """The body by default; nothing, or the URL, where the entry says so."""
+    provider = load(tmp_path, CODE)
+    assert (provider.signs_body, provider.signs_url, provider.id_is_signed) == (True, False, True)
+    provider = load(tmp_path, CODE + 'signs = ["url"]\n')
+    assert (provider.signs_body, provider.signs_url, provider.id_is_signed) == (False, True, False)
+    provider = load(tmp_path, CODE + 'keyless = true\nproof = ["X-Proof"]\n')
+    assert (provider.needs_secret, provider.signature_headers) == (False, {"x-proof"})
+
+
+def test_an_entry_may_say_that_nothing_is_signed(tmp_path: Path) -> None:
+    """It has no scheme, needs no secret, and nothing of it is signed."""
+    provider = load(
+        tmp_path, CODE.replace('code = "acme"', 'verification = "none"').replace('options = ["audience"]', "")
+    )
+    assert (provider.needs_secret, provider.signs_body, provider.id_is_signed) == (False, False, False)
+    with pytest.raises(ConfigError, match="signs nothing"):
+        _ = provider.required_scheme
+
+
+LAZY = """
+import sys
+from pathlib import Path
+from config.catalogue import load_providers
+from config.sources import load_sources
+from receiver.endpoints import build_endpoints
+build_endpoints(load_sources(Path(sys.argv[1]), load_providers(), {}))
+print("cryptography" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("name", "loaded"), [("stripe", "False"), ("discord", "True")])
+def test_public_keys_cost_only_those_who_use_them(tmp_path: Path, name: str, loaded: str) -> None:
+    """A process whose sources share secrets never loads the library for public keys."""
+    file = tmp_path / "sources.toml"
+    file.write_text(f'[a]\nprovider = "{name}"\nsecrets_env = "A"\n', encoding="utf-8")
+    ran = subprocess.run([sys.executable, "-c", LAZY, str(file)], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == loaded

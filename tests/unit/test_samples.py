@@ -1,16 +1,22 @@
 """Sample deliveries: signed as the provider would, and read back as what was asked for."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from config.providers import load_providers
+from config.catalogue import load_providers
+from config.providers import Provider
+from config.schemes import PUBLIC_KEY
 from config.secrets import generate_secret
 from config.sources import SOURCES, Source, load_sources
 from firstseen.samples import Sample, sample, signed_file
+from receiver.endpoints import build_endpoints
 from receiver.extraction import Item, compile_extractor
+from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme, verify
+from tests.services.catalogue import DECLARED, make_keys, options
 
 NOW = 1_800_000_000.25
 PROVIDERS = load_providers()
@@ -110,3 +116,67 @@ def test_secrets_stay_out_of_a_sample() -> None:
     """A sample can be printed: signatures are left out, and no secret is in it."""
     sent = sample(ALL["github"], type=None, event_id=None, now=NOW)
     assert ALL["github"].secrets[0] not in f"{sent!r}{dict(sent.headers)}"
+
+
+def source_of(provider: Provider) -> tuple[Source, str]:
+    """Make a source of a preset, and the private key that signs for it, if it has one."""
+    secret, signing = make_keys(provider)
+    source = Source(provider.name, provider, (secret,), options=options(provider))
+    return source, signing if provider.required_scheme.type in PUBLIC_KEY else ""
+
+
+every = pytest.mark.parametrize("provider", DECLARED, ids=lambda provider: provider.name)
+
+
+@every
+def test_every_preset_can_be_tried(provider: Provider) -> None:
+    """Each provider's sample verifies, is one event with an id and a type, and no handshake."""
+    source, key = source_of(provider)
+    sent = sample(source, type=None, event_id=None, now=NOW, key=key)
+    item = received(source, sent)
+    assert item.event_id == sent.event_id or provider.policy == "none"
+    assert (item.type == "unknown") == (not provider.event_type)
+    assert item.created_at is None or abs(item.created_at.timestamp() - NOW) < 1
+    request = Request(sent.method, sent.url, tuple(sent.headers.items()), sent.body)
+    shakes = Handshakes(replace(source, handshake=True, verify_tokens=("t",)))
+    assert shakes.before_verifying(request) is shakes.after_verifying(request) is None
+
+
+@every
+def test_every_preset_takes_the_id_that_is_asked_for(provider: Provider) -> None:
+    """`--id` arrives as given where the provider has ids, and is refused where it has none."""
+    source, key = source_of(provider)
+    if not provider.event_id:
+        with pytest.raises(CannotSign, match="no ids of their own"):
+            sample(source, type=None, event_id="id-1", now=NOW, key=key)
+        return
+    item = received(source, sample(source, type=None, event_id="id-1", now=NOW, key=key))
+    assert "id-1" in item.event_id
+
+
+def test_a_private_key_is_asked_for() -> None:
+    """Where only the provider can sign, the sentence says what to do."""
+    source, _ = source_of(PROVIDERS["discord"])
+    with pytest.raises(CannotSign, match="name the private key's file with --key"):
+        sample(source, type=None, event_id=None, now=NOW)
+    with pytest.raises(CannotSign, match="not a private ed25519 key"):
+        sample(source, type=None, event_id=None, now=NOW, key="00")
+
+
+@pytest.mark.parametrize("name", ["twilio", "adyen", "strava"])
+def test_code_signs_where_the_secret_is_shared(name: str) -> None:
+    """A sample is verified by the same code; it needs no scheme."""
+    provider = PROVIDERS[name]
+    source = Source(name, provider, ("ab" * 16,) if provider.needs_secret else ())
+    made = sample(source, type=None, event_id=None, now=NOW, url=f"https://hooks.example.com/webhooks/{name}")
+    endpoint = build_endpoints({name: source})[name]
+    request = Request("POST", made.url, tuple(made.headers.items()), made.body)
+    endpoint.verify(request, NOW)
+    assert [item.event_id for item in endpoint.extractor.items(request)] == [made.event_id]
+
+
+def test_code_without_a_shared_secret_signs_nothing() -> None:
+    """Where only the provider has the key, the sentence says so."""
+    source = Source("a", PROVIDERS["aws-sns"], (), options={"topic_arn": "arn"})
+    with pytest.raises(CannotSign, match="a key that only it has"):
+        sample(source, type=None, event_id=None, now=NOW)

@@ -208,3 +208,34 @@ def test_any_other_text_is_no_duration(text: str) -> None:
         assert parse_duration(text) >= timedelta(0)
     except ValueError as error:
         assert "duration" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://hooks.example.com", "https://hooks.example.com"),
+        ("https://example.com:8443/a/b/", "https://example.com:8443/a/b"),
+        ("http://localhost", "http://localhost"),
+        ("", ""),
+    ],
+)
+def test_a_public_url(load: Load, text: str, kept: str) -> None:
+    """Scheme and host, and a path without the slash at its end."""
+    assert load(FIRSTSEEN_PUBLIC_URL=text).public_url == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hooks.example.com", "ftp://x", "https://", "https://user:hunter2@x", "https://x/?a=1", "https://x/#a"],
+)
+def test_what_is_no_public_url(load: Load, text: str) -> None:
+    """Anything else is refused, and not repeated: a password may stand in it."""
+    assert "write scheme and host" in load.refusal(FIRSTSEEN_PUBLIC_URL=text)
+
+
+def test_proxies_are_counted(load: Load) -> None:
+    """None is the default, and the number is small."""
+    assert load().proxy_hops == 0
+    assert load(FIRSTSEEN_PROXY_HOPS="2").proxy_hops == 2
+    for text in ("-1", "11", "all"):
+        assert "FIRSTSEEN_PROXY_HOPS is wrong" in load.refusal(FIRSTSEEN_PROXY_HOPS=text)

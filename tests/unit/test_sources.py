@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from config.catalogue import load_providers
 from config.durations import in_words
 from config.errors import ConfigError
-from config.providers import load_providers
 from config.sources import SOURCES, Source, load_sources
 
 PROVIDERS = load_providers()
@@ -247,3 +247,93 @@ def test_values_that_the_content_names_are_options(tmp_path: Path) -> None:
 def test_durations_are_written_as_they_are_read(span: timedelta, text: str) -> None:
     """A sentence shows a duration the way its file would."""
     assert in_words(span) == text
+
+
+STRAVA = '[a]\nprovider = "strava"\n'
+SNS = '[a]\nprovider = "aws-sns"\noptions = { topic_arn = "arn" }\n'
+OWN = """
+[a]
+provider = "code"
+verifier = "my_webhooks:acme"
+options = { event_id = "json:id" }
+"""
+
+
+def test_an_unsigned_sender_must_be_confirmed(tmp_path: Path) -> None:
+    """Without the user's word nothing is let in; where something is signed the word is refused."""
+    assert "strava signs nothing" in refusal(tmp_path, STRAVA)
+    source = load(tmp_path, f"{STRAVA}unverified = true")
+    assert (source.problem, source.secrets, source.replay_guard) == (None, (), None)
+    assert "stripe can be verified" in refusal(tmp_path, f"{STRIPE}unverified = true")
+    assert "shares no secret" in refusal(tmp_path, f'{STRAVA}unverified = true\nsecrets_env = "A"')
+
+
+def test_some_senders_share_no_secret(tmp_path: Path) -> None:
+    """Their sources have none and no problem; others must name theirs."""
+    source = load(tmp_path, SNS)
+    assert (source.problem, source.secrets, source.options) == (None, (), {"topic_arn": "arn"})
+    assert "aws-sns shares no secret" in refusal(tmp_path, f'{SNS}secrets_env = "A"')
+    assert "options.topic_arn is missing" in refusal(tmp_path, '[a]\nprovider = "aws-sns"\n')
+    assert refusal(tmp_path, '[a]\nprovider = "stripe"\n').startswith("[a] secrets_env is missing")
+
+
+def test_a_function_of_the_user(tmp_path: Path) -> None:
+    """The source names it and says where the event's id is; a secret is its own affair."""
+    source = load(tmp_path, OWN)
+    assert (source.provider.code, source.provider.keyless, source.problem) == ("my_webhooks:acme", True, None)
+    with_secret = load(tmp_path, OWN.replace("options", 'secrets_env = "A"\noptions'), A="x")
+    assert (with_secret.secrets, with_secret.provider.needs_secret) == (("x",), True)
+    token = load(tmp_path, OWN.replace('"json:id"', '"json:id", signs = [], proof = ["X-Token"]'))
+    assert (token.provider.signs_body, token.provider.id_is_signed) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (OWN.replace('verifier = "my_webhooks:acme"', ""), "verifier is missing; name your function"),
+        (OWN.replace(":acme", ".acme"), "verifier is 'my_webhooks.acme'; write module:function"),
+        (OWN.replace('"code"', '"stripe"'), "verifier is set, but stripe is verified already"),
+        (OWN.replace("event_id", "event_idd"), "options.event_idd is not a known option; did you mean"),
+        (OWN.replace('"json:id"', '"json:id", content = "{body}"'), "options.content is not a known option"),
+        (OWN.replace('event_id = "json:id"', ""), "options"),
+        (OWN + 'keep_headers = ["X-Token"]', ""),
+    ],
+)
+def test_what_a_function_of_the_user_needs(tmp_path: Path, text: str, sentence: str) -> None:
+    """Anything else about it is refused with a sentence."""
+    if not sentence:
+        text = text.replace('"json:id"', '"json:id", proof = ["X-Token"]')
+        sentence = "keep_headers has 'X-Token'"
+    assert sentence in refusal(tmp_path, text)
+
+
+META = '[a]\nprovider = "meta"\nsecrets_env = "A"\n'
+OPTED_IN = 'handshake = true\nverify_token_env = "V"\n'
+
+
+def test_a_handshake_is_opted_in(tmp_path: Path) -> None:
+    """Unsigned handshakes are off by default; verify tokens are read like secrets, and shown as little."""
+    assert not load(tmp_path, META).handshake
+    source = load(tmp_path, META + OPTED_IN, V="t-old, t-new")
+    assert (source.handshake, source.verify_tokens) == (True, ("t-old", "t-new"))
+    assert "t-old" not in repr(source)
+    (warning,) = load(tmp_path, META + OPTED_IN, A="secret").warnings
+    assert warning == "the environment variable V holds no verify token, so the handshake gets no answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (META + "handshake = true\n", "verify_token_env is missing; meta's handshake holds a token"),
+        (META + 'verify_token_env = "V"\n', "leave it out"),
+        (META + OPTED_IN.replace('"V"', '"tok-en"'), "never the token"),
+        (META.replace("meta", "stripe") + "handshake = true\n", "stripe has no unsigned handshake"),
+        (META.replace("meta", "slack") + "handshake = true\n", "slack has no unsigned handshake"),
+        (META.replace("meta", "okta") + OPTED_IN, "leave it out"),
+    ],
+)
+def test_a_wrong_opt_in_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    """An opt-in that would do nothing, or that lacks its token, is refused at start-up."""
+    found = refusal(tmp_path, text)
+    assert sentence in found
+    assert "tok-en" not in found

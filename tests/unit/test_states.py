@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from receiver.ledger.calls.resolving import Resolution
+from receiver.ledger.calls.states import CallState
 from receiver.ledger.states import FIRST, TRANSITIONS, UNFINISHED, Move, State, enters, leaves
 
 DIAGRAM = Path(__file__).parents[2] / "docs" / "states.md"
 ARROW = re.compile(r"^\s+(\[\*\]|\w+) --> (\w+)(?:: ([\w ]+))?$", re.MULTILINE)
 FINAL = {State.DONE, State.DEAD, State.IGNORED}
+
+
+def page(part: int) -> str:
+    """Return the event's part of the page, or the call's."""
+    return DIAGRAM.read_text().split("# The call's states")[part]
 
 
 def arrows() -> set[tuple[str, str, str]]:
@@ -64,13 +71,19 @@ def test_an_event_that_ended_runs_again_only_on_purpose() -> None:
 
 def test_the_diagram_is_the_table() -> None:
     """docs/states.md draws each arrow of the table, and no other."""
-    drawn = ARROW.findall(DIAGRAM.read_text())
+    drawn = ARROW.findall(page(0))
     assert {(source, to, label) for source, to, label in drawn if source != "[*]"} == arrows()
     assert {to for source, to, _ in drawn if source == "[*]"} == set(FIRST)
     assert len(drawn) == len(set(drawn)), "an arrow is drawn twice"
 
 
-def test_the_page_explains_every_state() -> None:
-    """docs/states.md has one row for each state."""
-    rows = re.findall(r"^\| (\w+) \|", DIAGRAM.read_text(), re.MULTILINE)
-    assert rows == ["state", *State]
+@pytest.mark.parametrize(("part", "states"), [(0, State), (1, CallState)])
+def test_the_page_explains_every_state(part: int, states: type[State | CallState]) -> None:
+    """docs/states.md has one row for each state of an event, and one for each of a call."""
+    rows = re.findall(r"^\| (\w[\w ]*) \|", page(part), re.MULTILINE)
+    assert [row for row in rows if row != "resolution"] == ["state", *states]
+
+
+def test_the_page_explains_every_resolution() -> None:
+    """docs/states.md says of each resolution what becomes of the call and its event."""
+    assert re.findall(r"^\| `([\w-]+)` \|", page(1), re.MULTILINE) == list(Resolution)

@@ -89,7 +89,7 @@ class Performance:
         pause = LOCKED_PAUSE
         while True:
             planned = self._plan()
-            if planned.state == CallState.SUCCEEDED:
+            if planned.state == CallState.SUCCEEDED and not planned.changed:
                 return self._stored(planned)
             self._refuse(planned)
             recorded, got = self._send(planned)

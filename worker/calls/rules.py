@@ -35,7 +35,8 @@ class Case:
     @property
     def replayed(self) -> bool:
         """Whether a marker says that this is a stored answer."""
-        return self.keyed and self.answer.flag(self.dialect.replay.header) is True
+        marker = self.dialect.replay
+        return self.keyed and any(self.answer.flag(name) for name in (marker.header, marker.also))
 
     @property
     def told(self) -> str:

@@ -1,14 +1,21 @@
-"""An example to replace: says in the worker's log who paid."""
+"""Examples to replace: two handlers that call the sandbox, which `make run` starts."""
 
-import logging
-from typing import Any
-
-from worker import Event, handles
-
-log = logging.getLogger(__name__)
+from worker import Calls, Event, handles
 
 
 @handles("stripe", "invoice.paid")
-def invoice_paid(event: Event, _calls: Any) -> None:
-    """Handle a paid invoice. Whatever it raises is retried; raise `worker.Dead` to give the event up."""
-    log.info("Invoice %s is paid.", event.data["data"]["object"]["id"])
+def invoice_paid(event: Event, calls: Calls) -> None:
+    """Make who paid an invoice a contact, and thank them by letter. Each happens once."""
+    name = event.data["data"]["object"]["customer_name"]
+    calls.salesly.post("/contacts", json={"name": name, "type": "client"})
+    letter = {"recipient[lastname]": name, "pages": "Thank you for your payment."}
+    calls.stannp.post("/letters/create", data=letter, step="thank-you letter")
+
+
+@handles("shopify", "orders/create")
+def order_created(event: Event, calls: Calls) -> None:
+    """Pass an order on, once for its number, however many events tell of it."""
+    order = event.data
+    items = [{"product": item["title"], "quantity": item["quantity"]} for item in order["line_items"]]
+    wanted = {"customerId": str(order["customer"]["id"]), "items": items}
+    calls.telness.post("/orders", json=wanted, once=f"shopify order {order['id']}")

@@ -104,10 +104,10 @@ _NEXT = {
 
 
 def _known(call: Deciding) -> str:
-    if call.is_open:
-        return f"Nobody knows whether it happened: look at {call.api}."
     if call.outcome is not None and FINAL.get(Outcome(call.outcome)) == CallState.SUCCEEDED:
         return "It happened."
+    if call.is_open:
+        return f"Nobody knows whether it happened: look at {call.api}."
     if call.outcome == Outcome.MISMATCH:
         return f"Its key belongs to another request there: look at {call.api}."
     return "It has not happened, as far as its answers tell."

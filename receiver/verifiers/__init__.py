@@ -1,0 +1,16 @@
+"""Verifiers that are written as code, behind the same interface as the schemes that are data.
+
+A verifier of your own is one function, named in the source's table as `verifier = "my_webhooks:acme"`:
+
+    from receiver.verifiers import InvalidSignature, verifies
+
+    @verifies
+    def acme(request, secrets, now):
+        if request.header("X-Acme-Token") not in secrets:
+            raise InvalidSignature("bad_signature")
+"""
+
+from receiver.signatures import CannotVerify, InvalidSignature, Request
+from receiver.verifiers.own import verifies
+
+__all__ = ["CannotVerify", "InvalidSignature", "Request", "verifies"]

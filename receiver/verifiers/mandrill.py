@@ -1,0 +1,54 @@
+"""Mandrill (Mailchimp Transactional): an HMAC-SHA1 over the URL and the sorted form.
+
+As in https://mailchimp.com/developer/transactional/guides/track-respond-activity-webhooks/.
+"""
+
+import hmac
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+
+from receiver.ledger.payload import is_form
+from receiver.signatures.decoding import from_base64, wire
+from receiver.signatures.editing import CannotSign
+from receiver.signatures.errors import InvalidSignature
+from receiver.signatures.request import Request
+from receiver.verifiers.base import Verifier, header, usable
+from receiver.verifiers.forms import sorted_fields, with_header
+
+SIGNATURE = "X-Mandrill-Signature"
+
+
+class Mandrill(Verifier):
+    """The secret is the webhook's key."""
+
+    def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
+        """See `Verifier`."""
+        signature = from_base64(header(request, SIGNATURE))
+        if not signature:
+            raise InvalidSignature("malformed_signature", SIGNATURE)
+        if not is_form(request.header("content-type")):
+            raise InvalidSignature("unreadable_body", "it is not a form, and only forms are signed")
+        keys, fields = usable(secrets), sorted_fields(request)
+        for url in _urls(request):
+            for key in keys:
+                if hmac.compare_digest(hmac.digest(key, url + fields, "sha1"), signature):
+                    return
+        raise InvalidSignature("bad_signature", f"for {request.url.partition('?')[0]}")
+
+    def sign(self, secret: str, request: Request, now: float, event_id: str) -> Request:  # noqa: ARG002
+        """See `Verifier`."""
+        if not is_form(request.header("content-type")):
+            raise CannotSign("Mandrill signs forms only")
+        content = wire(request.url) + sorted_fields(request)
+        text = b64encode(hmac.digest(secret.encode(), content, "sha1")).decode()
+        return with_header(request, SIGNATURE, text)
+
+
+def _urls(request: Request) -> Iterator[bytes]:
+    """Yield the URL, and the URL with user and password: they are signed, but arrive as Basic auth."""
+    yield wire(request.url)
+    word, _, encoded = (request.header("authorization") or "").partition(" ")
+    pair = from_base64(encoded.strip(" ")) if word.lower() == "basic" else None
+    scheme, mark, rest = wire(request.url).partition(b"://")
+    if pair and mark:
+        yield scheme + mark + pair + b"@" + rest

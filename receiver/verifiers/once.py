@@ -1,0 +1,91 @@
+"""A cache of what is slow to make: made by one thread for everybody who waits, and bounded in every way."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from receiver.signatures.errors import CannotVerify
+
+ROOM = 256
+"""Values kept; the ones used longest ago go first. A provider has a handful of keys."""
+AT_ONCE = 4
+"""Values in the making. Made-up names of keys must not take every thread of web."""
+PATIENCE = 5.0
+"""Seconds that a delivery waits for its key: providers give up after 5 to 30."""
+PAUSE = 5.0
+"""Seconds in which what failed is not tried again."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    at: float
+    value: bytes | None  # None: it failed
+
+
+class Once:
+    """Values by name. `clock` counts seconds from anywhere."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE) -> None:
+        self._clock, self._patience = clock, patience
+        self._guard = threading.Lock()
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._failed: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._flights: dict[Hashable, Future[bytes]] = {}
+
+    def get(self, name: Hashable, make: Callable[[], bytes], max_age: float) -> bytes:
+        """Return a value at most `max_age` seconds old.
+
+        Raise CannotVerify when that takes long or failed a moment ago, and whatever `make` raises.
+        """
+        with self._guard:
+            kept = self._kept.get(name)
+            if kept and kept.value is not None and self._clock() - kept.at <= max_age:
+                self._kept.move_to_end(name)
+                return kept.value
+            flight = self._flights.get(name) or self._start(name, make)
+        try:
+            return flight.result(self._patience)
+        except TimeoutError:
+            raise CannotVerify(f"the sender's key did not arrive within {self._patience:g} s") from None
+
+    @property
+    def making(self) -> int:
+        """How many values are in the making."""
+        return len(self._flights)
+
+    def _start(self, name: Hashable, make: Callable[[], bytes]) -> Future[bytes]:
+        failed = self._failed.get(name)
+        if failed and self._clock() - failed.at < PAUSE:
+            raise CannotVerify("the sender's key could not be fetched a moment ago")
+        if len(self._flights) >= AT_ONCE:
+            raise CannotVerify("too many keys are being fetched at once")
+        future: Future[bytes] = Future()
+        # A thread of its own: a server that sends a byte a second would hold the delivery's for ever.
+        thread = threading.Thread(target=self._make, args=(name, make, future), daemon=True, name="key")
+        try:
+            thread.start()
+        except RuntimeError:
+            raise CannotVerify("no thread is left to fetch a key with") from None
+        self._flights[name] = future  # the guard is held, so its end comes after this
+        return future
+
+    def _make(self, name: Hashable, make: Callable[[], bytes], future: Future[bytes]) -> None:
+        try:
+            value = make()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            self._end(name, self._failed, None)
+            future.set_exception(error)
+        else:
+            self._end(name, self._kept, value)
+            future.set_result(value)
+
+    def _end(self, name: Hashable, into: OrderedDict[Hashable, _Kept], value: bytes | None) -> None:
+        with self._guard:
+            self._flights.pop(name, None)
+            into[name] = _Kept(self._clock(), value)
+            into.move_to_end(name)
+            while len(into) > ROOM:
+                into.popitem(last=False)

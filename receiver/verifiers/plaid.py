@@ -1,0 +1,66 @@
+"""Plaid: a token over the body's SHA-256, under a key that Plaid's API gives for its id.
+
+As in https://plaid.com/docs/api/webhooks/webhook-verification/.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+
+from config.errors import ConfigError
+from receiver.signatures.errors import CannotVerify, InvalidSignature
+from receiver.signatures.request import Request
+from receiver.verifiers.base import Verifier, header
+from receiver.verifiers.fetching import HOUR, Ask, Keys
+from receiver.verifiers.tokens import claims, key_id, number, parse_key
+
+HOSTS = {"production": "https://production.plaid.com", "sandbox": "https://sandbox.plaid.com"}
+PATH = "/webhook_verification_key/get"
+ALGORITHM = "ES256"
+TOLERANCE = 300
+"""Seconds that Plaid says a token is good for."""
+SKEW = 60
+
+
+class Plaid(Verifier):
+    """The secret is that of the API, which gives out keys; the options are `client_id` and `environment`."""
+
+    def __init__(self, options: Mapping[str, str], keys: Keys) -> None:
+        if options["environment"] not in HOSTS:
+            raise ConfigError(f"options.environment must be one of {', '.join(sorted(HOSTS))}")
+        self._url, self._client, self._keys = HOSTS[options["environment"]] + PATH, options["client_id"], keys
+
+    def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
+        """See `Verifier`."""
+        token = header(request, "Plaid-Verification")
+        key = parse_key(self._fetch(secrets, key_id(token, ALGORITHM)), "key")
+        found = claims(token, key if isinstance(key, dict) else {}, ALGORITHM)
+        expired = key.get("expired_at")
+        if isinstance(expired, int | float) and expired <= now:
+            raise InvalidSignature("foreign_key", "the key has expired")
+        age = now - number(found, "iat")
+        if age > TOLERANCE:
+            raise InvalidSignature("stale_timestamp", f"{age:.0f} s ago, {TOLERANCE} s are allowed", age=age)
+        if age < -SKEW:
+            raise InvalidSignature("future_timestamp", f"{-age:.0f} s ahead, {SKEW} s are allowed", age=age)
+        _check_body(found.get("request_body_sha256"), request.body)
+
+    def _fetch(self, secrets: Sequence[str], key: str) -> bytes:
+        if not secrets:
+            raise InvalidSignature("no_secret")
+        for secret in secrets[:-1]:  # any of them may be the one that is not yet, or no longer, in force
+            try:
+                return self._keys.get(self._ask(secret, key), HOUR)
+            except CannotVerify:
+                continue
+        return self._keys.get(self._ask(secrets[-1], key), HOUR)
+
+    def _ask(self, secret: str, key: str) -> Ask:
+        return Ask(self._url, (("client_id", self._client), ("secret", secret), ("key_id", key)))
+
+
+def _check_body(claimed: object, body: bytes) -> None:
+    digest = hashlib.sha256(body).hexdigest().encode()
+    text = claimed.encode("utf-8", "surrogatepass") if isinstance(claimed, str) else b""
+    if not hmac.compare_digest(digest, text):
+        raise InvalidSignature("unmet_claim", "request_body_sha256 is not the body's hash")

@@ -1,0 +1,129 @@
+"""`/v1/calls`: what it tells of outbound calls, and what a person may say of them."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from receiver.ledger import Store
+from receiver.management.call_shapes import Calls, CallStory
+from tests.integration.call_steps import call_row, change_call, with_parked_call
+from tests.integration.steps import change, later, state
+from tests.services.api import Api, problem
+
+
+@pytest.fixture
+def api(store: Store) -> Api:
+    """Give the test the API on an empty ledger."""
+    return Api(store)
+
+
+@pytest.fixture
+def parked(store: Store) -> tuple[UUID, UUID]:
+    """Give an event that is parked for a call which may go out anew."""
+    found = with_parked_call(store)
+    later(store, minutes=2)
+    return found
+
+
+def test_calls_are_listed_and_told(api: Api, parked: tuple[UUID, UUID]) -> None:
+    """The list has its row, its own page all about it, in the documented shapes."""
+    event, call = parked
+    listed, told = api.get("/v1/calls", state="parked").json, api.get(f"/v1/calls/{call}").json
+    assert Calls.model_validate(listed).data[0].event == event
+    assert CallStory.model_validate(told).sends[0].open
+    assert listed["data"] == [told["call"]]
+    assert told["request"]["body"] == '{"to":"Ann"}'
+    assert api.get("/v1/calls", state="succeeded").json == {"data": [], "next": None}
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("state=asleep", "state is wrong"),
+        ("event=evt_1", "event is wrong: write an id such as"),
+        ("event=0199c0de00007000800000000000000a", "event is wrong: write an id such as"),
+        ("cursor=x", "cursor is wrong"),
+        ("limit=0", "limit is wrong"),
+        ("type=a", "type is unknown; known are"),
+    ],
+)
+def test_a_wrong_query_is_refused_with_a_sentence(api: Api, query: str, sentence: str) -> None:
+    """It names the parameter and what is allowed."""
+    refused = api.get(f"/v1/calls?{query}")
+    assert problem(refused) == (422, "invalid-request")
+    assert sentence in refused.json["detail"]
+
+
+def test_what_happened_is_said_with_its_answer(api: Api, store: Store, parked: tuple[UUID, UUID]) -> None:
+    """The call has the given response, its event is due and nudged, and the audit names the key."""
+    event, call = parked
+    given = {"status": 201, "content_type": "application/json", "body": '{"id": "é"}'}
+    told = api.post(f"/v1/calls/{call}/resolve", {"how": "happened", "response": given})
+    assert told.status_code == 200
+    answer = told.json["answer"]
+    assert (told.json["call"]["state"], told.json["call"]["status"]) == ("succeeded", 201)
+    assert (answer["body"], answer["content_type"]) == (given["body"], "application/json")
+    assert (told.json["event"]["state"], api.nudged) == ("waiting", [event])
+    (action,) = told.json["actions"]
+    assert (action["what"], action["who"]) == ("happened", "api:ops")
+    assert state(store, event) == "waiting"
+
+
+@pytest.mark.parametrize("how", ["resend-as-new", "use-stored", "give-up"])
+def test_each_resolution_is_taken(api: Api, store: Store, parked: tuple[UUID, UUID], how: str) -> None:
+    """A call given up ends its event and nudges nobody; the others let it go on."""
+    event, call = parked
+    change_call(store, call, changed_to="e" * 64)
+    told = api.post(f"/v1/calls/{call}/resolve", {"how": how})
+    ended = how == "give-up"
+    assert (told.status_code, told.json["event"]["state"]) == (200, "dead" if ended else "waiting")
+    assert api.nudged == ([] if ended else [event])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"how": "maybe"},
+        {"how": None},
+        {"how": "give-up", "response": {}},
+        {"how": "happened", "response": {"status": 404}},
+        {"how": "happened", "response": {"status": "200"}},
+        {"how": "happened", "response": {"content_type": "text/html\r\nX-A: b"}},
+        {"how": "happened", "response": {"headers": {}}},
+        {"how": "happened", "body": ""},
+    ],
+)
+def test_a_wrong_resolution_is_refused(
+    api: Api, store: Store, parked: tuple[UUID, UUID], body: dict[str, Any]
+) -> None:
+    """It is told with a sentence, and the call stays parked."""
+    _, call = parked
+    assert problem(api.post(f"/v1/calls/{call}/resolve", body)) == (422, "invalid-request")
+    assert call_row(store, call).state == "parked"
+
+
+def test_what_the_states_forbid_is_refused_with_the_reason(
+    api: Api, store: Store, parked: tuple[UUID, UUID]
+) -> None:
+    """A call that is resolved, and one whose event moved on, are 409."""
+    event, call = parked
+    change(store, event, state="waiting")
+    moved = api.post(f"/v1/calls/{call}/resolve", {"how": "happened"})
+    assert problem(moved) == (409, "not-allowed")
+    assert "while its event is waiting" in moved.json["detail"]
+    change(store, event, state="parked")
+    assert api.post(f"/v1/calls/{call}/resolve", {"how": "happened"}).status_code == 200
+    again = api.post(f"/v1/calls/{call}/resolve", {"how": "give-up"})
+    assert problem(again) == (409, "not-allowed")
+    assert "is succeeded" in again.json["detail"]
+    assert api.nudged == [event]
+
+
+def test_a_resend_as_new_that_comes_too_early_is_refused(api: Api, store: Store) -> None:
+    """The sentence says from when on it may be."""
+    _, call = with_parked_call(store)
+    refused = api.post(f"/v1/calls/{call}/resolve", {"how": "resend-as-new"})
+    assert problem(refused) == (409, "not-allowed")
+    assert "resend it as new after 20" in refused.json["detail"]

@@ -1,0 +1,287 @@
+"""Reading the journal: lists of calls, one call's story, and the calls in an event's story."""
+
+import json
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from receiver.ledger import BadCursor, Move, Store, discard, retry, settle, stats, story
+from receiver.ledger import Outcome as End
+from receiver.ledger.calls.reading import CallFilter, list_calls
+from receiver.ledger.calls.resolving import Resolution, UnknownCall, resolve
+from receiver.ledger.calls.states import CallState, Outcome, Protection
+from receiver.ledger.calls.story import call_story
+from tests.integration.call_steps import (
+    answered,
+    call_row,
+    change_call,
+    planned,
+    sent,
+    with_parked_call,
+)
+from tests.integration.steps import change, deliver, later, row, take
+
+YES = Outcome.SUCCEEDED
+
+
+def steps(store: Store, **which: object) -> list[str]:
+    """Return the steps of the calls that a filter finds."""
+    return [one["step"] for one in list_calls(store, CallFilter(**which)).data]  # type: ignore[arg-type]
+
+
+def test_each_part_of_a_filter_narrows(store: Store) -> None:
+    """State, API, source and event each leave out what does not match, and together they intersect."""
+    event, _ = with_parked_call(store)
+    held = take(store, deliver(store, "evt_2", source="github").event)
+    done = planned(store, held, "contact", api="salesly").id
+    answered(store, held, done, YES)
+    assert steps(store) == ["contact", "letter"]
+    assert steps(store, state=CallState.PARKED) == ["letter"]
+    assert steps(store, state=CallState.REJECTED) == []
+    assert steps(store, api="salesly") == ["contact"]
+    assert steps(store, source="stripe") == ["letter"]
+    assert steps(store, event_id="evt_2") == ["contact"]
+    assert steps(store, event=event) == ["letter"]
+    assert steps(store, event=event, api="salesly") == []
+    assert steps(store, source="stripe", event_id="evt_1", state=CallState.PARKED, api="stannp") == ["letter"]
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud800", "é" * 300])
+def test_texts_that_no_column_holds_match_nothing(store: Store, text: str) -> None:
+    """They find no call, and break nothing."""
+    with_parked_call(store)
+    for which in (CallFilter(api=text), CallFilter(source=text), CallFilter(event_id=text)):
+        assert list_calls(store, which).data == []
+
+
+def test_pages_are_complete_and_disjoint_while_calls_arrive(store: Store) -> None:
+    """Following `next` gives every call once, newest first, though new ones come before each page."""
+    held = take(store, deliver(store).event)
+    there = [str(planned(store, held, f"step {n}", n).id) for n in range(11)]
+    seen: list[str] = []
+    cursor = None
+    for _ in range(len(there)):
+        page = list_calls(store, CallFilter(), limit=3, cursor=cursor)
+        seen += [one["id"] for one in page.data]
+        planned(store, held, f"late {len(seen)}", len(there) + len(seen))
+        cursor = page.next
+        if cursor is None:
+            break
+    assert seen == there[::-1]
+
+
+def test_a_foreign_cursor_is_refused(store: Store) -> None:
+    """A cursor that was not made here is named as such."""
+    with pytest.raises(BadCursor):
+        list_calls(store, CallFilter(), cursor="nonsense")
+
+
+def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
+    """Event, attempts, calls, sends, keys and answers are one chain: a send names its attempt."""
+    event = deliver(store).event
+    held = take(store, event)
+    call = planned(store, held, once="letter-7").id
+    answered(store, held, call, Outcome.UNKNOWN, 0, open=True)
+    assert settle(store, held, End(Move.RETRY_LATER))
+    later(store, minutes=1)
+    held = take(store, event)
+    assert planned(store, held, once="letter-7").id == call
+    answered(store, held, call, YES)
+    planned(store, held, "second", 1)
+    told = story(store, event)
+    json.dumps(told)
+    first, second = told["calls"]
+    assert (first["step"], first["state"], first["key"], first["once"]) == (
+        "letter", "succeeded", "key-letter-0", "letter-7",
+    )  # fmt: skip
+    assert (first["status"], first["answer"]) == (201, {"size": 8, "content_type": "application/json"})
+    assert first["expires_at"] > first["first_sent_at"] > first["created_at"]
+    assert [(s["number"], s["attempt"], s["outcome"], s["status"], s["open"]) for s in first["sends"]] == [
+        (1, 1, "unknown", None, False), (2, 2, "succeeded", 201, False),
+    ]  # fmt: skip
+    claims = [attempt["claim"] for attempt in told["attempts"]]
+    assert [send["claim"] for send in first["sends"]] == claims
+    assert (second["state"], second["sends"], second["answer"]) == ("pending", [], None)
+    assert "body" not in json.dumps(told["calls"]), "a call's contents stand in its event's story"
+
+
+def test_successors_and_generations_stand_in_order(store: Store) -> None:
+    """Each generation's calls by place, a successor after the call whose place it took."""
+    event, call = with_parked_call(store)
+    later(store, minutes=2)
+    resolve(store, call, Resolution.RESEND_AS_NEW, "ann")
+    held = take(store, event)
+    answered(store, held, planned(store, held).id, YES)
+    planned(store, held, "second", 1)
+    change(store, event, generation=1)
+    change_call(store, planned(store, held, "third", 2).id, generation=1, position=0)
+    told = story(store, event)["calls"]
+    assert [(c["generation"], c["position"], c["successor"], c["step"], c["state"]) for c in told] == [
+        (0, 0, 0, "letter", "replaced"),
+        (0, 0, 1, "letter", "succeeded"),
+        (0, 1, 0, "second", "pending"),
+        (1, 0, 0, "third", "pending"),
+    ]
+    assert [c["key"] for c in told[:2]] == ["key-letter-0", "key-letter-1"]
+
+
+def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many calls and sends the latest are told, and all are counted."""
+    monkeypatch.setattr("receiver.ledger.calls.story.CALLS_SHOWN", 3)
+    monkeypatch.setattr("receiver.ledger.calls.story.SENDS_SHOWN", 2)
+    event = deliver(store).event
+    held = take(store, event)
+    for number in range(4):
+        call = planned(store, held, f"step {number}", number).id
+    for _ in range(3):
+        sent(store, held, call)
+    told = story(store, event)["calls"]
+    assert [one["step"] for one in told] == ["step 1", "step 2", "step 3"]
+    assert [send["number"] for send in told[-1]["sends"]] == [2, 3]
+    assert told[-1]["send_count"] == 3
+    assert len(call_story(store, call)["sends"]) == 3
+
+
+def test_a_calls_story_has_what_went_out_and_came_back(store: Store) -> None:
+    """Request and answer as text where they are, else in base64; null once they are erased."""
+    held = take(store, deliver(store).event)
+    call = planned(store, held, body=b"\xff\x00").id
+    answered(store, held, call, YES)
+    told = call_story(store, call)
+    assert told["request"] == {
+        "content_type": "application/json", "size": 2, "encoding": "base64", "body": "/wA=",
+    }  # fmt: skip
+    assert told["answer"] == {
+        "content_type": "application/json", "size": 8, "encoding": "utf-8", "body": '{"id":7}',
+    }  # fmt: skip
+    assert (told["event"]["event_id"], told["call"]["source"]) == ("evt_1", "stripe")
+    change_call(store, call, body=None, answer=None, answer_headers=None, headers="{}")
+    erased = call_story(store, call)
+    assert (erased["request"], erased["answer"]) == (None, None)
+
+
+def test_an_unknown_call_is_named(store: Store) -> None:
+    """Asking for nothing says so."""
+    missing = uuid4()
+    with pytest.raises(UnknownCall, match=str(missing)):
+        call_story(store, missing)
+
+
+def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
+    """With the command for each, when the call may go out anew, and what is risked."""
+    event, call = with_parked_call(store)
+    told = story(store, event)
+    assert (told["event"]["parked_call"], told["event"]["calls_changed"]) == (str(call), False)
+    said = told["next"]
+    for words in (
+        "Nobody knows whether it happened: look at stannp.",
+        f"`firstseen call resolve {call} --happened`",
+        "`--resend-as-new` sends it under a new key, so it happens twice if it did happen, not before 20",
+        "`--give-up` ends the event",
+    ):
+        assert words in said, said
+    assert "--use-stored" not in said
+    assert call_story(store, call)["next"] in said
+    later(store, minutes=2)
+    assert "not before" not in story(store, event)["next"]
+
+
+def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
+    """The stored bytes, or the present ones as a successor; both fingerprints are shown."""
+    event = deliver(store).event
+    held = take(store, event)
+    call = planned(store, held).id
+    settle(store, held, End(Move.RETRY_LATER))
+    held = take(store, event)
+    assert planned(store, held, fingerprint="e" * 64).changed
+    settle(store, held, End(Move.PARK, call=call))
+    told = story(store, event)
+    assert (told["calls"][0]["fingerprint"], told["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)
+    said = told["next"]
+    assert "It has not happened" in said
+    assert "`--use-stored` sends the stored bytes under the stored key" in said
+    assert "`--resend-as-new` sends the handler's present bytes as a successor, under a new key;" in said
+
+
+def test_other_bytes_of_a_call_that_succeeded_flag_the_event(store: Store) -> None:
+    """The event tells that its handler is not the one that made the call."""
+    event = deliver(store).event
+    held = take(store, event)
+    answered(store, held, planned(store, held).id, YES)
+    planned(store, held, fingerprint="e" * 64)
+    assert story(store, event)["event"]["calls_changed"] is True
+
+
+def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
+    """The sentence of a waiting event names its call, and that its key stays."""
+    event = deliver(store).event
+    held = take(store, event)
+    answered(store, held, planned(store, held).id, Outcome.LATER, 429, retry_after=timedelta(minutes=5))
+    settle(store, held, End(Move.FINISH))
+    told = story(store, event)["next"]
+    assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
+
+
+def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
+    """A rejected call did not happen: a retry opens a successor; a discarded event promises nothing."""
+    event = deliver(store).event
+    held = take(store, event)
+    call = planned(store, held).id
+    answered(store, held, call, Outcome.REJECTED, 422)
+    settle(store, held, End(Move.GIVE_UP, reason="It was refused."))
+    assert "A retry sends its rejected call 'letter' as a successor" in story(store, event)["next"]
+    assert "did not happen" in call_story(store, call)["next"]
+    retry(store, event, "ann")
+    assert call_row(store, call).state == "replaced"
+    discard(store, event, "ann")
+    assert "successor" not in story(store, event)["next"]
+
+
+@pytest.mark.parametrize("state", CallState)
+@pytest.mark.parametrize("parked", [True, False])
+def test_every_state_of_a_call_has_a_sentence(store: Store, state: CallState, *, parked: bool) -> None:
+    """No state is left without a word, whatever its event does."""
+    event, call = with_parked_call(store)
+    change_call(store, call, state=state)
+    if not parked:
+        change(store, event, state="waiting")
+    told = call_story(store, call)["next"]
+    assert told.endswith("."), told
+    assert ("firstseen call resolve" in told) == (parked and state in ("pending", "parked"))
+
+
+def test_a_call_of_an_earlier_generation_waits_for_nobody(store: Store) -> None:
+    """Its story says which generation its event is in."""
+    event, call = with_parked_call(store)
+    change(store, event, generation=1)
+    assert call_story(store, call)["next"] == "Nothing: its event is in generation 1 now."
+
+
+def test_a_call_that_shares_another_events_answer_says_so(store: Store) -> None:
+    """While the first one with the same `once` is not finished, the second waits for it."""
+    first = take(store, deliver(store, "evt_1").event)
+    holder = planned(store, first, once="order-1").id
+    second = take(store, deliver(store, "evt_2").event)
+    call = planned(store, second, once="order-1").id
+    told = call_story(store, call)
+    assert (told["call"]["shares"], told["next"]) == (
+        str(holder), f"It waits for the call {holder} of another event.",
+    )  # fmt: skip
+    settle(store, second, End(Move.FINISH))
+    assert "waits for another event's call" in story(store, second.event)["next"]
+
+
+def test_calls_are_counted_by_api(store: Store) -> None:
+    """By state, and by what they were told last; what was never sent was told nothing."""
+    held = take(store, deliver(store).event)
+    answered(store, held, planned(store, held, "one", 0).id, YES)
+    answered(store, held, planned(store, held, "two", 1).id, Outcome.LATER, 429)
+    planned(store, held, "three", 2, api="salesly", protection=Protection.UNPROTECTED)
+    salesly, stannp = stats(store)["calls"]
+    assert (salesly["api"], salesly["count"], salesly["states"]["pending"], salesly["outcomes"]) == (
+        "salesly", 1, 1, {},
+    )  # fmt: skip
+    assert (stannp["count"], stannp["states"]["succeeded"], stannp["states"]["pending"]) == (2, 1, 1)
+    assert stannp["outcomes"] == {"succeeded": 1, "later": 1}
+    assert row(store, held.event).state == "processing"

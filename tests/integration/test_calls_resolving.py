@@ -1,0 +1,232 @@
+"""What a person says of a parked call: call and event change together, once, or not at all."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Connection, select, text
+
+from receiver.ledger import Move, NotAllowed, State, Store, settle, story
+from receiver.ledger import Outcome as End
+from receiver.ledger.calls.answers import Answered, Receipt, record
+from receiver.ledger.calls.models import SEND
+from receiver.ledger.calls.resolving import Resolution, Response, UnknownCall, resolve
+from receiver.ledger.calls.states import CallState, Outcome, Verdict
+from receiver.ledger.calls.story import call_story
+from receiver.ledger.models import ACTION, EVENT
+from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
+from tests.integration.steps import change, deliver, later, row, rows_of, state, take
+from tests.services.waiting import wait_until
+
+WAYS = list(Resolution)
+OTHER = "e" * 64
+
+
+@pytest.fixture
+def parked(store: Store) -> tuple[UUID, UUID]:
+    """Give an event parked for a call that nobody answered and that its handler asks for otherwise now."""
+    event, call = with_parked_call(store)
+    change_call(store, call, changed_to=OTHER)
+    later(store, minutes=2)
+    return event, call
+
+
+def opened(store: Store, call: UUID) -> list[bool]:
+    """Return for each send of a call whether it is open."""
+    with store.read() as connection:
+        return list(connection.execute(select(SEND.c.open).where(SEND.c.call == call)).scalars())
+
+
+def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
+    """The handler goes on with the given response, and the call never goes out again."""
+    event, call = parked
+    given = Response(201, (("content-type", "application/json"),), b'{"id":7}')
+    acted = resolve(store, call, Resolution.HAPPENED, "ann", response=given)
+    assert (acted.event, acted.was, acted.state, acted.nudge) == (event, State.PARKED, State.WAITING, True)
+    assert opened(store, call) == [False]
+    held = take(store, event)
+    found = planned(store, held)
+    assert (found.id, found.state, found.status, found.answer) == (call, "succeeded", 201, b'{"id":7}')
+    assert settle(store, held, End(Move.FINISH))
+    assert state(store, event) == "done"
+
+
+def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
+    """A successor with a key of its own and the handler's present bytes takes the place."""
+    event, call = parked
+    resolve(store, call, Resolution.RESEND_AS_NEW, "ann")
+    held = take(store, event)
+    found = planned(store, held, fingerprint=OTHER)
+    assert (found.state, found.key, found.sends) == ("pending", "key-letter-1", 0)
+    assert (call_row(store, call).state, call_row(store, found.id).successor) == ("replaced", 1)
+    answered(store, held, found.id, Outcome.SUCCEEDED)
+    assert settle(store, held, End(Move.FINISH))
+    assert state(store, event) == "done"
+
+
+def test_use_stored(store: Store, parked: tuple[UUID, UUID]) -> None:
+    """The stored bytes go out under the stored key, though the handler asks for others."""
+    event, call = parked
+    resolve(store, call, Resolution.USE_STORED, "ann")
+    found = planned(store, take(store, event), body=b"other", fingerprint=OTHER)
+    assert (found.id, found.state, found.changed) == (call, "pending", None)
+    assert (found.key, found.body) == ("key-letter-0", b'{"to":"Ann"}')
+    assert "use-stored" not in call_story(store, call)["next"]
+
+
+def test_give_up(store: Store, parked: tuple[UUID, UUID]) -> None:
+    """The event ends for good, and says by whom; there is nobody to nudge."""
+    event, call = parked
+    assert not resolve(store, call, Resolution.GIVE_UP, "ann").nudge
+    now = row(store, event)
+    assert (now.state, now.discarded, now.reason) == (
+        "dead", True, "Its call 'letter' was given up by ann.",
+    )  # fmt: skip
+    assert now.finished_at is not None
+    assert (call_row(store, call).state, call_row(store, call).ended_at is None) == ("given up", False)
+    later(store, days=2)
+    deliver(store)
+    assert state(store, event) == "dead"
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_each_resolution_leaves_an_audit_row(
+    store: Store, parked: tuple[UUID, UUID], how: Resolution
+) -> None:
+    """Who said what of which call; the event's attempts begin anew and nothing points at the call."""
+    event, call = parked
+    resolve(store, call, how, "ann")
+    (action,) = story(store, event)["actions"]
+    assert (action["what"], action["who"], action["was"], action["call"]) == (how, "ann", "parked", str(call))
+    (said,) = call_story(store, call)["actions"]
+    assert (said["what"], said["who"]) == (how, "ann")
+    assert call_row(store, call).reason.endswith("ann.")
+    assert row(store, event).parked_call is None
+
+
+def refused(store: Store, call: UUID, how: Resolution, words: str) -> None:
+    """Resolve, and fail unless it is refused with these words and nothing changed."""
+    event = call_row(store, call).event
+    before = call_row(store, call), row(store, event)
+    with pytest.raises(NotAllowed, match=words):
+        resolve(store, call, how, "ann")
+    assert (call_row(store, call), row(store, event)) == before, "a refusal changed something"
+    assert rows_of(store, ACTION, event) == []
+
+
+@pytest.mark.parametrize("start", [one for one in State if one != State.PARKED])
+def test_only_a_parked_events_call_is_resolved(store: Store, parked: tuple[UUID, UUID], start: State) -> None:
+    """While a worker may hold the event, or it has ended, nobody changes its calls."""
+    event, call = parked
+    lease = row(store, event).due_at if start == State.PROCESSING else None
+    change(store, event, state=start, lease_until=lease)
+    for how in WAYS:
+        refused(store, call, how, f"cannot be resolved while its event is {start}")
+
+
+def test_a_call_of_another_generation_is_left_alone(store: Store, parked: tuple[UUID, UUID]) -> None:
+    """After a rerun the old generation's calls decide nothing."""
+    event, call = parked
+    change(store, event, generation=1)
+    for how in WAYS:
+        refused(store, call, how, "is of generation 0; the event is in 1 now")
+
+
+@pytest.mark.parametrize("ended", [one for one in CallState if one not in ("pending", "parked")])
+def test_a_call_that_ended_is_not_resolved(store: Store, parked: tuple[UUID, UUID], ended: CallState) -> None:
+    """What succeeded, was rejected, replaced or given up is no question any more."""
+    _, call = parked
+    change_call(store, call, state=ended)
+    for how in WAYS:
+        refused(store, call, how, f"is {ended}; there is nothing left to resolve")
+
+
+def test_a_resend_as_new_waits_until_nothing_is_under_way(store: Store) -> None:
+    """Two copies under two keys would be two effects: refused until the quiet time is over."""
+    event, call = with_parked_call(store)
+    refused(store, call, Resolution.RESEND_AS_NEW, "may still be under way there; resend it as new after 20")
+    later(store, seconds=40)
+    refused(store, call, Resolution.RESEND_AS_NEW, "may still be under way there")
+    later(store, seconds=10)
+    resolve(store, call, Resolution.RESEND_AS_NEW, "ann")
+    assert state(store, event) == "waiting"
+
+
+def test_there_are_stored_bytes_to_choose_only_if_the_handler_changed(store: Store) -> None:
+    """Without other bytes a retry is what is meant, and the refusal says so."""
+    _, call = with_parked_call(store)
+    refused(store, call, Resolution.USE_STORED, "was never asked for with other bytes; retry the event")
+
+
+def test_an_unknown_call_is_named(store: Store) -> None:
+    """A resolution of nothing says what was not found."""
+    missing = uuid4()
+    with pytest.raises(UnknownCall, match=str(missing)):
+        resolve(store, missing, Resolution.GIVE_UP, "ann")
+
+
+def test_of_several_people_at_once_one_decides(store: Store, parked: tuple[UUID, UUID]) -> None:
+    """Resolutions that contradict each other and meet at one event: one is taken, and is the whole of it."""
+    event, call = parked
+
+    def attempt(how: Resolution) -> Resolution | None:
+        try:
+            resolve(store, call, how, f"who says {how}")
+        except NotAllowed:
+            return None
+        return how
+
+    with ThreadPoolExecutor(len(WAYS)) as pool:
+        with store.write() as connection:
+            connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
+            attempts = [pool.submit(attempt, how) for how in WAYS]
+            if not store.sqlite:
+                wait_until(lambda: waiting(connection) == len(WAYS), 4, "all of them to meet at the event")
+        (taken,) = [found for found in (one.result() for one in attempts) if found]
+    (action,) = rows_of(store, ACTION, event)
+    assert action.what == taken
+    assert call_row(store, call).reason.endswith(f"who says {taken}.")
+    assert state(store, event) == ("dead" if taken == Resolution.GIVE_UP else "waiting")
+
+
+def waiting(connection: Connection) -> int:
+    """Return how many sessions of this PostgreSQL database wait for a lock."""
+    mine = "datname = current_database() AND wait_event_type = 'Lock'"
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE {mine}"
+    # Within one transaction its statistics would stay as they were first read.
+    connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+    return int(connection.execute(text(query)).scalar_one())
+
+
+def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
+    """It ends the call and lets the event go on: nobody can say otherwise then."""
+    event = deliver(store).event
+    held = take(store, event)
+    call = planned(store, held).id
+    answered(store, held, call, Outcome.UNKNOWN, 0, open=True, park=True)
+    settle(store, held, End(Move.FINISH))
+    with store.read() as connection:
+        send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
+    judged = Verdict(Outcome.SUCCEEDED, reason="201 Created.")
+    answer = Answered(201, (), b"{}")
+    record(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
+    refused(store, call, Resolution.GIVE_UP, "is succeeded; there is nothing left to resolve")
+    assert state(store, event) == "waiting"
+
+
+def test_a_broken_audit_resolves_nothing(
+    store: Store, parked: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Call, event and audit row are one transaction."""
+    event, call = parked
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr("receiver.ledger.calls.resolving.note_action", broken)
+    with pytest.raises(RuntimeError):
+        resolve(store, call, Resolution.HAPPENED, "ann")
+    assert (call_row(store, call).state, state(store, event)) == ("parked", "parked")
+    assert opened(store, call) == [True]

@@ -1,0 +1,139 @@
+"""Keys that are fetched: how often, from where, in which bounds, and what a delivery gets when they fail."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from receiver.signatures import CannotVerify
+from receiver.verifiers import fetching
+from receiver.verifiers.fetching import DAY, LARGEST, Ask, FetchedKeys
+from receiver.verifiers.once import AT_ONCE, PAUSE, ROOM, Once
+from tests.services.publisher import Publisher
+from tests.services.waiting import wait_until
+
+KEY = Ask("https://keys.example.com/one.pem")
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    """Publish a key."""
+    found = Publisher(tmp_path)
+    found.body = b"a key"
+    yield found
+    found.stop()
+
+
+class Clock:
+    """A clock that is moved."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        """Return its time."""
+        return self.now
+
+
+def test_a_key_is_fetched_once_and_again_when_it_is_old(publisher: Publisher) -> None:
+    """Everybody gets the kept answer until it is older than the caller allows."""
+    clock = Clock()
+    keys = FetchedKeys(publisher.transport(), Once(clock))
+    assert [keys.get(KEY, DAY) for _ in range(5)] == [b"a key"] * 5
+    assert publisher.asked == ["GET https://keys.example.com/one.pem"]
+    clock.now += DAY + 1
+    publisher.body = b"another"
+    assert keys.get(KEY, DAY) == b"another"
+    assert keys.get(Ask(KEY.url, (("key_id", "1"),)), DAY) == b"another"
+    assert publisher.asked[2] == "POST https://keys.example.com/one.pem"
+
+
+def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> None:
+    """Twelve deliveries that need the same key at once make one request."""
+    publisher.gate.clear()
+    keys = FetchedKeys(publisher.transport(), Once(patience=30))
+    with ThreadPoolExecutor(12) as pool:
+        found = [pool.submit(keys.get, KEY, DAY) for _ in range(12)]
+        time.sleep(0.2)  # no longer than it helps: whoever comes later finds the answer kept
+        publisher.gate.set()
+    assert [one.result() for one in found] == [b"a key"] * 12
+    assert len(publisher.asked) == 1
+
+
+def test_what_fails_is_not_asked_again_at_once(publisher: Publisher) -> None:
+    """A failure is told to everybody for a few seconds without another request, then it is tried again."""
+    clock = Clock()
+    keys = FetchedKeys(publisher.transport(), Once(clock))
+    publisher.status = 500
+    for _ in range(3):
+        with pytest.raises(CannotVerify):
+            keys.get(KEY, DAY)
+    assert len(publisher.asked) == 1
+    publisher.status = 200
+    clock.now += PAUSE
+    assert keys.get(KEY, DAY) == b"a key"
+
+
+@pytest.mark.parametrize("status", [204, 301, 302, 307, 400, 404, 503])
+def test_only_200_is_an_answer(publisher: Publisher, status: int) -> None:
+    """Redirects are not followed, and nothing but 200 gives a key."""
+    publisher.status = status
+    publisher.headers = {"Location": "https://keys.example.com/two.pem"}
+    with pytest.raises(CannotVerify, match=f"answers {status}"):
+        FetchedKeys(publisher.transport()).get(KEY, DAY)
+    assert len(publisher.asked) == 1
+
+
+def test_an_answer_is_short(publisher: Publisher) -> None:
+    """More bytes than any key has are not read to their end."""
+    publisher.body = bytes(LARGEST)
+    assert len(FetchedKeys(publisher.transport()).get(KEY, DAY)) == LARGEST
+    publisher.body = bytes(LARGEST + 1)
+    with pytest.raises(CannotVerify, match="more than a key"):
+        FetchedKeys(publisher.transport()).get(KEY, DAY)
+
+
+def test_nobody_waits_for_a_server_that_drips(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery waits its few seconds and no more, and the request itself ends too."""
+    monkeypatch.setattr(fetching, "DEADLINE", 1.0)
+    publisher.body, publisher.drip = bytes(10_000), 0.05
+    once = Once(patience=0.3)
+    keys = FetchedKeys(publisher.transport(), once)
+    with pytest.raises(CannotVerify, match="did not arrive"):
+        keys.get(KEY, DAY)
+    assert once.making == 1
+    wait_until(lambda: not once.making, 30, "the request to be given up")
+
+
+def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
+    """Beyond a few requests at once, further keys are not even asked for."""
+    publisher.gate.clear()
+    once = Once(patience=0.01)
+    keys = FetchedKeys(publisher.transport(), once)
+    for number in range(AT_ONCE * 3):
+        with pytest.raises(CannotVerify):
+            keys.get(Ask(f"https://keys.example.com/{number}"), DAY)
+    assert once.making == AT_ONCE
+    publisher.gate.set()
+    wait_until(lambda: not once.making, 30, "the requests to end")
+    assert len(publisher.asked) == AT_ONCE
+
+
+def test_the_cache_is_bounded() -> None:
+    """The values used longest ago make room for new ones."""
+    once, made = Once(), []
+    for number in range(ROOM + 1):
+        once.get(number, lambda number=number: made.append(number) or b"x", DAY)
+    once.get(ROOM, lambda: b"not made again", DAY)
+    once.get(0, lambda: made.append("again") or b"x", DAY)
+    assert made == [*range(ROOM + 1), "again"]
+
+
+def test_a_publisher_must_prove_who_it_is(publisher: Publisher) -> None:
+    """A certificate that no authority signed is refused, and so is plain http."""
+    with pytest.raises(CannotVerify, match="ConnectError"):
+        FetchedKeys(publisher.transport(trusted=False)).get(KEY, DAY)
+    with pytest.raises(CannotVerify, match="https only"):
+        FetchedKeys(publisher.transport()).get(Ask("http://keys.example.com/one.pem"), DAY)
+    assert publisher.asked == []

@@ -1,0 +1,184 @@
+"""The endpoint as single providers want it: handshakes, batches, answers and rejections of their own."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+import receiver.app
+from config.catalogue import load_providers
+from config.settings import Settings
+from receiver.app import create_app
+from receiver.ledger import Store
+from receiver.signatures import Request, compile_scheme, sign_request
+from tests.services.databases import NO_BROKER
+from tests.services.ledger import Ledger
+
+SECRET = "tests-only-7c1e"
+NAMES = (
+    "meta",
+    "x-twitter",
+    "okta",
+    "asana",
+    "trello",
+    "cloudevents-webhook",
+    "xero",
+    "line",
+    "shiphero",
+    "walmart",
+)
+SOURCES = "\n".join(
+    f'[{name}]\nprovider = "{name}"\nsecrets_env = "TEST_SECRET"\n'
+    + ("handshake = true\n" if load_providers()[name].has_unsigned_handshake else "")
+    + ('verify_token_env = "TEST_VERIFY_TOKEN"\n' if name == "meta" else "")
+    for name in NAMES
+)
+CLOSED = '\n[closed]\nprovider = "dropbox"\nsecrets_env = "TEST_SECRET"\n'
+NO_SECRET = '\n[new]\nprovider = "asana"\nsecrets_env = "TEST_NOT_SET"\nhandshake = true\n'
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_url: str) -> Iterator[FlaskClient]:
+    """Give a client of an application with these sources, on SQLite and on PostgreSQL."""
+    stores: list[Store] = []
+
+    def open_store(url: str, *, pool: int) -> Store:
+        stores.append(Store(url, pool=pool))
+        return stores[-1]
+
+    monkeypatch.setattr(receiver.app, "Store", open_store)
+    (tmp_path / "sources.toml").write_text(SOURCES + CLOSED + NO_SECRET)
+    monkeypatch.setenv("FIRSTSEEN_SOURCES", str(tmp_path / "sources.toml"))
+    monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
+    monkeypatch.setenv("TEST_SECRET", SECRET)
+    monkeypatch.setenv("TEST_VERIFY_TOKEN", "token-1")
+    monkeypatch.setenv("DATABASE_URL", migrated_url)
+    monkeypatch.setenv("BROKER_URL", NO_BROKER)
+    yield create_app(Settings(_env_file=None)).test_client()
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def ledger(migrated_url: str) -> Ledger:
+    """Look at the same database from outside."""
+    return Ledger(migrated_url)
+
+
+def deliver(client: FlaskClient, name: str, body: bytes, secret: str = SECRET) -> TestResponse:
+    """Post a body signed by a preset."""
+    unsigned = Request("POST", f"http://localhost/webhooks/{name}", (), body)
+    scheme = compile_scheme(load_providers()[name].required_scheme)
+    signed = sign_request(scheme, secret, unsigned, now=0, event_id="")
+    return client.post(f"/webhooks/{name}", data=signed.body, headers=list(signed.headers))
+
+
+def test_every_method_of_a_handshake_is_answered(client: FlaskClient, ledger: Ledger) -> None:
+    """GET, HEAD, OPTIONS and POST get what their providers want, and none of it is an event."""
+    subscribed = client.get("/webhooks/meta?hub.mode=subscribe&hub.verify_token=token-1&hub.challenge=c1")
+    assert (subscribed.status_code, subscribed.text) == (200, "c1")
+    assert subscribed.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert subscribed.headers["X-Content-Type-Options"] == "nosniff"
+    assert subscribed.headers["Content-Length"] == "2"
+    checked = client.get("/webhooks/x-twitter?crc_token=c1")
+    assert checked.json is not None
+    assert checked.json["response_token"].startswith("sha256=")
+    assert client.get("/webhooks/okta", headers={"X-Okta-Verification-Challenge": "c2"}).json == {
+        "verification": "c2"
+    }
+    assert client.head("/webhooks/trello").status_code == 200
+    asked = client.options("/webhooks/cloudevents-webhook", headers={"WebHook-Request-Origin": "e.example"})
+    assert (asked.status_code, asked.headers["WebHook-Allowed-Origin"]) == (200, "e.example")
+    assert ledger.states() == {}
+
+
+def test_a_source_without_a_secret_can_shake_hands(client: FlaskClient, ledger: Ledger) -> None:
+    """Asana's secret comes with its handshake, so the source has none before; the secret is echoed alone."""
+    answer = client.post("/webhooks/new", headers={"X-Hook-Secret": "s-1"})
+    assert (answer.status_code, answer.headers["X-Hook-Secret"], answer.data) == (200, "s-1", b"")
+    assert client.post("/webhooks/new", data=b"{}").status_code == 503
+    assert ledger.states() == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("closed", "GET", 405),
+        ("okta", "GET", 405),
+        ("okta", "OPTIONS", 405),
+        ("meta", "GET", 405),
+        ("line", "HEAD", 405),
+        ("nobody", "GET", 404),
+        ("closed", "PUT", 405),
+    ],
+)
+def test_what_is_no_handshake_is_refused(client: FlaskClient, path: str, method: str, status: int) -> None:
+    """Without the opt-in, the challenge or the token there is no answer to other methods than POST."""
+    answer = client.open(f"/webhooks/{path}?hub.mode=subscribe&hub.challenge=c1&challenge=c1", method=method)
+    assert answer.status_code == status
+    assert "c1" not in answer.text
+    if status == 405 and method != "PUT":
+        assert "POST" in answer.headers["Allow"]
+
+
+def test_an_opt_in_opens_nothing_else(client: FlaskClient, ledger: Ledger) -> None:
+    """An unsigned event of a source with a handshake is refused like any other."""
+    answer = client.post("/webhooks/meta", data=b'{"entry":[{"id":"1"}]}')
+    assert answer.status_code == 401
+    assert ledger.states() == {}
+
+
+def test_a_rejection_without_a_body(client: FlaskClient) -> None:
+    """Xero sends right and wrong signatures, and wants 200 and 401 with empty bodies."""
+    body = json.dumps({"events": [], "firstEventSequence": 0}).encode()
+    right, wrong = deliver(client, "xero", body), deliver(client, "xero", body, "another")
+    assert (right.status_code, right.data) == (200, b"")
+    assert (wrong.status_code, wrong.data) == (401, b"")
+    assert "Set-Cookie" not in {*right.headers.keys(), *wrong.headers.keys()}
+
+
+def test_a_success_with_the_providers_own_body(client: FlaskClient) -> None:
+    """ShipHero wants to read a certain JSON; a duplicate gets the same."""
+    for _ in range(2):
+        answer = deliver(client, "shiphero", b'{"webhook_type":"Order Update"}')
+        assert answer.json == {"code": "200", "Status": "Success"}
+        assert answer.status_code == 200
+
+
+def test_a_batch_is_recorded_item_by_item(client: FlaskClient, ledger: Ledger) -> None:
+    """Each item is a row of its own, one without an id is parked, and the whole batch can be sent again."""
+    events = [
+        {"webhookEventId": "a", "type": "message"},
+        {"type": "x"},
+        {"webhookEventId": "b", "type": "follow"},
+    ]
+    first, again = [deliver(client, "line", json.dumps({"events": events}).encode()) for _ in range(2)]
+    assert first.json is not None
+    assert [event["event_id"] for event in first.json["events"]][::2] == ["a", "b"]
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert ledger.states() == {"received": 2, "parked": 1}
+    grown = deliver(client, "line", json.dumps({"events": [*events, {"webhookEventId": "c"}]}).encode())
+    assert "Idempotent-Replayed" not in grown.headers
+    assert ledger.states() == {"received": 3, "parked": 1}
+
+
+def test_a_header_with_an_underscore_arrives(client: FlaskClient) -> None:
+    """WSGI makes hyphens of underscores; Walmart's signature is found, and refused when it came twice."""
+    unsigned = Request("POST", "http://localhost/webhooks/walmart", (), b'{"source":{}}')
+    scheme = compile_scheme(load_providers()["walmart"].required_scheme)
+    signed = sign_request(scheme, SECRET, unsigned, now=time.time(), event_id="")
+    headers = dict(signed.headers)
+    assert client.post("/webhooks/walmart", data=signed.body, headers=headers).status_code == 200
+    twice = {**headers, "Wm-Sec.Signature": headers["WM_SEC.SIGNATURE"]}
+    assert client.post("/webhooks/walmart", data=signed.body, headers=twice).status_code == 401
+
+
+def test_an_empty_batch_is_a_success(client: FlaskClient, ledger: Ledger) -> None:
+    """LINE's button `verify` sends no events and wants 200."""
+    answer = deliver(client, "line", b'{"destination":"U1","events":[]}')
+    assert (answer.status_code, answer.json) == (200, {"status": "accepted", "events": []})
+    assert ledger.states() == {}
