@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pytest_celery import CeleryTestBroker, CeleryTestWorker
 
 from tests.services.celery_nodes import BrokerContainer, WorkerContainer
@@ -19,6 +20,11 @@ from tests.services.valkey import Valkey
 Deploy = Callable[..., Deployment]
 READY = "ready."
 """What Celery's worker logs when it takes messages."""
+
+
+# Hypothesis times examples by the clock, and a busy machine is not a slow product.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_configure() -> None:
