@@ -2,11 +2,11 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.conftest import Deploy
 from tests.services.databases import Databases
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -87,21 +87,34 @@ END
 """
 
 
-@pytest.fixture
-def told(databases: Databases, valkey: Valkey, deploy: Deploy, listener: Listener) -> Deployment:
+def answer(heard: Heard) -> tuple[int, bytes] | None:
+    """Answer a call by the first part of its path, and say back what it said."""
+    said = json.dumps({"echo": heard.body.decode(), "you": PERSON}).encode()
+    return {"drops": None, "rejects": (400, said), "hook": (500, said)}.get(
+        heard.path.split("/")[1], (201, said)
+    )
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Valkey]:
+    """Start a broker whose password is a canary."""
+    server = Valkey().start()
+    with server.client() as client:
+        client.config_set("requirepass", MARK)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def told(
+    databases: Databases, broker: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
     """Deploy on SQLite with a canary in everything secret, a handler for each way to fail, and an API."""
-
-    def answer(heard: Heard) -> tuple[int, bytes] | None:
-        kind = heard.path.split("/")[1]
-        said = json.dumps({"echo": heard.body.decode(), "you": PERSON}).encode()
-        return {"drops": None, "rejects": (400, said), "hook": (500, said)}.get(kind, (201, said))
-
-    listener.answer = answer
-    with valkey.client() as broker:
-        broker.config_set("requirepass", MARK)
-    made = deploy(databases.migrated("sqlite"), valkey.url.replace("://", f"://:{MARK}@"))
+    api = Listener(answer)
+    url = broker.url.replace("://", f"://:{MARK}@")
+    made = Deployment(tmp_path_factory.mktemp("logs"), databases.migrated("sqlite"), url)
     (made.handlers.folder / f"{made.handlers.module}.py").write_text(HANDLERS)
-    (made.folder / "apis.toml").write_text(APIS.format(url=listener.url))
+    (made.folder / "apis.toml").write_text(APIS.format(url=api.url))
     made.env |= {
         "FIRSTSEEN_APIS": str(made.folder / "apis.toml"),
         "SHOP_KEY": f"{MARK}-shop-key",
@@ -109,12 +122,14 @@ def told(databases: Databases, valkey: Valkey, deploy: Deploy, listener: Listene
         "FIRSTSEEN_SECRET_KEY": f"{MARK}-secret-key-of-thirty-two-characters",
         "FIRSTSEEN_API_KEYS": f"ops={API_KEY}",
         "FIRSTSEEN_METRICS_TOKEN": TOKEN,
-        "FIRSTSEEN_ALERT_URL": f"{listener.url}/hook/{MARK}",
+        "FIRSTSEEN_ALERT_URL": f"{api.url}/hook/{MARK}",
         "FIRSTSEEN_SWEEP": "200ms",
         "FIRSTSEEN_ATTEMPTS": "2",
         "FIRSTSEEN_BACKOFF_MAX": "100ms",
     }
-    return made.start()
+    yield made.start()
+    made.stop()
+    api.stop()
 
 
 def lines(deployment: Deployment, name: str) -> list[dict[str, Any]]:
@@ -155,7 +170,29 @@ def knock(deployment: Deployment) -> None:
     assert all(answer.status_code >= 400 for answer in answers[4:])
 
 
-def test_no_secret_and_no_payload_is_ever_logged(told: Deployment, valkey: Valkey) -> None:
+def test_lines_say_what_they_are_about(told: Deployment) -> None:
+    """A good request id is kept, another one replaced; event, attempt and call stand on their lines."""
+    ledger = Ledger(told.database_url)
+    assert send(told, "good", **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
+    made = send(told, "other", **{"X-Request-Id": f"{MARK} and more"})
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    wait_until(lambda: ledger.state("evt_good") == "done", 30, told.logs)
+    wait_until(
+        lambda: any(line.get("outcome") or "finish" in line["message"] for line in lines(told, "worker"))
+    )
+    (row,) = ledger.rows("SELECT e.id AS event, c.id AS call FROM event e JOIN call c ON c.event = e.id"
+                         " WHERE e.event_id = 'evt_good'")  # fmt: skip
+    event, call = (re.sub("-", "", str(row[name])) for name in ("event", "call"))
+    (asked,) = [line for line in lines(told, "web") if line.get("request") == "router-0123456789"]
+    assert (asked["event"].replace("-", ""), asked["event_id"]) == (event, "evt_good")
+    assert (asked["status"], asked["verdict"], asked["source"]) == (200, "first seen", "stripe")
+    mine = [line for line in lines(told, "worker") if line.get("event", "").replace("-", "") == event]
+    assert [line["attempt"] for line in mine] == [1, 1]
+    assert [line.get("call", "").replace("-", "") for line in mine] == [call, ""]
+    assert {"time", "level", "logger", "message"} <= set(mine[0])
+
+
+def test_no_secret_and_no_payload_is_ever_logged(told: Deployment, broker: Valkey) -> None:
     """Through every path, errors and tracebacks included, the lines name types and places, never values."""
     ledger = Ledger(told.database_url)
     for table, verb, condition in (
@@ -169,7 +206,7 @@ def test_no_secret_and_no_payload_is_ever_logged(told: Deployment, valkey: Valke
     wait_until(
         lambda: ledger.state("evt_raises") == "dead" and ledger.state("evt_rejects") == "dead", 30, told.logs
     )
-    valkey.kill()
+    broker.kill()
     send(told, "fine")
     wait_until(lambda: ledger.state("evt_fine") == "done", 30, told.logs)
     wait_until(
@@ -185,25 +222,3 @@ def test_no_secret_and_no_payload_is_ever_logged(told: Deployment, valkey: Valke
     assert any("IntegrityError" in str(line.get("failure")) for line in lines(told, "web"))
     found = [line for line in told.logs().splitlines() if MARK in line.lower()]
     assert found == []
-
-
-def test_lines_say_what_they_are_about(told: Deployment) -> None:
-    """A good request id is kept, another one replaced; event, attempt and call stand on their lines."""
-    ledger = Ledger(told.database_url)
-    assert send(told, "fine", **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
-    made = send(told, "other", **{"X-Request-Id": f"{MARK} and more"})
-    assert re.fullmatch("[0-9a-f]{32}", made)
-    wait_until(lambda: ledger.state("evt_fine") == "done", 30, told.logs)
-    wait_until(
-        lambda: any(line.get("outcome") or "finish" in line["message"] for line in lines(told, "worker"))
-    )
-    (row,) = ledger.rows("SELECT e.id AS event, c.id AS call FROM event e JOIN call c ON c.event = e.id"
-                         " WHERE e.event_id = 'evt_fine'")  # fmt: skip
-    event, call = (re.sub("-", "", str(row[name])) for name in ("event", "call"))
-    (asked,) = [line for line in lines(told, "web") if line.get("request") == "router-0123456789"]
-    assert (asked["event"].replace("-", ""), asked["event_id"]) == (event, "evt_fine")
-    assert (asked["status"], asked["verdict"], asked["source"]) == (200, "first seen", "stripe")
-    mine = [line for line in lines(told, "worker") if line.get("event", "").replace("-", "") == event]
-    assert [line["attempt"] for line in mine] == [1, 1]
-    assert [line.get("call", "").replace("-", "") for line in mine] == [call, ""]
-    assert {"time", "level", "logger", "message"} <= set(mine[0])
