@@ -171,8 +171,7 @@ def _body(given: Given, boundary: str) -> tuple[bytes, str | None]:
     if given.json is not None:
         return _json(given.json), "application/json"
     if given.content is not None:
-        content = given.content
-        return (content.encode() if isinstance(content, str) else bytes(content)), None
+        return _content(given.content), None
     if not given.data and not given.files:
         return b"", None
     multipart = {"Content-Type": f"multipart/form-data; boundary={boundary}"} if given.files else {}
@@ -181,6 +180,14 @@ def _body(given: Given, boundary: str) -> tuple[bytes, str | None]:
         return encoded.read(), encoded.headers["Content-Type"]
     except (TypeError, ValueError, AttributeError) as error:
         raise CallRefused(f"data= or files= cannot be sent: {error}") from None
+
+
+def _content(content: Any) -> bytes:
+    try:
+        # Of a number, bytes() makes as many zeros; of an iterator, what it has left.
+        return content.encode() if isinstance(content, str) else bytes(memoryview(content))
+    except (TypeError, ValueError) as error:
+        raise CallRefused(f"content= takes text or bytes: {error}") from None
 
 
 def _json(value: Any) -> bytes:
