@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from config.sources import Source
+from config.tracing import here
 from receiver.compression import unpacked
 from receiver.extraction import Extractor, Item, compile_extractor
 from receiver.handshakes import Handshakes
@@ -51,6 +52,7 @@ class Endpoint:
             address=address,
             problem=item.problem,
             replay_guard=self.source.replay_guard,
+            traceparent=here(),
         )
 
     def _kept_headers(self, request: Request) -> dict[str, str]:
