@@ -186,6 +186,7 @@ def test_a_signed_event_is_no_handshake(provider: Any) -> None:
         ("slack", request("POST", body={"type": "url_verification", "challenge": ["c"]})),
         ("slack", request("POST", body=b"\xff")),
         ("slack", request("GET", body={"type": "url_verification", "challenge": "c"})),
+        ("discord", request("POST", body={"type": 1, "event": {"type": "ENTITLEMENT_CREATE"}})),
         ("cloudevents-webhook", request("OPTIONS")),
     ],
 )
