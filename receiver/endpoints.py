@@ -27,7 +27,7 @@ class Endpoint:
         """Raise InvalidSignature unless this request proves its sender, CannotVerify when nobody can tell."""
         self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)
         if self.handshakes.could_be_proof(request.body):
-            raise InvalidSignature("bad_signature", "the body is a bare word, as challenges are")
+            raise InvalidSignature("bad_signature", "the body is a bare word or empty, as challenges are")
 
     def confirm(self, request: Request) -> bool:
         """Whether a verified request asked for a confirmation, now given; raises as `verify` does."""
