@@ -35,9 +35,12 @@ class Endpoint:
 
     def deliveries(self, request: Request, address: str | None) -> list[Delivery]:
         """Return one delivery for each event in a verified request."""
-        request = unpacked(request, self.source.max_body)
         kept = self._kept_headers(request)
-        return [self._delivery(item, kept, address) for item in self.extractor.items(request)]
+        return [self._delivery(item, kept, address) for item in self.items(request)]
+
+    def items(self, request: Request) -> list[Item]:
+        """Return the events in a verified request, which may be compressed."""
+        return self.extractor.items(unpacked(request, self.source.max_body))
 
     def _delivery(self, item: Item, kept: Mapping[str, str], address: str | None) -> Delivery:
         return Delivery(
