@@ -42,8 +42,8 @@ UNEXPLAINED = (
     " endpoint, and test and live mode."
 )
 SIGNS_URL = (
-    "The URL is signed, too: {url} was tried, and what proxies make of it. Name the one that the provider calls"
-    " with --url."
+    "The URL is signed, too: {url} was tried, and what proxies make of it. Name the one that the provider"
+    " calls with --url."
 )
 
 
