@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 METHODS = ("POST", "GET", "HEAD", "OPTIONS")
 """All but POST are for handshakes only; a source without one answers them 405."""
 
+NO_HANDSHAKE = (
+    "This is not the provider's handshake: its challenge is missing, or its verify token is another than the"
+    " source's."
+)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -90,6 +95,8 @@ class Ingress:
         return Request(request.method, url, tuple(request.headers.items()), body)
 
     def _verify(self, endpoint: Endpoint, delivered: Request) -> None:
+        if delivered.method in endpoint.handshakes.methods - {"POST"}:
+            raise Problem(403, "no-handshake", NO_HANDSHAKE)
         if delivered.method != "POST":
             raise MethodNotAllowed(sorted({"POST", *endpoint.handshakes.methods}))
         if endpoint.source.problem:
