@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 from celery import Celery
@@ -23,9 +23,13 @@ PAUSE = 0.05
 
 
 class Dispatcher:
-    """Publishes nudges from one thread, in bounded time, and forgets those that fail."""
+    """Publishes nudges from one thread, in bounded time, and forgets those that fail.
 
-    def __init__(self, broker: str) -> None:
+    `count` is told of each batch: taken or failed, and how many nudges.
+    """
+
+    def __init__(self, broker: str, count: Callable[[str, int], None] | None = None) -> None:
+        self._count = count or (lambda _result, _nudges: None)
         self._app = Celery("firstseen-web", **publisher_options(broker), set_as_current=False)
         self._background: Background[UUID] = Background("dispatch", self._publish, room=ROOM, batch=ROOM)
         self.state = "untried"
@@ -40,8 +44,10 @@ class Dispatcher:
             for event in events[:AT_ONCE]:
                 self._app.send_task(**wake_message(str(event)))
         except Exception as error:  # noqa: BLE001 - clients raise whatever they like; one line tells of all
+            self._count("failed", min(len(events), AT_ONCE))
             self._note("unreachable", f"{type(error).__name__}; the sweeper takes over")
         else:
+            self._count("taken", min(len(events), AT_ONCE))
             self._note("ok", "it takes nudges")
         if len(events) > AT_ONCE:
             time.sleep(PAUSE)

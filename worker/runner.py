@@ -23,16 +23,14 @@ from receiver.ledger import (
     claim_next,
     claim_several,
     due,
-    finish_several,
     renew,
     settle,
     unattended,
 )
+from worker.observing import watched
+from worker.settling import settle_all
 
 log = logging.getLogger(__name__)
-
-SETTLE_PAUSE = 0.5
-"""Seconds between tries to settle while the ledger does not answer."""
 
 AWAKE = 5.0
 """Seconds that a woken thread goes on with what is due before it hears the broker again."""
@@ -43,7 +41,6 @@ TOGETHER, QUICK = 16, 0.01
 SETTLE_AFTER = 0.05
 """Seconds after which finished events of a batch are settled, though others of it still run."""
 
-DONE = Outcome(Move.FINISH)
 NOT_BEGUN = Outcome(Move.RELEASE, reason="Its worker did not come to it; the attempt does not count.")
 
 
@@ -76,13 +73,19 @@ class Runner:
         """Claim one event and run it to its settlement; False when it was not to be had."""
         return bool(self._run(lambda: self._take(claim(self.store, event, **self._terms))))
 
-    def wake(self, event: UUID) -> None:
+    def run_nudged(self, event: UUID) -> None:
         """Run the event of a nudge, then go on with what is due: a nudge says that there is work.
 
         Handlers that return quickly are taken up several at a time; slow ones one by one, so that other
-        threads find the rest.
+        threads find the rest. What goes wrong is logged here, since Celery would quote it.
         """
-        self.run(event)
+        try:
+            self.run(event)
+            self._go_on()
+        except Exception:
+            log.exception("An event could not be run; its lease will expire.")
+
+    def _go_on(self) -> None:
         ends, size = time.monotonic() + AWAKE, 1
         while time.monotonic() < ends:
             begun = time.monotonic()
@@ -190,10 +193,17 @@ class Runner:
         for held in claims:
             if self._is_held(held):
                 late = self.stopping.is_set() or time.monotonic() - since > self._patience
-                ended.append((held, NOT_BEGUN if late and held is not claims[0] else self._attempt(held)))
+                begins = held is claims[0] or not late
+                ended.append((held, self._watched(held) if begins else NOT_BEGUN))
             if held is claims[-1] or time.monotonic() - since > SETTLE_AFTER:
-                self._settle_all(ended)
+                settle_all(self.store, ended, patience=self.limits.max_runtime)
                 ended = []
+
+    def _watched(self, held: Claim) -> Outcome:
+        with watched(held) as seen:
+            end = self._attempt(held)
+            seen.note(outcome=str(end.move))
+            return end
 
     @property
     def _patience(self) -> float:
@@ -204,38 +214,8 @@ class Runner:
         with self._lock:
             return self._held.get(held.event, (None,))[0] is held
 
-    def _settle_all(self, ended: Sequence[tuple[Claim, Outcome]]) -> None:
-        plain = [held for held, end in ended if end == DONE]
-        try:
-            done = finish_several(self.store, plain) if len(plain) > 1 else set()
-        except LedgerError:
-            done = set()
-        for held, end in ended:
-            if held.event in done:
-                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
-            else:
-                self._settle(held, end)
-
     def _forget(self, held: Claim) -> None:
         with self._lock:
             # By now this process may hold a later claim of the same event.
             if self._held.get(held.event, (None,))[0] is held:
                 del self._held[held.event]
-
-    def _settle(self, held: Claim, end: Outcome) -> None:
-        """Write the outcome down, trying for long: while the ledger is away, nobody else can claim it."""
-        deadline = time.monotonic() + self.limits.max_runtime.total_seconds()
-        while True:
-            try:
-                settled = settle(self.store, held, end)
-            except LedgerError:
-                if time.monotonic() > deadline:
-                    log.exception("Event %s ran but could not be settled; it will run again.", held.event)
-                    return
-                time.sleep(SETTLE_PAUSE)
-                continue
-            if settled:
-                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
-            else:
-                log.warning("Event %s was taken over; this attempt settles nothing.", held.event)
-            return

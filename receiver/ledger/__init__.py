@@ -6,6 +6,10 @@ from receiver.ledger.claims import claim, claim_next, claim_several, due, expire
 from receiver.ledger.committing import Recorder
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
 from receiver.ledger.finishing import finish_several
+from receiver.ledger.original import Original, original
+from receiver.ledger.pace import Again, count_duplicates, flow, pace
+from receiver.ledger.pending import pending
+from receiver.ledger.presence import forget_worker, note_worker, workers
 from receiver.ledger.promotion import Promoted, promote
 from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events
 from receiver.ledger.record import Delivery, Verdict, record
@@ -19,6 +23,7 @@ from receiver.ledger.sweep import Windows, ignored_types, prune, reopen, starved
 
 __all__ = [
     "Acted",
+    "Again",
     "BadCursor",
     "Claim",
     "Delivery",
@@ -27,6 +32,7 @@ __all__ = [
     "LedgerUnavailable",
     "Move",
     "NotAllowed",
+    "Original",
     "Outcome",
     "Page",
     "Promoted",
@@ -42,15 +48,22 @@ __all__ = [
     "claim",
     "claim_next",
     "claim_several",
+    "count_duplicates",
     "count_events",
     "discard",
     "due",
     "expire",
     "find_event",
     "finish_several",
+    "flow",
+    "forget_worker",
     "ignored_types",
     "list_events",
     "migrate",
+    "note_worker",
+    "original",
+    "pace",
+    "pending",
     "promote",
     "prune",
     "record",
@@ -66,4 +79,5 @@ __all__ = [
     "story",
     "take_nudges",
     "unattended",
+    "workers",
 ]

@@ -1,5 +1,6 @@
 """Finishing several attempts in one transaction: what most of them end with, when handlers are quick."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -27,6 +28,7 @@ from receiver.ledger.claimed import Claim
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import Move, State, enters
 from receiver.ledger.store import MOMENT, Store
+from receiver.ledger.telemetry.tally import Kind, bump
 
 
 def finish_several(store: Store, claims: Sequence[Claim]) -> set[UUID]:
@@ -38,7 +40,10 @@ def finish_several(store: Store, claims: Sequence[Claim]) -> set[UUID]:
         return set()
     with store.write() as connection:
         finish = _one_by_one if store.sqlite else _together
-        return finish(store, connection, claims)
+        done = finish(store, connection, claims)
+        ended = ((Kind.ATTEMPT, held.source, str(Move.FINISH)) for held in claims if held.event in done)
+        bump(store, connection, Counter(ended))
+        return done
 
 
 def _one_by_one(store: Store, connection: Connection, claims: Sequence[Claim]) -> set[UUID]:

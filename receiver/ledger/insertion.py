@@ -22,6 +22,7 @@ GIVEN = (
     "body",
     "headers",
     "content_type",
+    "traceparent",
 )
 """What a delivery brings of a new row; the rest are defaults, and times of the ledger's clock."""
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from receiver.ledger.insertion import insert_new
 from receiver.ledger.models import EVENT
 from receiver.ledger.states import UNFINISHED, State
 from receiver.ledger.store import Store
+from receiver.ledger.telemetry.tally import Kind, bump
 from receiver.ledger.texts import clipped, plain, storable_id
 
 Key = tuple[str, str]
@@ -45,6 +46,8 @@ class Delivery:
     """Why it needs a person: no id, or does not parse. It is kept, parked."""
     replay_guard: str | None = None
     """`run` or `park` where the id is outside the signed bytes: what equal bytes under a new id meet."""
+    traceparent: str | None = None
+    """The trace that it came in, as W3C Trace Context writes it."""
 
     @property
     def key(self) -> Key:
@@ -69,6 +72,11 @@ class Verdict:
     """True while the event is unfinished: a duplicate wakes it again."""
     done_duplicates: int = 0
     """Of a done event with this very body: how many duplicates it has had."""
+
+    @property
+    def name(self) -> str:
+        """Return it in words: first seen, duplicate or conflict."""
+        return "first seen" if self.first_seen else "conflict" if self.conflict else "duplicate"
 
 
 def record(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
@@ -139,7 +147,17 @@ def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]
     known = note_duplicates(store, connection, _repeated(deliveries, others))
     for place in others:
         verdicts[place] = _duplicate(store, connection, deliveries[place], known)
-    return [verdicts[place] for place in range(len(deliveries))]
+    said = [verdicts[place] for place in range(len(deliveries))]
+    bump(store, connection, _counted(deliveries, said))
+    return said
+
+
+def _counted(deliveries: Iterable[Delivery], verdicts: Sequence[Verdict]) -> Counter[tuple[Kind, str, str]]:
+    both = list(zip(deliveries, verdicts, strict=True))
+    told = [(Kind.DELIVERY, delivery.source, verdict.name) for delivery, verdict in both]
+    # What is first seen and wakes nobody waits for a person.
+    held = [(Kind.PARKED, one.source, one.type) for one, said in both if said.first_seen and not said.nudge]
+    return Counter(told + held)
 
 
 def _first(row: Row[Any], parked: set[UUID]) -> Verdict:
@@ -161,6 +179,7 @@ def _row(delivery: Delivery) -> dict[str, Any]:
         "body": delivery.body,
         "headers": json.dumps(dict(delivery.headers)),
         "content_type": delivery.content_type,
+        "traceparent": delivery.traceparent,
     }
 
 

@@ -3,8 +3,8 @@
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from receiver.ledger.duplicates import RING, Repeated, note_duplicates
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.record import Delivery, Key, Verdict
 from receiver.ledger.store import Store
+from receiver.ledger.telemetry.tally import Kind, bump
 from receiver.ledger.texts import clipped
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Storms:
         try:
             with self._store.write() as connection:
                 note_duplicates(self._store, connection, repeated)
+                counts = [(one.key[0], one.count) for one in repeated]
+                bump(self._store, connection, _by_source(counts))
         except LedgerError as error:
             log.warning("%d duplicates are not counted yet: %s", sum(one.count for one in repeated), error)
             self._count_again(repeated, {done.key: done for done in counted.values()})
@@ -129,3 +132,10 @@ class Storms:
                     self.flush()
                 except Exception:
                     log.exception("Counts of a storm could not be written; they are lost.")
+
+
+def _by_source(counts: Iterable[tuple[str, int]]) -> Counter[tuple[Kind, str, str]]:
+    total: Counter[tuple[Kind, str, str]] = Counter()
+    for source, count in counts:
+        total[Kind.DELIVERY, source, "duplicate"] += count
+    return total

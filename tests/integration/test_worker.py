@@ -17,6 +17,7 @@ from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 from worker import runner as runner_module
+from worker import settling
 from worker.app import Worker
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
@@ -85,6 +86,10 @@ def add(store: Store, *event_ids: str) -> list[UUID]:
     """Record events and return their row ids."""
     deliveries = [Delivery("stripe", name, "invoice.paid", b"{}") for name in event_ids]
     return [verdict.event for verdict in record(store, deliveries)]
+
+
+def no_calls(_held: Claim) -> None:
+    """Give handlers nothing to call out with."""
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -267,15 +272,15 @@ def test_settling_outlasts_an_outage(
 ) -> None:
     """While the ledger does not answer an ended attempt is kept, longer than a lease, then written down."""
     failures = iter([LedgerUnavailable()] * 3)
-    real = runner_module.settle
+    real = settling.settle
 
     def brittle(*arguments: Any) -> bool:
         for error in failures:
             raise error
         return real(*arguments)
 
-    monkeypatch.setattr(runner_module, "settle", brittle)
-    monkeypatch.setattr(runner_module, "SETTLE_PAUSE", 0.01)
+    monkeypatch.setattr(settling, "settle", brittle)
+    monkeypatch.setattr(settling, "SETTLE_PAUSE", 0.01)
     runner = make_runner(hands, lease=timedelta(microseconds=1))
     (event,) = add(store, "evt_1")
     assert runner.run(event)
@@ -396,7 +401,7 @@ def test_what_no_handler_worked_on_is_ignored_again(
 ) -> None:
     """While releases overlap, a worker without a handler ignores a reopened event again and parks nothing."""
     policy = Policy(3, timedelta(seconds=1))
-    without = make_runner(lambda held: attempt(held, Registry([]), policy))
+    without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     (event,) = add(store, "evt_1")
     assert without.run(event)
     assert ledger.state("evt_1") == "ignored"
@@ -421,7 +426,7 @@ def test_what_a_handler_worked_on_is_parked_without_it(
     hands.go_on.set()
     thread.join(30)
     policy = Policy(3, timedelta(seconds=1))
-    assert make_runner(lambda held: attempt(held, Registry([]), policy)).run(event)
+    assert make_runner(lambda held: attempt(held, Registry([]), policy, no_calls)).run(event)
     assert ledger.outcomes("evt_1") == ["release", "park"]
 
 
@@ -431,7 +436,7 @@ def test_everything_ignored_is_reopened(
     """Reopening takes all batches, and only what has a handler here; a second time there is nothing to do."""
     monkeypatch.setattr(sweep, "REOPEN_BATCH", 2)
     policy = Policy(3, timedelta(seconds=1))
-    without = make_runner(lambda held: attempt(held, Registry([]), policy))
+    without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     for event in add(store, *(f"evt_{number}" for number in range(5))):
         without.run(event)
     assert Reopener(store, Registry([Handler("shopify", "*", lambda _event, _calls: None)])).run_once() == 0
