@@ -128,7 +128,7 @@ def test_whether_the_id_is_signed_is_computed(name: str, signed: bool) -> None: 
 
 
 def test_a_hash_names_what_is_signed() -> None:
-    """Where a signature leaves parts of the body out, its hash would be another for each copy with new ones."""
+    """Where a signature leaves parts of the body out, its hash differs for each copy with other ones."""
     for provider in load_providers().values():
         if provider.scheme and provider.scheme.type not in {"token", "basic"}:
             assert provider.policy != "body_hash" or provider.signs_body, provider.name
