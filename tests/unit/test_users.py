@@ -34,7 +34,7 @@ def test_what_hash_password_prints_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("name", "password", "code"),
-    [("ada", "correct horse battery", 0), ("ada", "short", 2), ("Ada L", "x" * 20, 2)],
+    [("ada", "correct horse battery", 0), ("ada", "hunter2", 2), ("Ada L", "x" * 20, 2)],
 )
 def test_the_command_reads_standard_input(name: str, password: str, code: int) -> None:
     """One line in, one entry out; what is too short or no name is misuse, and is not repeated."""
