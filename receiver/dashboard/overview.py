@@ -27,6 +27,7 @@ class Overview:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._schema = Remembered(partial(check_schema, parts.store))
         self._pending = Remembered(partial(pending, parts.store))
         self._workers = Remembered(partial(workers, parts.store))
         self._flow = {of: Remembered(partial(flow, parts.store, of)) for of in (HOUR, DAY)}
@@ -47,7 +48,7 @@ class Overview:
     def _told(self) -> Told:
         minutes = _span()
         try:
-            check_schema(self._parts.store)
+            self._schema.get()
             now, flows, alive = self._pending.get(), self._flow[minutes].get(), self._workers.get()
         except LedgerError as error:
             health = _health(str(error), self._parts.broker(), None)
