@@ -28,7 +28,9 @@ LEAST_MARGIN = timedelta(minutes=10)
 DEADLINES_IN_MARGIN = 4
 """The default margin covers a request that is slow, its resend, and clocks that differ."""
 
-RESERVED: Final = frozenset({"again", "bench", "check_time", "derived", "made", "make", "read", "value"})
+RESERVED: Final = frozenset(
+    {"again", "bench", "check_time", "derived", "made", "make", "owed", "read", "value"}
+)
 """What `calls` has of its own, in a worker and in tests."""
 
 SILENT = frozenset({"auth", "base_url", "headers"})

@@ -70,7 +70,7 @@ def _facts(one: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
         "shares": f"the answer of call {one['shares']}" if one["shares"] else "",
         "changed": _changed(one),
         "reason": "" if one["reason"] == known else visible(one["reason"]),
-        "due": moment(one["due_at"]),
+        "due": moment(one["due_at"]) if one["state"] == "pending" else "",
         "answer": _answer(one, told["answer"]),
     }
 

@@ -50,10 +50,12 @@ def attempt(held: Claim, registry: Registry, policy: Policy, make_calls: MakeCal
     if held.attempt > limit:
         return Outcome(Move.GIVE_UP, reason=f"All {limit} attempts are used up; the last worker vanished.")
     try:
-        handler.run(event_of(held), make_calls(held))
+        calls = make_calls(held)
+        handler.run(event_of(held), calls)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises must end in the ledger
         return _failed(held, handler, error, policy)
-    return Outcome(Move.FINISH)
+    owed = getattr(calls, "owed", None)
+    return _failed(held, handler, owed, policy) if owed else Outcome(Move.FINISH)
 
 
 def _unhandled(held: Claim) -> Outcome:
@@ -93,7 +95,8 @@ def _decided(error: CallError, brief: str) -> Outcome | None:
             return Outcome(Move.PARK, reason=brief, call=error.call)
         case CallRejected() if error.response.status_code not in UNAUTHORISED:
             return Outcome(Move.GIVE_UP, reason=f"A call was rejected. {brief}")
-        case CallLater() if not isinstance(error, CallUnknown):
+        # Without a call it is in no journal that loses patience, as after a GET: that counts.
+        case CallLater() if error.call and not isinstance(error, CallUnknown):
             return Outcome(Move.CALL_LATER, error.delay, reason=brief)
         case _:
             return None

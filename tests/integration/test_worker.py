@@ -359,7 +359,7 @@ def worker(migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DATABASE_URL", migrated_url)
     monkeypatch.setenv("BROKER_URL", valkey.url)
     monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
-    made = Worker(Settings(_env_file=None), Registry([]), {})
+    made = Worker(Settings(_env_file=None), Registry([]), {}, {})
     yield made
     made.publisher.close()
     made.store.close()

@@ -53,3 +53,19 @@ class Ledger:
     def outcomes(self, event_id: str) -> list[str | None]:
         """Return how each attempt of an event ended; None while it has not."""
         return [row["outcome"] for row in self.attempts(event_id)]
+
+    def calls(self, event_id: str) -> list[dict[str, Any]]:
+        """Return an event's outbound calls, in their order, a step's successors one after the other."""
+        query = (
+            "SELECT c.* FROM call c JOIN event e ON e.id = c.event WHERE e.event_id = :id"
+            " ORDER BY c.position, c.successor"
+        )
+        return self.rows(query, id=event_id)
+
+    def sends(self, event_id: str) -> list[dict[str, Any]]:
+        """Return every time that a call of this event went out, in order."""
+        query = (
+            "SELECT s.* FROM send s JOIN call c ON c.id = s.call JOIN event e ON e.id = c.event"
+            " WHERE e.event_id = :id ORDER BY c.position, c.successor, s.number"
+        )
+        return self.rows(query, id=event_id)

@@ -6,15 +6,30 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 
 from receiver.ledger import Claim, Move, Outcome
 from worker import Dead, Retry
+from worker.calls.errors import (
+    CallChanged,
+    CallError,
+    CallLater,
+    CallLocked,
+    CallMismatch,
+    CallParked,
+    CallRefused,
+    CallRejected,
+    CallUnknown,
+    ClaimLost,
+)
 from worker.events import event_of
 from worker.registry import Handler, Registry
 from worker.tasks import Policy, attempt
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
+POLICY = Policy(3, timedelta(hours=1))
+CALL = UUID(int=9)
 
 
 class Broken(Exception):
@@ -43,10 +58,14 @@ def claim(**changes: Any) -> Claim:
     return Claim(**given | changes)
 
 
+def no_calls(_held: Claim) -> None:
+    """Give a handler nothing to call out with."""
+
+
 def run(function: Callable[[Any, Any], object], held: Claim | None = None, **options: Any) -> Outcome:
     """Run one attempt with a handler and at most three attempts."""
     handlers = Registry([Handler("stripe", "invoice.paid", function, **options)])
-    return attempt(held or claim(), handlers, Policy(3, timedelta(hours=1), Random(1)))
+    return attempt(held or claim(), handlers, Policy(3, timedelta(hours=1), Random(1)), no_calls)
 
 
 def raising(error: BaseException) -> Callable[[Any, Any], object]:
@@ -187,13 +206,13 @@ def test_stories_are_bounded() -> None:
 
 def test_an_event_without_a_handler_is_ignored() -> None:
     """A claim that finds no handler, now or ever before, ignores the event and says for what."""
-    end = attempt(claim(type="other", token=3, attempt=2), Registry([]), Policy(3, timedelta(hours=1)))
+    end = attempt(claim(type="other", token=3, attempt=2), Registry([]), POLICY, no_calls)
     assert end == Outcome(Move.IGNORE, reason="No handler for 'other' from 'stripe'.")
 
 
 def test_an_event_whose_handler_is_gone_is_parked() -> None:
     """An event that a handler worked on is not ignored once that handler is gone: calls may be open."""
-    end = attempt(claim(tried=True), Registry([]), Policy(3, timedelta(hours=1)))
+    end = attempt(claim(tried=True), Registry([]), POLICY, no_calls)
     assert end.move is Move.PARK
 
 
@@ -203,3 +222,60 @@ def test_an_erased_payload_is_parked() -> None:
     assert end.move is Move.PARK
     assert end.reason
     assert "erased" in end.reason
+
+
+def rejected(status: int) -> CallRejected:
+    """Return what a call raises that the API said no to."""
+    return CallRejected("It said no.", httpx.Response(status), CALL)
+
+
+@pytest.mark.parametrize("kind", [CallParked, CallMismatch, CallChanged])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_parked_call_parks_its_event(kind: type[CallError], number: int) -> None:
+    """Whatever needs a person parks at once, whichever attempt it is, and the event names the call."""
+    end = run(raising(kind("Look.", CALL)), claim(attempt=number))
+    assert end == Outcome(Move.PARK, reason="Look.", call=CALL)
+
+
+@pytest.mark.parametrize("kind", [CallLater, CallLocked])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_call_for_later_costs_no_attempt(kind: type[CallLater], number: int) -> None:
+    """Later and locked wait as long as they say, even at the last attempt."""
+    end = run(raising(kind("Later.", timedelta(hours=2), CALL)), claim(attempt=number))
+    assert end == Outcome(Move.CALL_LATER, timedelta(hours=2), reason="Later.")
+
+
+def test_an_unknown_call_costs_an_attempt() -> None:
+    """An answer that did not come waits for as long as the call says, and uses attempts up."""
+    error = CallUnknown("No answer.", timedelta(hours=2), CALL)
+    assert run(raising(error)) == Outcome(Move.RETRY_LATER, timedelta(hours=2), reason="No answer.")
+    assert run(raising(error), claim(attempt=3)).move is Move.GIVE_UP
+
+
+@pytest.mark.parametrize("status", [400, 402, 404, 409, 422])
+def test_a_rejected_call_ends_its_event(status: int) -> None:
+    """A call that the API said no to ends the event dead at its first attempt."""
+    end = run(raising(rejected(status)))
+    assert end == Outcome(Move.GIVE_UP, reason="A call was rejected. It said no.")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_credential_waits(status: int) -> None:
+    """After a 401 or 403 the event waits, names the call for its successor, and uses attempts up."""
+    end = run(raising(rejected(status)))
+    assert (end.move, end.call) == (Move.RETRY_LATER, CALL)
+    assert run(raising(rejected(status)), claim(attempt=3)).move is Move.GIVE_UP
+
+
+@pytest.mark.parametrize("error", [CallRefused("No such path."), ClaimLost("Taken over.")])
+def test_what_was_never_sent_is_a_failure(error: CallError) -> None:
+    """A call that is asked for wrongly, and a claim that is lost, fail the attempt and name no call."""
+    end = run(raising(error))
+    assert (end.move, end.reason, end.call) == (Move.RETRY_LATER, str(error), None)
+
+
+def test_reading_for_later_costs_an_attempt() -> None:
+    """A GET that gets no answer is in no journal that could lose patience: it uses attempts up."""
+    error = CallLater("GET /a: it answered 503.", timedelta(seconds=5))
+    assert run(raising(error)).move is Move.RETRY_LATER
+    assert run(raising(error), claim(attempt=3)).move is Move.GIVE_UP

@@ -13,7 +13,7 @@ from receiver.ledger import Claim
 from receiver.ledger.calls.states import Protection
 from receiver.ledger.calls.values import remember
 from worker.calls.classify import protection
-from worker.calls.errors import CallLater, CallRefused, CallRejected, ClaimLost
+from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
 from worker.calls.keys import digest
 from worker.calls.outbound import Outbound
 from worker.calls.performing import Performance, Step
@@ -38,6 +38,8 @@ class Calls:
         self._steps: set[str] = set()
         self._count = 0
         self._ends = time.monotonic() + outbound.max_runtime.total_seconds()
+        self.owed: CallError | None = None
+        """What a call raised that no row of the ledger speaks for: without that call it is not done."""
 
     def __getattr__(self, name: str) -> "ApiCalls":
         """Return the API of this name in apis.toml."""
@@ -58,7 +60,8 @@ class Calls:
     def check_time(self) -> None:
         """Raise ClaimLost when the handler has run for longer than max_runtime."""
         if time.monotonic() > self._ends:
-            raise ClaimLost(f"The handler has run for longer than {self._outbound.max_runtime}.")
+            self.owed = ClaimLost(f"The handler has run for longer than {self._outbound.max_runtime}.")
+            raise self.owed
 
     def make(
         self, api: Api, request: Request, how: Protection, step: str, once: str | None
@@ -69,7 +72,13 @@ class Calls:
             raise CallRefused(f"Two calls of this attempt are the step {step!r}: give each its own step=.")
         self._steps.add(step)
         position, self._count = self._count, self._count + 1
-        return Performance(self._outbound, self._held, Step(api, request, how, step, position, once)).run()
+        performance = Performance(self._outbound, self._held, Step(api, request, how, step, position, once))
+        try:
+            return performance.run()
+        except CallError as error:
+            if error.call is None or isinstance(error, CallChanged):
+                self.owed = error
+            raise
 
     def read(self, api: Api, request: Request) -> httpx.Response:
         """Send a GET, unjournaled and unkeyed. Raises CallRejected for a 4xx, CallLater for what may pass."""

@@ -15,7 +15,7 @@ from receiver.ledger import Claim, LedgerError
 from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record, shown_status
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.sends import Lost, Mark, Marked, NotYet, Stopped, Terms, mark
-from receiver.ledger.calls.states import FINAL, CallState, Outcome, Protection, Standing, Verdict
+from receiver.ledger.calls.states import CallState, Outcome, Protection, Standing, Verdict
 from worker.backoff import backoff
 from worker.calls.answers import Answer, Failure
 from worker.calls.classify import classify
@@ -93,9 +93,9 @@ class Performance:
                 return self._stored(planned)
             self._refuse(planned)
             recorded, got = self._send(planned)
+            if recorded.kept and recorded.state == CallState.SUCCEEDED:
+                return self._live(recorded, got)
             if recorded.state != CallState.PENDING:
-                if recorded.state == CallState.SUCCEEDED and recorded.verdict.outcome in FINAL:
-                    return self._live(recorded, got)
                 # What the ledger says now is what every later attempt will see.
                 continue
             wait = max(pause, recorded.delay.total_seconds() if recorded.verdict.retry_after else 0.0)
@@ -161,6 +161,9 @@ class Performance:
             raise CallParked(
                 f"The request of {planned.step!r} was erased after payload_retention.", planned.id
             )
+        if not planned.url.startswith(f"{self._api.base_url}/"):
+            reason = f"The stored request of {planned.step!r} is for another address than base_url's."
+            raise CallParked(reason, planned.id)
         if self._api.problem or planned.waits:
             raise CallLater(self._api.problem or reason, self._backoff(planned), planned.id)
 

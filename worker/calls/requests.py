@@ -104,7 +104,11 @@ def respond(
 ) -> httpx.Response:
     """Return an answer as httpx shows it, live and stored ones alike."""
     asked = httpx.Request(request.method, request.url)
-    return httpx.Response(status, headers=list(headers), content=body, request=asked)
+    # Text would have to be ASCII, and an API's headers are octets; a person's may be anything.
+    octets = [
+        (name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers
+    ]
+    return httpx.Response(status, headers=octets, content=body, request=asked)
 
 
 def with_key_field(dialect: Dialect, request: Request, key: str) -> bytes:
@@ -167,8 +171,7 @@ def _body(given: Given, boundary: str) -> tuple[bytes, str | None]:
     if given.json is not None:
         return _json(given.json), "application/json"
     if given.content is not None:
-        content = given.content
-        return (content.encode() if isinstance(content, str) else bytes(content)), None
+        return _content(given.content), None
     if not given.data and not given.files:
         return b"", None
     multipart = {"Content-Type": f"multipart/form-data; boundary={boundary}"} if given.files else {}
@@ -177,6 +180,14 @@ def _body(given: Given, boundary: str) -> tuple[bytes, str | None]:
         return encoded.read(), encoded.headers["Content-Type"]
     except (TypeError, ValueError, AttributeError) as error:
         raise CallRefused(f"data= or files= cannot be sent: {error}") from None
+
+
+def _content(content: Any) -> bytes:
+    try:
+        # Of a number, bytes() makes as many zeros; of an iterator, what it has left.
+        return content.encode() if isinstance(content, str) else bytes(memoryview(content))
+    except (TypeError, ValueError) as error:
+        raise CallRefused(f"content= takes text or bytes: {error}") from None
 
 
 def _json(value: Any) -> bytes:

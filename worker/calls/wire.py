@@ -10,6 +10,7 @@ import httpcore
 import httpx
 
 from config.apis import Api
+from worker.calls.encodings import decoded
 
 ANSWER_MAX = 1024 * 1024
 """Bytes of an answer's body that are read and kept."""
@@ -106,7 +107,7 @@ class HttpWire:
         content = httpcore.Request(
             request.method,
             request.url,
-            headers=list(request.headers),
+            headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in request.headers],
             content=request.body,
             extensions=extensions,
         )
@@ -132,13 +133,14 @@ def _read(response: httpcore.Response) -> Reply:
                 break
     finally:
         response.close()
-    headers = tuple(
-        (name, value) for name, value in map(_decoded, response.headers) if name.lower() not in HIDDEN
-    )
-    return Reply(response.status, headers, b"".join(parts)[:ANSWER_MAX], size > ANSWER_MAX)
+    headers = [_text(header) for header in response.headers]
+    encoding = next((value for name, value in headers if name.lower() == "content-encoding"), "")
+    body = decoded(encoding, b"".join(parts), ANSWER_MAX + 1)
+    shown = tuple(header for header in headers if header[0].lower() not in HIDDEN)
+    return Reply(response.status, shown, body[:ANSWER_MAX], max(size, len(body)) > ANSWER_MAX)
 
 
-def _decoded(header: tuple[bytes, bytes]) -> tuple[str, str]:
+def _text(header: tuple[bytes, bytes]) -> tuple[str, str]:
     return header[0].decode("latin-1"), header[1].decode("latin-1")
 
 

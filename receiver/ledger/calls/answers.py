@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, select, update
+from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.models import CALL, SEND
 from receiver.ledger.calls.sends import Terms, open_until
@@ -55,6 +56,8 @@ class Recorded:
     state: CallState
     verdict: Verdict
     delay: timedelta
+    kept: bool = True
+    """Whether this answer decided that; else an earlier word on the call stands."""
 
 
 def record(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
@@ -100,13 +103,13 @@ class _Recording:
             "outcome": verdict.outcome,
             "status": answer.status if answer else None,
             "reason": plain(verdict.reason),
-            "open": verdict.open,
+            "open": (verdict.open or self._is_lost) and self.row.state not in FINAL.values(),
         }
         if self.receipt.send is None:
             self._note_unsent(held, end)
         else:
             self.connection.execute(update(SEND).where(SEND.c.id == self.receipt.send).values(**end))
-        if verdict.outcome in FINAL:
+        if verdict.outcome in FINAL and not self._is_lost:
             self.connection.execute(update(SEND).where(SEND.c.call == self.row.id).values(open=False))
 
     def _note_unsent(self, held: Claim, end: dict[str, Any]) -> None:
@@ -119,17 +122,16 @@ class _Recording:
         """Bring the call where the answer puts it, if it is not at an end already."""
         delay, state = self._delay(), self._next()
         if state is None:
-            return Recorded(CallState(self.row.state), self.verdict, delay)
+            return Recorded(CallState(self.row.state), self.verdict, delay, kept=False)
         ended = state != CallState.PENDING
-        lost = self._is_success and state == CallState.PARKED
         change: dict[str, Any] = {
             "state": state,
             "outcome": self.verdict.outcome,
-            "reason": TOO_LONG if lost else plain(self.verdict.reason),
+            "reason": TOO_LONG if self._is_lost else plain(self.verdict.reason),
             "due_at": None if ended else self.now + delay,
             "ended_at": self.now if ended else None,
         }
-        self._change(**change, **self._kept())
+        self._move(**change, **self._kept())
         if state in FINAL.values():
             self._wake()
         return Recorded(state, self.verdict, delay)
@@ -151,14 +153,14 @@ class _Recording:
     def _next(self) -> CallState | None:
         """Return the state that the answer brings the call to; None when it changes nothing any more."""
         final = FINAL.get(self.verdict.outcome)
-        if self._is_success and self.receipt.answer and self.receipt.answer.body is None:
+        if self._is_lost:
             final = CallState.PARKED
         match CallState(self.row.state):
             case CallState.PENDING:
                 return final or (CallState.PARKED if self.verdict.park else CallState.PENDING)
             case CallState.PARKED | CallState.GIVEN_UP:
                 return final
-            case CallState.REPLACED if final == CallState.SUCCEEDED and not self._has_successor():
+            case CallState.REPLACED if self._is_success and not self._has_successor():
                 return final
             case _:
                 return None
@@ -166,6 +168,12 @@ class _Recording:
     @property
     def _is_success(self) -> bool:
         return FINAL.get(self.verdict.outcome) == CallState.SUCCEEDED
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether it happened, but nobody knows with what answer: its sends stay open."""
+        answer = self.receipt.answer
+        return self._is_success and answer is not None and answer.body is None
 
     def _has_successor(self) -> bool:
         row = self.row
@@ -180,7 +188,16 @@ class _Recording:
         row = self.row
         mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
         change = {"state": enters(Move.RESOLVE), "due_at": self.now, "parked_call": None, "reason": LATE}
-        self.connection.execute(update(EVENT).where(*mine).values(**change, nudged_at=None, nudges=0))
+        fresh = {"attempts": 0, "crashes": 0, "nudged_at": None, "nudges": 0}
+        self.connection.execute(update(EVENT).where(*mine).values(**change, **fresh))
+
+    def _move(self, **values: Any) -> None:
+        """Change the call; one that counted as replaced may have lost its `once` to another event's."""
+        try:
+            with self.connection.begin_nested():
+                self._change(**values)
+        except IntegrityError:
+            self._change(**values, once=None)
 
     def _change(self, **values: Any) -> None:
         self.connection.execute(update(CALL).where(CALL.c.id == self.row.id).values(**values))

@@ -7,18 +7,15 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Row, func, select, update
 
 from receiver.ledger.calls.models import CALL
+from receiver.ledger.calls.once import follow, insert_first
 from receiver.ledger.calls.states import PATIENT, CallState, Outcome, Protection
 from receiver.ledger.claimed import Claim, lock_alive
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
 from receiver.ledger.store import Store
-
-HOPELESS = (CallState.REJECTED, CallState.REPLACED)
-"""States of a call that never happened, so that another event may use its `once`."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,9 @@ class _Planning:
 
     def plan(self, event: Row[Any], make_key: MakeKey) -> Planned:
         row = self._current()
+        elsewhere = self._elsewhere() if row is None or row.step != self.wanted.step else None
+        if elsewhere is not None:
+            return self._other_step(elsewhere, event.now)
         if row is None:
             return self._planned(self._insert(0, make_key), event.now)
         if row.state == CallState.REJECTED and event.revived_at and row.ended_at < event.revived_at:
@@ -110,7 +110,8 @@ class _Planning:
             if changed:
                 return self._planned(self._current(), event.now, changed)
         if row.shares and row.state == CallState.PENDING:
-            self._follow(row)
+            follow(self.store, self.connection, row, self.wanted.once)
+            row = self._current()
         if row.state == CallState.PENDING and row.outcome in PATIENT:
             self._lose_patience(row, event.now)
         self._change(row, claim=self.held.token)
@@ -121,12 +122,15 @@ class _Planning:
         # Typed as a row: only the caller that may find nothing asks.
         return self.connection.execute(here.order_by(CALL.c.successor.desc()).limit(1)).first()  # type: ignore[return-value]
 
+    def _elsewhere(self) -> Row[Any] | None:
+        """Return the call that this step was in another place: begun anew here, it would happen twice."""
+        same = (CALL.c.step == self.wanted.step, CALL.c.position != self.position)
+        found = select(CALL).where(*self.mine, *same).order_by(CALL.c.successor.desc()).limit(1)
+        return self.connection.execute(found).first()
+
     def _successor(self) -> int:
-        same = or_(CALL.c.position == self.position, CALL.c.step == self.wanted.step)
-        return int(
-            self.connection.execute(select(func.max(CALL.c.successor)).where(*self.mine, same)).scalar_one()
-            + 1
-        )
+        here = select(func.max(CALL.c.successor)).where(*self.mine, CALL.c.position == self.position)
+        return int(self.connection.execute(here).scalar_one()) + 1
 
     def _insert(self, successor: int, make_key: MakeKey) -> Row[Any]:
         wanted, now = self.wanted, self.store.now()
@@ -150,45 +154,18 @@ class _Planning:
             "created_at": now,
             "trying_since": now,
         }
-        if wanted.once is None or not self._insert_first(row | {"once": wanted.once}):
-            self.connection.execute(CALL.insert().values(**row, shares=self._holder()))
+        if wanted.once is None or not insert_first(self.store, self.connection, row | {"once": wanted.once}):
+            self.connection.execute(CALL.insert().values(**row))
             if wanted.once is not None:
-                self._follow(self._current())
+                follow(self.store, self.connection, self._current(), wanted.once)
         return self._current()
-
-    def _insert_first(self, row: Mapping[str, Any]) -> bool:
-        """Insert a call with `once`; False when another call has it: the database decides."""
-        insert = (sqlite if self.store.sqlite else postgresql).insert(CALL).values(**row)
-        return bool(self.connection.execute(insert.on_conflict_do_nothing().returning(CALL.c.id)).first())
-
-    def _holder(self) -> UUID | None:
-        if self.wanted.once is None:
-            return None
-        same = (CALL.c.api == self.wanted.api, CALL.c.once == self.wanted.once)
-        found = select(CALL.c.id).where(*same, CALL.c.state.not_in(HOPELESS))
-        holder: UUID | None = self.connection.execute(found).scalar()
-        return holder
-
-    def _follow(self, row: Row[Any]) -> None:
-        """Take over what became of the call that this one shares, or its place when that never happened."""
-        first = self.connection.execute(select(CALL).where(CALL.c.id == row.shares)).first()
-        if first is None or first.state in HOPELESS:
-            holder = self._holder()
-            self._change(row, shares=holder, once=None if holder else self.wanted.once)
-        elif first.state == CallState.SUCCEEDED:
-            copied = {
-                name: getattr(first, name) for name in ("status", "answer_headers", "answer", "outcome")
-            }
-            reason = f"The call {first.id} of another event did this once for all."
-            end = {"state": CallState.SUCCEEDED, "ended_at": self.store.now(), "reason": reason}
-            self._change(row, **end, **copied)
-        else:
-            self._change(
-                row, reason=f"It waits for the call {first.id} of another event, which is not finished."
-            )
 
     def _other_step(self, row: Row[Any], now: datetime) -> Planned:
         place = f"Call {self.position + 1} of this handler was {row.step!r} and is {self.wanted.step!r} now."
+        if row.step == self.wanted.step:
+            place = (
+                f"{row.step!r} is call {self.position + 1} of this handler now; it was {row.position + 1}."
+            )
         if row.state == CallState.PENDING:
             self._change(row, state=CallState.PARKED, reason=place, ended_at=self.store.now())
         return self._planned(self._current(), now, place)

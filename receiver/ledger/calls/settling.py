@@ -9,14 +9,19 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, select, update
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import PATIENT, UNFINISHED, CallState
+from receiver.ledger.calls.states import FINAL, PATIENT, UNFINISHED, CallState
 from receiver.ledger.claimed import Claim, held_by
 from receiver.ledger.claimed import Outcome as End
-from receiver.ledger.models import EVENT
+from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 
 FORGOTTEN = "An earlier attempt began it, and the handler does not make it any more."
+
+PAUSE = timedelta(seconds=5)
+"""The least wait for a call whose error the handler caught: it may be due, and kept from going out."""
+
+MEANWHILE = "The call that stood in the way ended while its attempt did."
 
 
 def none_unfinished(held: Claim) -> ColumnElement[bool]:
@@ -78,12 +83,22 @@ def _end(store: Store, connection: Connection, held: Claim, end: End) -> End:
         return replace(end, move=Move.PARK, reason=reason, call=first.id)
     if end.move == Move.FINISH and calls:
         return _waiting(store, connection, calls)
+    if end.move == Move.PARK and _has_ended(connection, held, end):
+        return replace(end, move=Move.CALL_LATER, reason=MEANWHILE, call=None)
     return end
+
+
+def _has_ended(connection: Connection, held: Claim, end: End) -> bool:
+    """Whether an answer ended the call that parks the event during the attempt: nobody wakes it later."""
+    mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
+    begun = select(ATTEMPT.c.started_at).where(*mine).scalar_subquery()
+    ended = (CALL.c.id == end.call, CALL.c.state.in_(FINAL.values()), CALL.c.ended_at >= begun)
+    return connection.execute(select(CALL.c.id).where(*ended)).first() is not None
 
 
 def _waiting(store: Store, connection: Connection, calls: Sequence[Row[Any]]) -> End:
     now = connection.execute(select(store.now())).scalar_one()
-    delay = min((max(call.due_at or now, now) - now for call in calls), default=timedelta(0))
+    delay = max(min(call.due_at or now for call in calls) - now, PAUSE)
     free = all(call.outcome in PATIENT for call in calls)
     reason = f"The handler returned, but call {calls[0].step!r} is not finished: {calls[0].reason or ''}"
     return End(Move.CALL_LATER if free else Move.RETRY_LATER, delay, reason=reason.rstrip())

@@ -1,0 +1,128 @@
+"""Outbound calls around a wrong credential, a worker that is told to stop, and a frozen database."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import Deploy
+from tests.services.calling import CallingHandlers, Target, configure
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.postgres import Postgres
+from tests.services.processes import Process
+from tests.services.sandbox import CELPER, SALESLY, TELNESS, Sandbox
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+
+ENV = {"FIRSTSEEN_LEASE": "3s", "FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_BACKOFF_MAX": "300ms"}
+WRONG = 'type = "header", name = "X-Forgotten"'
+"""A credential where the sandbox does not look for one."""
+
+
+def reconfigured(deployment: Deployment, *targets: Target) -> Deployment:
+    """Point a deployment at these targets, with handlers that call them; processes started later see it."""
+    deployment.env |= ENV | configure(deployment.folder, targets)
+    return deployment
+
+
+def calling(deploy: Deploy, url: str, broker: str, *targets: Target) -> Deployment:
+    """Deploy the calling handlers, pointed at these targets."""
+    made = deploy(url, broker)
+    handlers = made.handlers = CallingHandlers(made.folder / "handlers")
+    made.env |= handlers.env()
+    return reconfigured(made, *targets)
+
+
+def wait_state(deployment: Deployment, event: str, *states: str) -> None:
+    """Wait until an event is in one of these states."""
+    ledger = Ledger(deployment.database_url)
+    wait_until(
+        lambda: ledger.state(event) in states,
+        30,
+        lambda: f"{ledger.event(event)}:\n{deployment.logs('worker')}",
+    )
+
+
+def test_a_credential_is_mended_and_the_event_retried(
+    databases: Databases, valkey: Valkey, deploy: Deploy, sandbox: Sandbox
+) -> None:
+    """Three calls, the second one's credential wrong: after `retry` each has taken effect once, in order."""
+    first, third = Target("first", CELPER, sandbox.url), Target("third", TELNESS, sandbox.url)
+    broken = Target("second", SALESLY, sandbox.url, auth=WRONG)
+    deployment = calling(deploy, databases.migrated("sqlite"), valkey.url, first, broken, third)
+    deployment.env["FIRSTSEEN_ATTEMPTS"] = "2"
+    deployment.start()
+    orders = [target.order(f"call-{number}") for number, target in enumerate((first, broken, third), 1)]
+    deployment.deliver("evt_1", calls=orders).raise_for_status()
+    wait_state(deployment, "evt_1", "dead")
+    ledger = Ledger(deployment.database_url)
+    assert ledger.outcomes("evt_1") == ["retry later", "give up"], "it waits for another credential first"
+    assert [effect["api"] for effect in sandbox.effects] == ["celper"]
+    deployment.workers[0].terminate()
+    assert deployment.workers[0].wait_exit() == 0
+    reconfigured(deployment, first, Target("second", SALESLY, sandbox.url), third).start_worker()
+    deployment.firstseen("retry stripe evt_1")
+    wait_state(deployment, "evt_1", "done")
+    assert [effect["api"] for effect in sandbox.effects] == ["celper", "salesly", "telness"]
+    statuses = [(row["api"], row["status"]) for row in sandbox.requests]
+    assert statuses == [
+        ("celper", 201),
+        ("salesly", 401),
+        ("salesly", 401),
+        ("salesly", 201),
+        ("telness", 201),
+    ]
+    keys = [call["key"] for call in ledger.calls("evt_1")]
+    assert len(set(keys)) == len(keys) == len(statuses), "each successor has a key of its own"
+    states = [call["state"] for call in ledger.calls("evt_1")]
+    assert states == ["succeeded", "replaced", "replaced", "succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("stop", [Process.terminate, Process.interrupt], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopping_worker_waits_for_its_answer(
+    databases: Databases, valkey: Valkey, deploy: Deploy, sandbox: Sandbox, stop: object
+) -> None:
+    """A worker that is told to stop while a send is under way takes the answer, and the event is done."""
+    target = Target("orders", TELNESS, sandbox.url)
+    deployment = calling(deploy, databases.migrated("sqlite"), valkey.url, target).start()
+    sandbox.fault("/telness", "slow", seconds=1.5)
+    deployment.deliver("evt_1", calls=[target.order("call-1")]).raise_for_status()
+    wait_until(lambda: sandbox.effects, 30, deployment.logs)
+    (worker,) = deployment.workers
+    stop(worker)  # type: ignore[operator]
+    assert worker.wait_exit(40) == 0
+    ledger = Ledger(deployment.database_url)
+    assert ledger.outcomes("evt_1") == ["finish"]
+    assert [send["outcome"] for send in ledger.sends("evt_1")] == ["succeeded"]
+    assert len(sandbox.requests) == 1
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """Give the test a PostgreSQL of its own, to freeze."""
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+def test_an_answer_waits_for_a_frozen_database(
+    own_postgres: Postgres, valkey: Valkey, deploy: Deploy, sandbox: Sandbox
+) -> None:
+    """An answer that comes while the database is frozen is written down after it: nothing is sent again."""
+    target = Target("orders", TELNESS, sandbox.url, {"deadline": "5s"})
+    deployment = calling(deploy, own_postgres.create_database(), valkey.url, target)
+    deployment.migrate()
+    deployment.start()
+    sandbox.fault("/telness", "slow", seconds=1)
+    deployment.deliver("evt_1", calls=[target.order("call-1")]).raise_for_status()
+    wait_until(lambda: sandbox.effects, 30, deployment.logs)
+    own_postgres.freeze()
+    wait_until(lambda: sandbox.requests[0]["status"] == 201, 30, "the answer to leave")
+    own_postgres.thaw()
+    wait_state(deployment, "evt_1", "done")
+    ledger = Ledger(deployment.database_url)
+    assert [send["outcome"] for send in ledger.sends("evt_1")] == ["succeeded"]
+    assert len(sandbox.requests) == len(sandbox.effects) == 1

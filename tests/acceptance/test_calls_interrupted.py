@@ -1,0 +1,193 @@
+"""Workers are killed and frozen between send and answer, in all five dialects: no effect happens twice."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from tests.services.calling import CallingHandlers, Target, configure
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.processes import Process
+from tests.services.sandbox import CLIENTS, SALESLY, Client, Sandbox
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+
+ENV = {"FIRSTSEEN_LEASE": "2s", "FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_BACKOFF_MAX": "300ms"}
+SENDING = {"deadline": "9s", "quiet": "300ms"}
+"""Time enough on a busy machine to be interrupted; a lease lasts 5 s longer, and is waited out."""
+LINGER = 12
+"""Seconds for which the sandbox keeps a request: longer than a send lasts, shorter than a lease then."""
+
+
+class End(NamedTuple):
+    """What becomes of an event and its one call: states, effects, and requests from the least to the most."""
+
+    event: str
+    call: str
+    effects: int
+    least: int
+    most: int
+
+
+INTERRUPTED = {
+    # the sandbox's fault, and the end, the same in all five dialects; the third request is a busy machine's:
+    # the worker that took over is killed in turn, or was killed only when it had asked again
+    "frozen": ("slow", End("done", "succeeded", 1, 2, 3)),
+    "killed after": ("slow", End("done", "succeeded", 1, 2, 3)),
+    "killed before": ("hold", End("done", "succeeded", 1, 2, 3)),
+    "rotated": ("slow", End("parked", "parked", 1, 1, 1)),
+}
+STEPS = (1, 2, 3)
+"""The calls of one handler, and after which of them it pauses to be killed."""
+
+
+class Case(NamedTuple):
+    """One dialect, interrupted in one way."""
+
+    how: str
+    client: Client
+
+    @property
+    def target(self) -> str:
+        """The name of its API in apis.toml."""
+        return f"{self.client.name}_{self.how.replace(' ', '_')}"
+
+    @property
+    def event(self) -> str:
+        """The id of its event."""
+        return f"evt_{self.target}"
+
+
+CASES = [Case(how, client) for how in INTERRUPTED for client in CLIENTS]
+
+
+class Interruption:
+    """Three workers on PostgreSQL: one is frozen and one killed while they send; the third takes over."""
+
+    def __init__(self, folder: Path, database_url: str, broker_url: str, cleanup: ExitStack) -> None:
+        self.sandboxes = {}
+        for how in (*INTERRUPTED, "steps"):
+            place = folder / how
+            place.mkdir()
+            self.sandboxes[how] = Sandbox(place)
+            cleanup.callback(self.sandboxes[how].stop)
+        self.targets = {
+            case.target: Target(case.target, case.client, self.sandboxes[case.how].url, SENDING)
+            for case in CASES
+        }
+        self.steps = Target("steps", SALESLY, self.sandboxes["steps"].url, SENDING)
+        self.handlers = CallingHandlers(folder / "handlers")
+        env = ENV | configure(folder, [*self.targets.values(), self.steps])
+        self.deployment = Deployment(folder, database_url, broker_url, handlers=self.handlers, env=env)
+        cleanup.callback(self.deployment.stop)
+        self.ledger = Ledger(database_url)
+
+    def run(self) -> "Interruption":
+        """Freeze one worker and kill another in the middle of their sends; wait for what the third does."""
+        for case in CASES:
+            fault = INTERRUPTED[case.how][0]
+            self.sandboxes[case.how].fault(case.client.prefix, fault, seconds=LINGER)
+        (frozen,) = self.deployment.start().workers
+        self.deliver("frozen")
+        frozen.freeze()
+        (killed,) = self.deployment.start_worker()
+        for number in STEPS:
+            orders = [self.steps.order(f"{number}-{call}") for call in STEPS]
+            self.deployment.deliver(f"evt_step_{number}", calls=orders, pause_after=number)
+        self.deliver(*(how for how in INTERRUPTED if how != "frozen"))
+        self.wait(lambda: len(self.handlers.paused()) == len(STEPS), "each handler to come to its pause")
+        self.deployment.forget(killed)
+        self.handlers.release()
+        rotated = [target for name, target in self.targets.items() if name.endswith("rotated")]
+        self.deployment.start_worker(**{target.variable: target.credential("two") for target in rotated})
+        self.wait(lambda: self.ledger.states().keys() <= {"done", "parked"}, "every event to end")
+        self.thaw(frozen)
+        return self
+
+    def deliver(self, *ways: str) -> None:
+        """Deliver these ways' events, and wait until each one's request is there and unanswered."""
+        chosen = [case for case in CASES if case.how in ways]
+        with ThreadPoolExecutor(len(chosen)) as pool:
+            answers = list(pool.map(self.deliver_one, chosen))
+        assert {answer.status_code for answer in answers} == {200}
+        for way in ways:
+            self.wait(lambda way=way: self.is_under_way(way), f"the sends of {way!r} to be under way")
+
+    def deliver_one(self, case: Case) -> httpx.Response:
+        """Deliver the event of one case."""
+        return self.deployment.deliver(case.event, calls=[self.targets[case.target].order(case.event)])
+
+    def is_under_way(self, how: str) -> bool:
+        """Whether each dialect has the request, and did what it does before it lingers."""
+        sandbox = self.sandboxes[how]
+        there = sandbox.effects if INTERRUPTED[how][0] == "slow" else sandbox.requests
+        return len(there) == len(CLIENTS)
+
+    def thaw(self, frozen: Process) -> None:
+        """Let the frozen worker go on, and wait until it has seen that all of its events were taken over."""
+        self.before = [self.ledger.calls(case.event) for case in CASES]
+        frozen.thaw()
+        self.wait(lambda: self.ended_late() == len(CLIENTS), "the frozen worker's sends to end")
+
+    def ended_late(self) -> int:
+        """Return how many sends of frozen attempts have ended."""
+        first = [self.ledger.sends(case.event)[0] for case in CASES if case.how == "frozen"]
+        return sum(send["ended_at"] is not None for send in first)
+
+    def wait(self, condition: object, what: str) -> None:
+        """Wait; the workers' output says why it failed."""
+        wait_until(condition, 60, lambda: f"{what}:\n{self.deployment.logs('worker')[-4000:]}")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def interruption(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interruption]:
+    """Interrupt everything, at once."""
+    with ExitStack() as cleanup:
+        valkey = Valkey()
+        cleanup.callback(valkey.stop)
+        valkey.start()
+        folder = tmp_path_factory.mktemp("interruption")
+        yield Interruption(folder, databases.migrated("postgres"), valkey.url, cleanup).run()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.target)
+def test_an_interrupted_send_ends_as_the_table_says(interruption: Interruption, case: Case) -> None:
+    """A worker that dies or sleeps between send and answer leaves one effect, or a person is asked."""
+    sandbox, api = interruption.sandboxes[case.how], case.client.name
+    effects = [row for row in sandbox.effects if row["api"] == api]
+    requests = [row for row in sandbox.requests if row["api"] == api]
+    (call,) = interruption.ledger.calls(case.event)
+    _, end = INTERRUPTED[case.how]
+    told = f"{call['reason']}; {interruption.ledger.sends(case.event)}"
+    found = interruption.ledger.state(case.event), call["state"], len(effects)
+    assert found == (end.event, end.call, end.effects), told
+    assert end.least <= len(requests) <= end.most, told
+    assert len({row["key"] for row in requests}) == 1, "a resend has the same key"
+
+
+def test_a_worker_that_wakes_up_changes_nothing(interruption: Interruption) -> None:
+    """What a frozen worker brings back after its events were taken over closes its sends and no more."""
+    assert [interruption.ledger.calls(case.event) for case in CASES] == interruption.before
+    for case in CASES:
+        if case.how == "frozen":
+            *taken_over, last = interruption.ledger.outcomes(case.event)
+            assert (set(taken_over), last) == ({"expire"}, "finish")
+
+
+@pytest.mark.parametrize("number", STEPS)
+def test_finished_calls_are_not_sent_again(interruption: Interruption, number: int) -> None:
+    """Three calls, the worker killed after the first, second or third: each is sent and happens once."""
+    event, sandbox = f"evt_step_{number}", interruption.sandboxes["steps"]
+    for asked in (sandbox.effects, sandbox.requests):
+        mine = [row["body"] for row in asked if f"{number}-" in row["body"]]
+        assert len(mine) == len(STEPS)
+        assert all(f"{number}-{call}" in body for call, body in zip(STEPS, mine, strict=True))
+    assert interruption.ledger.state(event) == "done"
+    assert interruption.handlers.returned(event)[-3:] == [(call, 201) for call in STEPS], "live and stored"
+    assert len(interruption.handlers.returned(event)) == number + len(STEPS)

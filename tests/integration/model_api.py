@@ -1,0 +1,182 @@
+"""A model of an API that keeps idempotency keys, by dialect, with faults at every step of a send."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from tests.integration.office import SILENCE, UNSENT, Crash, reply
+from worker.calls.wire import Mark, NoReply, Outgoing, Reply
+
+LOCKED = b"idempotency_key_locked"
+SLOW = timedelta(seconds=30)
+"""How long the API takes for a slow request: as long as its deadline, and its sender has gone by then."""
+
+FAULTS = (
+    *("ok", "429", "401", "422", "503", "500", "500 done", "too long"),
+    *("unsent", "lost before", "lost after", "lost after", "slow"),
+    *("dies before mark", "dies before bytes", "dies after", "frozen before mark", "frozen after"),
+)
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What one dialect's server does with keys."""
+
+    by_credential: bool = False
+    """Whether another credential's key is another key."""
+    prints: Callable[[Outgoing], object] = lambda request: request.body
+    """What must be the same under a key."""
+    misused: Reply | None = None
+    locked: Reply | None = None
+    """What a copy gets while the first one runs; without it both run."""
+    failures: bool = True
+    """Whether failures are stored too."""
+    again: Callable[[Reply], Reply] = lambda first: first
+    """How a stored answer looks."""
+
+
+def _marked(first: Reply) -> Reply:
+    return reply(first.status, first.body, idempotent_replayed="true")
+
+
+def _conflict(first: Reply) -> Reply:
+    return reply(409, b'{"success": true}' if first.status < 400 else b'{"success": false}')
+
+
+def _with_credential(request: Outgoing) -> object:
+    return request.body, dict(request.headers)["Authorization"]
+
+
+MANNERS = {
+    "stripe": Manners(misused=reply(400, b"idempotency_error"), locked=reply(409, b"locked"), again=_marked),
+    "telness": Manners(
+        prints=_with_credential,
+        misused=reply(409, b"idempotency_key_mismatch"),
+        locked=reply(409, LOCKED),
+    ),
+    "stannp": Manners(by_credential=True, again=_conflict),
+    "salesly": Manners(by_credential=True, prints=lambda _: None, failures=False, again=_marked),
+    "none": Manners(),
+}
+
+
+@dataclass
+class Entry:
+    """One key's row."""
+
+    at: timedelta
+    prints: object
+    answer: Reply | None = None
+
+
+@dataclass
+class ModelApi:
+    """Executes requests and counts their effects by call; `plan` holds the faults of the sends to come."""
+
+    manners: Manners
+    life: timedelta
+    now: Callable[[], timedelta]
+    marked: Callable[[], tuple[UUID, UUID]]
+    """The send that was marked last, and its call."""
+    interlude: Callable[[], None] = lambda: None
+    """What the others do while the sender is frozen."""
+    plan: list[str] = field(default_factory=list)
+    effects: Counter[UUID] = field(default_factory=Counter)
+    table: dict[Any, Entry] = field(default_factory=dict)
+    slow: list[tuple[timedelta, UUID, UUID, Outgoing, Entry | None]] = field(default_factory=list)
+    late: list[tuple[UUID, Reply]] = field(default_factory=list)
+    """Answers that nobody waits for, by their send."""
+
+    def send(self, request: Outgoing, mark: Mark) -> Reply | NoReply:
+        """Go through one send, with the next fault."""
+        fault = self.plan.pop(0) if self.plan else "ok"
+        if fault == "unsent":
+            return UNSENT
+        if fault == "dies before mark":
+            raise Crash
+        if fault == "frozen before mark":
+            self.interlude()
+        mark()
+        send, call = self.marked()
+        if fault == "dies before bytes":
+            raise Crash
+        if fault == "lost before":
+            return SILENCE
+        if fault == "slow":
+            return self._begin_slowly(send, call, request)
+        return self._came(fault, send, self._answer(fault, call, request))
+
+    def _came(self, fault: str, send: UUID, answer: Reply) -> Reply | NoReply:
+        match fault:
+            case "lost after":
+                return SILENCE
+            case "dies after":
+                self.late.append((send, answer))
+                raise Crash
+            case "frozen after":
+                self.interlude()
+            case "too long":
+                return Reply(answer.status, answer.headers, answer.body, truncated=True)
+        return answer
+
+    def run_slow(self) -> None:
+        """End the slow requests whose time has come."""
+        due = [one for one in self.slow if one[0] <= self.now()]
+        self.slow = [one for one in self.slow if one[0] > self.now()]
+        for _, send, call, _, entry in due:
+            self.effects[call] += 1
+            answer = reply(201, b'{"success": true}')
+            if entry:
+                entry.answer = answer
+            self.late.append((send, answer))
+
+    def _begin_slowly(self, send: UUID, call: UUID, request: Outgoing) -> NoReply:
+        key, entry = self._entry(request)
+        if entry is None:
+            entry = None if key is None else self._open(key, request)
+            self.slow.append((self.now() + SLOW, send, call, request, entry))
+        elif entry.answer is None and self.manners.locked is None:
+            # Nobody promised to notice that one runs already.
+            self.slow.append((self.now() + SLOW, send, call, request, entry))
+        return SILENCE
+
+    def _answer(self, fault: str, call: UUID, request: Outgoing) -> Reply:
+        if fault in ("429", "401", "503"):
+            return reply(int(fault))
+        key, entry = self._entry(request)
+        if entry is not None:
+            if entry.prints != self.manners.prints(request) and self.manners.misused:
+                return self.manners.misused
+            if entry.answer is not None:
+                return self.manners.again(entry.answer)
+            if self.manners.locked:
+                return self.manners.locked
+        answer = self._execute(fault, call)
+        if key is not None and (self.manners.failures or answer.status < 400):
+            self._open(key, request).answer = answer
+        return answer
+
+    def _execute(self, fault: str, call: UUID) -> Reply:
+        if fault == "422":
+            return reply(422, b'{"success": false}')
+        if fault == "500" or (fault == "500 done" and not self.manners.failures):
+            return reply(500, b'{"success": false}')
+        self.effects[call] += 1
+        return reply(500, b"{}") if fault == "500 done" else reply(201, b'{"success": true}')
+
+    def _entry(self, request: Outgoing) -> tuple[Any, Entry | None]:
+        headers = {name.lower(): value for name, value in request.headers}
+        key = headers.get("idempotency-key") or headers.get("x-idempotency-key")
+        if key is None:
+            return None, None
+        scope = headers["authorization"] if self.manners.by_credential else None
+        where = (scope, key)
+        entry = self.table.get(where)
+        return where, entry if entry and self.now() - entry.at < self.life else None
+
+    def _open(self, where: Any, request: Outgoing) -> Entry:
+        self.table[where] = Entry(self.now(), self.manners.prints(request))
+        return self.table[where]

@@ -1,0 +1,228 @@
+"""A worker's office for tests of calls: a ledger, an API behind a scripted wire, attempts run by hand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, func, select, update
+
+from config.api_parts import Auth
+from config.apis import Api
+from config.dialects import load_dialects
+from receiver.ledger import Claim, Outcome, Store, retry, settle
+from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record
+from receiver.ledger.calls.models import CALL, SEND
+from receiver.ledger.calls.sends import Terms
+from tests.integration.steps import change, row, take
+from worker.calls.answers import Answer
+from worker.calls.classify import classify
+from worker.calls.client import Calls
+from worker.calls.keys import credential_marks
+from worker.calls.outbound import Outbound
+from worker.calls.wire import Mark, NoReply, Outgoing, Reply
+from worker.registry import Handler, Registry
+from worker.tasks import Policy, attempt
+
+SECRET = b"a secret key of thirty-two bytes"
+DAY = timedelta(hours=24)
+DEADLINE, QUIET = timedelta(seconds=30), timedelta(seconds=15)
+SILENCE = NoReply("no answer in time", written=True)
+UNSENT = NoReply("the connection failed", written=False)
+
+Handle = Callable[[Any, Any], object]
+Step = Reply | NoReply | Callable[[Outgoing], Reply | NoReply]
+
+
+class Crash(BaseException):
+    """The worker's process dies here: nothing of it runs any more."""
+
+
+def reply(status: int = 201, body: bytes = b'{"id": 1}', **headers: str) -> Reply:
+    """Return an answer; `a_b="c"` is its header `a-b: c`."""
+    return Reply(status, tuple((name.replace("_", "-"), value) for name, value in headers.items()), body)
+
+
+def crash(_request: Outgoing) -> Reply:
+    """Die once the bytes are out."""
+    raise Crash
+
+
+class ScriptedWire:
+    """Gives the next answer of its script, 201 when that is over, and keeps what went out."""
+
+    def __init__(self) -> None:
+        self.script: list[Step] = []
+        self.sent: list[Outgoing] = []
+        self.before_mark: Callable[[], None] = lambda: None
+
+    def send(self, request: Outgoing, mark: Mark) -> Reply | NoReply:
+        """Mark and send, unless the script says that no connection stands."""
+        step = self.script.pop(0) if self.script else reply()
+        if isinstance(step, NoReply) and not step.written:
+            return step
+        self.before_mark()
+        mark()
+        self.sent.append(request)
+        return step(request) if callable(step) else step
+
+    def keys(self) -> list[str]:
+        """Return the key of each request that went out."""
+        names = ("idempotency-key", "x-idempotency-key", "paypal-request-id")
+        return [value for one in self.sent for name, value in one.headers if name.lower() in names]
+
+
+class Office:
+    """One deployment's worker: `calls.shop` of a dialect."""
+
+    def __init__(self, store: Store, dialect: str = "stripe", **terms: Any) -> None:
+        self.store, self.wire, self.secrets = store, ScriptedWire(), (SECRET,)
+        known = load_dialects()[dialect]
+        given = {"key_life": known.life, "key_margin": min(timedelta(minutes=10), known.life / 2)} | terms
+        auth = Auth("bearer", "SHOP_KEY", "Authorization")
+        self.api = Api(
+            name="shop",
+            base_url="https://shop.example/v1",
+            dialect_name=dialect,
+            dialect=known,
+            auth=auth,
+            credential="first-credential",
+            **{"deadline": DEADLINE, "quiet": QUIET} | given,
+        )
+        self.lease = self.max_runtime = timedelta(seconds=60)
+        self.policy = Policy(3, timedelta(seconds=1), Random(1))
+
+    def rotate(self, credential: str) -> None:
+        """Deploy another credential."""
+        self.api = replace(self.api, credential=credential)
+
+    def outbound(self) -> Outbound:
+        """Return what attempts call out with."""
+        return Outbound(
+            store=self.store,
+            apis={"shop": self.api},
+            wires={"shop": self.wire},
+            secrets=self.secrets,
+            lease=self.lease,
+            max_runtime=self.max_runtime,
+            give_up_after=timedelta(days=3),
+            backoff_max=timedelta(seconds=1),
+            rng=Random(1),
+        )
+
+    def perform(self, held: Claim, handle: Handle) -> Outcome:
+        """Run a handler for a claim, and do not settle."""
+        registry = Registry([Handler(held.source, held.type, handle)])
+        return attempt(held, registry, self.policy, partial(_calls, self.outbound()))
+
+    def take(self, event: UUID) -> Claim:
+        """Claim an event, once it is due."""
+        with self.store.read() as connection:
+            now = connection.execute(select(self.store.now())).scalar_one()
+        found = row(self.store, event)
+        ready = found.lease_until if found.state == "processing" else found.due_at
+        if ready > now:
+            self.store.shift += ready - now
+        return take(self.store, event)
+
+    def run(self, event: UUID, handle: Handle) -> str:
+        """Run one attempt from claim to settlement, and return the event's state."""
+        held = self.take(event)
+        assert settle(self.store, held, self.perform(held, handle)), "the claim was lost"
+        return str(row(self.store, event).state)
+
+    def run_after_retry(self, event: UUID, handle: Handle) -> str:
+        """Run one attempt that a person asks for."""
+        retry(self.store, event, "ada")
+        return self.run(event, handle)
+
+    def die(self, event: UUID, handle: Handle) -> Claim:
+        """Run one attempt whose worker dies in it."""
+        held = self.take(event)
+        try:
+            handle(None, Calls(self.outbound(), held))
+        except Crash:
+            return held
+        raise AssertionError("it survived")
+
+    def calls(self, event: UUID) -> list[Row[Any]]:
+        """Return an event's calls, in order."""
+        order = (CALL.c.generation, CALL.c.position, CALL.c.successor)
+        with self.store.read() as connection:
+            return list(connection.execute(select(CALL).where(CALL.c.event == event).order_by(*order)))
+
+    def call(self, event: UUID) -> Row[Any]:
+        """Return an event's latest call."""
+        return self.calls(event)[-1]
+
+    def sends(self, call: UUID) -> list[Row[Any]]:
+        """Return a call's sends, in order."""
+        with self.store.read() as connection:
+            mine = select(SEND).where(SEND.c.call == call).order_by(SEND.c.number)
+            return list(connection.execute(mine))
+
+    def open_sends(self, call: UUID) -> int:
+        """Return how many sends of a call may have been executed."""
+        return sum(one.open for one in self.sends(call))
+
+    def terms(self) -> Terms:
+        """Return what the API's configuration says of its sends."""
+        marks = credential_marks(self.secrets, self.api.name, self.api.credential)
+        apart = self.api.dialect.in_flight == "unstated"
+        return Terms(DEADLINE, self.api.key_life, self.api.key_margin, QUIET, marks, apart)
+
+    def late(self, held: Claim, send: Row[Any], got: Reply) -> Recorded:
+        """Record the answer to a send, as the worker that sent it does whenever it comes."""
+        headers = {name.lower(): value for name, value in got.headers}
+        answer = Answer(got.status, headers, got.body, got.truncated)
+        kept = Answered(got.status, got.headers, None if got.truncated else got.body)
+        receipt = Receipt(
+            send.id,
+            kept,
+            lambda standing, now: classify(self.api.dialect, standing, answer, now),
+            self.terms(),
+            timedelta(seconds=1),
+        )
+        return record(self.store, held, send.call, receipt)
+
+    def change_call(self, call: UUID, **values: Any) -> None:
+        """Put a call into a shape that would take long to reach."""
+        with self.store.write() as connection:
+            connection.execute(update(CALL).where(CALL.c.id == call).values(**values))
+
+
+def _calls(outbound: Outbound, held: Claim) -> Calls:
+    return Calls(outbound, held)
+
+
+def letter(_event: Any, calls: Any) -> None:
+    """Make one call."""
+    calls.shop.post("/letters", json={"to": "ada"}, step="letter")
+
+
+def posts(*steps: str, caught: bool = False, **given: Any) -> Handle:
+    """Return a handler that makes these calls in order; `caught` swallows whatever they raise."""
+
+    def handle(_event: Any, calls: Any) -> None:
+        for step in steps:
+            try:
+                calls.shop.post(f"/{step}", **{"json": {"for": step}, "step": step} | given)
+            except Exception:
+                if not caught:
+                    raise
+
+    return handle
+
+
+def used_up(store: Store, event: UUID) -> None:
+    """Let an event's next attempt be the last that is allowed."""
+    change(store, event, attempts=2)
+
+
+def total(store: Store, table: Any) -> int:
+    """Return how many rows a table has."""
+    with store.read() as connection:
+        return int(connection.execute(select(func.count()).select_from(table)).scalar_one())

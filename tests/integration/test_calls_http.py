@@ -1,0 +1,434 @@
+"""Calls on a real ledger against servers of plain sockets: what is marked, sent, and sent again."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.ledger import Delivery, Move, Outcome, Store, claim, migrate, record, settle
+from receiver.ledger.calls.sends import SLACK
+from tests.services.attempts import LEASE, Attempts, apis_of
+from tests.services.calling import Target
+from tests.services.raw_server import RawServer, hang_up, reply, stay
+from tests.services.sandbox import CHRONAPILOT, STANNP, TELNESS, Client
+from tests.services.waiting import free_port, wait_until
+from worker.calls.client import Calls
+from worker.calls.wire import ANSWER_MAX
+
+CREATED = reply("201 Created", b'{"id": "made"}')
+Prepare = Callable[..., Attempts]
+PER_SEND = (b"user-agent:", b"traceparent:", b"tracestate:")
+"""What may differ between two sends of one call."""
+
+
+@pytest.fixture
+def prepare(store: Store, tmp_path: Path) -> Iterator[Prepare]:
+    """Make an event and its attempts at one API: `prepare(url, client, who, **settings)`."""
+    made: list[Attempts] = []
+
+    def make(url: str, client: Client = TELNESS, who: str = "one", **settings: str) -> Attempts:
+        target = Target("api", client, url, {"deadline": "2s", "quiet": "200ms"} | settings)
+        made.append(Attempts(store, apis_of(tmp_path, target, who=who)))
+        return made[-1]
+
+    yield make
+    for attempts in made:
+        attempts.close()
+
+
+def post(_event: Any, calls: Any) -> None:
+    """Handle an event by one call."""
+    calls.api.post("/orders", json={"name": "Łódź", "n": 1})
+
+
+def significant(request: bytes) -> list[bytes]:
+    """Return what must be the same in every send: each line of the head, and the body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    return [line for line in head.split(b"\r\n") if not line.lower().startswith(PER_SEND)] + [body]
+
+
+def test_a_send_is_committed_before_its_first_byte(prepare: Prepare) -> None:
+    """When a server has the request, the send's row is there for everybody, open, its key noted."""
+    seen: list[dict[str, Any]] = []
+
+    def look(connection: Any) -> None:
+        seen.extend(attempts.rows("SELECT c.state, c.key, c.credential, s.open FROM send s, call c"))
+        connection.sendall(CREATED)
+
+    with RawServer(look) as server:
+        attempts = prepare(server.url)
+        assert attempts.run(post).move == Move.FINISH
+    (row,) = seen
+    assert (row["state"], bool(row["open"])) == ("pending", True)
+    assert f"X-Idempotency-Key: {row['key']}".encode() in server.requests[0]
+    assert row["credential"]
+    assert b"one" not in row["credential"].encode(), "an HMAC, not the credential"
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "json": {"json": {"name": "Łódź", "b": [1.5, None], "a": True}},
+    "form": {"data": {"recipient[title]": "Ms", "n": ["1", "2"]}},
+    "bytes": {"content": b"\x00\xff", "headers": {"Content-Type": "application/octet-stream"}},
+    "files": {"files": {"letter": ("letter.pdf", b"%PDF", "application/pdf")}, "data": {"n": "1"}},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_resend_is_the_same_bytes(prepare: Prepare, kind: str) -> None:
+    """A send after a lost answer has the first one's bytes, head and body: key, boundary and all."""
+
+    def handler(_event: Any, calls: Any) -> None:
+        calls.api.post("/orders", params={"q": "a b"}, **BODIES[kind])
+
+    with RawServer(hang_up, CREATED) as server:
+        attempts = prepare(server.url)
+        assert attempts.run(handler).move == Move.RETRY_LATER
+        assert attempts.run(handler).move == Move.FINISH
+    first, second = server.requests
+    assert significant(first) == significant(second)
+
+
+def test_a_lost_row_makes_the_same_key(prepare: Prepare) -> None:
+    """An event whose calls were lost with a restored database asks for the same under the same keys."""
+    with RawServer(hang_up, CREATED) as server:
+        attempts = prepare(server.url)
+        attempts.run(post)
+        attempts.change("DELETE FROM send", "DELETE FROM call")
+        assert attempts.run(post).move == Move.FINISH
+    first, second = server.requests
+    assert significant(first) == significant(second)
+
+
+def test_the_stored_bytes_go_out_and_not_the_handlers(prepare: Prepare) -> None:
+    """A person chose the stored bytes of a changed handler: these are sent, under the key that they had."""
+
+    def changed(_event: Any, calls: Any) -> None:
+        calls.api.post("/orders", json={"name": "other"})
+
+    with RawServer(hang_up, CREATED) as server:
+        attempts = prepare(server.url)
+        attempts.run(post)
+        attempts.change("UPDATE call SET use_stored = true")
+        assert attempts.run(changed).move == Move.FINISH
+    first, second = server.requests
+    assert significant(first) == significant(second)
+
+
+def refused(_server: RawServer) -> str:
+    """Return an address where nobody listens."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def no_tls(server: RawServer) -> str:
+    """Return an address whose server speaks no TLS."""
+    return server.url.replace("http:", "https:")
+
+
+@pytest.mark.parametrize("address", [refused, no_tls])
+def test_what_was_never_sent_is_not_open(prepare: Prepare, address: Callable[[RawServer], str]) -> None:
+    """A connection that never stood leaves no open send, and the attempt does not count."""
+    with RawServer(reads=False) as server:
+        attempts = prepare(address(server), CHRONAPILOT)
+        assert attempts.run(post).move == Move.CALL_LATER
+    (send,) = attempts.sends
+    assert (bool(send["open"]), send["outcome"]) == (False, "later")
+    assert attempts.rows("SELECT attempts FROM event") == [{"attempts": 0}]
+
+
+def test_a_redirect_leaves_its_send_open(prepare: Prepare) -> None:
+    """Nobody knows what a redirected POST did: it is not followed, and not taken for an answer."""
+    with RawServer() as elsewhere, RawServer(reply("307 Moved", Location=elsewhere.url)) as server:
+        attempts = prepare(server.url)
+        assert attempts.run(post).move == Move.RETRY_LATER
+        assert (len(server.requests), elsewhere.connections) == (1, 0)
+    assert bool(attempts.sends[0]["open"])
+
+
+def test_no_database_connection_is_held_while_it_waits(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With a pool of 2 and 8 handlers waiting for answers, the ledger answers everybody else at once."""
+    small = Store(f"sqlite:///{tmp_path}/ledger.db", pool=2)
+    request.addfinalizer(small.close)
+    migrate(small)
+    go = threading.Event()
+
+    def wait(connection: Any) -> None:
+        go.wait(20)
+        connection.sendall(CREATED)
+
+    with RawServer(wait) as server, ThreadPoolExecutor(8) as pool:
+        apis = apis_of(tmp_path, Target("api", TELNESS, server.url, {"deadline": "20s"}))
+        outbound = Attempts(small, apis).outbound
+        helds = []
+        for number in range(8):
+            event = record(small, [Delivery("stripe", f"evt_w{number}", "x", b"{}")])[0].event
+            helds.append(claim(small, event, lease=LEASE, worker="test"))
+        answers = [pool.submit(post, None, Calls(outbound, held)) for held in helds if held]
+        wait_until(lambda: len(server.requests) == len(answers) == 8, 20, "8 requests to wait")
+        begun = time.monotonic()
+        for number in range(20):
+            record(small, [Delivery("stripe", f"evt_m{number}", "x", b"{}")])
+        assert time.monotonic() - begun < 2, "nobody had to wait for a connection"
+        go.set()
+        for answer in answers:
+            answer.result()
+        for wire in outbound.wires.values():
+            wire.close()  # type: ignore[attr-defined]
+
+
+def test_an_answer_over_the_cap_parks(prepare: Prepare) -> None:
+    """A success whose answer cannot be kept is parked for a person, closed, and never sent again."""
+    with RawServer(reply("201 Created", b"x" * (ANSWER_MAX + 1))) as server:
+        attempts = prepare(server.url)
+        assert attempts.run(post).move == Move.PARK
+        assert len(server.requests) == 1
+    assert [bool(send["open"]) for send in attempts.sends] == [False]
+    assert "too long" in attempts.calls[0]["reason"]
+
+
+def test_a_stored_answer_is_the_live_one(prepare: Prepare) -> None:
+    """A handler that runs again gets the response it got: status, headers and body, cookies left out."""
+    live = reply(
+        "201 Created", b'{"id": 7}', X_Request="r1", Set_Cookie="a=b", Content_Type="application/json"
+    )
+    got: list[Any] = []
+
+    def handler(_event: Any, calls: Any) -> None:
+        got.append(calls.api.post("/orders", json={}))
+
+    with RawServer(live) as server:
+        attempts = prepare(server.url)
+        attempts.run(handler, settles=False)
+        attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
+        attempts.run(handler)
+        assert len(server.requests) == 1
+    first, second = got
+    assert (first.status_code, first.content, first.headers) == (
+        second.status_code,
+        second.content,
+        second.headers,
+    )
+    assert first.headers["x-request"] == "r1"
+    assert "set-cookie" not in first.headers
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 204 No Content\r\n\r\n", reply("200 OK", b"")], ids=["204", "empty"]
+)
+def test_an_answer_without_a_body_is_one(prepare: Prepare, answer: bytes) -> None:
+    """204 and an empty body are successes; the stored response of a second run is the same."""
+    with RawServer(answer) as server:
+        attempts = prepare(server.url)
+        attempts.run(post, settles=False)
+        attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
+        assert attempts.run(post).move == Move.FINISH
+        assert len(server.requests) == 1
+
+
+def test_a_kept_connection_that_dies_doubles_nothing(prepare: Prepare) -> None:
+    """A server that hangs up under a request on a kept connection gets it once more, by the journal alone."""
+
+    def handler(_event: Any, calls: Any) -> None:
+        calls.api.post("/orders", json={"n": 1}, step="one")
+        calls.api.post("/orders", json={"n": 2}, step="two")
+
+    with RawServer(CREATED, hang_up, CREATED) as server:
+        attempts = prepare(server.url)
+        assert attempts.run(handler).move == Move.RETRY_LATER
+        assert len(server.requests) == 2
+        assert attempts.run(handler).move == Move.FINISH
+    one, two, again = server.requests
+    assert significant(two) == significant(again) != significant(one)
+
+
+def test_an_expired_key_is_not_sent_again(prepare: Prepare, store: Store) -> None:
+    """Past `expires_at - margin` an open send is never resent: the call parks, and the event with it."""
+    with RawServer(hang_up, CREATED) as server:
+        attempts = prepare(server.url, key_life="4s")
+        attempts.run(post)
+        store.shift += timedelta(seconds=3)
+        assert attempts.run(post).move == Move.PARK
+        assert len(server.requests) == 1
+    assert attempts.state == "parked"
+    assert "forgotten" in attempts.calls[0]["reason"]
+
+
+def test_another_credential_sends_nothing_again(prepare: Prepare) -> None:
+    """With a send open and the credential rotated, nothing goes out: the key may mean nothing now."""
+    with RawServer(hang_up, CREATED) as server:
+        attempts = prepare(server.url)
+        attempts.run(post)
+        rotated = prepare(server.url, who="two")
+        assert rotated.run(post).move == Move.PARK
+        assert prepare(server.url).state == "parked"
+        assert len(server.requests) == 1
+
+
+def test_the_quiet_time_is_waited_out(prepare: Prepare, store: Store) -> None:
+    """Where an API does not say what two copies do, a resend waits for the first's end and quiet time."""
+    with RawServer(hang_up, CREATED) as server:
+        attempts = prepare(server.url, CHRONAPILOT, deadline="20s", quiet="10s")
+        attempts.run(post)
+        end = attempts.run(post)
+        assert end.move == Move.CALL_LATER
+        assert timedelta(seconds=25) < end.delay <= timedelta(seconds=30)
+        attempts.change("UPDATE call SET due_at = NULL")
+        assert attempts.run(post).move == Move.CALL_LATER, "the mark itself looks at the open send"
+        store.shift += timedelta(seconds=31)
+        assert attempts.run(post).move == Move.FINISH
+        assert len(server.requests) == 2
+
+
+def test_a_lease_outlasts_its_send(prepare: Prepare) -> None:
+    """Nobody can take an event over while a send may be under way and its answer be written down."""
+    seen: list[dict[str, Any]] = []
+
+    def look(connection: Any) -> None:
+        seen.extend(attempts.rows("SELECT e.lease_until, s.sending_until FROM event e, send s"))
+        connection.sendall(CREATED)
+
+    with RawServer(look) as server:
+        attempts = prepare(server.url, deadline="20s")
+        held = attempts.claim(timedelta(seconds=2))
+        post(None, Calls(attempts.outbound, held))
+    (row,) = seen
+    lease, until = (seconds(row[name]) for name in ("lease_until", "sending_until"))
+    assert lease - until >= SLACK.total_seconds() - 0.001
+
+
+def seconds(value: Any) -> float:
+    """Return a time that a plain SELECT found, in seconds; SQLite's are texts."""
+    return (datetime.fromisoformat(value) if isinstance(value, str) else value).timestamp()
+
+
+def test_an_answer_after_the_claim_was_lost_counts(prepare: Prepare) -> None:
+    """A 201 that comes when another worker has the event closes the call: that one sends nothing."""
+
+    def slowly(connection: Any) -> None:
+        attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
+        taken.append(attempts.claim())
+        connection.sendall(CREATED)
+
+    taken: list[Any] = []
+    with RawServer(slowly, CREATED) as server:
+        attempts = prepare(server.url)
+        held = attempts.claim()
+        post(None, Calls(attempts.outbound, held))
+        assert [call["state"] for call in attempts.calls] == ["succeeded"]
+        post(None, Calls(attempts.outbound, taken[0]))
+        assert len(server.requests) == 1
+
+
+def test_a_lost_claim_sends_nothing(prepare: Prepare) -> None:
+    """A worker whose lease is over, or whose event is another's, sends nothing at all."""
+    with RawServer() as server:
+        attempts = prepare(server.url)
+        held = attempts.claim()
+        attempts.change("UPDATE event SET claim = claim + 1")
+        with pytest.raises(Exception, match="taken this event over"):
+            post(None, Calls(attempts.outbound, held))
+        assert server.connections == 0
+    assert attempts.calls == []
+
+
+def test_a_swallowed_error_does_not_end_the_event(prepare: Prepare) -> None:
+    """A handler that swallows whatever a call raises is not done while the call is not."""
+
+    def careless(_event: Any, calls: Any) -> None:
+        with suppress(Exception):
+            calls.api.post("/orders", json={})
+
+    with RawServer(reply("429 Too many", Retry_After="0"), CREATED) as server:
+        attempts = prepare(server.url)
+        attempts.run(careless)
+        assert attempts.state == "waiting"
+        attempts.run(careless)
+        assert attempts.state == "done"
+        assert len(server.requests) == 2
+
+
+def test_a_silent_server_costs_its_read_timeout(prepare: Prepare) -> None:
+    """No answer in time is unknown: the send stays open, and the call is sent again under its key."""
+    with RawServer(stay, CREATED) as server:
+        attempts = prepare(server.url, STANNP, read_timeout="200ms", deadline="300ms", quiet="1ms")
+
+        def handler(_event: Any, calls: Any) -> None:
+            calls.api.post("/letters", data={"n": "1"})
+
+        end = attempts.run(handler)
+        assert (end.move, bool(attempts.sends[0]["open"])) == (Move.RETRY_LATER, True)
+        wait_until(lambda: attempts.run(handler).move == Move.FINISH, 10, "the quiet time to end")
+    assert [bool(send["open"]) for send in attempts.sends] == [False, False], "the answer speaks for both"
+
+
+def test_headers_outside_ascii_pass_both_ways(prepare: Prepare) -> None:
+    """Header values in Latin-1, as HTTP allows them, are sent, and come back live and stored."""
+    got: list[Any] = []
+
+    def handler(_event: Any, calls: Any) -> None:
+        got.append(calls.api.post("/orders", json={}, headers={"X-Name": "Zoë"}))
+
+    with RawServer(reply("201 Created").replace(b"\r\n\r\n", b"\r\nX-Name: Zo\xeb\r\n\r\n")) as server:
+        attempts = prepare(server.url)
+        attempts.run(handler, settles=False)
+        attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
+        assert attempts.run(handler).move == Move.FINISH
+        assert b"X-Name: Zo\xeb" in server.requests[0]
+    assert [answer.headers["X-Name"] for answer in got] == ["Zoë", "Zoë"]
+
+
+def test_a_locked_call_is_waited_for(prepare: Prepare) -> None:
+    """While an earlier send still runs there, the attempt asks again after 100 ms, then 200, and goes on."""
+    locked = reply("409 Conflict", b'{"code": "idempotency_key_locked"}')
+    with RawServer(locked, locked, CREATED) as server:
+        attempts = prepare(server.url)
+        begun = time.monotonic()
+        assert attempts.run(post).move == Move.FINISH
+        assert time.monotonic() - begun >= 0.1 + 0.2
+        assert len(server.requests) == 3
+    assert len({tuple(significant(request)) for request in server.requests}) == 1
+    assert [send["outcome"] for send in attempts.sends] == ["locked", "locked", "succeeded"]
+
+
+def test_a_release_leaves_a_send_on_its_way_alone(prepare: Prepare, store: Store) -> None:
+    """A worker that stops in the middle of a send gives nothing back: the lease covers the send."""
+    release, released = Outcome(Move.RELEASE, reason="It shuts down."), []
+
+    def look(connection: Any) -> None:
+        released.append(settle(store, held, release))
+        connection.sendall(CREATED)
+
+    with RawServer(look) as server:
+        attempts = prepare(server.url)
+        held = attempts.claim()
+        post(None, Calls(attempts.outbound, held))
+        released.append(settle(store, held, release))
+    assert released == [False, True]
+
+
+def test_a_get_is_neither_journaled_nor_keyed(prepare: Prepare) -> None:
+    """A GET goes out each time, leaves no row and carries no key; what may pass is later."""
+    ends: list[Any] = []
+
+    def handler(_event: Any, calls: Any) -> None:
+        ends.append(calls.api.get("/orders", params={"page": "2"}).status_code)
+
+    answers = (reply(), reply("503 Not now"), hang_up, reply("404 Not found"))
+    with RawServer(*answers) as server:
+        attempts = prepare(server.url)
+        moves = [attempts.run(handler, settles=False).move]
+        for _ in answers[1:]:
+            attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
+            moves.append(attempts.run(handler, settles=False).move)
+        assert moves == [Move.FINISH, Move.CALL_LATER, Move.CALL_LATER, Move.GIVE_UP]
+        assert all(b"idempotency" not in request.lower() for request in server.requests)
+        assert server.requests[0].startswith(b"GET /telness/orders?page=2 HTTP/1.1\r\n")
+    assert (ends, attempts.calls, attempts.sends) == ([200], [], [])

@@ -1,0 +1,381 @@
+"""The row before the byte, the order of a handler's calls, their keys, and values that are computed once."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import delete, select, text
+
+from receiver.ledger import Store, rerun, retry
+from receiver.ledger.calls.models import CALL, VALUE
+from receiver.ledger.calls.resolving import Resolution, erase_contents, resolve
+from tests.integration.office import (
+    SECRET,
+    SILENCE,
+    UNSENT,
+    Handle,
+    Office,
+    crash,
+    letter,
+    posts,
+    reply,
+    total,
+)
+from tests.integration.steps import deliver, later, row, state
+from worker.calls.client import Calls
+from worker.calls.errors import CallChanged, ClaimLost
+from worker.calls.wire import Outgoing, Reply
+
+
+@pytest.fixture
+def office(store: Store) -> Office:
+    """Give the test an API that locks and marks its replays, as Stripe does."""
+    return Office(store)
+
+
+@pytest.fixture
+def event(store: Store) -> UUID:
+    """Give the test one event that is due."""
+    return deliver(store).event
+
+
+def test_call_and_send_are_committed_before_the_first_byte(office: Office, event: UUID) -> None:
+    """Whoever looks while the bytes leave sees the call, with key and request, and its send."""
+    seen: list[Any] = []
+
+    def look(request: Outgoing) -> Reply:
+        call = office.call(event)
+        seen.extend([call, *office.sends(call.id)])
+        assert ("Idempotency-Key", call.key) in request.headers
+        assert request.body == call.body == b'{"to":"ada"}'
+        assert request.url == call.url
+        return reply()
+
+    office.wire.script = [look]
+    assert office.run(event, letter) == "done"
+    call, send = seen
+    assert (call.state, call.step, call.sends, call.method) == ("pending", "letter", 1, "POST")
+    assert call.expires_at - call.first_sent_at == office.api.key_life
+    assert (send.open, send.ended_at) == (True, None)
+    assert send.sending_until - send.at == office.api.deadline
+
+
+def test_no_transaction_is_open_while_a_call_is_on_its_way(office: Office, event: UUID) -> None:
+    """A send holds no connection: others write, with the whole pool, while its answer is awaited."""
+
+    def busy(_request: Outgoing) -> Reply:
+        assert office.store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        return reply()
+
+    office.wire.script = [busy]
+    assert office.run(event, letter) == "done"
+
+
+def test_a_resend_is_the_same_request(office: Office, event: UUID) -> None:
+    """A retry replays exactly those bytes under the same key."""
+    office.wire.script = [SILENCE, SILENCE]
+    assert [office.run(event, letter) for _ in range(3)] == ["waiting", "waiting", "done"]
+    first, *others = office.wire.sent
+    assert others == [first, first]
+
+
+def test_a_succeeded_call_is_not_sent_again(office: Office, event: UUID) -> None:
+    """An attempt after a crash gets the stored response, headers and body alike, and goes on behind it."""
+    office.wire.script = [reply(202, b"\x00\xffkept", x_request="7"), crash]
+    office.die(event, posts("letter", "order"))
+    seen: list[Any] = []
+
+    def handle(_event: Any, calls: Any) -> None:
+        seen.append(calls.shop.post("/letter", json={"for": "letter"}, step="letter"))
+        calls.shop.post("/order", json={"for": "order"}, step="order")
+
+    assert office.run(event, handle) == "done"
+    (stored,) = seen
+    assert (stored.status_code, stored.content, stored.headers["x-request"]) == (202, b"\x00\xffkept", "7")
+    assert [one.url.rpartition("/")[2] for one in office.wire.sent] == ["letter", "order", "order"]
+
+
+def test_credentials_are_not_in_the_database(office: Office, event: UUID) -> None:
+    """What a call leaves in the ledger holds its credential only as an HMAC."""
+    office.wire.script = [SILENCE]
+    office.run(event, letter)
+    assert "Bearer first-credential" in dict(office.wire.sent[0].headers).values()
+    assert "first-credential" not in str(office.calls(event)) + str(office.sends(office.call(event).id))
+    assert re.fullmatch("[0-9a-f]{64}", office.call(event).credential)
+
+
+@pytest.mark.parametrize(
+    ("answer", "before"),
+    [(SILENCE, "a send is open"), (reply(429), "nothing is open"), (UNSENT, "nothing left")],
+)
+def test_another_step_in_the_nth_place_parks(office: Office, event: UUID, answer: Reply, before: str) -> None:
+    """A handler that changed between attempts sends nothing, whatever stood in that place."""
+    office.wire.script = [answer]
+    office.run(event, posts("letter"))
+    sent = len(office.wire.sent)
+    assert office.run(event, posts("order")) == "parked", before
+    assert len(office.wire.sent) == sent
+    assert "was 'letter' and is 'order' now" in str(row(office.store, event).reason)
+    assert row(office.store, event).parked_call == office.call(event).id
+
+
+def test_another_step_parks_behind_a_finished_one_too(office: Office, event: UUID) -> None:
+    """The first call succeeded under another name: the second is not sent either."""
+    office.wire.script = [reply(), SILENCE]
+    office.run(event, posts("letter", "order"))
+    assert office.run(event, posts("parcel", "order")) == "parked"
+    assert len(office.wire.sent) == 2
+
+
+@pytest.mark.parametrize("caught", [True, False])
+def test_a_step_that_moved_to_another_place_is_not_sent_twice(
+    office: Office, event: UUID, *, caught: bool
+) -> None:
+    """A person retries, and the handler now begins with what was its second call: that one happened."""
+    office.wire.script = [reply(422), reply()]
+    assert office.run(event, _both_then_fail) == "waiting"
+    retry(office.store, event, "ada")
+    assert office.run(event, posts("order", caught=caught)) != "done"
+    assert len(office.wire.sent) == 2
+
+
+def _both_then_fail(_event: Any, calls: Any) -> None:
+    posts("letter", "order", caught=True)(_event, calls)
+    raise RuntimeError
+
+
+@pytest.mark.parametrize("caught", [True, False])
+def test_a_step_of_an_earlier_place_is_not_begun_again(office: Office, event: UUID, *, caught: bool) -> None:
+    """What was the first call is the second now, where nothing stood: it parks without a database's error."""
+    office.wire.script = [SILENCE]
+    office.run(event, posts("letter"))
+    assert office.run(event, posts("order", "letter", caught=caught)) == "parked"
+    assert len(office.wire.sent) == 1
+    assert "SQL" not in str(row(office.store, event).reason)
+
+
+@pytest.mark.parametrize("answer", [SILENCE, reply(429)])
+def test_other_bytes_for_an_unfinished_step_park(office: Office, event: UUID, answer: Reply) -> None:
+    """Both fingerprints and both choices are told, and nothing goes out."""
+    office.wire.script = [answer]
+    office.run(event, posts("letter"))
+    old = office.call(event).fingerprint
+    assert office.run(event, posts("letter", json={"for": "eve"})) == "parked"
+    assert len(office.wire.sent) == 1
+    call = office.call(event)
+    assert (call.state, call.fingerprint) == ("parked", old)
+    told = str(row(office.store, event).reason)
+    assert old[:12] in told
+    assert call.changed_to[:12] in told
+    assert "use the stored bytes" in told
+    assert "successor" in told
+
+
+def test_a_changed_call_is_what_the_handler_is_told(office: Office, event: UUID) -> None:
+    """The exception is CallChanged; a handler that catches it does not save its event from parking."""
+    office.wire.script = [SILENCE]
+    office.run(event, posts("letter"))
+    caught: list[Exception] = []
+
+    def handle(_event: Any, calls: Any) -> None:
+        try:
+            calls.shop.post("/letter", json={"for": "eve"}, step="letter")
+        except CallChanged as error:
+            caught.append(error)
+
+    assert office.run(event, handle) == "parked"
+    assert len(caught) == 1
+
+
+def test_other_bytes_for_a_succeeded_step_flag_the_event(office: Office, event: UUID) -> None:
+    """The stored response is returned, nothing is sent, and the event says that its calls changed."""
+    office.wire.script = [reply(201, b"stored"), crash]
+    office.die(event, posts("letter", "order"))
+    handle = _then(posts("letter", json={"for": "eve"}), posts("order"))
+    assert office.run(event, handle) == "done"
+    assert row(office.store, event).calls_changed
+    assert [one.body for one in office.wire.sent].count(b'{"for":"eve"}') == 0
+
+
+def _then(*parts: Handle) -> Handle:
+    def handle(event: Any, calls: Any) -> None:
+        for part in parts:
+            part(event, calls)
+
+    return handle
+
+
+def test_the_stored_bytes_go_out_when_a_person_says_so(office: Office, event: UUID) -> None:
+    """`use-stored` sends the first attempt's bytes under the first key, whatever the handler asks for."""
+    office.wire.script = [reply(429)]
+    office.run(event, posts("letter"))
+    changed = posts("letter", json={"for": "eve"})
+    office.run(event, changed)
+    resolve(office.store, office.call(event).id, Resolution.USE_STORED, "ada")
+    assert office.run(event, changed) == "done"
+    first, second = office.wire.sent
+    assert first == second
+
+
+def test_a_successor_takes_the_new_bytes(office: Office, event: UUID) -> None:
+    """`resend-as-new` sends what the handler asks for now, under a key of its own."""
+    office.wire.script = [reply(429)]
+    office.run(event, posts("letter"))
+    changed = posts("letter", json={"for": "eve"})
+    office.run(event, changed)
+    later(office.store, minutes=1)
+    resolve(office.store, office.call(event).id, Resolution.RESEND_AS_NEW, "ada")
+    assert office.run(event, changed) == "done"
+    assert office.wire.sent[1].body == b'{"for":"eve"}'
+    assert len(set(office.wire.keys())) == 2
+
+
+def test_stored_bytes_do_not_go_to_another_host(office: Office, event: UUID) -> None:
+    """base_url was changed meanwhile: the stored request is for the old one, and is not sent there."""
+    office.wire.script = [reply(429)]
+    office.run(event, letter)
+    office.api = _moved(office)
+    assert office.run(event, letter) == "parked"
+    resolve(office.store, office.call(event).id, Resolution.USE_STORED, "ada")
+    assert office.run(event, letter) == "parked"
+    assert len(office.wire.sent) == 1
+
+
+def _moved(office: Office) -> Any:
+    """Return the API at another host."""
+    return replace(office.api, base_url="https://shop.example.org/v1")
+
+
+def test_a_key_is_shaped_like_a_uuid_and_the_same_again(office: Office, event: UUID) -> None:
+    """A lost row, as after a restore, gets the same key from the same names."""
+    assert office.run(event, letter) == "done"
+    (key,) = office.wire.keys()
+    assert (str(UUID(key)), UUID(key).version, UUID(key).variant) == (key, 4, "specified in RFC 4122")
+    with office.store.write() as connection:
+        connection.execute(delete(CALL))
+        connection.execute(text("UPDATE event SET state = 'waiting'"))
+    assert office.run(event, letter) == "done"
+    assert office.wire.keys() == [key, key]
+
+
+def test_keys_differ_by_all_that_names_a_call(office: Office, event: UUID) -> None:
+    """Source, event, generation, step and successor each make another key."""
+    again = posts("letter", "order")
+    office.run(event, again)
+    for source, name in (("stripe", "evt_2"), ("github", "evt_1")):
+        assert office.run(deliver(office.store, name, source=source).event, again) == "done"
+    rerun(office.store, event, "ada", generation=0)
+    office.wire.script = [reply(422)]
+    assert office.run(event, again) == "dead"
+    retry(office.store, event, "ada")
+    assert office.run(event, again) == "done"
+    # Two for each event, two for the generation, one that was rejected.
+    assert len(office.wire.keys()) == len(set(office.wire.keys())) == 9
+
+
+def test_a_rotated_secret_keeps_keys_and_parks_nothing(office: Office, event: UUID) -> None:
+    """The stored key wins over the new secret's, and an open send is resent under it."""
+    office.wire.script = [SILENCE]
+    office.run(event, letter)
+    office.secrets = (b"the next secret key", SECRET)
+    assert office.run(event, letter) == "done"
+    assert len(set(office.wire.keys())) == 1
+
+
+def test_a_secret_that_is_gone_parks_what_is_open(office: Office, event: UUID) -> None:
+    """Without the old secret nobody can tell whether the credential is the same one."""
+    office.wire.script = [SILENCE]
+    office.run(event, letter)
+    office.secrets = (b"the next secret key",)
+    assert office.run(event, letter) == "parked"
+
+
+def test_two_calls_of_one_name_are_refused(office: Office, event: UUID) -> None:
+    """A step is one call of an attempt; without `step` the second of a kind is number 2."""
+
+    def handle(_event: Any, calls: Any) -> None:
+        calls.shop.post("/letters", json=1)
+        calls.shop.post("/letters", json=2)
+        calls.shop.post("/letters", json=3, step="shop POST /letters")
+
+    assert office.run(event, handle) == "waiting"
+    assert [call.step for call in office.calls(event)] == ["shop POST /letters", "shop POST /letters 2"]
+
+
+def test_a_value_is_computed_once_for_a_generation(office: Office, event: UUID) -> None:
+    """Every attempt sees what the first one computed; a rerun computes anew."""
+    numbers = iter(range(9))
+    seen: list[Any] = []
+
+    def handle(_event: Any, calls: Any) -> None:
+        seen.append(calls.value("number", lambda: {"n": next(numbers)}))
+        letter(_event, calls)
+
+    office.wire.script = [SILENCE]
+    assert [office.run(event, handle) for _ in range(2)] == ["waiting", "done"]
+    rerun(office.store, event, "ada", generation=0)
+    office.run(event, handle)
+    assert seen == [{"n": 0}, {"n": 0}, {"n": 1}]
+
+
+def test_a_value_that_two_compute_at_once_is_one(office: Office, event: UUID) -> None:
+    """Two threads of one attempt compute; both get what was stored first."""
+    held = office.take(event)
+
+    def compute(n: int) -> Any:
+        return Calls(office.outbound(), held).value("number", lambda: n)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(compute, range(1, 5)))) == 1
+    assert total(office.store, VALUE) == 1
+
+
+def test_a_value_of_a_lost_claim_is_not_kept(office: Office, event: UUID) -> None:
+    """A worker that was taken over while it computed stores nothing and is told so."""
+    held = office.take(event)
+    calls = Calls(office.outbound(), held)
+    with pytest.raises(ClaimLost):
+        calls.value("number", lambda: later(office.store, seconds=61) or 1)
+    assert total(office.store, VALUE) == 0
+
+
+def test_an_erased_request_is_not_sent(office: Office, event: UUID) -> None:
+    """Once the payload's time is over, bodies, answers and values are gone and facts stay; a retry parks."""
+    office.wire.script = [reply(429)]
+    office.run(event, letter)
+    with office.store.write() as connection:
+        erase_contents(connection, [event])
+    call = office.call(event)
+    assert (call.body, call.answer, call.headers, call.key is None) == (None, None, "{}", False)
+    assert office.run(event, letter) == "parked"
+    assert len(office.wire.sent) == 1
+
+
+def test_an_erased_answer_parks(office: Office, event: UUID) -> None:
+    """A retry that needs an answer which is gone waits for a person, and sends nothing again."""
+    office.wire.script = [reply(), crash]
+    office.die(event, posts("letter", "order"))
+    with office.store.write() as connection:
+        erase_contents(connection, [event])
+    assert office.run(event, posts("letter", "order")) == "parked"
+    assert len(office.wire.sent) == 2
+
+
+def test_nothing_else_is_in_the_place_of_a_call(office: Office, event: UUID) -> None:
+    """Positions are those of the calls alone: values and GETs between them count for nothing."""
+    office.wire.script = [reply(200), reply()]
+
+    def handle(_event: Any, calls: Any) -> None:
+        calls.shop.get("/letters")
+        calls.value("x", lambda: 1)
+        letter(_event, calls)
+
+    assert office.run(event, handle) == "done"
+    with office.store.read() as connection:
+        assert connection.execute(select(CALL.c.position)).scalars().all() == [0]
+    assert office.wire.sent[0].method == "GET"
+    assert len(office.wire.keys()) == 1
+    assert state(office.store, event) == "done"

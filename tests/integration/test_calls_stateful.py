@@ -1,0 +1,301 @@
+"""Calls against a model of the API: any answer, any crash, late answers, rotations, people, in any order."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy import Row, delete, select
+from sqlalchemy import event as engine_events
+
+from receiver.ledger import Claim, NotAllowed, Store, claim, expire, rerun, retry, settle
+from receiver.ledger.calls.models import CALL, SEND
+from receiver.ledger.calls.resolving import Resolution, Response, resolve
+from receiver.ledger.models import EVENT
+from tests.integration.model_api import FAULTS, MANNERS, ModelApi
+from tests.integration.office import Crash, Office
+from tests.integration.steps import LEASE, deliver, row
+from worker.calls.errors import CallError
+
+JUMPS = [timedelta(seconds=5), timedelta(seconds=50), timedelta(minutes=5), timedelta(days=1)]
+SCRIPTS = [["a"], ["a", "b"], ["a!", "b"], ["a", "b!", "c"], ["u!", "a"], ["o"], ["o!", "a"]]
+"""Steps in order; `!` swallows what the call raises, `u` goes without a key, `o` has a `once`."""
+
+SLACK = timedelta(seconds=20)
+"""What the real time of a test may add to the model's clock."""
+
+ROUNDS = 12
+"""Rounds of a day each in which everything must have come to an end."""
+
+seeds = st.integers(0, 2**16)
+
+
+class Journal(RuleBasedStateMachine):
+    """Does things to two events of one handler, and watches what the API sees."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        store.shift = timedelta(0)
+        with store.write() as connection:
+            connection.execute(delete(EVENT))
+        self.events = [deliver(store, "evt_1").event, deliver(store, "evt_2", source="github").event]
+        self.claims: dict[int, Claim] = {}
+        self.told: set[UUID] = set()
+        """Calls of which a person said that they happened."""
+        self.version, self.frozen = 1, False
+        self.drawn = 0
+        self.used: dict[UUID, str] = {}
+        """The credential of each call's latest send."""
+        self.wrong: list[str] = []
+
+    @initialize(dialect=st.sampled_from(sorted(MANNERS)), script=st.sampled_from(SCRIPTS))
+    def begin(self, dialect: str, script: list[str]) -> None:
+        """Choose an API and a handler."""
+        self.office, self.script = Office(self.store, dialect), script
+        life = self.office.api.key_life
+        self.api = ModelApi(MANNERS[dialect], life, lambda: self.store.shift, self.marked, self.interlude)
+        self.office.wire = self.api  # type: ignore[assignment]
+
+    def handle(self, _event: Any, calls: Any) -> None:
+        """Make the calls of the script."""
+        for step in self.script:
+            name = step.rstrip("!")
+            once = "the one" if name == "o" else None
+            body = {"step": name, "version": self.version}
+            bare = self.office.api.dialect_name == "none" or name == "u"
+            call = calls.shop.put if name == "u" else calls.shop.post
+            try:
+                call(f"/{name}", json=body, step=name, once=once, unprotected=bare)
+            except CallError:
+                if name == step:
+                    raise
+
+    def marked(self) -> tuple[UUID, UUID]:
+        """Return the send that was marked last, and its call; no guard of the ledger may have slept."""
+        columns = (SEND.c.id.label("send"), SEND.c.claim.label("by"), *CALL.c)
+        joined = select(*columns, self.store.now().label("now")).join(CALL, CALL.c.id == SEND.c.call)
+        with self.store.read() as connection:
+            call = connection.execute(joined.order_by(SEND.c.id.desc()).limit(1)).one()
+            others = (SEND.c.call == call.id, SEND.c.open, SEND.c.id != call.send)
+            before = connection.execute(select(SEND).where(*others)).all()
+        if before:
+            self.may_be_resent(call)
+        self.used[call.id] = self.office.api.credential
+        return call.send, call.id
+
+    def may_be_resent(self, call: Row[Any]) -> None:
+        """Note a call with an open send that goes out again though nothing protects it any more."""
+        # Noted and not raised: a worker outlives whatever is raised in its handler.
+        if call.protection == "unprotected":
+            self.wrong.append("a call was resent unprotected")
+        if call.protection == "keyed" and call.now > call.expires_at - self.office.api.key_margin + SLACK:
+            self.wrong.append("a call was resent after the life of its key")
+        if self.used[call.id] != self.office.api.credential:
+            self.wrong.append("a call was resent under another credential")
+
+    def interlude(self) -> None:
+        """Let another worker take over while the sender is frozen."""
+        if not self.frozen:
+            self.frozen = True
+            self.pass_time(LEASE + timedelta(seconds=1))
+            for event in self.events:
+                self.attempt(event)
+            self.frozen = False
+
+    def pass_time(self, span: timedelta) -> None:
+        """Move both clocks on."""
+        self.store.shift += span
+        self.api.run_slow()
+
+    def attempt(self, event: UUID, *, settles: bool = True) -> None:
+        """Run one attempt, from claim to settlement or to a crash."""
+        expire(self.store)
+        held = claim(self.store, event, lease=LEASE, worker="w")
+        if held is None:
+            return
+        self.claims[held.token] = held
+        end = self.performed(held)
+        if end is not None and settles and settle(self.store, held, end):
+            self.check_end(held)
+
+    def performed(self, held: Claim) -> Any:
+        """Run the handler; None when its worker died."""
+        died: list[Crash] = []
+
+        def guarded(event: Any, calls: Any) -> None:
+            try:
+                self.handle(event, calls)
+            except Crash as crash:
+                died.append(crash)
+                raise
+
+        end = self.office.perform(held, guarded)
+        return None if died else end
+
+    def check_end(self, held: Claim) -> None:
+        """See that an event that is done has made every call of its handler."""
+        if row(self.store, held.event).state != "done":
+            return
+        calls = [one for one in self.office.calls(held.event) if one.generation == held.generation]
+        good = {"succeeded": set[str](), "rejected": set[str]()}
+        for one in calls:
+            good.setdefault(one.state, set()).add(one.step)
+        for step in self.script:
+            ends = ("succeeded", "rejected") if step.endswith("!") else ("succeeded",)
+            assert any(step.rstrip("!") in good[state] for state in ends), f"{step} was not made"
+
+    @rule(seed=seeds)
+    def work(self, seed: int) -> None:
+        """Run a few attempts, each once its event is due; now and then after a wait or a rotation."""
+        chance = self.chance(seed)
+        for _ in range(3):
+            if chance.random() < 0.2:
+                self.pass_time(chance.choice(JUMPS))
+            if chance.random() < 0.15:
+                self.deploy("credential")
+            self.work_once(chance)
+
+    def work_once(self, chance: Random) -> None:
+        """Run an attempt with some faults; perhaps its worker dies at the end."""
+        event = self.events[chance.random() < 0.3]
+        found = row(self.store, event)
+        if found.state in ("received", "waiting"):
+            with self.store.read() as connection:
+                now = connection.execute(select(self.store.now())).scalar_one()
+            self.pass_time(max(found.due_at - now, timedelta(0)))
+        elif found.state == "processing":
+            self.pass_time(timedelta(minutes=1))
+        self.api.plan = chance.choices(FAULTS, k=4)
+        self.attempt(event, settles=chance.random() < 0.9)
+        self.api.plan = []
+
+    @rule(seed=seeds)
+    def work_on(self, seed: int) -> None:
+        """Do the same: workers do more than anybody else."""
+        self.work(seed)
+
+    def chance(self, seed: int) -> Random:
+        """Return a source of chance: Hypothesis' own picks are too much alike to make long stories."""
+        self.drawn += 1
+        return Random(f"{seed} {self.drawn}")
+
+    @rule(span=st.sampled_from(JUMPS))
+    def time_passes(self, span: timedelta) -> None:
+        """Wait."""
+        self.pass_time(span)
+
+    @rule(seed=seeds)
+    def answer_comes_late(self, seed: int) -> None:
+        """Record an answer that nobody waits for any more, in any order."""
+        if self.api.late:
+            self.record_late(*self.api.late.pop(self.chance(seed).randrange(len(self.api.late))))
+
+    def record_late(self, send: UUID, answer: Any) -> None:
+        """Record an answer by its send, as the worker that sent it does."""
+        with self.store.read() as connection:
+            joined = select(SEND, CALL.c.event).join(CALL, CALL.c.id == SEND.c.call)
+            found = connection.execute(joined.where(SEND.c.id == send)).one()
+        held = next(one for one in self.claims.values() if one.event == found.event)
+        self.office.late(held, found, answer)
+
+    @rule(changes=st.sampled_from(["credential", "handler"]))
+    def deploy(self, changes: str) -> None:
+        """Deploy another credential or a handler that asks for other bytes, or the first one again."""
+        if changes == "handler":
+            self.version = 3 - self.version
+        else:
+            other = self.office.api.credential == "first-credential"
+            self.office.rotate("second-credential" if other else "first-credential")
+
+    @rule(seed=seeds)
+    def a_person_acts(self, seed: int) -> None:
+        """Retry or rerun an event, or say what became of a call of it."""
+        event = self.chance(seed).choice(self.events)
+        act = self.chance(seed).choice(["retry", "retry", "rerun", *Resolution])
+        try:
+            if act == "retry":
+                retry(self.store, event, "ada")
+            elif act == "rerun":
+                rerun(self.store, event, "ada", generation=row(self.store, event).generation)
+            else:
+                self.say(event, Resolution(act))
+        except NotAllowed:
+            # Which acts are allowed when is what other tests are for.
+            return
+
+    def say(self, event: UUID, how: Resolution) -> None:
+        """Resolve the first call that can be."""
+        unfinished = [one for one in self.office.calls(event) if one.state in ("pending", "parked")]
+        if unfinished:
+            resolve(self.store, unfinished[0].id, how, "ada", response=Response())
+            if how == Resolution.HAPPENED:
+                self.told.add(unfinished[0].id)
+
+    @invariant()
+    def effects_happen_once(self) -> None:
+        """No call has two effects, none that succeeded has none, and no event is done before its calls."""
+        if not hasattr(self, "api"):
+            return
+        assert not self.wrong
+        twice = [call for call, count in self.api.effects.items() if count > 1]
+        assert not twice, f"{len(twice)} calls had more than one effect"
+        for event in self.events:
+            state = row(self.store, event)
+            for call in self.office.calls(event):
+                if call.state == "succeeded" and call.shares is None and call.id not in self.told:
+                    assert self.api.effects[call.id] == 1, f"{call.step} succeeded without an effect"
+                if state.state == "done" and call.generation == state.generation:
+                    assert call.state not in ("pending", "parked"), f"done, and {call.step} is {call.state}"
+
+    def teardown(self) -> None:
+        """Once the faults stop every event ends done, parked or dead within a bounded number of steps."""
+        if not hasattr(self, "api"):
+            return
+        for _ in range(ROUNDS):
+            self.pass_time(timedelta(days=1))
+            for event in self.events:
+                self.attempt(event)
+        self.effects_happen_once()
+        left = {str(row(self.store, event).state) for event in self.events}
+        assert left <= {"done", "parked", "dead"}, f"after {ROUNDS} days there are still events {left}"
+
+
+@contextmanager
+def hasty(store: Store) -> Iterator[Store]:
+    """Let SQLite not wait for the disk: thousands of commits, and no power cut among the faults."""
+    if not store.sqlite:
+        yield store
+        return
+
+    def hurry(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    engine_events.listen(store.engine, "connect", hurry)
+    store.engine.dispose()
+    try:
+        yield store
+    finally:
+        engine_events.remove(store.engine, "connect", hurry)
+        store.engine.dispose()
+
+
+def test_calls_take_effect_once(store: Store) -> None:
+    """Any sequence of attempts, faults, late answers, waits, rotations, deployments and people's words."""
+    often = settings(
+        max_examples=70 if store.sqlite else 15,
+        stateful_step_count=15,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        # Stories are short; to shorten them further would take minutes.
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    with hasty(store):
+        run_state_machine_as_test(lambda: Journal(store), settings=often)

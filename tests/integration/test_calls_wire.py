@@ -1,0 +1,347 @@
+"""The wire against servers that do as they please: one request, one answer or one failure, in time."""
+
+import gzip
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.apis import Api
+from tests.services.attempts import apis_of
+from tests.services.calling import Target
+from tests.services.raw_server import RawServer, drip, hang_up, reply, stay
+from tests.services.sandbox import TELNESS
+from tests.services.waiting import free_port, wait_until
+from worker.calls.wire import ANSWER_MAX, HttpWire, NoReply, Outgoing, Reply
+
+DEADLINE = 0.6
+SLACK = 2.5
+"""Seconds that a busy machine may add to a deadline."""
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@dataclass
+class Line:
+    """A wire to one server, with every mark that it made."""
+
+    wire: HttpWire
+    url: str
+    marks: list[float] = field(default_factory=list)
+
+    def send(self, path: str = "/orders", mark: Callable[[], None] | None = None) -> Reply | NoReply:
+        """Send a POST."""
+        body = b'{"n":1}'
+        headers = (("Host", "127.0.0.1"), ("Content-Length", str(len(body))))
+
+        def noted() -> None:
+            self.marks.append(time.monotonic())
+            if mark:
+                mark()
+
+        return self.wire.send(Outgoing("POST", self.url + path, headers, body), noted)
+
+
+Connect = Callable[..., Line]
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Connect]:
+    """Make wires to an address, by default with a short deadline; `connect(url, **settings)`."""
+    made: list[HttpWire] = []
+
+    def make(url: str, **settings: Any) -> Line:
+        given = {"deadline": f"{DEADLINE}s"} | settings
+        target = Target("orders", TELNESS, url, {k: v for k, v in given.items() if k != "max_connections"})
+        api: Api = apis_of(tmp_path, target)["orders"]
+        if "max_connections" in settings:
+            api = Api(**{**vars(api), "max_connections": settings["max_connections"]})
+        made.append(HttpWire(api))
+        return Line(made[-1], url)
+
+    yield make
+    for wire in made:
+        wire.close()
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Again", "308 Moved"])
+def test_a_redirect_is_not_followed(connect: Connect, status: str) -> None:
+    """A redirect is the answer; nobody calls where it points."""
+    with RawServer() as elsewhere, RawServer(reply(status, Location=elsewhere.url)) as server:
+        got = connect(server.url).send()
+        assert isinstance(got, Reply)
+        assert got.status == int(status[:3])
+        assert (len(server.requests), elsewhere.connections) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        hang_up,
+        b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
+        b"\x00" * 100,
+        b"HTTP/1.1 abc What\r\n\r\n",
+        HEAD + b"Content-Length: 10\r\n\r\nshort",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+        HEAD + b"X: " + b"x" * 200_000 + b"\r\n\r\n",
+    ],
+    ids=["nothing", "ssh", "zeros", "no-status", "short", "chunk", "lengths", "header"],
+)
+def test_garbage_is_no_answer_and_is_not_sent_again(connect: Connect, answer: Any) -> None:
+    """What is not HTTP, or breaks off, is a failure after the bytes had left; the wire sends nothing more."""
+
+    def once(connection: socket.socket) -> None:
+        if answer is not hang_up:
+            connection.sendall(answer)
+        hang_up(connection)
+
+    with RawServer(once) as server:
+        line = connect(server.url)
+        got = line.send()
+        assert isinstance(got, NoReply)
+        assert got.written
+        assert (len(server.requests), len(line.marks)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "status", ["500 Broken", "503 Unavailable", "429 Too Many", "408 Timeout", "425 Early"]
+)
+def test_no_status_is_sent_again(connect: Connect, status: str) -> None:
+    """Whatever a server says, the wire asks once."""
+    with RawServer(reply(status, Retry_After="0")) as server:
+        got = connect(server.url).send()
+        assert isinstance(got, Reply)
+        assert (got.status, len(server.requests)) == (int(status[:3]), 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        drip(b"X"),
+        drip(b"X: y\r\n", HEAD),
+        drip(b"x", HEAD + b"Content-Length: 99999\r\n\r\n"),
+        drip(b"1\r\nx\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n"),
+        drip(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["status", "headers", "body", "chunks", "continue"],
+)
+def test_a_dripping_answer_ends_at_the_deadline(connect: Connect, answer: Any) -> None:
+    """A server that sends a byte now and then for ever, in its head or body, holds nobody past `deadline`."""
+    with RawServer(answer) as server:
+        begun = time.monotonic()
+        got = connect(server.url, read_timeout="500ms").send()
+        assert isinstance(got, NoReply)
+        assert got.written
+        assert time.monotonic() - begun < DEADLINE + SLACK
+
+
+def test_silence_ends_at_the_read_timeout(connect: Connect) -> None:
+    """A server that says nothing is given up at `read_timeout`, before the deadline."""
+    with RawServer(stay) as server:
+        begun = time.monotonic()
+        got = connect(server.url, deadline="20s", read_timeout="300ms").send()
+        assert isinstance(got, NoReply)
+        assert got.written
+        assert 0.3 <= time.monotonic() - begun < 0.3 + SLACK
+
+
+def test_a_full_pool_sends_nothing(connect: Connect) -> None:
+    """With every connection taken, a call is given up at `connect_timeout`, unmarked and unsent."""
+    with RawServer(stay, reply()) as server, ThreadPoolExecutor(1) as pool:
+        line = connect(server.url, deadline="2s", connect_timeout="200ms", max_connections=1)
+        first = pool.submit(line.send)
+        wait_until(lambda: server.requests, 10, "the first request")
+        got = line.send()
+        assert isinstance(got, NoReply)
+        assert not got.written
+        assert (len(server.requests), len(line.marks)) == (1, 1)
+        assert isinstance(first.result(), NoReply)
+
+
+def test_a_refused_connection_sends_nothing(connect: Connect) -> None:
+    """Where nobody listens, no byte has left, and nothing was marked."""
+    line = connect(f"http://127.0.0.1:{free_port()}")
+    got = line.send()
+    assert isinstance(got, NoReply)
+    assert (got.written, line.marks) == (False, [])
+
+
+def test_a_host_that_nobody_knows_sends_nothing(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the name has no address, no byte has left."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    line = connect("https://api.example.invalid")
+    got = line.send()
+    assert isinstance(got, NoReply)
+    assert (got.written, line.marks) == (False, [])
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 This is HTTP\r\n\r\n", stay], ids=["http", "mute"])
+def test_a_failed_handshake_sends_nothing(connect: Connect, answer: Any) -> None:
+    """A server that speaks no TLS, or never answers it, gets no byte of the request, and is asked once."""
+    with RawServer(answer, reads=False) as server:
+        line = connect(server.url.replace("http:", "https:"), connect_timeout="300ms")
+        got = line.send()
+        assert isinstance(got, NoReply)
+        assert (got.written, line.marks, server.connections) == (False, [], 1)
+
+
+def test_a_connection_that_never_stands_ends_in_time(connect: Connect) -> None:
+    """A host that answers no handshake of TCP is given up at `connect_timeout`."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.settimeout(0)
+            one.connect_ex(address)
+        begun = time.monotonic()
+        got = connect(f"http://127.0.0.1:{address[1]}", connect_timeout="300ms", deadline="20s").send()
+        for one in waiting:
+            one.close()
+        assert isinstance(got, NoReply)
+        assert not got.written
+        assert time.monotonic() - begun < 0.3 + SLACK
+
+
+def test_a_mark_that_refuses_leaves_nothing_behind(connect: Connect) -> None:
+    """What the mark raises comes through; no byte leaves, and the connection is free again."""
+
+    def refuse() -> None:
+        raise KeyError("no")
+
+    with RawServer() as server:
+        line = connect(server.url, max_connections=1)
+        for _ in range(3):
+            with pytest.raises(KeyError):
+                line.send(mark=refuse)
+        assert server.requests == []
+        assert isinstance(line.send(), Reply)
+        assert len(server.requests) == 1
+
+
+def test_no_byte_leaves_while_it_is_marked(connect: Connect) -> None:
+    """However long the mark takes, the server has nothing of the request before it is done."""
+    seen: list[int] = []
+    with RawServer() as server:
+        line = connect(server.url, deadline="20s")
+
+        def slowly() -> None:
+            time.sleep(0.3)
+            seen.append(len(server.requests))
+
+        assert isinstance(line.send(mark=slowly), Reply)
+        assert (seen, len(server.requests)) == ([0], 1)
+
+
+def test_a_mark_that_outlasts_the_deadline_sends_nothing(connect: Connect) -> None:
+    """A process that slept between mark and write, past its deadline, writes nothing any more."""
+    with RawServer() as server:
+        got = connect(server.url).send(mark=lambda: time.sleep(DEADLINE + 0.1))
+        assert isinstance(got, NoReply)
+        assert got.written, "the ledger has its mark, and nobody can tell"
+        assert server.requests == []
+
+
+def test_an_idle_connection_that_ended_is_not_used(connect: Connect) -> None:
+    """A pooled connection that the server has closed meanwhile costs nothing: one request each, one mark."""
+
+    def last(connection: socket.socket) -> None:
+        connection.sendall(reply())
+        hang_up(connection)
+
+    with RawServer(last) as server:
+        line = connect(server.url)
+        for number in (1, 2, 3):
+            assert isinstance(line.send(), Reply)
+            assert (len(server.requests), len(line.marks)) == (number, number)
+            time.sleep(0.05)  # the server's FIN is on its way
+
+
+def test_a_connection_that_dies_under_a_request_is_not_tried_again(connect: Connect) -> None:
+    """A server that takes a request on a kept connection and hangs up may have acted: it is asked once."""
+    with RawServer(reply(), hang_up) as server:
+        line = connect(server.url)
+        assert isinstance(line.send(), Reply)
+        got = line.send()
+        assert isinstance(got, NoReply)
+        assert got.written
+        assert (len(server.requests), server.connections, len(line.marks)) == (2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "body"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + reply("201 Created"), 201, b"{}"),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + reply("201 Created"), 201, b"{}"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", 304, b""),
+        (reply("201 Created", b""), 201, b""),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 200, b"{}"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 200, b""),
+    ],
+    ids=["continue", "hints", "204", "304", "empty", "chunked", "no chunks"],
+)
+def test_answers_of_every_shape_are_read(connect: Connect, answer: bytes, status: int, body: bytes) -> None:
+    """Interim answers are passed over, and an answer without a body is one; the connection stays in use."""
+    with RawServer(answer) as server:
+        line = connect(server.url)
+        for _ in range(2):
+            got = line.send()
+            assert isinstance(got, Reply)
+            assert (got.status, got.body, got.truncated) == (status, body, False)
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "GZIP"])
+def test_a_compressed_answer_is_read(connect: Connect, encoding: str) -> None:
+    """A server that compresses unasked is understood: what its body says decides about the call."""
+    text = b'{"code": "idempotency_key_mismatch"}'
+    packed = zlib.compress(text) if encoding == "deflate" else gzip.compress(text)
+    with RawServer(reply("409 Conflict", packed, Content_Encoding=encoding)) as server:
+        got = connect(server.url).send()
+        assert isinstance(got, Reply)
+        assert (got.body, got.truncated) == (text, False)
+        assert b"accept-encoding: gzip" not in server.requests[0].lower()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"Content-Length: 99999999\r\n\r\n" + b"x" * (ANSWER_MAX + 1),
+        reply(body=gzip.compress(bytes(50 * ANSWER_MAX)), Content_Encoding="gzip"),
+    ],
+    ids=["endless", "bomb"],
+)
+def test_an_answer_over_the_cap_is_cut(connect: Connect, answer: bytes) -> None:
+    """No more than the cap is kept of an answer, compressed or endless, and it is called truncated."""
+    with RawServer(answer) as server:
+        got = connect(server.url, deadline="20s").send()
+        assert isinstance(got, Reply)
+        assert (len(got.body), got.truncated) == (ANSWER_MAX, True)
+
+
+def test_an_encoding_that_cannot_be_read_is_left_as_it_is(connect: Connect) -> None:
+    """The status of an answer counts, also where its body is not what its headers say."""
+    for encoding in ("gzip", "br"):
+        with RawServer(reply("201 Created", b"\xff\xfe not gzip", Content_Encoding=encoding)) as server:
+            got = connect(server.url).send()
+            assert isinstance(got, Reply)
+            assert (got.status, got.body) == (201, b"\xff\xfe not gzip")
+
+
+def test_no_proxy_is_used(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's proxies see neither request nor credential."""
+    with RawServer() as proxy, RawServer() as server:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        assert isinstance(connect(server.url).send(), Reply)
+        assert (len(server.requests), proxy.connections) == (1, 0)

@@ -1,0 +1,94 @@
+"""Attempts of one event in this process: the worker's own steps, on a real ledger, against real servers."""
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text, update
+
+from config.apis import Api, load_apis
+from config.dialects import load_dialects
+from receiver.ledger import Claim, Delivery, Outcome, Store, claim, record, settle
+from receiver.ledger.models import EVENT
+from tests.services.calling import Target, configure
+from worker.calls.client import Calls
+from worker.calls.outbound import Outbound
+from worker.calls.wire import HttpWire
+from worker.registry import Handler, Registry
+from worker.tasks import Policy, attempt
+
+SECRET = b"tests only, tests only, tests only"
+LEASE = timedelta(seconds=60)
+SHORT = timedelta(milliseconds=1)
+
+
+def apis_of(folder: Path, *targets: Target, who: str = "one") -> dict[str, Api]:
+    """Load these targets as a worker does."""
+    env = configure(folder, targets, who)
+    return dict(load_apis(folder / "apis.toml", load_dialects(), env))
+
+
+class Attempts:
+    """One event, whose attempts run here one after the other, each claimed and settled like any other."""
+
+    def __init__(self, store: Store, apis: dict[str, Api], *, event_id: str = "evt_1") -> None:
+        self.store = store
+        wires = {name: HttpWire(api) for name, api in apis.items()}
+        self.outbound = Outbound(
+            store, apis, wires, (SECRET,), LEASE, timedelta(minutes=10), timedelta(days=3), backoff_max=SHORT
+        )
+        self.event = record(store, [Delivery("stripe", event_id, "invoice.paid", b"{}")])[0].event
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        for wire in self.outbound.wires.values():
+            wire.close()  # type: ignore[attr-defined]
+
+    def claim(self, lease: timedelta = LEASE) -> Claim:
+        """Claim the event, whenever it is due."""
+        with self.store.write() as connection:
+            connection.execute(update(EVENT).values(due_at=self.store.now()))
+        held = claim(self.store, self.event, lease=lease, worker="test")
+        assert held, "the event is not to be had"
+        return held
+
+    def run(self, handler: Callable[[Any, Any], object], *, settles: bool = True) -> Outcome:
+        """Run one attempt and return how it ended; with `settles=False` its worker is gone by then."""
+        held = self.claim()
+        registry = Registry([Handler("stripe", "*", handler)])
+        end = attempt(held, registry, Policy(15, SHORT), partial(Calls, self.outbound))
+        assert settle(self.store, held, end) if settles else True
+        return end
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Return the rows of a SELECT."""
+        with self.store.read() as connection:
+            return [dict(row) for row in connection.execute(text(query)).mappings()]
+
+    def change(self, *statements: str) -> None:
+        """Run statements in one transaction."""
+        with self.store.write() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    @property
+    def state(self) -> str:
+        """The event's state."""
+        return str(self.rows("SELECT state FROM event")[0]["state"])
+
+    @property
+    def sends(self) -> list[dict[str, Any]]:
+        """Every send, the first one first."""
+        return self.rows("SELECT * FROM send ORDER BY number")
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Every call, in order."""
+        return self.rows("SELECT * FROM call ORDER BY position, successor")
+
+
+def bodies(requests: Iterable[bytes]) -> list[bytes]:
+    """Return the bodies of raw requests."""
+    return [request.partition(b"\r\n\r\n")[2] for request in requests]

@@ -1,0 +1,129 @@
+"""A server of plain sockets that answers with exactly the bytes it is given, and keeps exactly what came."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+Answer = bytes | Callable[[socket.socket], None]
+"""Bytes to send, or what to do with the connection; None of both ends it unless it says so."""
+
+SILENCE = 20
+"""Seconds after which a connection is given up: longer than any test."""
+
+DRIP, DRIPS = 0.1, 40
+"""Seconds between two parts of an answer that drips, and how many come: longer than anybody should wait."""
+
+
+def reply(status: str = "200 OK", body: bytes = b"{}", **headers: str) -> bytes:
+    """Return a whole answer with its length; headers' `_` stand for `-`."""
+    named = {"Content-Length": str(len(body))} | {k.replace("_", "-"): v for k, v in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close without a word."""
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+def stay(connection: socket.socket) -> None:
+    """Say nothing for as long as the other side stays."""
+    with suppress(OSError):
+        while connection.recv(65536):
+            pass
+
+
+def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
+    """Return an answer that hardly ends: `begin`, a pause, `part`, a pause, `part` again."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(begin)
+        for _ in range(DRIPS):
+            time.sleep(DRIP)
+            connection.sendall(part)
+        hang_up(connection)
+
+    return answer
+
+
+class RawServer:
+    """Gives its n-th request the n-th answer, and the last answer to all that follow, on a loopback port.
+
+    `requests` holds the raw bytes of each, `connections` how many were opened. With `reads=False` it answers
+    a connection before it reads anything, as one that speaks no HTTP does.
+    """
+
+    def __init__(self, *answers: Answer, reads: bool = True) -> None:
+        self.answers, self.reads = answers or (reply(),), reads
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = int(self._listener.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._accepting = self._start(self._accept)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closing alone would leave accept() waiting.
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join(SILENCE)
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(SILENCE)
+
+    def _start(self, run: Callable[..., None], *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=run, args=arguments, daemon=True)
+        thread.start()
+        return thread
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                connection.settimeout(SILENCE)
+                self.connections += 1
+                self._open.append(connection)
+                self._threads.append(self._start(self._serve, connection))
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while request := self._next(connection):
+                with self._lock:
+                    self.requests.append(request)
+                    place = min(len(self.requests), len(self.answers)) - 1
+                answer = self.answers[place]
+                if callable(answer):
+                    answer(connection)
+                else:
+                    connection.sendall(answer)
+                if not self.reads:
+                    return
+
+    def _next(self, connection: socket.socket) -> bytes:
+        """Read one request; b"" at the end of the connection."""
+        if not self.reads:
+            return b"(not read)"
+        got = b""
+        while b"\r\n\r\n" not in got:
+            part = connection.recv(65536)
+            if not part:
+                return b""
+            got += part
+        head, _, body = got.partition(b"\r\n\r\n")
+        lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        wanted = int(lengths[0].partition(b":")[2]) if lengths else 0
+        while len(body) < wanted:
+            body += connection.recv(65536)
+        return head + b"\r\n\r\n" + body

@@ -1,0 +1,311 @@
+"""Exact requests: where they can go, what bytes they have, where the key stands, what counts as the same."""
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from config.api_parts import Auth
+from config.apis import Api
+from config.dialects import Dialect, load_dialects
+from config.errors import ConfigError
+from worker.calls.errors import CallRefused
+from worker.calls.requests import BODY_MAX, Given, Request, build, complete, respond
+
+DIALECTS = load_dialects()
+KEY = "4f0c2c1e-8a4d-4d53-9d54-2c2a6a3b7f10"
+AUTH = Auth("header", "SHOP_KEY", "X-API-Key")
+
+
+def api(
+    dialect: Dialect | None = None, base_url: str = "https://shop.example:8443/api/v1", **more: Any
+) -> Api:
+    """Return an API below a path prefix."""
+    day = timedelta(hours=24)
+    known = dialect or DIALECTS["stripe"]
+    return Api("shop", base_url, "it", known, AUTH, "the-secret", day, timedelta(minutes=10), **more)
+
+
+def made(path: str = "/letters", method: str = "POST", boundary: str = "edge", **given: Any) -> Request:
+    """Build a request to that API."""
+    return build(api(), method, path, Given(**given), boundary)
+
+
+def field_dialect() -> Dialect:
+    """Return a dialect whose key stands in the body."""
+    return Dialect(title="In the body", field="request_id", covers=("POST *",))
+
+
+CLIMBS = [".", "..", "%2e", "%2E%2e", ".%2e", "%252e%252e", "%25252e.", "..;x=1", "%2e%2e%2f..", "..%5c"]
+
+
+@pytest.mark.parametrize("climb", CLIMBS)
+@pytest.mark.parametrize("shape", ["/{}", "/{}/admin", "/a/{}/b", "/a/{}?b=1"])
+def test_no_path_climbs(climb: str, shape: str) -> None:
+    """`.` and `..` in any encoding are refused, wherever they stand in the path."""
+    with pytest.raises(CallRefused):
+        made(shape.format(climb))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "letters",
+        "//evil.example/x",
+        "/%2fevil.example",
+        "https://evil.example/",
+        "@evil.example/",
+        ":443@evil.example/",
+        ".evil.example/",
+        "/\\evil.example",
+        "\\\\evil.example",
+        "/%5cevil.example",
+        "/a#b",
+        "/a\r\nHost: evil.example",
+        "/a\nb",
+        "/a\tb",
+        "/a\x00b",
+        "/a\u2028b",
+        "/\ud800",
+        "?a=b",
+    ],
+)
+def test_no_path_leads_elsewhere(path: str) -> None:
+    """Other hosts, userinfo, backslashes, fragments and control characters are refused."""
+    with pytest.raises(CallRefused):
+        made(path)
+
+
+texts = st.text(st.characters(exclude_categories=()), max_size=12)
+pieces = st.sampled_from(
+    [*CLIMBS, "/", "//", "\\", "@", ":", "?", "#", "%2f", "%5c", "\r\n", "evil.example", "a"]
+)
+paths = st.lists(pieces | texts, max_size=6).map("".join)
+
+
+@given(path=paths, slash=st.booleans(), params=st.none() | st.dictionaries(texts, texts, max_size=2))
+@example(path="/a", slash=False, params={"x": "//evil.example/../"})
+@example(path="a?x=1", slash=True, params={"y": "\r\nHost: evil.example"})
+def test_whatever_is_asked_for_stays_below_the_base_url(
+    path: str, params: dict[str, str] | None, *, slash: bool
+) -> None:
+    """It is refused, or it goes to that scheme, host and port, below that prefix, as one line of ASCII."""
+    try:
+        request = made("/" + path if slash else path, params=params)
+    except CallRefused:
+        return
+    parts = urlsplit(request.url)
+    assert (parts.scheme, parts.netloc, parts.fragment) == ("https", "shop.example:8443", "")
+    assert request.url.startswith("https://shop.example:8443/api/v1/")
+    assert ".." not in parts.path.split("/")
+    assert request.url.isascii()
+    assert request.url.isprintable()
+    assert " " not in request.url
+    assert dict(complete(api(), request, KEY).headers)["Host"] == "shop.example:8443"
+
+
+@given(name=texts, value=texts)
+@example(name="X-Note", value="a\r\nHost: evil.example")
+@example(name="Host", value="evil.example")
+@example(name="X-Note", value="caf\xe9")
+def test_headers_are_single_lines_and_never_ours(name: str, value: str) -> None:
+    """It is refused, or it is one more header, beside host, credential, key and length as they were."""
+    try:
+        request = made(headers={name: value}, content=b"body")
+    except CallRefused:
+        return
+    sent = complete(api(), request, KEY).headers
+    ours = [(n, v) for n, v in sent if n in ("Host", "X-API-Key", "Idempotency-Key", "Content-Length")]
+    expected = [("Host", "shop.example:8443"), ("X-API-Key", "the-secret"), ("Idempotency-Key", KEY)]
+    assert ours == [*expected, ("Content-Length", "4")]
+    assert (name, value) in sent
+    assert not {"\r", "\n", "\x00"} & set("".join(n + v for n, v in sent))
+
+
+OURS = """Host content-length Transfer-Encoding Connection Expect
+Authorization Proxy-Authorization Cookie X-API-Key idempotency-KEY"""
+
+
+@pytest.mark.parametrize("name", [*OURS.split(), "", "a b", "a:b", "a\nb", "\xe9"])
+def test_headers_that_are_not_the_handlers(name: str) -> None:
+    """Credential, key, host, length and what no header can be named are refused."""
+    with pytest.raises(CallRefused):
+        made(headers={name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("given", "body", "kind"),
+    [
+        ({}, b"", None),
+        (
+            {"json": {"b": 1, "a": [1.5, None, True, "\xe9\u2028"]}},
+            '{"b":1,"a":[1.5,null,true,"\xe9\u2028"]}',
+            "application/json",
+        ),
+        ({"json": 0}, b"0", "application/json"),
+        ({"json": {}}, b"{}", "application/json"),
+        (
+            {"data": {"a[b]": "c d&", "e": "\xe9"}},
+            b"a%5Bb%5D=c+d%26&e=%C3%A9",
+            "application/x-www-form-urlencoded",
+        ),
+        ({"data": {"a": ["1", "2"]}}, b"a=1&a=2", "application/x-www-form-urlencoded"),
+        ({"content": "\xe9"}, "\xe9", None),
+        ({"content": b"\x00\xff"}, b"\x00\xff", None),
+        ({"content": b""}, b"", None),
+    ],
+)
+def test_bodies_are_exactly_these_bytes(given: dict[str, Any], body: bytes | str, kind: str | None) -> None:
+    """JSON in the order given, forms as browsers write them, content as it is."""
+    request = made(**given)
+    assert request.body == (body.encode() if isinstance(body, str) else body)
+    assert request.headers.get("Content-Type") == kind
+
+
+def test_a_multipart_body_is_the_same_every_time() -> None:
+    """Its boundary is given, so a retry's bytes are the first attempt's."""
+    files = {"letter": ("a.pdf", b"%PDF\r\n\x00", "application/pdf")}
+    first, second = (made(files=files, data={"to": "ada"}, boundary="edge") for _ in range(2))
+    assert first == second
+    assert first.fingerprint == second.fingerprint
+    assert first.headers["Content-Type"] == "multipart/form-data; boundary=edge"
+    expected = (
+        b'--edge\r\nContent-Disposition: form-data; name="to"\r\n\r\nada\r\n'
+        b'--edge\r\nContent-Disposition: form-data; name="letter"; filename="a.pdf"\r\n'
+        b"Content-Type: application/pdf\r\n\r\n%PDF\r\n\x00\r\n--edge--\r\n"
+    )
+    assert first.body == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"json": 1, "data": {"a": "b"}},
+        {"json": 1, "content": b""},
+        {"content": b"x", "files": {"a": b"b"}},
+        {"json": float("nan")},
+        {"json": {1, 2}},
+        {"json": "\ud800"},
+        {"content": 5},
+        {"content": [1, 2]},
+        {"content": "\ud800"},
+        {"content": object()},
+        {"files": {"a": object()}},
+        {"content": b"x" * (BODY_MAX + 1)},
+        {"json": "x" * BODY_MAX},
+    ],
+)
+def test_bodies_that_are_not_sent(given: dict[str, Any]) -> None:
+    """Two bodies, what cannot be written, and what is too long to keep are refused in one sentence."""
+    with pytest.raises(CallRefused):
+        made(**given)
+
+
+def test_the_longest_body_is_sent() -> None:
+    """The cap itself is allowed."""
+    assert len(made(content=b"x" * BODY_MAX).body) == BODY_MAX
+
+
+@pytest.mark.parametrize(("name", "value"), [("stripe", KEY), ("ietf", f'"{KEY}"')])
+def test_the_key_stands_in_its_header(name: str, value: str) -> None:
+    """Bare, or quoted where the dialect says so."""
+    sent = dict(complete(api(DIALECTS[name]), made(), KEY).headers)
+    assert sent["Idempotency-Key"] == value
+    assert "Idempotency-Key" not in dict(complete(api(DIALECTS[name]), made(), None).headers)
+
+
+def test_the_key_stands_in_the_body() -> None:
+    """As the first field of a JSON object or a form; the rest keeps its bytes, and the length is right."""
+    target = api(field_dialect())
+    for body, read in (
+        ({"json": {"a": 1}}, json.loads),
+        ({"json": {}}, json.loads),
+        ({"data": {"a": "1"}}, lambda form: {k: v[0] for k, v in parse_qs(form.decode()).items()}),
+    ):
+        sent = complete(target, build(target, "POST", "/a", Given(**body), ""), KEY)
+        assert next(iter(read(sent.body).items())) == ("request_id", KEY)
+        assert dict(sent.headers)["Content-Length"] == str(len(sent.body))
+
+
+@pytest.mark.parametrize("given", [{}, {"json": [1]}, {"content": b"{}"}, {"files": {"a": b"b"}}])
+def test_a_body_without_a_place_for_the_key_is_refused(given: dict[str, Any]) -> None:
+    """A key that is not sent protects nothing."""
+    target = api(field_dialect())
+    with pytest.raises(CallRefused):
+        complete(target, build(target, "POST", "/a", Given(**given), "edge"), KEY)
+
+
+def test_without_a_credential_nothing_is_complete() -> None:
+    """The problem is said, and no header is invented."""
+    with pytest.raises(ConfigError, match="no credential"):
+        complete(replace(api(), problem="[shop] has no credential"), made(), KEY)
+
+
+def test_neither_credential_nor_key_is_in_a_request() -> None:
+    """What is stored of a request holds no secret, and printing it shows no header and no body."""
+    request = made(json={"canary": 1}, headers={"X-Canary": "1"})
+    assert "the-secret" not in str(request.headers) + str(request.body)
+    assert "canary" not in repr(request).lower()
+    assert "the-secret" not in repr(complete(api(), request, KEY))
+
+
+@pytest.mark.parametrize("header", ["User-Agent", "traceparent", "TraceState"])
+def test_a_fingerprint_leaves_out_what_changes_by_itself(header: str) -> None:
+    """An agent's version and a trace are not the operation."""
+    assert made(headers={header: "1"}).fingerprint == made(headers={header: "2"}).fingerprint
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_or_case_of_headers() -> None:
+    """It is the same request."""
+    one = made(headers={"X-A": "1", "X-B": "2"}).fingerprint
+    assert made(headers={"x-b": "2", "x-a": "1"}).fingerprint == one
+
+
+def test_a_fingerprint_tells_requests_apart() -> None:
+    """Method, path, query, header, body and content type each make another."""
+    others = [
+        made(json={}),
+        made(method="PUT", json={}),
+        made("/other", json={}),
+        made(params={"a": "b"}, json={}),
+        made(headers={"X-A": "1"}, json={}),
+        made(headers={"X-A": "2"}, json={}),
+        made(json={"a": 1}),
+        made(content=b"{}"),
+        build(api(base_url="https://shop.example/api/v1"), "POST", "/letters", Given(json={}), "edge"),
+    ]
+    assert len({request.fingerprint for request in others}) == len(others)
+
+
+def test_the_handlers_header_replaces_the_files() -> None:
+    """One header of a name goes out, whatever its case."""
+    target = api(headers={"X-Version": "1"})
+    request = build(target, "POST", "/a", Given(headers={"x-version": "2"}), "")
+    assert [(n, v) for n, v in complete(target, request, None).headers if n.lower() == "x-version"] == [
+        ("x-version", "2")
+    ]
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_a_quoted_segment_stays_one_segment(text: str) -> None:
+    """A handler that quotes what it puts into a path gets there or is refused."""
+    try:
+        request = made("/letters/" + quote(text, safe=""))
+    except CallRefused:
+        return
+    assert urlsplit(request.url).path.count("/") == 4
+
+
+def test_an_answer_is_shown_as_httpx_does() -> None:
+    """Status, headers, body and request."""
+    answer = respond(
+        made(), 404, (("Content-Type", "application/json"), ("X-A", "1"), ("X-A", "2")), b'{"a":1}'
+    )
+    assert (answer.status_code, answer.json(), answer.headers.get_list("x-a")) == (404, {"a": 1}, ["1", "2"])
+    assert answer.request.url.path == "/api/v1/letters"
