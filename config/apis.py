@@ -184,7 +184,14 @@ def _key_life(table: ApiTable, dialect: Dialect) -> timedelta:
             f"key_life is {in_words(table.key_life)}, but {dialect.title} may forget a key after"
             f" {in_words(dialect.life)}; it can only be shortened"
         )
-    return table.key_life or dialect.life
+    life, least = table.key_life or dialect.life, 2 * table.deadline
+    if dialect.carries_keys and life < least:
+        # Half of it is the widest margin, and a resend that leaves just before then may take a deadline.
+        raise ValueError(
+            f"key_life is {in_words(life)}, but two requests under one key may take"
+            f" {in_words(table.deadline)} each; allowed is {in_words(least)} or more, or a shorter deadline"
+        )
+    return life
 
 
 def _key_margin(table: ApiTable, life: timedelta) -> timedelta:
@@ -201,10 +208,10 @@ def _key_margin(table: ApiTable, life: timedelta) -> timedelta:
             f"key_margin is {in_words(table.key_margin)}, more than half of the key's life;"
             f" allowed is {in_words(half)} or less"
         )
-    if table.key_margin < min(half, table.deadline):
+    if table.key_margin < table.deadline:
         raise ValueError(
             f"key_margin is {in_words(table.key_margin)}, but a request may take {in_words(table.deadline)};"
-            f" allowed is {in_words(min(half, table.deadline))} or more"
+            f" allowed is {in_words(table.deadline)} or more"
         )
     return table.key_margin
 

@@ -10,11 +10,12 @@ from urllib.parse import quote
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from config.api_keys import ApiKey, parse_api_keys
 from config.durations import Duration
 from config.errors import ConfigError
+from config.telemetry import TelemetrySettings
 from config.users import User, parse_users
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
@@ -37,6 +38,8 @@ SECRET_NAMES = frozenset(
         "FIRSTSEEN_SECRET_KEY",
         "FIRSTSEEN_API_KEYS",
         "FIRSTSEEN_USERS",
+        "FIRSTSEEN_METRICS_TOKEN",
+        "FIRSTSEEN_ALERT_URL",
         "FIRSTSEEN_PUBLIC_URL",
     }
 )
@@ -45,7 +48,7 @@ SECRET_NAMES = frozenset(
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
-class Settings(BaseSettings):
+class Settings(TelemetrySettings):
     """What this process was told; see the README's table of configuration."""
 
     model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", env_ignore_empty=True)

@@ -159,7 +159,8 @@ def _read(name: str, entry: Any) -> SourceTable:
 
 def _known(name: str, providers: Mapping[str, Provider]) -> Provider:
     if name not in providers:
-        raise ValueError(f"provider is {name!r}, which is not in the catalogue{suggest(name, providers)}")
+        hint = suggest(name, providers, "firstseen providers")
+        raise ValueError(f"provider is {name!r}, which is not in the catalogue{hint}")
     return providers[name]
 
 

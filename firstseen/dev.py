@@ -196,7 +196,9 @@ def next_command() -> str:
 def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
     """Start everything, greet once web is ready, and return when it is over."""
     ours = not (settings.broker_url or settings.redis_url)
-    env = {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
+    # A person reads along here, though through a pipe.
+    env: dict[str, str] = {"FIRSTSEEN_LOGS": "text" if settings.logs == "auto" else settings.logs}
+    env |= {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
     run.start("web", [sys.executable, "-m", "receiver"], env)
     run.start("worker", [sys.executable, "-m", "worker"], env | start_sandbox(run, settings))
     if run.wait(lambda: ready(settings)):

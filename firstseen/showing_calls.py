@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from firstseen.output import labelled, moment, plural, tinted, visible, visible_lines
+from receiver.ledger.calls.states import CallState
 
 BODY_LINES = 40
 """Lines of a stored request or answer that are printed; `--json` has all of it."""
@@ -70,7 +71,7 @@ def _facts(one: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
         "shares": f"the answer of call {one['shares']}" if one["shares"] else "",
         "changed": _changed(one),
         "reason": "" if one["reason"] == known else visible(one["reason"]),
-        "due": moment(one["due_at"]) if one["state"] == "pending" else "",
+        "due": moment(one["due_at"]) if one["state"] == CallState.PENDING else "",
         "answer": _answer(one, told["answer"]),
     }
 

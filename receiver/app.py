@@ -22,9 +22,12 @@ from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints
 from receiver.health import health_views
 from receiver.ingress import Counts, Ingress
+from receiver.instruments import Instruments
 from receiver.ledger import LedgerError, Store, check_schema, count_duplicates, record_rejections
 from receiver.management.api import Parts as ApiParts
 from receiver.management.api import api_views
+from receiver.metrics import metrics_views
+from receiver.observing import Observer
 from receiver.problems import answer_problems
 
 log = logging.getLogger(__name__)
@@ -39,12 +42,13 @@ LEAST_PATIENCE = 20.0
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the WSGI application. Raises ConfigError with one sentence when it is misconfigured."""
-    set_up_logs()
     settings = settings or load_settings()
+    set_up_logs(settings.logs)
     sources = load_sources(settings.sources_path, load_providers(), environment())
     endpoints = build_endpoints(sources)
     store = Store(settings.database, pool=settings.db_pool)
-    dispatcher = Dispatcher(settings.broker)
+    instruments = Instruments()
+    dispatcher = Dispatcher(settings.broker, instruments.nudged)
     counts = Counts(
         Background("rejections", partial(record_rejections, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
         Background("duplicates", partial(count_duplicates, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
@@ -52,8 +56,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     ingress = Ingress(endpoints, store, dispatcher, counts, settings.public_url)
     app = Flask("receiver", static_folder=None)
     trust_proxies(app, settings.proxy_hops)
+    Observer(instruments).watch(app)
     app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))
+    app.register_blueprint(metrics_views(store, settings.metrics_token.get_secret_value(), instruments))
     app.register_blueprint(api_views(ApiParts(store, settings.api_keys, sources, dispatcher.nudge)))
     app.register_blueprint(board_views(_board(settings, store, sources, dispatcher)))
     set_up_sessions(app, [key.get_secret_value() for key in settings.secret_keys])

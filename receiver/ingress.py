@@ -17,6 +17,7 @@ from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import Answer
 from receiver.ledger import Again, LedgerUnavailable, Rejected, Store, Verdict, record
+from receiver.observing import note_recorded, note_refused
 from receiver.problems import Problem, unavailable
 from receiver.signatures import CannotVerify, InvalidSignature, Request
 
@@ -24,6 +25,11 @@ log = logging.getLogger(__name__)
 
 METHODS = ("POST", "GET", "HEAD", "OPTIONS")
 """All but POST are for handshakes only; a source without one answers them 405."""
+
+NO_HANDSHAKE = (
+    "This is not the provider's handshake: its challenge is missing, or its verify token is another than the"
+    " source's."
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Ingress:
         if handshake := endpoint.handshakes.after_verifying(delivered):
             return _shaken(handshake)
         verdicts = self._record(endpoint, delivered)
+        note_recorded(source, verdicts)
         self._dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
         self._count_duplicates(source, verdicts)
         return _answer(endpoint, verdicts)
@@ -88,6 +95,8 @@ class Ingress:
         return Request(request.method, url, tuple(request.headers.items()), body)
 
     def _verify(self, endpoint: Endpoint, delivered: Request) -> None:
+        if delivered.method in endpoint.handshakes.methods - {"POST"}:
+            raise Problem(403, "no-handshake", NO_HANDSHAKE)
         if delivered.method != "POST":
             raise MethodNotAllowed(sorted({"POST", *endpoint.handshakes.methods}))
         if endpoint.source.problem:
@@ -127,6 +136,7 @@ class Ingress:
             raise unavailable("The ledger could not record this; nothing was lost. Send it again.") from error
 
     def _note(self, source: str, reason: str) -> None:
+        note_refused(source, reason)
         self._counts.rejections.put(Rejected(source, reason, request.remote_addr))
 
     def _count_duplicates(self, source: str, verdicts: Sequence[Verdict]) -> None:

@@ -73,6 +73,7 @@ class Event(SQLModel, table=True):
     conflicts: int = 0
     suspected_replay: bool = False
     parked_call: UUID | None = None
+    traceparent: str | None = Field(default=None, max_length=64)
     calls_changed: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     address: str | None = Field(default=None, max_length=TEXT_MAX)
     body_hash: str = Field(max_length=64)

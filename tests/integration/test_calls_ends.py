@@ -62,7 +62,7 @@ def test_a_forgotten_call_parks(office: Office, event: UUID) -> None:
     assert office.run(event, posts("letter")) == "parked"
     call = office.call(event)
     assert (call.state, call.step) == ("parked", "order")
-    assert "does not make it any more" in call.reason
+    assert "does not make it any more: unless it does again, resending it as new sends nothing" in call.reason
     resolve(office.store, call.id, Resolution.HAPPENED, "ada")
     assert office.run(event, posts("letter")) == "done"
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import delete, select, text
 
-from receiver.ledger import Store, rerun, retry
+from receiver.ledger import Store, rerun, retry, story
 from receiver.ledger.calls.models import CALL, VALUE
 from receiver.ledger.calls.resolving import Resolution, erase_contents, resolve
 from tests.integration.office import (
@@ -128,6 +128,9 @@ def test_another_step_parks_behind_a_finished_one_too(office: Office, event: UUI
     office.run(event, posts("letter", "order"))
     assert office.run(event, posts("parcel", "order")) == "parked"
     assert len(office.wire.sent) == 2
+    told = story(office.store, event)["next"]
+    assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in told
+    assert "firstseen call resolve" not in told
 
 
 @pytest.mark.parametrize("caught", [True, False])
@@ -155,6 +158,43 @@ def test_a_step_of_an_earlier_place_is_not_begun_again(office: Office, event: UU
     assert office.run(event, posts("order", "letter", caught=caught)) == "parked"
     assert len(office.wire.sent) == 1
     assert "SQL" not in str(row(office.store, event).reason)
+
+
+def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
+    office: Office, event: UUID
+) -> None:
+    """A handler is mended by a call before the rejected one: both go out at a retry, under new keys."""
+    office.wire.script = [reply(422)]
+    assert office.run(event, posts("order")) == "dead"
+    assert office.run_after_retry(event, posts("contact", "order")) == "done"
+    assert [(one.position, one.step, one.state) for one in office.calls(event)] == [
+        (0, "order", "replaced"),
+        (0, "contact", "succeeded"),
+        (1, "order", "succeeded"),
+    ]
+    assert len(set(office.wire.keys())) == 3
+
+
+def test_a_caught_change_names_the_call_that_it_is_about(office: Office, event: UUID) -> None:
+    """The step stood in an earlier place and nothing stands in this one: that is what is said."""
+    office.run(event, _then(posts("letter"), _fail))
+    said: list[Exception] = []
+
+    def moved(_event: Any, calls: Any) -> None:
+        for step in ("order", "letter"):
+            try:
+                posts(step)(_event, calls)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is looked at
+                said.append(error)
+
+    assert office.run(event, moved) == "parked"
+    assert [(type(one), getattr(one, "call", None)) for one in said] == [
+        (CallChanged, office.call(event).id)
+    ] * 2
+
+
+def _fail(_event: Any, _calls: Any) -> None:
+    raise RuntimeError
 
 
 @pytest.mark.parametrize("answer", [SILENCE, reply(429)])

@@ -2,12 +2,13 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Store, claim, rerun, retry, settle
+from receiver.ledger import Store, claim, rerun, retry, settle, story
 from receiver.ledger.calls.resolving import Resolution, erase_contents, resolve
 from tests.integration.office import SILENCE, Office, crash, posts, reply
 from tests.integration.steps import LEASE, ONLY_POSTGRES, deliver, later, row, state
@@ -71,6 +72,17 @@ def test_whoever_waits_and_catches_it_does_not_spin(office: Office, first: UUID,
     assert claim(office.store, second, lease=LEASE, worker="w") is None
 
 
+def test_whoever_waits_long_does_not_look_every_second(office: Office, first: UUID, second: UUID) -> None:
+    """Each look is an attempt's row: the waits grow with what it has waited already."""
+    office.wire.script = [SILENCE]
+    office.run(first, order)
+    office.run(second, order)
+    later(office.store, hours=1)
+    assert office.run(second, order) == "waiting"
+    now = office.call(second).trying_since + timedelta(hours=1)
+    assert row(office.store, second).due_at - now > timedelta(minutes=5)
+
+
 def test_a_second_event_takes_a_rejected_ones_place(office: Office, first: UUID, second: UUID) -> None:
     """What was rejected did not happen: the next event does it, and the first one's retry follows that."""
     office.wire.script = [reply(422)]
@@ -121,6 +133,10 @@ def test_patience_with_the_first_ends(office: Office, first: UUID, second: UUID)
     office.run(second, order)
     later(office.store, days=3, seconds=1)
     assert office.run(second, order) == "parked"
+    waits = f"`--resend-as-new` waits anew for the call {office.call(first).id} of another event"
+    assert waits in story(office.store, second)["next"]
+    resolve(office.store, office.call(second).id, Resolution.RESEND_AS_NEW, "ada")
+    assert office.run(second, order) == "waiting", "as it said"
 
 
 def test_an_erased_answer_can_be_told_again(office: Office, first: UUID, second: UUID) -> None:

@@ -177,7 +177,8 @@ def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
     for words in (
         "Nobody knows whether it happened: look at stannp.",
         f"`firstseen call resolve {call} --happened`",
-        "`--resend-as-new` sends it under a new key, so it happens twice if it did happen, not before 20",
+        "`--resend-as-new` sends what the handler asks for now in its place, under a new key, so it happens",
+        "happens twice if it did happen, not before 20",
         "`--give-up` ends the event",
     ):
         assert words in said, said
@@ -201,7 +202,7 @@ def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
     said = told["next"]
     assert "It has not happened" in said
     assert "`--use-stored` sends the stored bytes under the stored key" in said
-    assert "`--resend-as-new` sends the handler's present bytes as a successor, under a new key;" in said
+    assert "`--resend-as-new` sends what the handler asks for now in its place, under a new key;" in said
 
 
 def test_other_bytes_of_a_call_that_succeeded_flag_the_event(store: Store) -> None:

@@ -54,7 +54,10 @@ def test_past_the_life_of_its_key_nothing_is_resent(office: Office, event: UUID)
     assert office.run(event, letter) == "parked"
     assert len(office.wire.sent) == 2
     call = office.call(event)
-    assert (call.state, call.reason.startswith("It went out 2 times")) == ("parked", True)
+    assert (call.state, call.reason.startswith("It went out 2 times,")) == ("parked", True)
+    office.change_call(call.id, state="pending", sends=1)
+    assert office.run_after_retry(event, letter) == "parked"
+    assert office.call(event).reason.startswith("It went out once,")
 
 
 def test_the_life_of_a_key_is_set_by_the_first_send(office: Office, event: UUID) -> None:
@@ -228,6 +231,25 @@ def test_retry_after_says_when(office: Office, status: int, attempts: int) -> No
         assert found.attempts == attempts
 
 
+def test_retry_after_0_backs_off(office: Office, event: UUID) -> None:
+    """An API that asks for the next send at once does not get it at once for three days."""
+    office.wire.script = [reply(429, retry_after="0")]
+    assert office.run(event, letter) == "waiting"
+    call = office.call(event)
+    assert call.due_at > office.sends(call.id)[0].ended_at
+
+
+def test_without_a_credential_it_waits_longer_and_longer(office: Office, event: UUID) -> None:
+    """Each wait is an attempt's row: one that lasts for hours is not asked after every second."""
+    office.api = replace(office.api, problem="[shop] has no credential")
+    assert office.run(event, letter) == "waiting"
+    later(office.store, hours=1)
+    assert office.run(event, letter) == "waiting"
+    now = office.call(event).trying_since + timedelta(hours=1)
+    assert row(office.store, event).due_at - now > timedelta(minutes=5)
+    assert office.wire.sent == []
+
+
 def test_a_503_is_later_only_while_its_key_lives(office: Office, event: UUID) -> None:
     """The answer comes when the key's life is over: nobody knows, and it parks."""
 
@@ -368,6 +390,15 @@ def test_a_get_is_neither_kept_nor_keyed(office: Office, event: UUID) -> None:
     other = deliver(office.store, "evt_2").event
     assert [office.run(other, handle) for _ in range(3)] == ["waiting", "waiting", "dead"]
     assert (office.calls(event), office.wire.keys()) == ([], [])
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_get_waits_as_long_as_it_is_asked_to(office: Office, event: UUID, status: int) -> None:
+    """Retry-After counts for what is only read, too."""
+    office.wire.script = [reply(status, retry_after="3600")]
+    assert office.run(event, lambda _, calls: calls.shop.get("/letters")) == "waiting"
+    found = row(office.store, event)
+    assert found.due_at - found.received_at > timedelta(minutes=59)
 
 
 def test_a_handler_may_catch_a_rejection(office: Office, event: UUID) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
         "attempt 0.1  unknown, open: It was unknown.",
     ):
         assert words in shown, f"{words!r} is not in {shown}"
+    assert "due " not in shown
+    change_call(store, call, due_at=datetime.now(UTC))
+    assert "due " not in run("show", "stripe", "evt_1").stdout, "a parked call is not due"
     positions = [shown.index(word) for word in ("state", "attempts", "calls", "contact", "letter  stannp")]
     assert positions == sorted(positions)
     change_call(store, call, step="a\x1b[31m", reason="b\x07", url="http://c\x1b")

@@ -115,10 +115,10 @@ def test_a_bad_credential_is_a_problem(tmp_path: Path, text: str, credential: st
         ('deadline = "5min"', 86_400, 1_200),
         ('key_life = "1h"', 3_600, 600),
         ('key_life = "12min"', 720, 360),
-        ('key_life = "4s"', 4, 2),
+        ('key_life = "4s"\ndeadline = "2s"', 4, 2),
         ('key_life = "1h"\nkey_margin = "30min"', 3_600, 1_800),
         ('key_margin = "30s"', 86_400, 30),
-        ('key_life = "4s"\nkey_margin = "2s"', 4, 2),
+        ('key_life = "1min"', 60, 30),
         ('key_life = "4s"\ndeadline = "1s"\nkey_margin = "1s"', 4, 1),
     ],
 )
@@ -225,8 +225,12 @@ def test_nonsense_is_refused(tmp_path: Path, was: str, becomes: str, words: str)
         ('key_margin = "13h"', "key_margin is 13h, more than half of the key's life; allowed is 12h or less"),
         ('key_margin = "29s"', "key_margin is 29s, but a request may take 30s; allowed is 30s or more"),
         (
-            'key_life = "4s"\nkey_margin = "1s"',
-            "key_margin is 1s, but a request may take 30s; allowed is 2s or more",
+            'key_life = "59s"',
+            "key_life is 59s, but two requests under one key may take 30s each; allowed is 1min or more",
+        ),
+        (
+            'key_life = "1min"\nkey_margin = "1s"',
+            "key_margin is 1s, but a request may take 30s; allowed is 30s or more",
         ),
     ],
 )

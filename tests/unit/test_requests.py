@@ -197,6 +197,11 @@ def test_a_multipart_body_is_the_same_every_time() -> None:
         {"content": "\ud800"},
         {"content": object()},
         {"files": {"a": object()}},
+        {"data": {"a": object()}},
+        {"data": {"a": ["b", object()]}},
+        {"data": {"a": b"b"}},
+        {"data": {"a": {"b": 1}}},
+        {"params": {"a": object()}},
         {"content": b"x" * (BODY_MAX + 1)},
         {"json": "x" * BODY_MAX},
     ],
@@ -205,6 +210,15 @@ def test_bodies_that_are_not_sent(given: dict[str, Any]) -> None:
     """Two bodies, what cannot be written, and what is too long to keep are refused in one sentence."""
     with pytest.raises(CallRefused):
         made(**given)
+
+
+def test_forms_and_queries_take_what_reads_the_same_in_every_run() -> None:
+    """Text, numbers, truth values, nothing, and lists of them; bytes too where a file goes with them."""
+    plain = {"a": "b", "c": [1, 2.5], "d": True, "e": None}
+    sent = made(data=plain, params=plain)
+    assert sent.body == b"a=b&c=1&c=2.5&d=true&e="
+    assert sent.url.endswith("?a=b&c=1&c=2.5&d=true&e=")
+    assert b"\xff" in made(data={"a": b"\xff"}, files={"f": b"x"}).body
 
 
 def test_the_longest_body_is_sent() -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -12,13 +12,15 @@ from config.apis import Api
 from receiver.ledger import Claim
 from receiver.ledger.calls.states import Protection
 from receiver.ledger.calls.values import remember
+from worker.calls.answers import Answer
 from worker.calls.classify import protection
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
 from worker.calls.keys import digest
 from worker.calls.outbound import Outbound
 from worker.calls.performing import Performance, Step
 from worker.calls.requests import Given, Request, build, complete, respond
-from worker.calls.wire import NoReply
+from worker.calls.wire import NoReply, Reply
+from worker.observing import traced, watched_send
 
 STEP_MAX = 200
 """Characters of a step's name: it must fit its column."""
@@ -85,14 +87,15 @@ class Calls:
         self.check_time()
         if api.problem:
             raise CallLater(api.problem, RETRY_GET)
-        got = self._outbound.wires[api.name].send(complete(api, request, None), lambda: None)
+        with watched_send(api.name, request.method):
+            got = self._outbound.wires[api.name].send(traced(complete(api, request, None)), lambda: None)
         if isinstance(got, NoReply):
             raise CallLater(f"GET {request.path}: {got.error}.", RETRY_GET)
         response = respond(request, got.status, got.headers, got.body)
         if got.truncated:
             raise CallRejected(f"GET {request.path}: the answer is too long.", response)
         if got.status >= 500 or got.status == 429:  # noqa: PLR2004 - what may pass
-            raise CallLater(f"GET {request.path}: it answered {got.status}.", RETRY_GET)
+            raise CallLater(f"GET {request.path}: it answered {got.status}.", _asked(got))
         if got.status >= 400:  # noqa: PLR2004 - what will not
             raise CallRejected(f"GET {request.path}: it answered {got.status}.", response)
         return response
@@ -161,6 +164,12 @@ class ApiCalls:
         return self._calls.make(self._api, request, how, named, _checked(once))
 
 
+def _asked(got: Reply) -> timedelta:
+    """Return the wait that an answer asks for. Only a date needs a clock: the host's, within this attempt."""
+    answer = Answer(got.status, {name.lower(): value for name, value in got.headers}, got.body)
+    return answer.retry_after(datetime.now(UTC)) or RETRY_GET
+
+
 def _named(step: str) -> str:
     if not isinstance(step, str) or not 1 <= len(step) <= STEP_MAX or not step.isprintable():
         raise CallRefused(f"A step is named by 1 to {STEP_MAX} characters that print, not by {step!r:.80}.")
@@ -168,7 +177,7 @@ def _named(step: str) -> str:
 
 
 def _checked(once: str | None) -> str | None:
-    if once is not None and (not 1 <= len(once) <= STEP_MAX or not once.isprintable()):
+    if once is not None and not (isinstance(once, str) and 1 <= len(once) <= STEP_MAX and once.isprintable()):
         raise CallRefused(f"once= takes 1 to {STEP_MAX} characters that print, not {once!r:.80}.")
     return once
 

@@ -27,6 +27,9 @@ FORM = "application/x-www-form-urlencoded"
 DECODINGS = 5
 """How many times a path is percent-decoded to find `..` in it: more than any server on the way does."""
 
+PLAIN = str | int | float | bool | None
+"""What a form or a query says the same way in every run: the text of an object may hold its address."""
+
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -63,6 +66,8 @@ class Request:
 
 def build(api: Api, method: str, path: str, given: Given, boundary: str) -> Request:
     """Make the request; `boundary` separates the parts of a multipart body. Raises CallRefused."""
+    _check_fields("params", given.params, PLAIN)
+    _check_fields("data", given.data, PLAIN | bytes if given.files else PLAIN)
     url = _address(api, path, given.params)
     body, content_type = _body(given, boundary)
     if len(body) > BODY_MAX:
@@ -140,6 +145,15 @@ def _address(api: Api, path: str, params: Any) -> httpx.URL:
     if (url.scheme, url.netloc, url.userinfo) != (base.scheme, base.netloc, base.userinfo):
         raise CallRefused(f"The path {path!r} leaves {base.host}, and only that host is called.")
     return url
+
+
+def _check_fields(argument: str, fields: Any, allowed: Any) -> None:
+    for name, value in fields.items() if isinstance(fields, Mapping) else ():
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(one, allowed):
+                raise CallRefused(
+                    f"{argument}= has a {type(one).__name__} as {name!r:.80}: write it as text or a number."
+                )
 
 
 def _ways_out(path: str) -> list[tuple[bool, str]]:

@@ -57,7 +57,12 @@ class Planned:
     """Why the handler is not the one that began this generation; nothing may be sent then."""
     waits: bool = False
     """Whether another event's call with the same `once` is to be waited for."""
+    tried: timedelta = timedelta(0)
+    """For how long it has been tried."""
 
+
+MEND = "Nothing was sent: let it make the calls in their first order and retry, or rerun the event."
+"""What helps where the call that is asked for no more has ended: nobody can resolve it then."""
 
 MakeKey = Callable[[int], str | None]
 """Makes the key of a step's n-th successor; None where no key protects the call."""
@@ -96,7 +101,7 @@ class _Planning:
         if elsewhere is not None:
             return self._other_step(elsewhere, event.now)
         if row is None:
-            return self._planned(self._insert(0, make_key), event.now)
+            return self._planned(self._insert(self._successor(), make_key), event.now)
         if row.state == CallState.REJECTED and event.revived_at and row.ended_at < event.revived_at:
             # A new delivery revived the event after this: what certainly did not happen may be tried anew.
             self._change(row, state=CallState.REPLACED)
@@ -123,14 +128,20 @@ class _Planning:
         return self.connection.execute(here.order_by(CALL.c.successor.desc()).limit(1)).first()  # type: ignore[return-value]
 
     def _elsewhere(self) -> Row[Any] | None:
-        """Return the call that this step was in another place: begun anew here, it would happen twice."""
+        """Return the call that this step was in another place: begun anew here, it would happen twice.
+
+        One that was replaced there may move: it did not happen, or a person wants it anew.
+        """
         same = (CALL.c.step == self.wanted.step, CALL.c.position != self.position)
         found = select(CALL).where(*self.mine, *same).order_by(CALL.c.successor.desc()).limit(1)
-        return self.connection.execute(found).first()
+        row = self.connection.execute(found).first()
+        return None if row is None or row.state == CallState.REPLACED else row
 
     def _successor(self) -> int:
-        here = select(func.max(CALL.c.successor)).where(*self.mine, CALL.c.position == self.position)
-        return int(self.connection.execute(here).scalar_one()) + 1
+        """Return a number that neither this place nor this step has used: the key is made from it."""
+        used = (CALL.c.position == self.position) | (CALL.c.step == self.wanted.step)
+        following = select(func.coalesce(func.max(CALL.c.successor) + 1, 0)).where(*self.mine, used)
+        return int(self.connection.execute(following).scalar_one())
 
     def _insert(self, successor: int, make_key: MakeKey) -> Row[Any]:
         wanted, now = self.wanted, self.store.now()
@@ -168,7 +179,11 @@ class _Planning:
             )
         if row.state == CallState.PENDING:
             self._change(row, state=CallState.PARKED, reason=place, ended_at=self.store.now())
-        return self._planned(self._current(), now, place)
+        elif row.state != CallState.PARKED:
+            place = f"{place} {MEND}"
+        # Not what stands in this place: that may be another call, or none.
+        found = self.connection.execute(select(CALL).where(CALL.c.id == row.id)).one()
+        return self._planned(found, now, place)
 
     def _other_bytes(self, row: Row[Any]) -> str | None:
         """Note that the handler asks for other bytes; return why nothing may be sent, if that is so."""
@@ -218,4 +233,5 @@ class _Planning:
             answer=row.answer,
             changed=changed,
             waits=bool(row.shares) and row.state == CallState.PENDING,
+            tried=now - row.trying_since,
         )

@@ -61,9 +61,10 @@ def choices(call: Deciding, now: datetime) -> str:
     ways = [f"`firstseen call resolve {call.id} --happened` lets the handler go on with the answer you give"]
     if call.changed_to and not call.use_stored:
         ways.append("`--use-stored` sends the stored bytes under the stored key")
-        again = "sends the handler's present bytes as a successor, under a new key"
-    else:
-        again = "sends it under a new key"
+    # Not "it": the handler may make another call in its place by now.
+    again = "sends what the handler asks for now in its place, under a new key"
+    if call.shares:
+        again = f"waits anew for the call {call.shares} of another event, unless that has ended"
     ways += [f"`--resend-as-new` {again}{twice}{not_before}", "`--give-up` ends the event"]
     return f"{_known(call)} {'; '.join(ways)}."
 

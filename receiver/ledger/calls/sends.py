@@ -87,7 +87,8 @@ def mark(store: Store, held: Claim, call: UUID, terms: Terms) -> Mark:
 
 def _obstacle(row: Row[Any], terms: Terms, now: datetime) -> str | None:
     """Say why a call with an open send may not go out again; None if it may."""
-    sent = f"It went out {row.sends} times, and nobody knows whether it happened"
+    often = "once" if row.sends == 1 else f"{row.sends} times"
+    sent = f"It went out {often}, and nobody knows whether it happened"
     if row.protection == Protection.UNPROTECTED:
         return f"{sent}; nothing protects it from happening twice."
     if row.protection == Protection.KEYED and row.expires_at - terms.margin <= now:

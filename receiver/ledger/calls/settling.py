@@ -16,7 +16,10 @@ from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 
-FORGOTTEN = "An earlier attempt began it, and the handler does not make it any more."
+FORGOTTEN = (
+    "An earlier attempt began it, and the handler does not make it any more:"
+    " unless it does again, resending it as new sends nothing."
+)
 
 PAUSE = timedelta(seconds=5)
 """The least wait for a call whose error the handler caught: it may be due, and kept from going out."""
