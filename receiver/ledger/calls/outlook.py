@@ -109,6 +109,8 @@ def _known(call: Deciding) -> str:
         return "It happened."
     if call.is_open:
         return f"Nobody knows whether it happened: look at {call.api}."
+    if call.shares:
+        return f"Nobody knows whether it happened: that is the matter of the call {call.shares}."
     if call.outcome == Outcome.MISMATCH:
         return f"Its key belongs to another request there: look at {call.api}."
     return "It has not happened, as far as its answers tell."
