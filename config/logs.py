@@ -1,9 +1,19 @@
-"""Log lines of every process: one line an event, readable in a terminal."""
+"""Log lines of every process: JSON, or readable in a terminal; what they are about, never what it says."""
 
+import copy
 import logging
 import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Literal
 
-LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+Form = Literal["auto", "json", "text"]
+
 CHATTY = (
     "celery.worker.strategy",
     "celery.app.trace",
@@ -11,11 +21,166 @@ CHATTY = (
     "amqp",
     "alembic",
     "celery.worker.consumer.connection",
+    # Both name addresses, and a query string is nobody's to read.
+    "httpx",
+    "httpcore",
 )
+OURS = frozenset({"config", "receiver", "worker", "firstseen"})
+"""Packages whose own lines show the text of an error: a sentence of ours, without data."""
+
+EXTRA = ("status", "ms", "send", "outcome", "verdicts")
+"""What a line may add to its message. Celery adds its arguments and results to some of its own."""
+
+PLACES = 12
+"""Frames shown of an error, the innermost."""
 
 
-def set_up_logs(level: str = "INFO") -> None:
-    """Send every logger's lines to stderr; libraries that speak of each message are kept to warnings."""
-    logging.basicConfig(level=level, format=LINE, stream=sys.stderr)
+def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
+    """Send every logger's lines, and Python's warnings, to stderr in one form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(line_formatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(capture=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*_told(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def log_uncaught() -> None:
+    """Log what no code catches, in any thread: Python itself would print the error's text."""
+    log = logging.getLogger(__name__)
+
+    def uncaught(kind: type[BaseException], error: BaseException | None, _: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt | SystemExit):
+            log.critical("Nothing caught this.", exc_info=error or kind())
+
+    sys.excepthook = uncaught
+    threading.excepthook = lambda seen: uncaught(seen.exc_type, seen.exc_value, None)
+    sys.unraisablehook = lambda seen: uncaught(seen.exc_type, seen.exc_value, None)
+
+
+def line_formatter(form: Form = "auto") -> logging.Formatter:
+    """Return the formatter of every line; `auto` is text where stderr is a terminal, and JSON elsewhere."""
+    readable = form == "text" or (form == "auto" and sys.stderr.isatty())
+    shape = _text() if readable else _json()
+    meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    return _Lines(foreign_pre_chain=_told(), processors=[meta, *shape])
+
+
+def bind(**facts: object) -> None:
+    """Put facts on every line that this thread logs from now on."""
+    structlog.contextvars.bind_contextvars(**_named(facts))
+
+
+def unbind() -> None:
+    """Forget this thread's facts: it begins something else."""
+    structlog.contextvars.clear_contextvars()
+
+
+@contextmanager
+def about(**facts: object) -> Iterator[None]:
+    """Put facts on every line that is logged inside."""
+    with structlog.contextvars.bound_contextvars(**_named(facts)):
+        yield
+
+
+def _named(facts: dict[str, object]) -> dict[str, object]:
+    # structlog keeps the message under "event"; here that is an event's id, and both are renamed at the end.
+    told = {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
+    return {"_event" if name == "event" else name: value for name, value in told.items()}
+
+
+class _Lines(structlog.stdlib.ProcessorFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a line; of an error that a library hands over it shows the type alone."""
+        if record.name.partition(".")[0] not in OURS and record.args:
+            record = copy.copy(record)
+            record.args = _without_errors(record)
+        return super().format(record)
+
+
+def _without_errors(record: logging.LogRecord) -> Any:
+    if isinstance(record.args, dict):
+        # Celery writes an error's text, and its traceback, into the named arguments.
+        return {name: "-" if name in ("exc", "traceback") else _typed(v) for name, v in record.args.items()}
+    return tuple(_typed(argument) for argument in record.args or ())
+
+
+def _typed(argument: object) -> object:
+    return type(argument).__qualname__ if isinstance(argument, BaseException) else argument
+
+
+def _told() -> list[structlog.typing.Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(allow=EXTRA),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+
+
+def _json() -> list[structlog.typing.Processor]:
+    names = structlog.processors.EventRenamer("message", "_event")
+    return [_failed, names, _ordered, structlog.processors.JSONRenderer()]
+
+
+def _text() -> list[structlog.typing.Processor]:
+    shape = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
+    )
+    return [_failed, _flat, structlog.processors.EventRenamer("message", "_event"), shape]
+
+
+def _failed(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Tell of an error its types and places: its text, and the values in its frames, quote what came in."""
+    found = line.pop("exc_info", None)
+    if found is True:
+        found = sys.exc_info()
+    error = found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        line["failure"] = [{"type": _type(one), "at": list(_places(one))} for one in _chain(error)]
+    return line
+
+
+def _ordered(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    first = {name: line[name] for name in ("time", "level", "logger", "message")}
+    return {**first, **line}
+
+
+def _flat(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    failures = line.pop("failure", [])
+    if failures:
+        line["failure"] = " from ".join(
+            f"{one['type']} at {(one['at'] or ['nowhere'])[-1]}" for one in failures
+        )
+    return line
+
+
+def _type(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def _places(error: BaseException) -> Iterable[str]:
+    places, trace = [], error.__traceback__
+    while trace is not None:
+        places.append(_place(trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    return places[-PLACES:]
+
+
+def _place(frame: FrameType, line: int) -> str:
+    return f"{frame.f_globals.get('__name__', '?')}:{line} {frame.f_code.co_name}"

@@ -10,11 +10,13 @@ from urllib.parse import quote
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from config.api_keys import ApiKey, parse_api_keys
 from config.durations import Duration
 from config.errors import ConfigError
+from config.telemetry import TelemetrySettings
+from config.users import User, parse_users
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
 DEV_SOCKET = Path("var/valkey.sock")
@@ -35,6 +37,9 @@ SECRET_NAMES = frozenset(
         "REDIS_URL",
         "FIRSTSEEN_SECRET_KEY",
         "FIRSTSEEN_API_KEYS",
+        "FIRSTSEEN_USERS",
+        "FIRSTSEEN_METRICS_TOKEN",
+        "FIRSTSEEN_ALERT_URL",
         "FIRSTSEEN_PUBLIC_URL",
     }
 )
@@ -43,7 +48,7 @@ SECRET_NAMES = frozenset(
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
-class Settings(BaseSettings):
+class Settings(TelemetrySettings):
     """What this process was told; see the README's table of configuration."""
 
     model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", env_ignore_empty=True)
@@ -57,6 +62,9 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         default=(), validation_alias="FIRSTSEEN_API_KEYS", repr=False
+    )
+    users: Annotated[tuple[User, ...], NoDecode] = Field(
+        default=(), validation_alias="FIRSTSEEN_USERS", repr=False
     )
     sources_path: Path = Field(
         default=Path(__file__).with_name("sources.toml"), validation_alias="FIRSTSEEN_SOURCES"
@@ -91,6 +99,11 @@ class Settings(BaseSettings):
     @classmethod
     def _read_api_keys(cls, value: object) -> object:
         return parse_api_keys(value) if isinstance(value, str) else value
+
+    @field_validator("users", mode="before")
+    @classmethod
+    def _read_users(cls, value: object) -> object:
+        return parse_users(value) if isinstance(value, str) else value
 
     @field_validator("public_url")
     @classmethod

@@ -14,6 +14,7 @@ from config.durations import in_words
 from config.errors import ConfigError
 from config.provider_parts import HeaderNames, WrittenDuration
 from config.providers import Provider
+from config.redaction import JsonPath, JsonPaths
 from config.schemes import SchemeTable
 from config.source_secrets import (
     Variable,
@@ -55,6 +56,7 @@ class SourceTable(Table):
     max_body: Annotated[StrictInt, Field(ge=1, le=LARGEST_BODY)] = MEBIBYTE
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
+    redact: JsonPaths = ()
     handshake: StrictBool = False
     verify_token_env: Variable | None = None
     options: Mapping[str, Any] = {}
@@ -84,6 +86,7 @@ class Source:
     verify_tokens: tuple[str, ...] = field(default=(), repr=False)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_names: tuple[str, ...] = ()
+    redact: tuple[JsonPath, ...] = ()
 
     @property
     def scheme(self) -> SchemeTable:
@@ -137,6 +140,7 @@ def _load(
         verify_tokens=read_list(table.verify_token_env, environ),
         options=options,
         secret_names=variables(table.secrets_env),
+        redact=table.redact,
     )
 
 
@@ -155,7 +159,8 @@ def _read(name: str, entry: Any) -> SourceTable:
 
 def _known(name: str, providers: Mapping[str, Provider]) -> Provider:
     if name not in providers:
-        raise ValueError(f"provider is {name!r}, which is not in the catalogue{suggest(name, providers)}")
+        hint = suggest(name, providers, "firstseen providers")
+        raise ValueError(f"provider is {name!r}, which is not in the catalogue{hint}")
     return providers[name]
 
 

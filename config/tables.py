@@ -46,10 +46,11 @@ class Table(BaseModel):
         return data
 
 
-def suggest(word: str, known: Collection[str]) -> str:
-    """Say which known word was meant, or which there are."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+def suggest(word: str, known: Collection[str], lister: str = "") -> str:
+    """Say which known word was meant, or which there are, or what lists them if they fill no sentence."""
+    if close := get_close_matches(word, known, n=1):
+        return f"; did you mean {close[0]!r}?"
+    return f"; `{lister}` lists them" if lister else f"; known are {', '.join(sorted(known))}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from firstseen.acting import discard, rerun, retry
 from firstseen.calling import call, calls
 from firstseen.context import Context, No
 from firstseen.doctor import doctor
+from firstseen.passwords import hash_password
 from firstseen.providers import providers
 from firstseen.reading import events, sources, stats
 from firstseen.sandbox import sandbox
@@ -69,6 +70,7 @@ for command in (
     providers,
     sandbox,
     doctor,
+    hash_password,
     prune,
     migrate,
     version,

@@ -22,6 +22,7 @@ from config.secrets import generate_secret
 from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources
 from firstseen.foreground import Foreground, Screen
+from firstseen.passwords import entry
 from firstseen.sandbox import PORT as SANDBOX_PORT
 from receiver.ledger import LedgerError, Store, migrate
 
@@ -29,6 +30,7 @@ ENV = Path(".env")
 VAR = DEV_SOCKET.parent
 SOCKET_LIMIT = 100
 """Bytes: a longer path to a unix socket cannot be bound (103 on macOS, 107 on Linux)."""
+DEV_USER = "dev"
 SANDBOX = f"http://127.0.0.1:{SANDBOX_PORT}"
 """Where the shipped apis.toml has it."""
 EVERYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, never bound to
@@ -49,6 +51,13 @@ def write_env(path: Path) -> list[str]:
             with suppress(ConfigError):
                 fresh[name] = generate_secret(source.provider)
     return added + _add(path, fresh | sandbox_credentials())
+
+
+def write_user(path: Path) -> str | None:
+    """Add a person to `.env` when nobody may sign in yet; return name and password, known only now."""
+    password = secrets.token_urlsafe(12)
+    made = _add(path, {"FIRSTSEEN_USERS": f"'{entry(DEV_USER, password)}'"})
+    return f"name {DEV_USER}, password {password}" if made else None
 
 
 def sandbox_credentials() -> dict[str, str]:
@@ -187,13 +196,16 @@ def next_command() -> str:
 def serve(run: Foreground, settings: Settings, cleanup: ExitStack) -> None:
     """Start everything, greet once web is ready, and return when it is over."""
     ours = not (settings.broker_url or settings.redis_url)
-    env = {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
+    # A person reads along here, though through a pipe.
+    env: dict[str, str] = {"FIRSTSEEN_LOGS": "text" if settings.logs == "auto" else settings.logs}
+    env |= {"BROKER_URL": start_broker(run, cleanup)} if ours else {}
     run.start("web", [sys.executable, "-m", "receiver"], env)
     run.start("worker", [sys.executable, "-m", "worker"], env | start_sandbox(run, settings))
     if run.wait(lambda: ready(settings)):
         run.screen.say(
             "run", f"Firstseen listens at http://{address(settings)}/webhooks/<source>; Ctrl-C stops it."
         )
+        run.screen.say("run", f"The dashboard is at http://{address(settings)}/")
         run.screen.say("run", f"Next, in a second terminal in this folder: {next_command()}")
     run.wait(lambda: False)
 
@@ -205,13 +217,15 @@ def main() -> int:
         try:
             VAR.mkdir(exist_ok=True)
             only_one(cleanup)
-            added = write_env(ENV)
+            added, person = write_env(ENV), write_user(ENV)
             settings = load_settings()
             check_port(settings)
             database = migrate_here(settings)
             if added:
                 run.screen.say("run", f"Wrote to {ENV}: {', '.join(added)}.")
             run.screen.say("run", f"The database is {database}.")
+            if person:
+                run.screen.say("run", f"Sign in to the dashboard with {person}; it is not shown again.")
             serve(run, settings, cleanup)
         except (ConfigError, LedgerError, Refused) as error:
             sys.stderr.write(f"{error}\n")

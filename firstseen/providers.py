@@ -57,7 +57,8 @@ def _row(provider: Provider) -> tuple[str, ...]:
 def _show(name: str, *, as_json: bool) -> None:
     catalogue = load_providers()
     if name not in catalogue:
-        raise No(f"There is no provider {name!r}{suggest(name, catalogue)}.")
+        hint = suggest(name, catalogue, "firstseen providers")
+        raise No(f"There is no provider {name!r}{hint}{'' if hint.endswith('?') else '.'}")
     if as_json:
         print_json(facts(catalogue[name]))
         return

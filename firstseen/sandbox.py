@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 from sqlalchemy import URL
 
-from config.logs import LINE
 from receiver.ledger import LedgerError, Store
 from receiver.sandbox.app import create_sandbox
 from receiver.sandbox.server import is_loopback, listen, serve
 
 PORT = 8001
 DATABASE = Path("var") / "sandbox.db"
+LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+"""Its lines are for the person at this terminal, and everything in it is made up."""
 POOL = 32
 """Connections: one thread a request, and each writes down what it does."""
 

@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from config.providers import Provider
 from firstseen.context import Context, pass_context
 from firstseen.diagnosis import Case, hints
 from firstseen.options import Command, json_option
@@ -39,6 +40,10 @@ UNPROVEN = "This sender proves nothing, and its source lets everything in: unver
 UNEXPLAINED = (
     "None of the usual causes explains it. Compare the secret with the one that the provider shows for this"
     " endpoint, and test and live mode."
+)
+SIGNS_URL = (
+    "The URL is signed, too: {url} was tried, and what proxies make of it. Name the one that the provider"
+    " calls with --url."
 )
 
 
@@ -126,13 +131,22 @@ def _judge(endpoint: Endpoint, request: Request, now: float) -> Verdict:
         raise click.UsageError(f"It cannot be verified now: {error}.") from None
     except InvalidSignature as error:
         found = tuple(hints(Case(source, endpoint.scheme, request, now, error)))
-        told = found or ((UNEXPLAINED,) if error.reason == "bad_signature" else ())
+        told = found or tuple(_unexplained(source.provider, request, error.reason))
         step = STEPS[error.reason]
         return Verdict(source.name, source.provider.name, False, step, error.reason, str(error), told)  # noqa: FBT003
-    told = (UNPROVEN,) if source.provider.verification is not None else ()
-    items = endpoint.extractor.items(request)
+    items = endpoint.items(request)
+    unproven = [UNPROVEN] if source.provider.verification is not None else []
+    problems = dict.fromkeys(f"It would be parked. {item.problem}" for item in items if item.problem)
+    told = (*unproven, *problems)
     events = tuple({"event_id": item.event_id, "type": item.type} for item in items)
     return Verdict(**{**asdict(verdict), "events": events, "hints": told})
+
+
+def _unexplained(provider: Provider, request: Request, reason: str) -> Iterator[str]:
+    if reason == "bad_signature":
+        if provider.signs_url:
+            yield SIGNS_URL.format(url=request.url)
+        yield UNEXPLAINED
 
 
 def _print(verdict: Verdict) -> None:

@@ -10,10 +10,11 @@ from granian.constants import Interfaces
 
 from config.catalogue import load_providers
 from config.errors import ConfigError
-from config.logs import LINE
+from config.logs import Form, log_uncaught
 from config.settings import Settings, environment, load_settings
+from config.shared_metrics import shared_metrics
 from config.sources import load_sources
-from receiver.app import create_app
+from config.tracing import set_up_traces
 from receiver.endpoints import build_endpoints
 
 KILL_AFTER = 10
@@ -34,7 +35,7 @@ def main() -> int:
 
 def serve(settings: Settings) -> None:
     """Run granian: its workers each build the application."""
-    Granian(
+    server = Granian(
         "receiver.__main__:application",
         factory=True,
         interface=Interfaces.WSGI,
@@ -45,8 +46,10 @@ def serve(settings: Settings) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=KILL_AFTER,
         websockets=False,
-        log_dictconfig=_log_lines(),
-    ).serve()
+        log_dictconfig=_log_lines(settings.logs),
+    )
+    with shared_metrics():
+        server.serve()
 
 
 def application() -> Flask:
@@ -54,10 +57,15 @@ def application() -> Flask:
     # Ctrl-C reaches the whole group and granian passes it on as SIGTERM; a worker that gets both can hang
     # until it is killed. The mask holds in every thread that is started from here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    log_uncaught()
+    set_up_traces("firstseen-web")
+    # Not before: prometheus_client looks once, when it is imported, where to share its numbers.
+    from receiver.app import create_app  # noqa: PLC0415
+
     return create_app()
 
 
-def _log_lines() -> dict[str, object]:
+def _log_lines(form: Form) -> dict[str, object]:
     # Granian's own lines in the form of everybody else's.
     stream = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
     handler = {**stream, "formatter": "line", "filters": ["threads"]}
@@ -65,7 +73,7 @@ def _log_lines() -> dict[str, object]:
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"threads": {"()": lambda: _is_not_about_threads}},
-        "formatters": {"line": {"format": LINE}},
+        "formatters": {"line": {"()": "config.logs.line_formatter", "form": form}},
         "handlers": {"console": handler},
         "loggers": {"_granian": {"handlers": ["console"], "level": "INFO", "propagate": False}},
     }

@@ -1,50 +1,92 @@
 """The web side's composition root."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 
 from flask import Flask
 
+from config.apis import Api, load_apis
 from config.catalogue import load_providers
+from config.dialects import load_dialects
+from config.errors import ConfigError
 from config.logs import set_up_logs
 from config.settings import Settings, environment, load_settings
-from config.sources import load_sources
+from config.sources import Source, load_sources
 from receiver.addressing import trust_proxies
 from receiver.background import Background
+from receiver.dashboard.board import board_views
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.sessions import set_up_sessions
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints
 from receiver.health import health_views
-from receiver.ingress import Ingress
-from receiver.ledger import LedgerError, Store, check_schema, record_rejections
-from receiver.management.api import Parts, api_views
+from receiver.ingress import Counts, Ingress
+from receiver.instruments import Instruments
+from receiver.ledger import LedgerError, Store, check_schema, count_duplicates, record_rejections
+from receiver.management.api import Parts as ApiParts
+from receiver.management.api import api_views
+from receiver.metrics import metrics_views
+from receiver.observing import Observer
 from receiver.problems import answer_problems
 
 log = logging.getLogger(__name__)
 
-REJECTIONS_ROOM, REJECTIONS_BATCH = 1000, 200
-"""A flood of forged deliveries is counted as far as this goes; the rest is dropped, not queued."""
+COUNTS_ROOM, COUNTS_BATCH = 1000, 200
+"""A flood of forged or repeated deliveries is counted as far as this goes; the rest is dropped."""
+
+
+LEAST_PATIENCE = 20.0
+"""Seconds: workers say at every sweep that they live, and a busy one may be late."""
 
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the WSGI application. Raises ConfigError with one sentence when it is misconfigured."""
-    set_up_logs()
     settings = settings or load_settings()
+    set_up_logs(settings.logs)
     sources = load_sources(settings.sources_path, load_providers(), environment())
     endpoints = build_endpoints(sources)
     store = Store(settings.database, pool=settings.db_pool)
-    dispatcher = Dispatcher(settings.broker)
-    rejections = Background(
-        "rejections", partial(record_rejections, store), room=REJECTIONS_ROOM, batch=REJECTIONS_BATCH
+    instruments = Instruments()
+    dispatcher = Dispatcher(settings.broker, instruments.nudged)
+    counts = Counts(
+        Background("rejections", partial(record_rejections, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
+        Background("duplicates", partial(count_duplicates, store), room=COUNTS_ROOM, batch=COUNTS_BATCH),
     )
-    ingress = Ingress(endpoints, store, dispatcher, rejections, settings.public_url)
+    ingress = Ingress(endpoints, store, dispatcher, counts, settings.public_url)
     app = Flask("receiver", static_folder=None)
     trust_proxies(app, settings.proxy_hops)
+    Observer(instruments).watch(app)
     app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))
-    app.register_blueprint(api_views(Parts(store, settings.api_keys, sources, dispatcher.nudge)))
+    app.register_blueprint(metrics_views(store, settings.metrics_token.get_secret_value(), instruments))
+    app.register_blueprint(api_views(ApiParts(store, settings.api_keys, sources, dispatcher.nudge)))
+    app.register_blueprint(board_views(_board(settings, store, sources, dispatcher)))
+    set_up_sessions(app, [key.get_secret_value() for key in settings.secret_keys])
     answer_problems(app)
     _greet(store)
     return app
+
+
+def _board(settings: Settings, store: Store, sources: Mapping[str, Source], dispatcher: Dispatcher) -> Parts:
+    return Parts(
+        store=store,
+        users=settings.users,
+        sources=sources,
+        apis=_apis(settings) if settings.users else {},
+        nudge=dispatcher.nudge,
+        broker=lambda: dispatcher.state,
+        patience=max(LEAST_PATIENCE, 3 * settings.sweep.total_seconds()),
+    )
+
+
+def _apis(settings: Settings) -> Mapping[str, Api]:
+    try:
+        return load_apis(settings.apis_path, load_dialects(), environment())
+    except ConfigError as error:
+        # Web calls none of them: what is wrong there must not keep deliveries out.
+        log.warning("The dashboard shows no APIs: %s", error)
+        return {}
 
 
 def _greet(store: Store) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from config.sources import Source
+from config.tracing import here
 from receiver.compression import unpacked
 from receiver.extraction import Extractor, Item, compile_extractor
 from receiver.handshakes import Handshakes
@@ -27,7 +28,7 @@ class Endpoint:
         """Raise InvalidSignature unless this request proves its sender, CannotVerify when nobody can tell."""
         self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)
         if self.handshakes.could_be_proof(request.body):
-            raise InvalidSignature("bad_signature", "the body is a bare word, as challenges are")
+            raise InvalidSignature("bad_signature", "the body is a bare word or empty, as challenges are")
 
     def confirm(self, request: Request) -> bool:
         """Whether a verified request asked for a confirmation, now given; raises as `verify` does."""
@@ -35,9 +36,12 @@ class Endpoint:
 
     def deliveries(self, request: Request, address: str | None) -> list[Delivery]:
         """Return one delivery for each event in a verified request."""
-        request = unpacked(request, self.source.max_body)
         kept = self._kept_headers(request)
-        return [self._delivery(item, kept, address) for item in self.extractor.items(request)]
+        return [self._delivery(item, kept, address) for item in self.items(request)]
+
+    def items(self, request: Request) -> list[Item]:
+        """Return the events in a verified request, which may be compressed."""
+        return self.extractor.items(unpacked(request, self.source.max_body))
 
     def _delivery(self, item: Item, kept: Mapping[str, str], address: str | None) -> Delivery:
         return Delivery(
@@ -51,6 +55,7 @@ class Endpoint:
             address=address,
             problem=item.problem,
             replay_guard=self.source.replay_guard,
+            traceparent=here(),
         )
 
     def _kept_headers(self, request: Request) -> dict[str, str]:

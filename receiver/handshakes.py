@@ -54,10 +54,10 @@ class Handshakes:
     def could_be_proof(self, body: bytes) -> bool:
         """Whether a body's signature may be an answer of ours to somebody's challenge.
 
-        Where challenges and bodies are signed with one key, anybody can have a bare word signed by us. No
-        event of such a provider is a bare word.
+        Where challenges and bodies are signed with one key, anybody can have a bare word signed by us, and
+        nothing at all where a constant stands before the body. No event of such a provider is either.
         """
-        return self._proves_to_anybody and _WORD.fullmatch(body.decode("latin-1")) is not None
+        return self._proves_to_anybody and (not body or _WORD.fullmatch(body.decode("latin-1")) is not None)
 
     def _first(self, tables: tuple[HandshakeTable, ...], request: Request) -> Answer | None:
         answers = (self._answer(table, request) for table in tables if self._meets(table, request))

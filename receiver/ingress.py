@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from flask import Blueprint, Response, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,7 +16,8 @@ from receiver.background import Background
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import Answer
-from receiver.ledger import LedgerUnavailable, Rejected, Store, Verdict, record
+from receiver.ledger import Again, LedgerUnavailable, Rejected, Store, Verdict, record
+from receiver.observing import note_recorded, note_refused
 from receiver.problems import Problem, unavailable
 from receiver.signatures import CannotVerify, InvalidSignature, Request
 
@@ -23,6 +25,19 @@ log = logging.getLogger(__name__)
 
 METHODS = ("POST", "GET", "HEAD", "OPTIONS")
 """All but POST are for handshakes only; a source without one answers them 405."""
+
+NO_HANDSHAKE = (
+    "This is not the provider's handshake: its challenge is missing, or its verify token is another than the"
+    " source's."
+)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is counted off the answer's path: a flood is counted as far as there is room."""
+
+    rejections: Background[Rejected]
+    duplicates: Background[Again]
 
 
 class Ingress:
@@ -33,11 +48,11 @@ class Ingress:
         endpoints: Mapping[str, Endpoint],
         store: Store,
         dispatcher: Dispatcher,
-        rejections: Background[Rejected],
+        counts: Counts,
         public_url: str = "",
     ) -> None:
         self._endpoints, self._store = endpoints, store
-        self._dispatcher, self._rejections = dispatcher, rejections
+        self._dispatcher, self._counts = dispatcher, counts
         self._public_url = public_url
 
     def views(self) -> Blueprint:
@@ -60,7 +75,9 @@ class Ingress:
         if handshake := endpoint.handshakes.after_verifying(delivered):
             return _shaken(handshake)
         verdicts = self._record(endpoint, delivered)
+        note_recorded(source, verdicts)
         self._dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
+        self._count_duplicates(source, verdicts)
         return _answer(endpoint, verdicts)
 
     def _known(self, source: str) -> Endpoint:
@@ -78,6 +95,8 @@ class Ingress:
         return Request(request.method, url, tuple(request.headers.items()), body)
 
     def _verify(self, endpoint: Endpoint, delivered: Request) -> None:
+        if delivered.method in endpoint.handshakes.methods - {"POST"}:
+            raise Problem(403, "no-handshake", NO_HANDSHAKE)
         if delivered.method != "POST":
             raise MethodNotAllowed(sorted({"POST", *endpoint.handshakes.methods}))
         if endpoint.source.problem:
@@ -117,7 +136,13 @@ class Ingress:
             raise unavailable("The ledger could not record this; nothing was lost. Send it again.") from error
 
     def _note(self, source: str, reason: str) -> None:
-        self._rejections.put(Rejected(source, reason, request.remote_addr))
+        note_refused(source, reason)
+        self._counts.rejections.put(Rejected(source, reason, request.remote_addr))
+
+    def _count_duplicates(self, source: str, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            if not verdict.first_seen:
+                self._counts.duplicates.put(Again(source))
 
 
 def _read_at_most(limit: int) -> bytes:

@@ -12,6 +12,7 @@ from pytest_celery import CeleryTestBroker, CeleryTestWorker
 from tests.services.celery_nodes import BrokerContainer, WorkerContainer
 from tests.services.databases import Databases
 from tests.services.deployment import Deployment
+from tests.services.listener import Listener
 from tests.services.postgres import Postgres
 from tests.services.rabbitmq import MISSING, RabbitMQ, programs
 from tests.services.sandbox import Sandbox
@@ -40,6 +41,14 @@ def postgres() -> Iterator[Postgres]:
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    """Listen on loopback, and answer 200 until told otherwise."""
+    server = Listener()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

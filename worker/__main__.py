@@ -7,9 +7,10 @@ from config.apis import load_apis
 from config.catalogue import load_providers
 from config.dialects import load_dialects
 from config.errors import ConfigError
-from config.logs import set_up_logs
+from config.logs import log_uncaught, set_up_logs
 from config.settings import environment, load_settings
 from config.sources import load_sources
+from config.tracing import set_up_traces
 from receiver.ledger import Windows
 from worker.app import Worker
 from worker.registry import HandlerError, load_handlers
@@ -17,9 +18,11 @@ from worker.registry import HandlerError, load_handlers
 
 def main() -> int:
     """Start a worker; return 0 after an orderly stop and 1 with one sentence when it cannot start."""
-    set_up_logs()
     try:
         settings = load_settings()
+        set_up_logs(settings.logs)
+        log_uncaught()
+        set_up_traces("firstseen-worker")
         sources = load_sources(settings.sources_path, load_providers(), environment())
         apis = load_apis(settings.apis_path, load_dialects(), environment())
         registry = load_handlers(settings.handlers)

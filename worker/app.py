@@ -20,7 +20,7 @@ from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_m
 from config.settings import Settings
 from receiver.ledger import Store, Windows, check_schema
 from receiver.ledger.errors import LedgerError
-from worker import sweeper
+from worker import alerts, sweeper
 from worker.calls.client import Calls
 from worker.calls.outbound import outbound_of
 from worker.registry import Registry
@@ -59,6 +59,7 @@ class Worker:
         self.sweeper = sweeper.Sweeper(self.store, settings.sweep, self.nudge, self.runner)
         self.pruner = sweeper.Pruner(self.store, windows)
         self.reopener = sweeper.Reopener(self.store, registry)
+        self.alerts = _alerts(settings, self.store)
         self.shutdown = Shutdown(self.runner)
 
     def start(self) -> int:
@@ -70,6 +71,8 @@ class Worker:
         self._in_background(sweeper.renew_for_ever, self.runner, self.settings.lease / 3, threading.Event())
         chores = (self.sweeper, self.pruner, self.reopener)
         self._in_background(sweeper.run, *chores, self.settings.sweep, self.runner.stopping)
+        if self.alerts:
+            self._in_background(alerts.run, self.alerts, self.settings.sweep, self.runner.stopping)
         return self._consume()
 
     def nudge(self, event: UUID) -> bool:
@@ -89,7 +92,7 @@ class Worker:
 
         @app.task(name=WAKE_TASK)
         def wake(event: str) -> None:
-            self.runner.run(UUID(event))
+            self.runner.run_nudged(UUID(event))
 
         class Consumer(app.Worker):  # type: ignore[name-defined,misc]  # made by Celery at run time
             def install_platform_tweaks(self, worker: Any) -> None:
@@ -129,6 +132,11 @@ class Worker:
 
     def _in_background(self, target: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()
+
+
+def _alerts(settings: Settings, store: Store) -> alerts.Alerts | None:
+    url = settings.alert_url.get_secret_value()
+    return alerts.Alerts(store, alerts.Post(url), settings.alert_backlog) if url else None
 
 
 def _leave_logs_alone(**_: Any) -> None:

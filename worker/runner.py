@@ -23,6 +23,7 @@ from receiver.ledger import (
     settle,
     unattended,
 )
+from worker.observing import watched
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ class Runner:
     def run(self, event: UUID) -> bool:
         """Claim one event and run it to its settlement; False when it was not to be had."""
         return self._run(lambda: claim(self.store, event, lease=self.limits.lease, worker=self.name))
+
+    def run_nudged(self, event: UUID) -> None:
+        """Run one event as `run` does; what goes wrong is logged here, since Celery would quote it."""
+        try:
+            self.run(event)
+        except Exception:
+            log.exception("An event could not be run; its lease will expire.")
 
     def run_next(self) -> bool:
         """Claim and run the due event that has waited longest unattended; False when there is none."""
@@ -139,7 +147,10 @@ class Runner:
         with self._lock:
             self._held[held.event] = (held, since)
         try:
-            self._settle(held, self._attempt(held))
+            with watched(held) as seen:
+                end = self._attempt(held)
+                seen.note(outcome=str(end.move))
+                self._settle(held, end)
         finally:
             self._forget(held)
         return True
@@ -162,6 +173,9 @@ class Runner:
                     return
                 time.sleep(SETTLE_PAUSE)
                 continue
+            except Exception:
+                log.exception("Event %s ran but could not be settled; it will run again.", held.event)
+                return
             if settled:
                 log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
             else:

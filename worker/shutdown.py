@@ -5,7 +5,9 @@ import os
 import threading
 import time
 
+from config.tracing import flush
 from receiver.ledger.errors import LedgerError
+from receiver.ledger.presence import forget_worker
 from worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,9 @@ CELERY_GRACE = 3.0
 
 RELEASE_GRACE = 3.0
 """Seconds for giving claims back; a ledger that does not answer lets them expire."""
+
+TRACES_GRACE = 1.0
+"""Seconds for sending the last spans, where there are any."""
 
 PAUSE = 0.05
 
@@ -55,6 +60,7 @@ class Shutdown:
         release = threading.Thread(target=self._release, daemon=True, name="release")
         release.start()
         release.join(RELEASE_GRACE)
+        flush(TRACES_GRACE)
         logging.shutdown()
         # Threads cannot be stopped, and the interpreter would wait for them.
         os._exit(0)
@@ -62,6 +68,7 @@ class Shutdown:
     def _release(self) -> None:
         try:
             released = self._runner.release()
+            forget_worker(self._runner.store, self._runner.name)
         except LedgerError as error:
             log.warning("Claims are left to expire: %s", error)
         else:

@@ -14,6 +14,7 @@ from receiver.ledger import (
     Windows,
     expire,
     ignored_types,
+    note_worker,
     prune,
     reopen,
     starved,
@@ -21,6 +22,7 @@ from receiver.ledger import (
 )
 from receiver.ledger.keys import prune_keys
 from receiver.ledger.replays import step, unfinished
+from receiver.ledger.telemetry.tally import count_sweep
 from worker.registry import Registry
 from worker.runner import Runner
 
@@ -54,15 +56,19 @@ class Sweeper:
 
     def run_once(self) -> Swept:
         """Make one pass and return its counts. Raises LedgerError when the ledger does not answer."""
+        note_worker(self._store, self._runner.name)
         expired = expire(self._store)
-        nudged = 0
+        nudged = failed = 0
         for event in take_nudges(self._store, self._sweep):
             if not self._nudge(event):
                 # The rest stay marked: they back off like lost nudges.
+                failed = 1
                 break
             nudged += 1
         idle = self._runner.run_unattended() if starved(self._store, self._sweep) else 0
-        return Swept(expired, nudged, idle, carry_on(self._store))
+        swept = Swept(expired, nudged, idle, carry_on(self._store))
+        count_sweep(self._store, {**asdict(swept), "nudges_failed": failed})
+        return swept
 
 
 def carry_on(store: Store) -> int:
@@ -90,7 +96,9 @@ class Pruner:
 
     def run_once(self) -> dict[str, int]:
         """Prune each kind and return counts."""
-        return {**prune(self._store, self._windows), "keys": prune_keys(self._store)}
+        pruned = {**prune(self._store, self._windows), "keys": prune_keys(self._store)}
+        count_sweep(self._store, {f"pruned_{kind}": count for kind, count in pruned.items()})
+        return pruned
 
 
 class Reopener:
@@ -110,6 +118,7 @@ class Reopener:
                 count = reopen(self._store, source, event_type)
                 log.info("Reopened %d ignored events: %s %s has a handler now.", count, source, event_type)
                 total += count
+        count_sweep(self._store, {"reopened": total})
         return total
 
 

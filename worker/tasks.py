@@ -65,6 +65,8 @@ def _unhandled(held: Claim) -> Outcome:
 
 
 def _failed(held: Claim, handler: Handler, error: BaseException, policy: Policy) -> Outcome:
+    if not isinstance(error, Dead | Retry | CallError):
+        log.warning("Handler %s failed.", handler.name, exc_info=error)
     limit = handler.attempts or policy.attempts
     story = "".join(traceback.format_exception(error))[-STORY_MAX:]
     brief = _brief(error)

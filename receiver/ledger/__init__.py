@@ -4,6 +4,10 @@ from receiver.ledger.actions import Acted, discard, rerun, retry
 from receiver.ledger.claimed import Claim, Outcome
 from receiver.ledger.claims import claim, claim_next, due, expire, renew, settle
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
+from receiver.ledger.original import Original, original
+from receiver.ledger.pace import Again, count_duplicates, flow, pace
+from receiver.ledger.pending import pending
+from receiver.ledger.presence import forget_worker, note_worker, workers
 from receiver.ledger.promotion import Promoted, promote
 from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events
 from receiver.ledger.record import Delivery, Verdict, record
@@ -17,6 +21,7 @@ from receiver.ledger.sweep import Windows, ignored_types, prune, reopen, starved
 
 __all__ = [
     "Acted",
+    "Again",
     "BadCursor",
     "Claim",
     "Delivery",
@@ -25,6 +30,7 @@ __all__ = [
     "LedgerUnavailable",
     "Move",
     "NotAllowed",
+    "Original",
     "Outcome",
     "Page",
     "Promoted",
@@ -38,14 +44,21 @@ __all__ = [
     "check_schema",
     "claim",
     "claim_next",
+    "count_duplicates",
     "count_events",
     "discard",
     "due",
     "expire",
     "find_event",
+    "flow",
+    "forget_worker",
     "ignored_types",
     "list_events",
     "migrate",
+    "note_worker",
+    "original",
+    "pace",
+    "pending",
     "promote",
     "prune",
     "record",
@@ -61,4 +74,5 @@ __all__ = [
     "story",
     "take_nudges",
     "unattended",
+    "workers",
 ]

@@ -28,6 +28,8 @@ class Claim:
     body: bytes | None = field(repr=False)
     headers: str = field(repr=False)
     content_type: str | None = None
+    traceparent: str | None = None
+    """The trace of the delivery that first brought it."""
     tried: bool = False
     """Whether a handler may have worked on it before: then it is not ignored for want of one."""
 

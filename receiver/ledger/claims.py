@@ -1,5 +1,6 @@
 """The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome."""
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from receiver.ledger.errors import NotAllowed
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
+from receiver.ledger.telemetry.tally import Kind, bump
 from receiver.ledger.texts import clipped, plain
 
 CRASH_LIMIT = 5
@@ -21,6 +23,9 @@ CRASH_LIMIT = 5
 EXPIRE_BATCH = 1000
 UNCOUNTED = (Move.RELEASE, Move.IGNORE, Move.CALL_LATER)
 """Ends that give the attempt back."""
+
+STUCK = {Move.PARK: Kind.PARKED, Move.GIVE_UP: Kind.DEAD}
+"""Ends that a person should hear of."""
 
 FINAL = (State.DONE, State.DEAD, State.IGNORED)
 
@@ -90,6 +95,10 @@ def _settle(
     story = {"ended_at": store.now(), "outcome": end.move, "reason": reason, "error": error}
     mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
     connection.execute(update(ATTEMPT).where(*mine).values(**story))
+    counts = {(Kind.ATTEMPT, held.source, str(end.move)): 1}
+    if stuck := STUCK.get(end.move):
+        counts[stuck, held.source, held.type] = 1
+    bump(store, connection, counts)
     return True
 
 
@@ -127,9 +136,11 @@ def due(store: Store) -> ColumnElement[bool]:
 def in_state(store: Store, *states: State) -> ColumnElement[Any]:
     """Return a condition on states of many rows that the partial indexes serve on both databases.
 
-    SQLite does not match a partial index with parameters, and takes any state for rare unless it is told.
+    SQLite does not match a partial index with parameters, nor `=` with `IN`, and takes any state for rare
+    unless it is told.
     """
-    found = EVENT.c.state.in_([literal_column(f"'{state}'") for state in states])
+    named: list[ColumnElement[Any]] = [literal_column(f"'{state}'") for state in states]
+    found = EVENT.c.state.in_(named) if len(named) > 1 else EVENT.c.state == named[0]
     return func.likelihood(found, literal_column("0.9")) if store.sqlite else found
 
 
@@ -166,6 +177,7 @@ def _begin(store: Store, connection: Connection, row: Row[Any], worker: str) -> 
         body=row.body,
         headers=row.headers or "{}",
         content_type=row.content_type,
+        traceparent=row.traceparent,
         tried=row.claim > 1 and _tried(connection, row),
     )
 
@@ -196,10 +208,15 @@ def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) ->
         "nudges": 0,
         "reason": case((last, story), else_="The worker that held it vanished; its lease ran out."),
     }
-    taken = update(EVENT).where(EVENT.c.id.in_(select(gone.c.id))).values(**change).returning(EVENT.c.id)
-    events = connection.execute(taken).scalars().all()
+    columns = EVENT.c.id, EVENT.c.source, EVENT.c.type, EVENT.c.state
+    taken = update(EVENT).where(EVENT.c.id.in_(select(gone.c.id))).values(**change).returning(*columns)
+    rows = connection.execute(taken).all()
+    events = [row.id for row in rows]
     if events:
         end = {"ended_at": store.now(), "outcome": Move.EXPIRE}
         open_ = (ATTEMPT.c.event.in_(events), ATTEMPT.c.ended_at.is_(None))
         connection.execute(update(ATTEMPT).where(*open_).values(**end))
+        told = [(Kind.ATTEMPT, row.source, str(Move.EXPIRE)) for row in rows]
+        parked = [(Kind.PARKED, row.source, row.type) for row in rows if row.state == State.PARKED]
+        bump(store, connection, Counter(told + parked))
     return len(events)

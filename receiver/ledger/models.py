@@ -25,6 +25,7 @@ _ignored = text(f"state = '{State.IGNORED}'")
 _ended = text("finished_at is not null")
 _open = text("outcome is null")
 _payload = text("finished_at is not null and body is not null")
+_done = text(f"state = '{State.DONE}'")
 
 
 class Event(SQLModel, table=True):
@@ -43,6 +44,7 @@ class Event(SQLModel, table=True):
         Index("event_by_body", "source", "body_hash"),
         Index("event_by_end", "source", "finished_at", postgresql_where=_ended, sqlite_where=_ended),
         Index("event_payload", "source", "finished_at", postgresql_where=_payload, sqlite_where=_payload),
+        Index("event_done", "finished_at", "source", postgresql_where=_done, sqlite_where=_done),
         Index("event_ignored", "finished_at", postgresql_where=_ignored, sqlite_where=_ignored),
     )
 
@@ -71,6 +73,7 @@ class Event(SQLModel, table=True):
     conflicts: int = 0
     suspected_replay: bool = False
     parked_call: UUID | None = None
+    traceparent: str | None = Field(default=None, max_length=64)
     calls_changed: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     address: str | None = Field(default=None, max_length=TEXT_MAX)
     body_hash: str = Field(max_length=64)
@@ -149,6 +152,26 @@ class RejectionSample(SQLModel, table=True):
     address: str | None = Field(default=None, max_length=TEXT_MAX)
 
 
+class DuplicateMinute(SQLModel, table=True):
+    """How many duplicates a source got in one minute: for charts; an event's own count is exact."""
+
+    __tablename__ = "duplicate_minute"
+
+    minute: datetime = Field(primary_key=True)
+    source: str = Field(primary_key=True, max_length=TEXT_MAX)
+    count: int
+
+
+class WorkerSeen(SQLModel, table=True):
+    """A worker process and its latest sign of life."""
+
+    __tablename__ = "worker"
+
+    name: str = Field(primary_key=True, max_length=TEXT_MAX)
+    started_at: datetime
+    seen_at: datetime
+
+
 class Replay(SQLModel, table=True):
     """A bulk retry, rerun or discard: its list stands in `replay_step` before the first step."""
 
@@ -184,4 +207,5 @@ def table(model: type[SQLModel]) -> Table:
 metadata = SQLModel.metadata
 EVENT, DUPLICATE, CONFLICT, ATTEMPT = table(Event), table(Duplicate), table(Conflict), table(Attempt)
 ACTION, REJECTION, SAMPLE = table(Action), table(Rejection), table(RejectionSample)
+DUPLICATE_MINUTE, WORKER = table(DuplicateMinute), table(WorkerSeen)
 REPLAY, REPLAY_STEP = table(Replay), table(ReplayStep)

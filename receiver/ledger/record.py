@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
 from receiver.ledger.states import UNFINISHED, State
 from receiver.ledger.store import Store
+from receiver.ledger.telemetry.tally import Kind, bump
 from receiver.ledger.texts import clipped, plain, storable_id
 
 Key = tuple[str, str]
@@ -41,6 +42,8 @@ class Delivery:
     """Why it needs a person: no id, or does not parse. It is kept, parked."""
     replay_guard: str | None = None
     """`run` or `park` where the id is outside the signed bytes: what equal bytes under a new id meet."""
+    traceparent: str | None = None
+    """The trace that it came in, as W3C Trace Context writes it."""
 
     @property
     def key(self) -> Key:
@@ -63,6 +66,11 @@ class Verdict:
     conflict: bool = False
     nudge: bool = False
     """True while the event is unfinished: a duplicate wakes it again."""
+
+    @property
+    def name(self) -> str:
+        """Return it in words: first seen, duplicate or conflict."""
+        return "first seen" if self.first_seen else "conflict" if self.conflict else "duplicate"
 
 
 def record(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
@@ -126,7 +134,17 @@ def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]
     for place in places:
         if place not in verdicts:
             verdicts[place] = _duplicate(store, connection, deliveries[place])
-    return [verdicts[place] for place in range(len(deliveries))]
+    said = [verdicts[place] for place in range(len(deliveries))]
+    bump(store, connection, _counted(deliveries, said))
+    return said
+
+
+def _counted(deliveries: Iterable[Delivery], verdicts: Sequence[Verdict]) -> Counter[tuple[Kind, str, str]]:
+    both = list(zip(deliveries, verdicts, strict=True))
+    told = [(Kind.DELIVERY, delivery.source, verdict.name) for delivery, verdict in both]
+    # What is first seen and wakes nobody waits for a person.
+    held = [(Kind.PARKED, one.source, one.type) for one, said in both if said.first_seen and not said.nudge]
+    return Counter(told + held)
 
 
 def _first(row: Row[Any], parked: set[UUID]) -> Verdict:
@@ -159,6 +177,7 @@ def _row(delivery: Delivery) -> dict[str, Any]:
         "body": delivery.body,
         "headers": json.dumps(dict(delivery.headers)),
         "content_type": delivery.content_type,
+        "traceparent": delivery.traceparent,
     }
 
 

@@ -65,7 +65,9 @@ def api_views(parts: Parts) -> Blueprint:
 def list_operations(parts: Parts) -> list[Operation]:
     """Return every endpoint."""
     store, nudge = parts.store, parts.nudge
-    groups = Events(store, nudge), Calls(store, nudge), Replays(store), Reports(store, parts.sources)
+    sources = parts.sources
+    acting = Events(store, nudge, sources), Calls(store, nudge, sources), Replays(store)
+    groups = *acting, Reports(store, sources)
     return [operation for group in groups for operation in group.operations()]
 
 

@@ -1,10 +1,12 @@
 """`/v1/calls`: what handlers asked of other APIs, and what a person says of it."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from flask import g
 
+from config.sources import Source
 from receiver.ledger import Store
 from receiver.ledger.calls.reading import list_calls
 from receiver.ledger.calls.resolving import resolve
@@ -15,6 +17,7 @@ from receiver.management.gate import who
 from receiver.management.given import CallsQuery, ResolveBody
 from receiver.management.nudging import Nudge, nudge_afterwards
 from receiver.management.operations import Operation
+from receiver.redaction import redacted
 
 Answer = dict[str, Any]
 CALL = "/calls/{call}"
@@ -23,8 +26,8 @@ CALL = "/calls/{call}"
 class Calls:
     """The views of outbound calls."""
 
-    def __init__(self, store: Store, nudge: Nudge) -> None:
-        self._store, self._nudge = store, nudge
+    def __init__(self, store: Store, nudge: Nudge, sources: Mapping[str, Source]) -> None:
+        self._store, self._nudge, self._sources = store, nudge, sources
 
     def operations(self) -> list[Operation]:
         """Return the endpoints."""
@@ -51,7 +54,7 @@ class Calls:
         Its event, request, sends and answer, what people said of it, and what happens next; where a person
         must decide, what each decision does.
         """
-        return call_story(self._store, call)
+        return self._told(self._store, call)
 
     def resolve_call(self, call: UUID, given: ResolveBody) -> Answer:
         """Say what became of a call, or shall, when its event is parked.
@@ -65,4 +68,9 @@ class Calls:
         acted = resolve(g.ledger, call, given.how, who(), response=response)
         if acted.nudge:
             nudge_afterwards(self._nudge, acted.event)
-        return call_story(g.ledger, call)
+        return self._told(g.ledger, call)
+
+    def _told(self, store: Store, call: UUID) -> Answer:
+        told = call_story(store, call)
+        shown: Answer = redacted(self._sources, store, UUID(told["call"]["event"]), told)
+        return shown

@@ -1,11 +1,13 @@
 """`/v1/events`: which there are, one's whole story, and what a person does to it."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from flask import g
 
-from receiver.ledger import Store, discard, list_events, promote, rerun, retry, story
+from config.sources import Source
+from receiver.ledger import Store, discard, list_events, original, promote, rerun, retry, story
 from receiver.ledger.conflicts import conflicts
 from receiver.ledger.texts import readable
 from receiver.management import shapes
@@ -13,6 +15,7 @@ from receiver.management.gate import who
 from receiver.management.given import EventsQuery, Seen, SeenForSure
 from receiver.management.nudging import Nudge, nudge_afterwards
 from receiver.management.operations import PREFIX, Operation
+from receiver.redaction import redacted, redacted_rows, shown_body
 
 Answer = dict[str, Any]
 EVENT = "/events/{event}"
@@ -22,8 +25,8 @@ BODY = EVENT + "/conflicts/{body_hash}"
 class Events:
     """The views of events. Those that act do so in `g.ledger`, the transaction of the request's key."""
 
-    def __init__(self, store: Store, nudge: Nudge) -> None:
-        self._store, self._nudge = store, nudge
+    def __init__(self, store: Store, nudge: Nudge, sources: Mapping[str, Source]) -> None:
+        self._store, self._nudge, self._sources = store, nudge, sources
 
     def operations(self) -> list[Operation]:
         """Return the endpoints."""
@@ -45,22 +48,27 @@ class Events:
         Ask again with `cursor` set to `next` until that is null: the pages together have every event once,
         and events that arrive meanwhile shift none of them.
         """
-        return list_events(self._store, given.as_filter(), limit=given.limit, cursor=given.cursor).as_json()
+        page = list_events(self._store, given.as_filter(), limit=given.limit, cursor=given.cursor)
+        return {"data": redacted_rows(self._sources, self._store, page.data), "next": page.next}
 
     def show_event(self, event: UUID) -> Answer:
         """Tell an event's whole story.
 
         When it came, duplicates, conflicts, attempts, what people did, and what happens next, when and why.
         """
-        return story(self._store, event)
+        told: Answer = redacted(self._sources, self._store, event, story(self._store, event))
+        return told
 
     def list_conflicts(self, event: UUID) -> Answer:
         """List the other bodies that came under the event's id.
 
         The first ten are kept, until the event's payload is erased.
         """
+        source = self._sources.get(original(self._store, event).source)
+        paths = source.redact if source else ()
         found = conflicts(self._store, event)
-        return {**found, "data": [{**one, **readable(one["body"])} for one in found["data"]]}
+        shown = [readable(shown_body(paths, one["body"], one["content_type"])) for one in found["data"]]
+        return {**found, "data": [one | body for one, body in zip(found["data"], shown, strict=True)]}
 
     def retry_event(self, event: UUID, given: Seen) -> Answer:
         """Run an event again in its generation.
@@ -99,5 +107,5 @@ class Events:
     def _done(self, event: UUID, nudge: bool) -> Answer:  # noqa: FBT001 - private, and named at its end
         if nudge:
             nudge_afterwards(self._nudge, event)
-        told: Answer = story(g.ledger, event)["event"]
+        told: Answer = redacted(self._sources, g.ledger, event, story(g.ledger, event)["event"])
         return told

@@ -13,6 +13,8 @@ ROOM = 256
 """Values kept; the ones used longest ago go first. A provider has a handful of keys."""
 AT_ONCE = 4
 """Values in the making. Made-up names of keys must not take every thread of web."""
+WAITING = 12
+"""Deliveries that wait at once. Web has 16 threads, and a sender's slow key must leave some to the others."""
 PATIENCE = 5.0
 """Seconds that a delivery waits for its key: providers give up after 5 to 30."""
 PAUSE = 5.0
@@ -34,11 +36,13 @@ class Once:
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._failed: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._flights: dict[Hashable, Future[bytes]] = {}
+        self._waiting = 0
 
     def get(self, name: Hashable, make: Callable[[], bytes], max_age: float) -> bytes:
         """Return a value at most `max_age` seconds old.
 
-        Raise CannotVerify when that takes long or failed a moment ago, and whatever `make` raises.
+        Raise CannotVerify when that takes long, failed a moment ago or too many wait already, and whatever
+        `make` raises.
         """
         with self._guard:
             kept = self._kept.get(name)
@@ -46,15 +50,26 @@ class Once:
                 self._kept.move_to_end(name)
                 return kept.value
             flight = self._flights.get(name) or self._start(name, make)
+            if self._waiting >= WAITING:
+                raise CannotVerify("too many deliveries wait for their senders' keys")
+            self._waiting += 1
         try:
             return flight.result(self._patience)
         except TimeoutError:
             raise CannotVerify(f"the sender's key did not arrive within {self._patience:g} s") from None
+        finally:
+            with self._guard:
+                self._waiting -= 1
 
     @property
     def making(self) -> int:
         """How many values are in the making."""
         return len(self._flights)
+
+    @property
+    def waiting(self) -> int:
+        """How many deliveries wait for one."""
+        return self._waiting
 
     def _start(self, name: Hashable, make: Callable[[], bytes]) -> Future[bytes]:
         failed = self._failed.get(name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from config.errors import ConfigError
+from receiver.signatures.editing import CannotSign
 from receiver.signatures.errors import CannotVerify, InvalidSignature
 from receiver.signatures.request import Request
 from receiver.verifiers.base import Verifier
@@ -49,6 +50,10 @@ class OwnVerifier(Verifier):
             # A False that counts as genuine would let everything in.
             log.error("The verifier %s returns a value; it must return None, or raise.", self._name)
             raise CannotVerify(f"The verifier {self._name} returns a value; the log says more")
+
+    def sign(self, secret: str, request: Request, now: float, event_id: str) -> Request:  # noqa: ARG002
+        """See `Verifier`; a function that verifies cannot be turned around."""
+        raise CannotSign(f"{self._name} is code of your own: it verifies, and how to sign only you know")
 
 
 def load_verifier(name: str) -> OwnVerifier:

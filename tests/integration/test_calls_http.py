@@ -185,12 +185,12 @@ def test_no_database_connection_is_held_while_it_waits(
 
 
 def test_an_answer_over_the_cap_parks(prepare: Prepare) -> None:
-    """A success whose answer cannot be kept is parked for a person, closed, and never sent again."""
+    """A success whose answer cannot be kept is parked, its send open, and never sent again."""
     with RawServer(reply("201 Created", b"x" * (ANSWER_MAX + 1))) as server:
         attempts = prepare(server.url)
         assert attempts.run(post).move == Move.PARK
         assert len(server.requests) == 1
-    assert [bool(send["open"]) for send in attempts.sends] == [False]
+    assert [bool(send["open"]) for send in attempts.sends] == [True]
     assert "too long" in attempts.calls[0]["reason"]
 
 
@@ -428,7 +428,7 @@ def test_a_get_is_neither_journaled_nor_keyed(prepare: Prepare) -> None:
         for _ in answers[1:]:
             attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
             moves.append(attempts.run(handler, settles=False).move)
-        assert moves == [Move.FINISH, Move.CALL_LATER, Move.CALL_LATER, Move.GIVE_UP]
+        assert moves == [Move.FINISH, Move.RETRY_LATER, Move.RETRY_LATER, Move.GIVE_UP]
         assert all(b"idempotency" not in request.lower() for request in server.requests)
         assert server.requests[0].startswith(b"GET /telness/orders?page=2 HTTP/1.1\r\n")
     assert (ends, attempts.calls, attempts.sends) == ([200], [], [])

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select, text
 
 from receiver.ledger import Move, NotAllowed, State, Store, settle, story
 from receiver.ledger import Outcome as End
@@ -15,9 +15,10 @@ from receiver.ledger.calls.models import SEND
 from receiver.ledger.calls.resolving import Resolution, Response, UnknownCall, resolve
 from receiver.ledger.calls.states import CallState, Outcome, Verdict
 from receiver.ledger.calls.story import call_story
-from receiver.ledger.models import ACTION
+from receiver.ledger.models import ACTION, EVENT
 from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
 from tests.integration.steps import change, deliver, later, row, rows_of, state, take
+from tests.services.waiting import wait_until
 
 WAYS = list(Resolution)
 OTHER = "e" * 64
@@ -166,24 +167,37 @@ def test_an_unknown_call_is_named(store: Store) -> None:
         resolve(store, missing, Resolution.GIVE_UP, "ann")
 
 
-def test_of_two_people_at_once_one_decides(store: Store, parked: tuple[UUID, UUID]) -> None:
-    """Eight resolutions that contradict each other: exactly one is taken, and it is the whole of it."""
+def test_of_several_people_at_once_one_decides(store: Store, parked: tuple[UUID, UUID]) -> None:
+    """Resolutions that contradict each other and meet at one event: one is taken, and is the whole of it."""
     event, call = parked
 
-    def attempt(number: int) -> Resolution | None:
-        how = WAYS[number % len(WAYS)]
+    def attempt(how: Resolution) -> Resolution | None:
         try:
-            resolve(store, call, how, f"person {number}")
+            resolve(store, call, how, f"who says {how}")
         except NotAllowed:
             return None
         return how
 
-    with ThreadPoolExecutor(8) as pool:
-        (taken,) = [how for how in pool.map(attempt, range(8)) if how]
+    with ThreadPoolExecutor(len(WAYS)) as pool:
+        with store.write() as connection:
+            connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
+            attempts = [pool.submit(attempt, how) for how in WAYS]
+            if not store.sqlite:
+                wait_until(lambda: waiting(connection) == len(WAYS), 4, "all of them to meet at the event")
+        (taken,) = [found for found in (one.result() for one in attempts) if found]
     (action,) = rows_of(store, ACTION, event)
     assert action.what == taken
-    assert call_row(store, call).reason.endswith(f"{action.who}.")
+    assert call_row(store, call).reason.endswith(f"who says {taken}.")
     assert state(store, event) == ("dead" if taken == Resolution.GIVE_UP else "waiting")
+
+
+def waiting(connection: Connection) -> int:
+    """Return how many sessions of this PostgreSQL database wait for a lock."""
+    mine = "datname = current_database() AND wait_event_type = 'Lock'"
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE {mine}"
+    # Within one transaction its statistics would stay as they were first read.
+    connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+    return int(connection.execute(text(query)).scalar_one())
 
 
 def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:

@@ -10,7 +10,7 @@ import pytest
 from receiver.signatures import CannotVerify
 from receiver.verifiers import fetching
 from receiver.verifiers.fetching import DAY, LARGEST, Ask, FetchedKeys
-from receiver.verifiers.once import AT_ONCE, PAUSE, ROOM, Once
+from receiver.verifiers.once import AT_ONCE, PAUSE, ROOM, WAITING, Once
 from tests.services.publisher import Publisher
 from tests.services.waiting import wait_until
 
@@ -118,6 +118,22 @@ def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
     publisher.gate.set()
     wait_until(lambda: not once.making, 30, "the requests to end")
     assert len(publisher.asked) == AT_ONCE
+
+
+def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
+    """However many deliveries need it, only some wait; the next is told at once to come again."""
+    publisher.gate.clear()
+    once = Once(patience=30)
+    keys = FetchedKeys(publisher.transport(), once)
+    with ThreadPoolExecutor(WAITING) as pool:
+        found = [pool.submit(keys.get, KEY, DAY) for _ in range(WAITING)]
+        wait_until(lambda: once.waiting == WAITING, 30, "the deliveries to wait")
+        with pytest.raises(CannotVerify, match="too many deliveries wait"):
+            keys.get(KEY, DAY)
+        publisher.gate.set()
+    assert [one.result() for one in found] == [b"a key"] * WAITING
+    assert once.waiting == 0
+    assert keys.get(KEY, DAY) == b"a key"
 
 
 def test_the_cache_is_bounded() -> None:

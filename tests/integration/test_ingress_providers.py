@@ -108,9 +108,9 @@ def test_a_source_without_a_secret_can_shake_hands(client: FlaskClient, ledger: 
     ("path", "method", "status"),
     [
         ("closed", "GET", 405),
-        ("okta", "GET", 405),
+        ("okta", "GET", 403),
         ("okta", "OPTIONS", 405),
-        ("meta", "GET", 405),
+        ("meta", "GET", 403),
         ("line", "HEAD", 405),
         ("nobody", "GET", 404),
         ("closed", "PUT", 405),
@@ -121,6 +121,7 @@ def test_what_is_no_handshake_is_refused(client: FlaskClient, path: str, method:
     answer = client.open(f"/webhooks/{path}?hub.mode=subscribe&hub.challenge=c1&challenge=c1", method=method)
     assert answer.status_code == status
     assert "c1" not in answer.text
+    assert (status == 403) == ("verify token is another" in answer.text)
     if status == 405 and method != "PUT":
         assert "POST" in answer.headers["Allow"]
 

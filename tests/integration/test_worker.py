@@ -87,6 +87,10 @@ def add(store: Store, *event_ids: str) -> list[UUID]:
     return [verdict.event for verdict in record(store, deliveries)]
 
 
+def no_calls(_held: Claim) -> None:
+    """Give handlers nothing to call out with."""
+
+
 def in_thread(work: Callable[[], object]) -> threading.Thread:
     """Start this on a thread of its own."""
     thread = threading.Thread(target=work, daemon=True)
@@ -359,7 +363,7 @@ def worker(migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DATABASE_URL", migrated_url)
     monkeypatch.setenv("BROKER_URL", valkey.url)
     monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
-    made = Worker(Settings(_env_file=None), Registry([]), {})
+    made = Worker(Settings(_env_file=None), Registry([]), {}, {})
     yield made
     made.publisher.close()
     made.store.close()
@@ -396,7 +400,7 @@ def test_what_no_handler_worked_on_is_ignored_again(
 ) -> None:
     """While releases overlap, a worker without a handler ignores a reopened event again and parks nothing."""
     policy = Policy(3, timedelta(seconds=1))
-    without = make_runner(lambda held: attempt(held, Registry([]), policy))
+    without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     (event,) = add(store, "evt_1")
     assert without.run(event)
     assert ledger.state("evt_1") == "ignored"
@@ -421,7 +425,7 @@ def test_what_a_handler_worked_on_is_parked_without_it(
     hands.go_on.set()
     thread.join(30)
     policy = Policy(3, timedelta(seconds=1))
-    assert make_runner(lambda held: attempt(held, Registry([]), policy)).run(event)
+    assert make_runner(lambda held: attempt(held, Registry([]), policy, no_calls)).run(event)
     assert ledger.outcomes("evt_1") == ["release", "park"]
 
 
@@ -431,7 +435,7 @@ def test_everything_ignored_is_reopened(
     """Reopening takes all batches, and only what has a handler here; a second time there is nothing to do."""
     monkeypatch.setattr(sweep, "REOPEN_BATCH", 2)
     policy = Policy(3, timedelta(seconds=1))
-    without = make_runner(lambda held: attempt(held, Registry([]), policy))
+    without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     for event in add(store, *(f"evt_{number}" for number in range(5))):
         without.run(event)
     assert Reopener(store, Registry([Handler("shopify", "*", lambda _event, _calls: None)])).run_once() == 0

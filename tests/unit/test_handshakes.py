@@ -186,6 +186,7 @@ def test_a_signed_event_is_no_handshake(provider: Any) -> None:
         ("slack", request("POST", body={"type": "url_verification", "challenge": ["c"]})),
         ("slack", request("POST", body=b"\xff")),
         ("slack", request("GET", body={"type": "url_verification", "challenge": "c"})),
+        ("discord", request("POST", body={"type": 1, "event": {"type": "ENTITLEMENT_CREATE"}})),
         ("cloudevents-webhook", request("OPTIONS")),
     ],
 )
@@ -206,7 +207,7 @@ def test_an_answer_never_signs_an_event(name: str) -> None:
         assert shakes(name).before_verifying(asked) is None
     source = Source("a", load_providers()[name], (SECRET,), handshake=True)
     endpoint = build_endpoints({"a": source})["a"]
-    for body, accepted in ((event.encode(), True), (b"bareword", False), (b"7", False)):
+    for body, accepted in ((event.encode(), True), (b"bareword", False), (b"7", False), (b"", False)):
         signed = sign_request(
             endpoint.scheme, SECRET, Request("POST", "https://x/", (), body), now=0, event_id=""
         )

@@ -79,7 +79,13 @@ def test_a_misspelt_name_is_a_sentence() -> None:
     """Exit 1, with the name that was meant."""
     answer = run("show", "strip")
     assert answer.exit_code == 1
-    assert "There is no provider 'strip'; did you mean 'stripe'?" in answer.output
+    assert answer.output == "Error: There is no provider 'strip'; did you mean 'stripe'?\n"
+
+
+def test_a_name_like_no_other_is_a_sentence() -> None:
+    """Two hundred names are no help in an error; the command that lists them is."""
+    sentence = "Error: There is no provider 'zzzzzz'; `firstseen providers` lists them.\n"
+    assert run("show", "zzzzzz").output == sentence
 
 
 def test_json_is_for_machines() -> None:

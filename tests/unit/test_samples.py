@@ -16,6 +16,7 @@ from receiver.endpoints import build_endpoints
 from receiver.extraction import Item, compile_extractor
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme, verify
+from receiver.verifiers.own import OwnVerifier
 from tests.services.catalogue import DECLARED, make_keys, options
 
 NOW = 1_800_000_000.25
@@ -173,6 +174,13 @@ def test_code_signs_where_the_secret_is_shared(name: str) -> None:
     request = Request("POST", made.url, tuple(made.headers.items()), made.body)
     endpoint.verify(request, NOW)
     assert [item.event_id for item in endpoint.extractor.items(request)] == [made.event_id]
+
+
+def test_a_verifier_of_your_own_signs_nothing() -> None:
+    """The sentence is about the user's function, not about a provider's key."""
+    verifier = OwnVerifier("my_webhooks:acme", lambda _request, _secrets, _now: None)
+    with pytest.raises(CannotSign, match="my_webhooks:acme is code of your own"):
+        verifier.sign("s", Request("POST", "https://x/", (), b""), NOW, "e1")
 
 
 def test_code_without_a_shared_secret_signs_nothing() -> None:

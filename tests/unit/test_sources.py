@@ -112,6 +112,10 @@ def test_secrets_stay_out_of_repr(tmp_path: Path) -> None:
             "provider is 'stripo', which is not in the catalogue; did you mean 'stripe'?",
         ),
         (
+            STRIPE.replace("stripe", "zzzzzz"),
+            "provider is 'zzzzzz', which is not in the catalogue; `firstseen providers` lists them",
+        ),
+        (
             STRIPE.replace("[a]", "[A]"),
             "[A] is no name for a source; allowed are 1 to 64 of a-z, 0-9, _ and -",
         ),

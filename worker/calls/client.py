@@ -20,6 +20,7 @@ from worker.calls.outbound import Outbound
 from worker.calls.performing import Performance, Step
 from worker.calls.requests import Given, Request, build, complete, respond
 from worker.calls.wire import NoReply, Reply
+from worker.observing import traced, watched_send
 
 STEP_MAX = 200
 """Characters of a step's name: it must fit its column."""
@@ -86,7 +87,8 @@ class Calls:
         self.check_time()
         if api.problem:
             raise CallLater(api.problem, RETRY_GET)
-        got = self._outbound.wires[api.name].send(complete(api, request, None), lambda: None)
+        with watched_send(api.name, request.method):
+            got = self._outbound.wires[api.name].send(traced(complete(api, request, None)), lambda: None)
         if isinstance(got, NoReply):
             raise CallLater(f"GET {request.path}: {got.error}.", RETRY_GET)
         response = respond(request, got.status, got.headers, got.body)

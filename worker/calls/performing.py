@@ -32,7 +32,8 @@ from worker.calls.errors import (
 from worker.calls.keys import credential_marks, make_key
 from worker.calls.outbound import Outbound
 from worker.calls.requests import Request, complete, respond
-from worker.calls.wire import NoReply, Reply
+from worker.calls.wire import NoReply, Outgoing, Reply
+from worker.observing import came_back, traced, watched_send
 
 LOCKED_PAUSE, LOCKED_PAUSE_MAX = 0.1, 0.5
 """Seconds between two sends of a call that still runs there, growing: what Telness's document advises."""
@@ -179,10 +180,16 @@ class Performance:
         outgoing = complete(self._api, stored, planned.key)
         if planned.delay and planned.outcome != Outcome.LOCKED:
             raise CallLater(planned.reason or "It is not due yet.", planned.delay, planned.id)
+        with watched_send(self._api.name, planned.method, planned.id) as seen:
+            recorded, got = self._exchange(planned, outgoing)
+            came_back(seen, self._api.name, recorded.verdict.outcome)
+        return recorded, got
+
+    def _exchange(self, planned: Planned, outgoing: Outgoing) -> tuple[Recorded, Reply | NoReply]:
         marked: list[UUID] = []
         try:
             got = self._outbound.wires[self._api.name].send(
-                outgoing, lambda: marked.append(self._mark(planned.id))
+                traced(outgoing), lambda: marked.append(self._mark(planned.id))
             )
         except LedgerError as error:
             raise CallLater(f"The send cannot be written down: {error}", AWAY, planned.id) from error

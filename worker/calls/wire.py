@@ -4,12 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 import httpcore
 import httpx
 
-from config.apis import Api
 from worker.calls.encodings import decoded
 
 ANSWER_MAX = 1024 * 1024
@@ -71,10 +71,25 @@ class Wire(Protocol):
         """Send one request and return what came back."""
 
 
+class Reach(Protocol):
+    """How far requests may go; an `Api` says so."""
+
+    @property
+    def base_url(self) -> str: ...  # noqa: D102
+    @property
+    def deadline(self) -> timedelta: ...  # noqa: D102
+    @property
+    def connect_timeout(self) -> timedelta: ...  # noqa: D102
+    @property
+    def read_timeout(self) -> timedelta: ...  # noqa: D102
+    @property
+    def max_connections(self) -> int: ...  # noqa: D102
+
+
 class HttpWire:
     """HTTP/1.1 on pooled connections, with connect, read, pool and total deadlines."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Reach) -> None:
         self._deadline = api.deadline.total_seconds()
         self._timeouts = {
             "connect": api.connect_timeout.total_seconds(),

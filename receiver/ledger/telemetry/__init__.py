@@ -1,0 +1,1 @@
+"""What metrics and alerts stand on: totals that only grow, and what was told."""

@@ -1,0 +1,129 @@
+"""Leaves out what a source's `redact` names: from its payload, and wherever its values turn up again."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from config.redaction import EVERY, JsonPath
+from config.sources import Source
+from receiver.ledger import Store, original
+from receiver.ledger.original import Original
+from receiver.ledger.payload import UnreadablePayloadError, parse_payload
+
+Told = dict[str, Any]
+HIDDEN = "[redacted]"
+SHORTEST = 3
+"""Characters; a shorter value would be found, and blanked, in every second word."""
+
+
+class Redactor:
+    """What may be shown of one event. `readable` is false when its payload cannot be searched."""
+
+    def __init__(self, paths: Sequence[JsonPath], body: bytes | None, content_type: str | None) -> None:
+        self._paths = paths
+        self.readable, self._values = True, tuple[str, ...]()
+        if paths and body is not None:
+            self.readable, payload = _parsed(body, content_type)
+            found = {text for path in paths for text in _texts(payload, path.steps)}
+            # The longest first: one value may hold another.
+            self._values = tuple(sorted(found, key=lambda text: (-len(text), text)))
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to leave out."""
+        return bool(self._paths)
+
+    def payload(self, value: Any) -> Any:
+        """Return a parsed payload without what the paths name."""
+        for path in self._paths:
+            value = _without(value, path.steps)
+        return self.told(value)
+
+    def told(self, value: Any) -> Any:
+        """Return anything ready for JSON, with the payload's hidden values blanked in every text of it."""
+        match value:
+            case str():
+                return self._blanked(value)
+            case dict():
+                return {name: self.told(one) for name, one in value.items()}
+            case list():
+                return [self.told(one) for one in value]
+            case _:
+                return value
+
+    def _blanked(self, text: str) -> str:
+        for value in self._values:
+            text = text.replace(value, HIDDEN)
+        return text
+
+
+def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None) -> bytes:
+    """Return a body as it may be shown: exact without paths, else its payload as JSON without the places."""
+    if not paths:
+        return body
+    readable, payload = _parsed(body, content_type)
+    if not readable:
+        return HIDDEN.encode()
+    return json.dumps(Redactor(paths, body, content_type).payload(payload), ensure_ascii=False).encode()
+
+
+def redactor_of(sources: Mapping[str, Source], kept: Original) -> Redactor:
+    """Return the redactor of a stored event; a source that is no longer configured hides nothing."""
+    source = sources.get(kept.source)
+    return Redactor(source.redact if source else (), kept.body, kept.content_type)
+
+
+def redacted(sources: Mapping[str, Source], store: Store, event: UUID, told: Any) -> Any:
+    """Return what is told of an event without what its source hides; raises UnknownEvent."""
+    if not any(source.redact for source in sources.values()):
+        return told
+    return redactor_of(sources, original(store, event)).told(told)
+
+
+def redacted_rows(sources: Mapping[str, Source], store: Store, rows: Sequence[Told]) -> list[Told]:
+    """Return listed events without what their sources hide; only a reason can quote a payload."""
+    hiding = {name for name, source in sources.items() if source.redact}
+    return [
+        redacted(sources, store, UUID(row["id"]), row) if row["reason"] and row["source"] in hiding else row
+        for row in rows
+    ]
+
+
+def _parsed(body: bytes, content_type: str | None) -> tuple[bool, Any]:
+    try:
+        return True, parse_payload(body, content_type)
+    except UnreadablePayloadError:
+        return False, None
+
+
+def _without(value: Any, steps: Sequence[str]) -> Any:
+    if not steps:
+        return HIDDEN
+    step, *rest = steps
+    match value:
+        case dict():
+            return {
+                name: _without(one, rest) if step in (EVERY, name) else one for name, one in value.items()
+            }
+        case list() if step == EVERY:
+            return [_without(one, rest) for one in value]
+        case _:
+            return value
+
+
+def _texts(value: Any, steps: Sequence[str]) -> Iterator[str]:
+    """Yield the texts and long numbers at a path, those below it too."""
+    match value:
+        case dict():
+            chosen = [one for name, one in value.items() if not steps or steps[0] in (EVERY, name)]
+        case list() if not steps or steps[0] == EVERY:
+            chosen = value
+        case str() | int() | float() if not steps and not isinstance(value, bool):
+            if len(str(value)) >= SHORTEST:
+                yield str(value)
+            return
+        case _:
+            return
+    for one in chosen:
+        yield from _texts(one, steps[1:])

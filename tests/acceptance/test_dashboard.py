@@ -1,0 +1,261 @@
+"""The dashboard in a real browser, on a real deployment: what somebody does who was woken at 3 a.m."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from firstseen.passwords import entry
+from receiver.ledger import Store
+from tests.services.browser import DESKTOP, MISSING, PHONE, PROGRAM, Tab, browsing
+from tests.services.checkout import CHECKOUT
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment
+from tests.services.stage import Stage, crowd, set_up
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.skipif(PROGRAM is None, reason=MISSING),
+    pytest.mark.timeout(180),
+]
+PASSWORD = "correct horse battery"
+SOURCES = """[stripe]
+provider = "stripe"
+secrets_env = "STRIPE_WEBHOOK_SECRET"
+redact = ["$.data.object.email"]
+
+[github]
+provider = "github"
+secrets_env = "GITHUB_WEBHOOK_SECRETS"
+"""
+SHOTS = [
+    ("overview", "light", DESKTOP),
+    ("overview", "dark", DESKTOP),
+    ("parked", "light", DESKTOP),
+    ("queue", "dark", DESKTOP),
+    ("overview", "light", PHONE),
+]
+PICTURES = os.environ.get("FIRSTSEEN_PICTURES")
+"""The folder that keeps the README's pictures: FIRSTSEEN_PICTURES=docs/pictures renews them."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Run one browser for all of these tests."""
+    with browsing() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Valkey]:
+    """Run one broker for all of these tests."""
+    server = Valkey()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def staged(
+    databases: Databases, broker: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Deployment, Stage]]:
+    """Deploy web and worker on a ledger that has one event of every kind."""
+    url = databases.migrated("sqlite")
+    store = Store(url)
+    crowd(store)
+    stage = set_up(store)
+    store.close()
+    env = {"FIRSTSEEN_USERS": entry("ada", PASSWORD), "FIRSTSEEN_SWEEP": "1s", "STANNP_API_KEY": "key:"}
+    folder = tmp_path_factory.mktemp("board")
+    deployment = Deployment(
+        folder, url, broker.url, sources=SOURCES, env=env | {"GITHUB_WEBHOOK_SECRETS": "github-secret"}
+    )
+    try:
+        yield deployment.start(), stage
+    finally:
+        deployment.stop()
+        databases.drop(url)
+
+
+@pytest.fixture
+def deployment(staged: tuple[Deployment, Stage]) -> Deployment:
+    """Give the running deployment."""
+    return staged[0]
+
+
+@pytest.fixture
+def stage(staged: tuple[Deployment, Stage]) -> Stage:
+    """Give the ids of what is on show."""
+    return staged[1]
+
+
+@pytest.fixture
+def tab(browser: Browser, deployment: Deployment) -> Iterator[Tab]:
+    """Open a window; nothing in it may complain, whatever the test does."""
+    opened = Tab(browser, deployment.url)
+    yield opened
+    opened.close()
+    assert opened.trouble == []
+
+
+def pages_of(stage: Stage) -> dict[str, str]:
+    """Return the address of each page by its name."""
+    return {
+        "overview": "/",
+        "events": "/events",
+        "nothing": "/events?type=nothing",
+        "event": f"/events/{stage.done}?bodies=1",
+        "dead": f"/events/{stage.dead}",
+        "parked": f"/events/{stage.parked}",
+        "call": f"/calls/{stage.parked_call}",
+        "queue": "/queue",
+        "queue-dead": "/queue?state=dead",
+        "bulk": "/replays/new?what=rerun&source=stripe&state=done",
+        "sources": "/sources",
+        "apis": "/apis",
+        "missing": "/events/01a213c9-d9d6-7fc5-a4a2-7db46818623b",
+    }
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", PHONE)])
+def test_every_page_can_be_used_by_everybody(
+    browser: Browser, deployment: Deployment, stage: Stage, scheme: str, size: dict[str, int]
+) -> None:
+    """axe-core finds nothing serious in either scheme at either size; no page is wider than its window."""
+    tab = Tab(browser, deployment.url, scheme=scheme, size=size)
+    found = dict[str, list[str]]()
+    try:
+        tab.page.goto("/")
+        found["sign-in"] = tab.violations()
+        page = tab.sign_in("ada", PASSWORD)
+        for name, path in pages_of(stage).items():
+            page.goto(path)
+            if name == "overview":
+                expect(page.locator("#chart canvas")).to_be_visible()
+            wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+            found[name] = tab.violations() + (["it scrolls sideways"] if wide else [])
+    finally:
+        tab.close()
+    assert {name: grave for name, grave in found.items() if grave} == {}
+    assert tab.trouble == []
+
+
+def test_pages_are_pictured(browser: Browser, deployment: Deployment, stage: Stage, tmp_path: Path) -> None:
+    """Each picture of the README is one of a page that works, small enough for a repository."""
+    folder = CHECKOUT / PICTURES if PICTURES else tmp_path
+    for name, scheme, size in SHOTS:
+        tab = Tab(browser, deployment.url, scheme=scheme, size=size)
+        page = tab.sign_in("ada", PASSWORD, pages_of(stage)[name])
+        if name == "overview":
+            expect(page.locator("#chart-words")).to_contain_text("accepted")
+        picture = folder / f"{name}-{'phone' if size == PHONE else scheme}.png"
+        page.screenshot(path=picture, animations="disabled")
+        tab.close()
+        assert tab.trouble == []
+        assert 5_000 < picture.stat().st_size < 150_000
+
+
+def test_a_wrong_password_stays_outside(tab: Tab) -> None:
+    """The page says so beside the form, keeps the name, and lets nobody in."""
+    page = tab.sign_in("ada", "wrong password")
+    expect(page.get_by_role("alert")).to_have_text("Name or password is wrong.")
+    expect(page.get_by_label("Name")).to_have_value("ada")
+    page.goto("/events")
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+
+
+def test_an_event_is_found_and_its_story_read(tab: Tab, stage: Stage) -> None:
+    """From the link of an alert, past the sign-in, by its id to its story."""
+    page = tab.sign_in("ada", PASSWORD, "/events")
+    page.keyboard.press("/")
+    page.keyboard.type("evt_1Qx7done")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("event_id=evt_1Qx7done"))
+    page.get_by_role("link", name="invoice.paid").click()
+    expect(page).to_have_url(re.compile(str(stage.done)))
+    moments = page.locator(".timeline li .what").all_text_contents()
+    wanted = [
+        "First seen",
+        "Attempt 0.1 started",
+        "succeeded (201)",
+        "came through",
+        "duplicate",
+        "other body",
+    ]
+    assert [any(word in moment for moment in moments) for word in wanted] == [True] * 6, moments
+    expect(page.locator("pre").first).to_contain_text('"email": "[redacted]"')
+
+
+def test_a_dead_event_is_retried_and_turns_done(tab: Tab, deployment: Deployment, stage: Stage) -> None:
+    """One click; the page shows the end by itself, and who did it."""
+    page = tab.sign_in("ada", PASSWORD, f"/events/{stage.dead}")
+    expect(page.locator("#story")).to_have_attribute("data-state", "dead")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.get_by_text("Retried: it runs as soon as a worker is free.")).to_be_visible()
+    expect(page.locator("#story")).to_have_attribute("data-state", "done")
+    expect(page.get_by_text("ada retried it")).to_be_visible()
+    assert "evt_1Qx8ship" in deployment.handlers.lines()
+
+
+def test_the_queue_is_worked_through_by_keys(tab: Tab, deployment: Deployment) -> None:
+    """Two events wait; a keystroke each, and the focus goes on to the next."""
+    page = tab.sign_in("ada", PASSWORD, "/queue")
+    items = page.locator(".item")
+    expect(items).to_have_count(2)
+    page.keyboard.press("j")
+    expect(items.nth(0)).to_be_focused()
+    page.keyboard.press("d")
+    expect(items.nth(0)).to_have_text("Discarded.")
+    expect(items.nth(1)).to_be_focused()
+    expect(items.nth(1)).to_contain_text("Nobody knows whether call 'thank-you letter' happened")
+    page.keyboard.press("h")
+    expect(items.nth(1)).to_have_text("Noted that it happened; the event goes on.")
+    deployment.wait_handled(["evt_1Qx9letter"], timeout=15)
+    page.goto("/queue")
+    expect(page.get_by_role("heading", name="Nothing is parked")).to_be_visible()
+
+
+def test_many_are_rerun_after_a_count(tab: Tab, deployment: Deployment) -> None:
+    """The filter finds them, the page counts them, the workers carry it on to its end."""
+    ids = [f"evt_bulk_{number}" for number in range(6)]
+    deployment.deliver_many(ids, threads=2, type="bulk.test")
+    deployment.wait_handled(ids, timeout=30)
+    page = tab.sign_in("ada", PASSWORD, "/events?type=bulk.test")
+    wait_until(
+        lambda: page.reload() is None or page.locator(".badge.s-done").count() == 6, 15, "all six done"
+    )
+    page.get_by_role("button", name="Rerun…").click()
+    expect(page.get_by_role("heading", name="Rerun 6 events?")).to_be_visible()
+    page.get_by_role("button", name="Rerun 6 events").click()
+    expect(page.get_by_role("heading", name="Finished")).to_be_visible()
+    expect(page.get_by_text("6 done, 0 skipped")).to_be_visible()
+    wait_until(lambda: deployment.handlers.lines().count(ids[0]) == 2, 15, "the second run")
+
+
+def test_a_form_without_the_token_does_nothing(tab: Tab, stage: Stage) -> None:
+    """As another site would send it: refused, with a sentence."""
+    page = tab.sign_in("ada", PASSWORD, f"/events/{stage.done}")
+    page.evaluate("document.querySelector('#story form [name=csrf]').value = 'guess'")
+    page.get_by_role("button", name="Rerun with new keys").click()
+    expect(page.get_by_text("nothing was done")).to_be_visible()
+    page.goto(f"/events/{stage.done}")
+    expect(page.locator("#story")).to_have_attribute("data-state", "done")
+
+
+def test_the_overview_lives(tab: Tab, deployment: Deployment) -> None:
+    """A delivery shows without a reload; a server that is gone is said to be."""
+    page = tab.sign_in("ada", PASSWORD, "/?minutes=1440")
+    count = page.locator("tr", has=page.get_by_role("link", name="stripe")).locator("td").first
+    before = int(re.sub(r"\D", "", count.inner_text()))
+    deployment.deliver("evt_seen_live")
+    expect(count).to_have_text(re.compile(rf"^{before + 1}$"))
+    page.context.set_offline(True)
+    expect(page.get_by_text("Not live")).to_be_visible()
+    page.context.set_offline(False)
+    expect(page.get_by_text("Not live")).to_be_hidden()
+    tab.trouble.clear()  # the browser's own words about being offline

@@ -1,0 +1,224 @@
+"""The lines that web and worker write: what stands on each, and what never does."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.listener import Heard, Listener
+from tests.services.signing import stripe_delivery, stripe_event, stripe_headers
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+
+MARK = "canary7d0c"
+"""Stands in every secret and in all personal data of this test."""
+
+API_KEY, TOKEN, SECRET = f"{MARK}-api-key-0123", f"{MARK}-metrics-token", f"whsec_{MARK}"
+PERSON = {"email": f"jane@{MARK}.example", "name": f"Jane {MARK}", "iban": f"DE00{MARK}"}
+
+HANDLERS = """
+import threading
+
+from worker import Dead, handles
+
+
+@handles("stripe", "raises")
+def raises(event, calls):
+    raise ValueError(f"cannot ship {event.data}") from KeyError(event.raw)
+
+
+@handles("stripe", "dies")
+def dies(event, calls):
+    raise Dead(f"no such customer: {event.data}")
+
+
+@handles("stripe", "thread")
+def thread(event, calls):
+    other = threading.Thread(target=lambda: {}[event.raw])
+    other.start()
+    other.join()
+    raise TypeError(event.raw)
+
+
+@handles("stripe", "refused")
+def refused(event, calls):
+    calls.shop.post("/no such/" + str(event.data), json={})
+
+
+@handles("stripe", "*")
+def calls(event, calls):
+    person = event.data["data"]["object"]
+    sent = {"params": {"who": person["email"]}, "headers": {"X-Person": person["iban"]}, "json": person}
+    calls.shop.post(f"/{event.type}/{person['email']}", **sent)
+"""
+
+APIS = """
+[shop]
+base_url = "{url}"
+dialect = "ietf"
+auth = {{ type = "header", name = "X-Shop-Key", value_env = "SHOP_KEY" }}
+quiet = "100ms"
+deadline = "2s"
+"""
+
+HAPPENED = (
+    "could not be recorded",
+    "could not be settled",
+    "raises failed",
+    "thread failed",
+    "Nothing caught this",
+    "A send to shop: unknown",
+    "A send to shop: rejected",
+    "takes no alerts: it answered 500",
+    "Broker unreachable",
+    "Connection to broker lost",
+)
+"""What the lines tell of, so that no path of the test went another way."""
+
+LEAKY = """
+CREATE TRIGGER leaky_{table} BEFORE {verb} ON {table} WHEN {condition} BEGIN
+    SELECT RAISE(ABORT, 'cannot store {mark}');
+END
+"""
+
+
+def answer(heard: Heard) -> tuple[int, bytes] | None:
+    """Answer a call by the first part of its path, and say back what it said."""
+    said = json.dumps({"echo": heard.body.decode(), "you": PERSON}).encode()
+    return {"drops": None, "rejects": (400, said), "hook": (500, said)}.get(
+        heard.path.split("/")[1], (201, said)
+    )
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Valkey]:
+    """Start a broker whose password is a canary."""
+    server = Valkey().start()
+    with server.client() as client:
+        client.config_set("requirepass", MARK)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def told(
+    databases: Databases, broker: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """Deploy on SQLite with a canary in everything secret, a handler for each way to fail, and an API."""
+    api = Listener(answer)
+    url = broker.url.replace("://", f"://:{MARK}@")
+    made = Deployment(tmp_path_factory.mktemp("logs"), databases.migrated("sqlite"), url)
+    (made.handlers.folder / f"{made.handlers.module}.py").write_text(HANDLERS)
+    (made.folder / "apis.toml").write_text(APIS.format(url=api.url))
+    made.env |= {
+        "FIRSTSEEN_APIS": str(made.folder / "apis.toml"),
+        "SHOP_KEY": f"{MARK}-shop-key",
+        "STRIPE_WEBHOOK_SECRET": SECRET,
+        "FIRSTSEEN_SECRET_KEY": f"{MARK}-secret-key-of-thirty-two-characters",
+        "FIRSTSEEN_API_KEYS": f"ops={API_KEY}",
+        "FIRSTSEEN_METRICS_TOKEN": TOKEN,
+        "FIRSTSEEN_ALERT_URL": f"{api.url}/hook/{MARK}",
+        "FIRSTSEEN_SWEEP": "200ms",
+        "FIRSTSEEN_ATTEMPTS": "2",
+        "FIRSTSEEN_BACKOFF_MAX": "100ms",
+    }
+    yield made.start()
+    made.stop()
+    api.stop()
+
+
+def lines(deployment: Deployment, name: str) -> list[dict[str, Any]]:
+    """Return every line of a process: each is one JSON object."""
+    return [json.loads(line) for line in deployment.logs(name).splitlines()]
+
+
+def send(deployment: Deployment, kind: str, **headers: str) -> str:
+    """Deliver an event of this type about a person; return its request id."""
+    body, signed = stripe_delivery(stripe_event(f"evt_{kind}", kind, **PERSON), secret=SECRET)
+    given = {"Authorization": f"Bearer {MARK}", "Cookie": f"session={MARK}", "X-Note": MARK, **headers}
+    url = f"{deployment.url}/webhooks/stripe?token={MARK}"
+    answer = deployment.client.post(url, content=body, headers=signed | given)
+    return str(answer.headers["X-Request-Id"])
+
+
+def knock(deployment: Deployment) -> None:
+    """Send what is refused: forged, too long, unreadable, elsewhere, without the right key."""
+    client, body = deployment.client, json.dumps(stripe_event("evt_forged", **PERSON)).encode()
+    webhook = f"{deployment.url}/webhooks/stripe"
+    answers = [
+        client.post(webhook, content=body, headers=stripe_headers(body, secret=f"wrong-{MARK}")),
+        client.post(webhook, content=body, headers={"Stripe-Signature": MARK}),
+        client.post(webhook, content=MARK.encode() * 200_000, headers={"Connection": "close"}),
+        client.post(webhook, content=(torn := body[:-5]), headers=stripe_headers(torn, secret=SECRET)),
+        client.post(f"{deployment.url}/webhooks/{MARK}?key={MARK}", content=body),
+        client.get(f"{deployment.url}/{MARK}/{PERSON['email']}?key={MARK}"),
+        client.request(MARK.upper(), f"{deployment.url}/{MARK}"),
+        client.get(f"{deployment.url}/v1/events", headers={"Authorization": f"Bearer {MARK}-wrong"}),
+        client.get(f"{deployment.url}/metrics", headers={"Authorization": f"Bearer {MARK}-wrong"}),
+        client.post(
+            f"{deployment.url}/v1/events/{'0' * 8}-0000-7000-8000-{'0' * 12}/retry?{MARK}={MARK}",
+            headers={"Authorization": f"Bearer {API_KEY}", "Idempotency-Key": MARK},
+            json={"note": MARK},
+        ),
+    ]
+    assert [answer.status_code for answer in answers][:4] == [401, 401, 413, 200]
+    assert all(answer.status_code >= 400 for answer in answers[4:])
+
+
+def test_lines_say_what_they_are_about(told: Deployment) -> None:
+    """A good request id is kept, another one replaced; event, attempt and call stand on their lines."""
+    ledger = Ledger(told.database_url)
+    assert send(told, "good", **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
+    made = send(told, "other", **{"X-Request-Id": f"{MARK} and more"})
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    wait_until(lambda: ledger.state("evt_good") == "done", 30, told.logs)
+    wait_until(
+        lambda: any(line.get("outcome") or "finish" in line["message"] for line in lines(told, "worker"))
+    )
+    (row,) = ledger.rows("SELECT e.id AS event, c.id AS call FROM event e JOIN call c ON c.event = e.id"
+                         " WHERE e.event_id = 'evt_good'")  # fmt: skip
+    event, call = (re.sub("-", "", str(row[name])) for name in ("event", "call"))
+    (asked,) = [line for line in lines(told, "web") if line.get("request") == "router-0123456789"]
+    assert (asked["event"].replace("-", ""), asked["event_id"]) == (event, "evt_good")
+    assert (asked["status"], asked["verdict"], asked["source"]) == (200, "first seen", "stripe")
+    mine = [line for line in lines(told, "worker") if line.get("event", "").replace("-", "") == event]
+    assert [line["attempt"] for line in mine] == [1, 1]
+    assert [line.get("call", "").replace("-", "") for line in mine] == [call, ""]
+    assert {"time", "level", "logger", "message"} <= set(mine[0])
+
+
+def test_no_secret_and_no_payload_is_ever_logged(told: Deployment, broker: Valkey) -> None:
+    """Through every path, errors and tracebacks included, the lines name types and places, never values."""
+    ledger = Ledger(told.database_url)
+    for table, verb, condition in (
+        ("event", "INSERT", "NEW.event_id = 'evt_web_breaks'"),
+        ("attempt", "UPDATE", "NEW.event IN (SELECT id FROM event WHERE event_id = 'evt_worker_breaks')"),
+    ):
+        ledger.change(LEAKY.format(table=table, verb=verb, condition=condition, mark=MARK))
+    knock(told)
+    for kind in ("web_breaks", "worker_breaks", "raises", "dies", "thread", "refused", "rejects", "drops"):
+        send(told, kind, traceparent=MARK)
+    wait_until(
+        lambda: ledger.state("evt_raises") == "dead" and ledger.state("evt_rejects") == "dead", 30, told.logs
+    )
+    broker.kill()
+    send(told, "fine")
+    wait_until(lambda: ledger.state("evt_fine") == "done", 30, told.logs)
+    wait_until(
+        lambda: all(text in told.logs() for text in HAPPENED),
+        30,
+        lambda: f"{[text for text in HAPPENED if text not in told.logs()]} in\n{told.logs()}",
+    )
+    (kept,) = [row["error"] for row in ledger.attempts("evt_raises")][:1]
+    assert PERSON["email"] in kept, "the ledger has the traceback, text and all"
+    (failed,) = [line for line in lines(told, "worker") if "raises failed" in line["message"]][:1]
+    assert [one["type"] for one in failed["failure"]] == ["ValueError", "KeyError"]
+    assert re.fullmatch(rf"{told.handlers.module}:9 raises", failed["failure"][0]["at"][-1])
+    assert any("IntegrityError" in str(line.get("failure")) for line in lines(told, "web"))
+    found = [line for line in told.logs().splitlines() if MARK in line.lower()]
+    assert found == []

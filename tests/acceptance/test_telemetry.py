@@ -1,0 +1,116 @@
+"""What an operator gets of two server processes and two workers: one set of metrics, one alert."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.services.databases import Databases
+from tests.services.deployment import Deployment
+from tests.services.ledger import Ledger
+from tests.services.listener import Heard, Listener
+from tests.services.signing import stripe_delivery, stripe_event
+from tests.services.valkey import Valkey
+from tests.services.waiting import wait_until
+
+TOKEN = "metrics-token-0123456789"
+COUNT = 12
+SWEEPING = "SELECT count(*) AS n FROM worker"
+
+
+class Running(Deployment):
+    """Two server processes and two workers on PostgreSQL; an alert takes long to tell."""
+
+    def __init__(self, folder: Path, databases: Databases, broker: Valkey) -> None:
+        super().__init__(folder, databases.migrated("postgres"), broker.url)
+        self.ledger = Ledger(self.database_url)
+        self.alerts = Listener(self._answer)
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.env |= {
+            "FIRSTSEEN_METRICS_TOKEN": TOKEN,
+            "FIRSTSEEN_ALERT_URL": f"{self.alerts.url}/hook",
+            "FIRSTSEEN_SWEEP": "200ms",
+            "WEB_CONCURRENCY": "2",
+            "TMPDIR": str(self.temporary),
+        }
+
+    def _answer(self, _: Heard) -> tuple[int, bytes]:
+        # Enough for the other worker to look for news too; the sender's own patience is 5 s.
+        with suppress(AssertionError):
+            self.wait_swept(3)
+        return 200, b"ok"
+
+    def wait_swept(self, timeout: float) -> None:
+        """Wait until both workers have swept once more."""
+        at = self.ledger.rows("SELECT max(seen_at) AS at FROM worker")[0]["at"]
+        later = f"{SWEEPING} WHERE seen_at > :at"
+        wait_until(lambda: self.ledger.rows(later, at=at)[0]["n"] == 2, timeout, "both workers to sweep")
+
+    def scrape(self) -> dict[tuple[str, ...], float]:
+        """Return the samples by name and label values, over a connection of its own."""
+        answer = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert answer.status_code == 200, answer.text
+        return {
+            (one.name, *sorted(one.labels.values())): one.value
+            for family in text_string_to_metric_families(answer.text)
+            for one in family.samples
+        }
+
+
+@pytest.fixture(scope="module")
+def running(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Run all of it."""
+    broker = Valkey().start()
+    made = Running(tmp_path_factory.mktemp("telemetry"), databases, broker)
+    made.start(worker=2)
+    wait_until(lambda: made.ledger.rows(SWEEPING)[0]["n"] == 2, 60, made.logs)
+    yield made
+    made.stop()
+    made.alerts.stop()
+    broker.stop()
+
+
+def test_a_dead_event_is_told_once(running: Running) -> None:
+    """One of two workers tells of it, and the other does not, however long it takes to be told."""
+    running.deliver("evt_dead", type="order.paid", dead=True).raise_for_status()
+    (heard,) = running.alerts.wait(1)
+    text = (
+        "1 event of stripe, type order.paid, is dead. `firstseen events --source stripe --state dead` lists"
+    )
+    assert text in json.loads(heard.body)["text"]
+    told = "SELECT told FROM alert WHERE kind = 'dead' AND told_at IS NOT NULL"
+    assert wait_until(lambda: running.ledger.rows(told), 30, running.logs) == [{"told": 1}]
+    running.wait_swept(30)
+    assert len(running.alerts.heard) == 1
+
+
+def test_any_process_answers_for_all(running: Running) -> None:
+    """Whichever of two server processes is asked tells what both measured, and what the workers did."""
+    ids = [f"evt_{number}" for number in range(COUNT)]
+    for event_id in ids:
+        body, headers = stripe_delivery(stripe_event(event_id))
+        # A connection for each, so that both processes get some.
+        running.post("stripe", body, headers | {"Connection": "close"}).raise_for_status()
+    running.wait_handled(ids)
+    unfinished = "SELECT id FROM event WHERE state NOT IN ('done', 'dead')"
+    wait_until(lambda: not running.ledger.rows(unfinished), 30, running.logs)
+    total = len(running.ledger.rows("SELECT id FROM event"))
+    nudges = ("firstseen_nudges_total", "taken")
+    wait_until(lambda: running.scrape().get(nudges) == total, 30, lambda: str(running.scrape()))
+    for _ in range(6):
+        read = running.scrape()
+        assert read[nudges] == read["firstseen_record_batch_events_count",] == total
+        assert read["firstseen_deliveries_total", "first seen", "stripe"] == total
+        assert read["firstseen_attempts_total", "finish", "stripe"] == COUNT
+        assert read["firstseen_workers",] == 2
+    (folder,) = running.temporary.glob("firstseen-metrics-*")
+    assert len(list(folder.glob("histogram_*.db"))) == 2
+    (web,) = running.webs
+    web.terminate()
+    assert web.wait_exit() == 0
+    assert not folder.exists()

@@ -1,0 +1,165 @@
+"""Alerts: what is told, to whom it is given, and how often; on both databases."""
+
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from receiver.ledger import Delivery, Move, Outcome, Rejected, Store, claim, record, record_rejections, settle
+from receiver.ledger.telemetry.alerts import AGAIN, SPIKE_LEAST, TAKEN, News, Subject, Topic, next_news, told
+from tests.integration.steps import LEASE, deliver
+from tests.services.listener import Listener
+from worker.alerts import AT_ONCE, Alerts, Post, sentence
+
+BACKLOG = timedelta(minutes=10)
+DEAD = Subject(Topic.DEAD, "stripe", "invoice.paid")
+
+
+def kill(store: Store, event_id: str, *, move: Move = Move.GIVE_UP, **change: str) -> None:
+    """Record an event and let its only attempt end it."""
+    held = claim(store, deliver(store, event_id, **change).event, lease=LEASE, worker="w")
+    assert held
+    assert settle(store, held, Outcome(move, reason="no such customer: Jane"))
+
+
+def tell(store: Store) -> list[News]:
+    """Take everything that there is to tell, and say that it was told."""
+    taken = []
+    while news := next_news(store, BACKLOG):
+        told(store, news)
+        taken.append(news)
+    return taken
+
+
+def test_the_first_dead_event_is_told_and_then_a_count_an_hour(store: Store) -> None:
+    """The first of a source and type at once; what follows within the hour comes as one number after it."""
+    kill(store, "evt_1")
+    assert tell(store) == [News(DEAD, 1, 1)]
+    kill(store, "evt_2")
+    kill(store, "evt_3")
+    assert tell(store) == []
+    store.shift += AGAIN
+    assert tell(store) == [News(DEAD, 2, 3)]
+    store.shift += AGAIN
+    assert tell(store) == [], "nothing new, nothing told"
+
+
+def test_each_source_and_type_is_told_by_itself(store: Store) -> None:
+    """Parked ones too, however they came to be parked: by a worker, by a delivery that does not parse."""
+    kill(store, "evt_1")
+    kill(store, "evt_2", type="other")
+    kill(store, "evt_3", move=Move.PARK)
+    record(store, [Delivery("shop", "sha", "unknown", b"{", problem="Its body does not parse.")])
+    subjects = {(news.subject.topic, news.subject.name, news.subject.what) for news in tell(store)}
+    assert subjects == {
+        ("dead", "stripe", "invoice.paid"),
+        ("dead", "stripe", "other"),
+        ("parked", "stripe", "invoice.paid"),
+        ("parked", "shop", "unknown"),
+    }
+
+
+def test_of_many_workers_one_gets_it(store: Store) -> None:
+    """The database gives a subject to one of any number that ask at the same moment."""
+    kill(store, "evt_1")
+    with ThreadPoolExecutor(4) as pool:
+        given = [news for news in pool.map(lambda _: next_news(store, BACKLOG), range(8)) if news]
+    assert given == [News(DEAD, 1, 1)]
+
+
+def test_what_a_dead_worker_took_is_given_out_again(store: Store) -> None:
+    """Without the word that it was told, another worker gets it after a minute: it is not lost."""
+    kill(store, "evt_1")
+    assert next_news(store, BACKLOG) == News(DEAD, 1, 1)
+    assert next_news(store, BACKLOG) is None
+    store.shift += TAKEN
+    kill(store, "evt_2")
+    assert next_news(store, BACKLOG) == News(DEAD, 2, 2)
+
+
+def test_a_backlog_is_told_once_it_is_old(store: Store) -> None:
+    """An event that is due for longer than the threshold; what waits for its back-off is no backlog."""
+    held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
+    assert held
+    settle(store, held, Outcome(Move.RETRY_LATER, timedelta(days=1)))
+    store.shift += BACKLOG * 2
+    assert next_news(store, BACKLOG) is None
+    deliver(store, "evt_2")
+    assert next_news(store, BACKLOG) is None
+    store.shift += BACKLOG
+    (news,) = tell(store)
+    assert (news.subject, news.count, round(news.seconds)) == (Subject(Topic.BACKLOG), 1, 600)
+    assert tell(store) == []
+
+
+def test_a_spike_of_rejections_is_told(store: Store) -> None:
+    """Many more in five minutes than in the hour before; a steady number of them is none."""
+    for _ in range(12):
+        record_rejections(store, [Rejected("noisy", "bad_signature")] * SPIKE_LEAST)
+        store.shift += timedelta(minutes=5)
+    record_rejections(store, [Rejected("noisy", "bad_signature")] * SPIKE_LEAST)
+    record_rejections(store, [Rejected("quiet", "bad_signature")] * (SPIKE_LEAST - 1))
+    assert tell(store) == []
+    record_rejections(store, [Rejected("quiet", "expired")])
+    assert tell(store) == [News(Subject(Topic.REJECTIONS, "quiet"), SPIKE_LEAST, 0)]
+
+
+@pytest.fixture
+def alerts(store: Store, listener: Listener) -> Iterator[Alerts]:
+    """Tell the listener."""
+    return Alerts(store, Post(f"{listener.url}/hook/secret"), BACKLOG)
+
+
+def test_alerts_are_posted_as_slack_takes_them(store: Store, alerts: Alerts, listener: Listener) -> None:
+    """One JSON object with a text, without a word of an event; a type cannot name people or make links."""
+    kill(store, "evt_1", type="<!channel> & more")
+    assert alerts.run_once() == 1
+    (heard,) = listener.heard
+    assert (heard.method, heard.path) == ("POST", "/hook/secret")
+    assert heard.headers["Content-Type"] == "application/json"
+    assert json.loads(heard.body) == {
+        "text": "Firstseen: 1 event of stripe, type &lt;!channel&gt; &amp; more, is dead."
+        " `firstseen events --source stripe --state dead` lists them."
+    }
+
+
+def test_what_is_not_taken_is_told_again_and_complained_of_once(
+    store: Store, alerts: Alerts, listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An address that answers with an error, or hangs up, gets it again in a minute; its name is secret."""
+    kill(store, "evt_1")
+    kill(store, "evt_2", type="other")
+    said = iter([(500, b""), None, (302, b"")])
+    listener.answer = lambda _: next(said, (200, b"ok"))
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            assert alerts.run_once() == 0
+            store.shift += TAKEN
+        assert alerts.run_once() == 2
+    assert len(listener.heard) == 5, "a failure ends the round"
+    assert caplog.text.count("takes no alerts: it answered 500") == 1
+    assert caplog.text.count("takes no alerts") == 1
+    assert "takes alerts again" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_one_round_is_bounded(store: Store, alerts: Alerts, listener: Listener) -> None:
+    """A release that kills every type at once is told of in rounds."""
+    for number in range(AT_ONCE + 1):
+        kill(store, f"evt_{number}", type=f"type-{number}")
+    assert [alerts.run_once(), alerts.run_once(), alerts.run_once()] == [AT_ONCE, 1, 0]
+    assert len({heard.body for heard in listener.heard}) == AT_ONCE + 1
+
+
+def test_sentences() -> None:
+    """Numbers and what to do, in words."""
+    assert sentence(News(Subject(Topic.PARKED, "shop", "order"), 3, 9)).startswith(
+        "Firstseen: 3 events of shop, type order, are parked since the last alert."
+    )
+    assert "2 events wait for a worker, the first for 15 minutes" in sentence(
+        News(Subject(Topic.BACKLOG), 2, 0, 900.0)
+    )
+    assert "shop refused 70 deliveries" in sentence(News(Subject(Topic.REJECTIONS, "shop"), 70, 0))

@@ -1,0 +1,461 @@
+"""The dashboard's door, headers, actions and silence about secrets, without a browser."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event as sql_event
+from werkzeug.security import generate_password_hash
+
+from config.apis import APIS, load_apis
+from config.catalogue import load_providers
+from config.dialects import load_dialects
+from config.redaction import parse_json_path
+from config.sources import SOURCES, load_sources
+from config.users import User
+from receiver.dashboard.gate import local
+from receiver.dashboard.signing_in import TRIES_OF_BOTH
+from receiver.ledger import Store, list_events, note_worker, story
+from receiver.ledger.queries import Filter
+from tests.integration.steps import ONLY_SQLITE, change, deliver_all, row, state
+from tests.services.board import ADA, PASSWORD, SECRET_KEY, Board
+from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up
+
+pytestmark = pytest.mark.parametrize(**ONLY_SQLITE)
+PAGES = ["/", "/figures", "/series", "/events", "/queue", "/queue?state=dead", "/sources", "/apis"]
+SECRETS = {"STRIPE_WEBHOOK_SECRETS": "whsec_canary1", "SLACK_SIGNING_SECRETS": "canary2canary2"}
+CREDENTIALS = {"STANNP_API_KEY": "canary3:canary3", "SALESLY_API_KEY": "canary4"}
+
+
+@pytest.fixture
+def board(store: Store) -> Board:
+    """Give the dashboard of one person, not signed in, with the shipped sources and APIs."""
+    return make(store)
+
+
+@pytest.fixture
+def stage(store: Store) -> Stage:
+    """Fill the ledger with one event of every kind."""
+    return set_up(store)
+
+
+def make(store: Store, **options: Any) -> Board:
+    """Return a dashboard with secrets that can be looked for."""
+    sources = load_sources(SOURCES, load_providers(), SECRETS)
+    return Board(store, sources=sources, apis=load_apis(APIS, load_dialects(), CREDENTIALS), **options)
+
+
+def pages_of(stage: Stage) -> list[str]:
+    """Return the address of every page."""
+    events = [f"/events/{event}" for event in (stage.done, stage.dead, stage.parked, stage.without_id)]
+    more = [f"/calls/{stage.call}", f"/calls/{stage.parked_call}", "/replays/new?what=retry&state=dead"]
+    return [*PAGES, *events, f"{events[0]}?bodies=1", f"{events[0]}/story", *more, "/events?state=done"]
+
+
+def test_without_users_it_is_off(store: Store) -> None:
+    """The first page says so and how to turn it on; no other page is there."""
+    off = make(store, users=())
+    assert off.get("/").status_code == 404
+    assert "FIRSTSEEN_USERS" in off.get("/").json["detail"]
+    for path in (*PAGES[1:], "/sign-in", "/assets/board.css"):
+        assert off.get(path).status_code == 404, path
+
+
+def test_nobody_comes_in_unsigned(board: Board, stage: Stage) -> None:
+    """Pages lead to the sign-in, and back to where one wanted to go."""
+    for path in pages_of(stage):
+        answer = board.get(path)
+        assert answer.status_code == 302, path
+        assert answer.headers["Location"].startswith("/sign-in?next=/"), path
+    assert board.get("/figures", headers={"HX-Request": "true"}).status_code == 401
+    assert board.get(f"/events/{stage.done}/raw").status_code == 302
+
+
+def test_a_right_password_opens(board: Board) -> None:
+    """And leads to the wanted page, of ours alone."""
+    given = {"name": "ada", "password": PASSWORD}
+    assert board.post("/sign-in", **given, next="/queue").headers["Location"] == "/queue"
+    assert board.get("/").status_code == 200
+    board.post("/sign-out")
+    assert board.get("/").status_code == 302
+    assert board.post("/sign-in", **given, next="https://evil.example/").headers["Location"] == "/"
+
+
+@pytest.mark.parametrize(
+    "place", ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "", None]
+)
+def test_no_link_leads_away(board: Board, place: str | None) -> None:
+    """A place to go on to that is not a path here is the first page."""
+    with board.app.test_request_context("/"):
+        assert local(place) == "/"
+        assert local("/events?state=dead") == "/events?state=dead"
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("ada", "wrong"), ("ada", ""), ("nobody", PASSWORD), ("", "")]
+)
+def test_a_wrong_one_does_not(board: Board, name: str, password: str) -> None:
+    """Whichever of the two is wrong, the answer is the same."""
+    refused = board.sign_in(name, password)
+    assert refused.status_code == 401
+    assert "Name or password is wrong." in refused.text
+    assert board.get("/").status_code == 302
+
+
+def test_guessing_is_slowed_down(board: Board) -> None:
+    """After five wrong ones even the right one waits; another address does not."""
+    assert [board.sign_in(password="guess").status_code for _ in range(TRIES_OF_BOTH)] == [
+        401
+    ] * TRIES_OF_BOTH
+    refused = board.sign_in()
+    assert (refused.status_code, board.get("/").status_code) == (429, 302)
+    assert 0 < int(refused.headers["Retry-After"]) <= 300
+    assert board.sign_in(**{"X-Forwarded-For": "198.51.100.7"}).status_code == 302
+
+
+def test_an_address_cannot_try_many_names(board: Board) -> None:
+    """Twenty in five minutes, whatever the names."""
+    answers = [board.sign_in(f"name{number}", "guess").status_code for number in range(22)]
+    assert answers == [401] * 20 + [429] * 2
+
+
+def test_whoever_knows_the_password_is_never_slowed_down(board: Board) -> None:
+    """Only wrong tries count."""
+    assert {board.sign_in().status_code for _ in range(25)} == {302}
+
+
+def test_the_cookie_is_for_this_site_alone(board: Board) -> None:
+    """No script reads it, no other site sends it along, and over https it stays there."""
+    plain = board.sign_in().headers["Set-Cookie"]
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(plain.split("; "))
+    assert "Secure" not in plain
+    board.post("/sign-out")
+    behind = board.sign_in(**{"X-Forwarded-Proto": "https"})
+    assert "Secure" in behind.headers["Set-Cookie"].split("; ")
+    assert "Strict-Transport-Security" in behind.headers
+
+
+def test_a_forged_cookie_is_nobody(board: Board) -> None:
+    """The signature is checked."""
+    board.entered()
+    cookie = board.client.get_cookie("firstseen")
+    assert cookie
+    board.client.set_cookie(
+        "firstseen", cookie.value[:-2] + ("AA" if not cookie.value.endswith("AA") else "BB")
+    )
+    assert board.get("/").status_code == 302
+
+
+def test_keys_rotate(store: Store) -> None:
+    """A session signed with the older key still counts; without it, it does not."""
+    cookie = make(store).entered().client.get_cookie("firstseen")
+    assert cookie
+    for keys, status in ((("n" * 32, SECRET_KEY), 200), (("n" * 32,), 302)):
+        rotated = make(store, keys=keys)
+        rotated.client.set_cookie("firstseen", cookie.value)
+        assert rotated.get("/").status_code == status
+
+
+CHANGED = User("ada", generate_password_hash("new one", "scrypt:1024:8:1"))
+
+
+@pytest.mark.parametrize("users", [(CHANGED,), (User("bob", ADA.password_hash),)])
+def test_a_removed_person_is_out_at_once(store: Store, users: tuple[User, ...]) -> None:
+    """So is one whose password was changed."""
+    cookie = make(store).entered().client.get_cookie("firstseen")
+    assert cookie
+    changed = make(store, users=users)
+    changed.client.set_cookie("firstseen", cookie.value)
+    assert changed.get("/").status_code == 302
+
+
+def actions(stage: Stage) -> list[tuple[str, dict[str, str]]]:
+    """Return every action with its fields."""
+    return [
+        (f"/events/{stage.dead}/retry", {"generation": "0"}),
+        (f"/events/{stage.dead}/rerun", {"generation": "0"}),
+        (f"/events/{stage.without_id}/discard", {"generation": "0"}),
+        (f"/calls/{stage.parked_call}/resolve", {"how": "give-up"}),
+        (f"/events/{stage.done}/conflicts/{'0' * 64}/promote", {}),
+        ("/replays", {"what": "retry"}),
+        ("/sign-out", {}),
+    ]
+
+
+@pytest.mark.parametrize("token", ["", "guess"])
+def test_every_action_needs_the_token(board: Board, store: Store, stage: Stage, token: str) -> None:
+    """Without the session's own, nothing is done, signed in or not."""
+    for entered in (False, True):
+        if entered:
+            board.entered()
+        for path, fields in [*actions(stage), ("/sign-in", {"name": "ada", "password": PASSWORD})]:
+            answer = board.post(path, token=token, **fields)
+            assert answer.status_code == 403, path
+            assert "nothing was done" in answer.text
+    assert board.get("/").status_code == 200, "it was signed out"
+    assert [state(store, event) for event in (stage.dead, stage.parked, stage.without_id)] == [
+        "dead",
+        "parked",
+        "parked",
+    ]
+    assert board.nudged == []
+
+
+def test_every_action_needs_a_person(board: Board, store: Store, stage: Stage) -> None:
+    """A token alone, which a visitor has, does nothing."""
+    for path, fields in actions(stage):
+        assert board.post(path, **fields).status_code == 401, path
+    assert state(store, stage.dead) == "dead"
+
+
+def test_another_sessions_token_does_not_count(store: Store, stage: Stage) -> None:
+    """Somebody else's is as good as none."""
+    mine, theirs = make(store).entered(), make(store).entered()
+    assert mine.post(f"/events/{stage.dead}/retry", token=theirs.token(), generation="0").status_code == 403
+
+
+def test_every_page_is_strict(board: Board, stage: Stage) -> None:
+    """No inline script or style, nothing from elsewhere, nothing kept by caches, no frame around it."""
+    for path in ["/sign-in", *pages_of(stage)]:
+        answer = board.get(path)
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        if answer.status_code == 200 and answer.mimetype == "text/html":
+            assert not re.search(r"<style|<script(?![^>]*src=)|\sstyle=|\son[a-z]+=", answer.text), path
+            assert not re.search(r"""(?:src|href|action)=["'](?:https?:)?//""", answer.text), path
+        board.entered()
+
+
+def test_no_secret_is_on_any_page(board: Board, stage: Stage) -> None:
+    """Neither a source's nor an API's, a person's hash or the key that signs."""
+    board.entered()
+    for path in pages_of(stage):
+        answer = board.get(path)
+        assert answer.status_code == 200, path
+        for canary in ("canary", ADA.password_hash[-30:], SECRET_KEY):
+            assert canary not in answer.text, path
+    assert "STANNP_API_KEY" in board.get("/apis").text, "the pages do not show the configuration at all"
+
+
+def redacting(store: Store) -> Board:
+    """Return a dashboard whose Stripe source leaves the e-mail address out."""
+    source = load_sources(SOURCES, load_providers(), SECRETS)["stripe"]
+    return Board(store, sources={"stripe": replace(source, redact=(parse_json_path("$.data.object.email"),))})
+
+
+def test_what_a_source_leaves_out_is_on_no_page(store: Store, stage: Stage) -> None:
+    """Nor in what its calls sent; the raw download is exact."""
+    board = redacting(store).entered()
+    for path in pages_of(stage):
+        assert EMAIL not in board.get(path).text, path
+    assert "[redacted]" in board.get(f"/events/{stage.done}").text
+    assert "Ada Lovelace" in board.get(f"/events/{stage.done}").text
+    assert "[redacted]" in board.get(f"/calls/{stage.call}").text
+    assert EMAIL in make(store).entered().get(f"/events/{stage.done}").text, "it is never shown"
+
+
+def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
+    """Byte for byte, as a file that no browser opens."""
+    answer = redacting(store).entered().get(f"/events/{stage.done}/raw")
+    assert answer.data == body_of("evt_1Qx7done")
+    assert answer.content_type == "application/octet-stream"
+    assert "attachment" in answer.headers["Content-Disposition"]
+
+
+def test_an_action_bears_the_persons_name(board: Board, store: Store, stage: Stage) -> None:
+    """In the audit and on the page; the event is nudged."""
+    board.entered()
+    answer = board.post(f"/events/{stage.dead}/retry", generation="0", back=f"/events/{stage.dead}")
+    assert answer.headers["Location"] == f"/events/{stage.dead}"
+    assert state(store, stage.dead) == "waiting"
+    assert [one["who"] for one in story(store, stage.dead)["actions"]] == ["ada"]
+    assert board.nudged == [stage.dead]
+    page = board.get(f"/events/{stage.dead}").text
+    assert "ada retried it" in page
+    assert "it runs as soon as a worker is free" in page
+
+
+def test_a_second_rerun_from_the_same_page_is_refused(board: Board, store: Store, stage: Stage) -> None:
+    """The generation that was seen counts; the page says why nothing was done."""
+    board.entered()
+    board.post(f"/events/{stage.done}/rerun", generation="0")
+    board.post(f"/events/{stage.done}/rerun", generation="0")
+    assert row(store, stage.done).generation == 1
+    assert "it was rerun meanwhile" in board.get("/").text
+
+
+def test_a_call_is_resolved_with_an_answer(board: Board, store: Store, stage: Stage) -> None:
+    """Its event goes on, and the handler will get what the person gave."""
+    board.entered()
+    board.post(f"/calls/{stage.parked_call}/resolve", how="happened", status="201", body='{"id": 9}')
+    assert state(store, stage.parked) == "waiting"
+    page = board.get(f"/calls/{stage.parked_call}").text
+    assert "succeeded" in page
+    assert "ada: happened" in page
+    assert board.nudged == [stage.parked]
+
+
+@pytest.mark.parametrize(("how", "status"), [("happened", "500"), ("happened", "x"), ("forget", "200")])
+def test_a_resolution_must_make_sense(
+    board: Board, store: Store, stage: Stage, how: str, status: str
+) -> None:
+    """Only what the ledger knows, and only a success as the answer."""
+    assert (
+        board.entered().post(f"/calls/{stage.parked_call}/resolve", how=how, status=status).status_code == 422
+    )
+    assert state(store, stage.parked) == "parked"
+
+
+def test_in_the_queue_the_answer_takes_the_events_place(board: Board, store: Store, stage: Stage) -> None:
+    """A fragment says what was done, or why not."""
+    board.entered()
+    headers = {"HX-Request": "true", "X-CSRF-Token": board.token()}
+    path, fields = f"/events/{stage.without_id}/discard", {"generation": "0"}
+    done = board.client.post(path, data=fields, headers=headers)
+    again = board.client.post(path, data=fields, headers=headers)
+    assert (done.status_code, 'data-settled="yes"' in done.text) == (200, True)
+    assert 'data-settled="no"' in again.text
+    assert row(store, stage.without_id).reason == "Discarded by ada."
+
+
+def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
+    """The count changes nothing; the run has the person's name and its progress a page."""
+    deliver_all(store, 7)
+    board.entered()
+    asked = board.get("/replays/new?what=discard&source=stripe")
+    assert "Discard 7 events?" in asked.text
+    assert {event["state"] for event in list_events(store, Filter()).data} == {"received"}
+    place = board.post("/replays", what="discard", source="stripe").headers["Location"]
+    page = board.get(place).text
+    assert "Bulk discard of 7 events" in page
+    assert "<dd>ada</dd>" in page
+    assert "0 done, 0 skipped since they had moved on, 7 to go" in page
+
+
+def test_a_filter_means_what_it_says(board: Board, stage: Stage) -> None:
+    """Every field narrows; times are UTC; the ledger's own id leads to its event."""
+    board.entered()
+    assert "evt_1Qx8ship" in board.get("/events?state=dead").text
+    assert "evt_1Qx8ship" not in board.get("/events?state=done").text
+    assert "Nothing matches" in board.get("/events?source=github").text
+    assert "Nothing matches" in board.get("/events?since=2999-01-01T10:00").text
+    assert "evt_1Qx8ship" in board.get("/events?until=2999-01-01T10:00").text
+    assert board.get(f"/events?event_id={stage.dead}").headers["Location"] == f"/events/{stage.dead}"
+    for wrong in ("state=asleep", "since=yesterday", "cursor=nonsense"):
+        assert board.get(f"/events?{wrong}").status_code == 422, wrong
+
+
+def test_pages_of_many_events_are_complete(board: Board, store: Store) -> None:
+    """Following `Older` gives every event once."""
+    deliver_all(store, 120)
+    board.entered()
+    place, found = "/events?source=stripe", list[str]()
+    while place:
+        page = board.get(place).text
+        found += re.findall(r'class="id">(evt_\d+)<', page)
+        older = re.search(r'rel="next" href="([^"]+)"', page)
+        place = older[1].replace("&amp;", "&") if older else ""
+    assert sorted(found) == sorted(f"evt_{number}" for number in range(120))
+
+
+def test_a_page_that_polls_gets_nothing_while_nothing_changes(board: Board, store: Store) -> None:
+    """204 leaves the page as it is: what somebody opened or selected stays so."""
+    (event,) = deliver_all(store, 1)
+    board.entered()
+    found = re.search(r'hx-get="([^"]+)"', board.get(f"/events/{event}").text)
+    assert found
+    assert board.get(found[1]).status_code == 204
+    board.post(f"/events/{event}/discard", generation="0")
+    changed = board.get(found[1])
+    assert (changed.status_code, "hx-get" in changed.text) == (200, False), "a final state is polled on"
+
+
+@pytest.mark.parametrize("path", ["/events/{0}", "/calls/{0}", "/replays/{0}", "/events/{0}/raw"])
+def test_what_is_not_there_is_404(board: Board, path: str) -> None:
+    """A page with a sentence."""
+    answer = board.entered().get(path.format("01a213c9-d9d6-7fc5-a4a2-7db46818623b"))
+    assert answer.status_code == 404
+    assert "in the ledger" in answer.text
+
+
+def test_markup_in_an_event_is_text(board: Board, store: Store) -> None:
+    """Whatever a provider, a handler or a person wrote."""
+    nasty = "<script>alert(1)</script>"
+    event = deliver(
+        store, f"evt{nasty}", type=nasty, body=b'{"a": "<img src=x>", "id": 1}', headers={"X-A": nasty}
+    )
+    board.entered()
+    for path in (f"/events/{event}", "/events", f"/events?type={nasty}", f"/sign-in?next={nasty}"):
+        page = board.get(path, follow_redirects=True).text
+        assert nasty not in page, path
+        assert "<img src=x" not in page, path
+
+
+def test_an_erased_payload_says_so(board: Board, store: Store, stage: Stage) -> None:
+    """The page stands without it, and what needs it is not offered."""
+    change(store, stage.dead, body=None, headers=None)
+    board.entered()
+    page = board.get(f"/events/{stage.dead}").text
+    assert "It was erased" in page
+    assert "/retry" not in page
+    assert board.get(f"/events/{stage.dead}/raw").status_code == 410
+
+
+def test_the_overview_says_in_one_sentence_how_it_is(board: Board, store: Store) -> None:
+    """No worker; then all well; then something that waits for a person."""
+    board.entered()
+    assert "No worker is running" in board.get("/").text
+    note_worker(store, "one:1")
+    fresh = make(store).entered()
+    assert "All is well" in fresh.get("/").text
+    set_up(store)
+    note_worker(store, "one:1")
+    assert "3 events cannot go on alone" in make(store).entered().get("/").text
+
+
+def test_the_overview_stands_without_a_ledger(tmp_path: Path, store: Store) -> None:
+    """Health says what is wrong; nothing pretends to be zero."""
+    assert store
+    broken = Store(f"sqlite:///{tmp_path}/empty.db")
+    try:
+        page = make(broken).entered().get("/")
+    finally:
+        broken.close()
+    assert page.status_code == 200
+    assert "The ledger does not answer" in page.text
+    assert "No figures" in page.text
+
+
+def test_figures_are_asked_for_once_in_a_while(board: Board, store: Store) -> None:
+    """Twenty people who look cost as much as one."""
+    board.entered()
+    board.get("/")
+    statements = list[str]()
+    sql_event.listen(store.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    for _ in range(20):
+        assert board.get("/figures").status_code == 200
+    asked = [one for one in statements if "FROM event" in one]
+    assert len(asked) <= 12, asked
+
+
+def test_rejections_are_shown_with_their_reason(board: Board, stage: Stage) -> None:
+    """Beside the source's rules, in words."""
+    assert stage
+    page = board.entered().get("/sources").text
+    assert "bad signature" in page
+    assert "Signed with HMAC-SHA256 over {timestamp}.{body}." in page
+
+
+def test_files_are_kept_while_their_bytes_stay(board: Board) -> None:
+    """Their address has their hash; nothing else of the package is served."""
+    page = board.get("/sign-in").text
+    found = re.search(r'href="(/assets/board.css\?v=\w+)"', page)
+    assert found
+    assert "max-age=31536000" in board.get(found[1]).headers["Cache-Control"]
+    for name in ("../board.py", "..%2fboard.py", "nothing.js"):
+        assert board.get(f"/assets/{name}").status_code == 404, name

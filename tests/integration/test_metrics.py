@@ -1,0 +1,184 @@
+"""`/metrics`: who may read it, what it counts, and that totals only grow; on both databases."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import event, text
+
+from receiver import metrics
+from receiver.instruments import Instruments
+from receiver.ledger import (
+    Move,
+    Outcome,
+    Rejected,
+    Store,
+    Windows,
+    claim,
+    expire,
+    prune,
+    record_rejections,
+    settle,
+)
+from receiver.ledger.presence import note_worker
+from receiver.ledger.telemetry.figures import figures
+from receiver.ledger.telemetry.tally import count_sweep
+from receiver.metrics import metrics_views
+from receiver.observing import Observer
+from receiver.problems import answer_problems
+from tests.integration.steps import LEASE, deliver
+
+TOKEN = "metrics-token-0123456789"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+def client_of(store: Store, token: str = TOKEN) -> FlaskClient:
+    """Serve /metrics alone."""
+    app = Flask(__name__)
+    instruments = Instruments()
+    Observer(instruments).watch(app)
+    app.register_blueprint(metrics_views(store, token, instruments))
+    answer_problems(app)
+    return app.test_client()
+
+
+def scrape(client: FlaskClient) -> Samples:
+    """Return every sample by its name and label values in alphabetical order, as Prometheus reads them."""
+    answer = client.get("/metrics", headers=BEARER)
+    assert answer.status_code == 200
+    families = text_string_to_metric_families(answer.text)
+    return {
+        (one.name, tuple(sorted(one.labels.values()))): one.value
+        for family in families
+        for one in family.samples
+    }
+
+
+@pytest.fixture
+def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
+    """Serve /metrics of an empty ledger, read anew at each scrape."""
+    monkeypatch.setattr(metrics, "KEPT", -1.0)
+    return client_of(store)
+
+
+@pytest.mark.parametrize(
+    ("token", "given", "status"),
+    [
+        ("", BEARER, 404),
+        ("", {}, 404),
+        (TOKEN, {}, 401),
+        (TOKEN, {"Authorization": "Bearer "}, 401),
+        (TOKEN, {"Authorization": f"Basic {TOKEN}"}, 401),
+        (TOKEN, {"Authorization": f"Bearer {TOKEN}x"}, 401),
+        (TOKEN, {"Authorization": "Bearer \udcff"}, 401),
+        (TOKEN, {"Authorization": f"bearer {TOKEN}"}, 200),
+    ],
+)
+def test_only_the_token_opens_it(tmp_path: Path, token: str, given: dict[str, str], status: int) -> None:
+    """Off without a token in the settings; with one, that one and nothing else; no answer shows it."""
+    store = Store(f"sqlite:///{tmp_path}/none.db")
+    answer = client_of(store, token).get("/metrics", headers=given)
+    store.close()
+    assert answer.status_code == status
+    assert TOKEN not in answer.text
+    assert ("WWW-Authenticate" in answer.headers) == (status == 401)
+
+
+def test_every_process_is_counted(store: Store, client: FlaskClient) -> None:
+    """Deliveries, attempts, calls to account, rejections and sweeps, whoever did them."""
+    held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
+    assert held
+    settle(store, held, Outcome(Move.FINISH))
+    deliver(store, "evt_1")
+    deliver(store, "evt_1", b'{"other": 1}')
+    claim(store, deliver(store, "evt_2").event, lease=LEASE, worker="w")
+    store.shift += LEASE
+    assert expire(store) == 1
+    record_rejections(store, [Rejected("stripe", "expired")] * 3)
+    count_sweep(store, {"expired": 1, "set_to_work": 0})
+    note_worker(store, "w")
+    read = scrape(client)
+    ages = {key for key in read if key[0].endswith("_seconds")}
+    measured = {key for key in read if key[0].endswith(("_created", "_sum", "_count", "_bucket"))}
+    assert {key: read[key] for key in read.keys() - ages - measured if read[key]} == {
+        ("firstseen_ledger_up", ()): 1,
+        ("firstseen_deliveries_total", ("first seen", "stripe")): 2,
+        ("firstseen_deliveries_total", ("duplicate", "stripe")): 1,
+        ("firstseen_deliveries_total", ("conflict", "stripe")): 1,
+        ("firstseen_attempts_total", ("finish", "stripe")): 1,
+        ("firstseen_attempts_total", ("expire", "stripe")): 1,
+        ("firstseen_rejections_total", ("expired", "stripe")): 3,
+        ("firstseen_sweeps_total", ("expired",)): 1,
+        ("firstseen_events", ("stripe", "waiting")): 1,
+        ("firstseen_due_events", ()): 1,
+        ("firstseen_workers", ()): 1,
+    }
+    assert read["firstseen_oldest_unfinished_seconds", ()] >= 60
+
+
+def test_totals_only_grow(store: Store, client: FlaskClient) -> None:
+    """What is pruned stays counted: a total that went down would look like a restart of everything."""
+    held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
+    assert held
+    settle(store, held, Outcome(Move.FINISH))
+    deliver(store, "evt_1")
+    record_rejections(store, [Rejected("stripe", "expired")])
+    before = scrape(client)
+    store.shift += timedelta(days=500)
+    pruned = prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))})
+    assert (pruned["ids"], pruned["rejections"]) == (1, 1)
+    after = scrape(client)
+    totals = {key for key in before if key[0].endswith("_total")}
+    assert {key: after[key] for key in totals} == {key: before[key] for key in totals}
+
+
+def test_an_attempt_that_was_taken_over_counts_once(store: Store, client: FlaskClient) -> None:
+    """What settles nothing counts nothing."""
+    held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
+    assert held
+    assert [settle(store, held, Outcome(Move.FINISH)) for _ in range(2)] == [True, False]
+    assert scrape(client)["firstseen_attempts_total", ("finish", "stripe")] == 1
+
+
+def test_scrapes_share_one_look_at_the_ledger(store: Store) -> None:
+    """Within a few seconds the ledger is read once, however many ask."""
+    client = client_of(store)
+    asked: list[str] = []
+    event.listen(store.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+    scrape(client)
+    once = len(asked)
+    scrape(client)
+    assert len(asked) == once > 0
+
+
+def test_without_a_ledger_it_says_so(tmp_path: Path) -> None:
+    """A database that does not answer is a figure, not an error: what the process measured is still told."""
+    store = Store(f"sqlite:///{tmp_path}/none.db")
+    client = client_of(store)
+    client.get("/nowhere")
+    read = scrape(client)
+    store.close()
+    assert read["firstseen_ledger_up", ()] == 0
+    assert read["firstseen_answer_seconds_count", ("404", "unknown")] == 1
+    assert ("firstseen_workers", ()) not in read
+
+
+def test_no_event_that_is_done_is_read(store: Store) -> None:
+    """Every table that grows is searched by an index: a million done events cost nothing."""
+    asked: list[tuple[str, object]] = []
+    event.listen(store.engine, "before_cursor_execute", lambda *a: asked.append((a[2], a[3])))
+    figures(store)
+    explain = "EXPLAIN QUERY PLAN" if store.sqlite else "EXPLAIN"
+    questions = [(f"{explain} {one}", values) for one, values in asked if one.startswith("SELECT")]
+    with store.read() as connection:
+        if not store.sqlite:
+            # Its tables are empty here, so that a scan would be the better plan.
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+        steps = [str(step) for one in questions for step in connection.exec_driver_sql(*one)]
+    assert len(steps) > 5
+    scans = ("SCAN event", "SCAN call", "Seq Scan on event", "Seq Scan on call")
+    assert [step for step in steps if any(scan in step for scan in scans)] == []

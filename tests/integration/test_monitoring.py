@@ -1,0 +1,36 @@
+"""The alert rules in docs/monitoring: they fire when they should, on figures that there are."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from receiver.instruments import Instruments
+from receiver.ledger import Rejected, Store, record_rejections
+from tests.integration.test_metrics import BEARER, client_of
+from tests.services.checkout import CHECKOUT
+
+RULES = CHECKOUT / "docs" / "monitoring"
+MISSING = "promtool is not installed (Debian and Ubuntu: apt-get install prometheus)"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason=MISSING)
+@pytest.mark.parametrize("what", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]])
+def test_promtool_agrees(what: list[str]) -> None:
+    """The rules can be loaded, and fire in the situations of their tests and in no other."""
+    ended = subprocess.run(["promtool", *what], cwd=RULES, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_rules_ask_for_figures_that_there_are(store: Store) -> None:
+    """Each name in a rule is one that /metrics tells: a rule on another one would never fire."""
+    record_rejections(store, [Rejected("stripe", "expired")])
+    text = client_of(store).get("/metrics", headers=BEARER).text
+    instruments = Instruments()
+    told = {family.name for family in text_string_to_metric_families(text)}
+    told |= {family.name for family in instruments.own.collect()}
+    asked = set(re.findall(r"\bfirstseen_[a-z_]+", (RULES / "alerts.yml").read_text()))
+    assert len(asked) > 5
+    assert {name.removesuffix("_total") for name in asked} <= told

@@ -1,0 +1,139 @@
+"""What the overview reads: by minute, by source, what is pending, who lives."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event as sql_event
+
+from receiver.ledger import (
+    Again,
+    Move,
+    Rejected,
+    Store,
+    count_duplicates,
+    flow,
+    forget_worker,
+    note_worker,
+    pace,
+    pending,
+    record_rejections,
+    workers,
+)
+from receiver.ledger.ids import uuid7
+from receiver.ledger.models import DUPLICATE_MINUTE
+from tests.integration.steps import change, crowd, deliver, deliver_all, end, later
+
+
+def test_each_minute_has_its_counts(store: Store) -> None:
+    """The minute under way is the last one; what is older than the span is left out."""
+    for event in deliver_all(store, 3)[:2]:
+        end(store, event)
+    count_duplicates(store, [Again("stripe"), Again("stripe"), Again("github")])
+    told = pace(store, 5)
+    assert [sum(told[name]) for name in ("accepted", "duplicates", "done")] == [3, 3, 2]
+    assert [len(told[name]) for name in ("accepted", "duplicates", "done")] == [5, 5, 5]
+    assert sum(told["done"][-2:]) == 2
+    later(store, minutes=10)
+    assert [sum(pace(store, 5)[name]) for name in ("accepted", "duplicates", "done")] == [0, 0, 0]
+
+
+def test_only_done_events_count_as_done(store: Store) -> None:
+    """A dead one has an end too."""
+    end(store, deliver(store, "evt_1").event)
+    end(store, deliver(store, "evt_2").event, Move.GIVE_UP)
+    assert sum(pace(store, 5)["done"]) == 1
+
+
+def test_sources_are_told_apart(store: Store) -> None:
+    """Each one's accepted, duplicates, done and rejections of the span."""
+    end(store, deliver(store, "evt_1").event)
+    deliver(store, "evt_2", source="github")
+    count_duplicates(store, [Again("stripe")])
+    record_rejections(store, [Rejected("shopify", "too_old")] * 2)
+    found = flow(store, 60)
+    assert found["stripe"] == {"accepted": 1, "duplicates": 1, "done": 1, "rejections": {}}
+    assert found["github"]["accepted"] == 1
+    assert found["shopify"]["rejections"] == {"too_old": 2}
+    later(store, hours=2)
+    assert flow(store, 60).get("stripe", {"accepted": 0})["accepted"] == 0
+
+
+def test_a_span_reads_no_older_rows(store: Store) -> None:
+    """A search by index for each minute: a table that grows does not slow it down."""
+    crowd(store, 2_000, state="done", finished_at=store.after(timedelta(days=-9)))
+    plans = list[str]()
+
+    def explain(connection: object, _cursor: object, statement: str, given: object, *_: object) -> None:
+        if "event.finished_at >=" in statement and not statement.startswith("EXPLAIN"):
+            kind = "EXPLAIN QUERY PLAN" if store.sqlite else "EXPLAIN"
+            cursor = connection.connection.cursor()  # type: ignore[attr-defined]
+            cursor.execute(f"{kind} {statement}", given)
+            plans.extend(" ".join(map(str, row)) for row in cursor.fetchall())
+
+    sql_event.listen(store.engine, "before_cursor_execute", explain)
+    try:
+        pace(store, 60)
+    finally:
+        sql_event.remove(store.engine, "before_cursor_execute", explain)
+    assert "event_done" in " ".join(plans), plans
+    assert not [line for line in plans if "Seq Scan on event" in line or line.endswith("SCAN event")], plans
+
+
+def test_old_minutes_are_forgotten(store: Store) -> None:
+    """Duplicates of days ago are no longer counted by the minute."""
+    count_duplicates(store, [Again("stripe")])
+    later(store, days=3)
+    count_duplicates(store, [Again("github")])
+    with store.read() as connection:
+        kept = connection.execute(DUPLICATE_MINUTE.select()).all()
+    assert [row.source for row in kept] == ["github"]
+
+
+def test_what_is_pending_is_counted_by_source_and_state(store: Store) -> None:
+    """Done events are not among it; the oldest unfinished one is named."""
+    first, second, third = deliver_all(store, 3)
+    end(store, first)
+    end(store, second, Move.PARK, reason="Look.")
+    deliver(store, "evt_github", source="github")
+    told = pending(store)
+    assert told["states"] == {"stripe": {"parked": 1, "received": 1}, "github": {"received": 1}}
+    assert told["oldest"]["id"] == str(third)
+    assert told["due"]["count"] == 2
+    later(store, minutes=5)
+    assert pending(store)["due"]["seconds"] == pytest.approx(300, abs=60)
+
+
+def test_the_oldest_is_found_in_any_state(store: Store) -> None:
+    """A waiting event may be older than a received one."""
+    old, _new = deliver_all(store, 2)
+    change(store, old, state="waiting", received_at=store.after(timedelta(hours=-2)))
+    told = pending(store)["oldest"]
+    assert (told["id"], told["state"]) == (str(old), "waiting")
+    assert told["seconds"] == pytest.approx(7200, abs=60)
+
+
+def test_an_empty_ledger_has_nothing_pending(store: Store) -> None:
+    """Zeros, not errors."""
+    told = pending(store)
+    assert (told["states"], told["oldest"], told["due"]) == ({}, None, {"count": 0, "seconds": 0.0})
+    assert flow(store, 60) == {}
+
+
+def test_a_worker_lives_while_it_says_so(store: Store) -> None:
+    """Its last word and how long ago; an hour later it is forgotten, and at an orderly stop at once."""
+    note_worker(store, "one:1")
+    later(store, minutes=5)
+    note_worker(store, "two:2")
+    told = workers(store)
+    assert [one["name"] for one in told] == ["two:2", "one:1"]
+    assert told[1]["silent_seconds"] == pytest.approx(300, abs=30)
+    later(store, minutes=58)
+    note_worker(store, "two:2")
+    assert [one["name"] for one in workers(store)] == ["two:2"]
+    forget_worker(store, "two:2")
+    assert workers(store) == []
+
+
+def test_ids_begin_with_their_minute() -> None:
+    """The bound of a minute is below every id of it."""
+    assert uuid7(1_000, 0) <= uuid7(1_000) < uuid7(1_001, 0)

@@ -1,0 +1,80 @@
+"""The dashboard in this process: a person's browser without a screen."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from flask import Flask
+from werkzeug.security import generate_password_hash
+from werkzeug.test import TestResponse
+
+from config.apis import Api
+from config.sources import Source
+from config.users import User
+from receiver.dashboard.board import board_views
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.sessions import set_up_sessions
+from receiver.ledger import Store
+from receiver.problems import answer_problems
+
+PASSWORD = "correct horse battery"
+# A cheap cost: what is tested here is the door, not how long a hash takes.
+ADA = User("ada", generate_password_hash(PASSWORD, "scrypt:1024:8:1"))
+SECRET_KEY = "k" * 32
+_TOKEN = re.compile(r'name="csrf" value="([^"]+)"')
+
+
+class Board:
+    """The pages on a store. `nudged` lists the events that were nudged, in order."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        users: tuple[User, ...] = (ADA,),
+        sources: Mapping[str, Source] | None = None,
+        apis: Mapping[str, Api] | None = None,
+        keys: tuple[str, ...] = (SECRET_KEY,),
+    ) -> None:
+        self.nudged = list[UUID]()
+        self.app = Flask("receiver", static_folder=None)
+        parts = Parts(
+            store=store,
+            users=users,
+            sources=sources or {},
+            apis=apis or {},
+            nudge=self.nudged.extend,
+            broker=lambda: "ok",
+            patience=20,
+        )
+        self.app.register_blueprint(board_views(parts))
+        set_up_sessions(self.app, keys)
+        answer_problems(self.app)
+        self.client = self.app.test_client()
+
+    def get(self, path: str, **options: Any) -> TestResponse:
+        """Send a GET."""
+        return self.client.get(path, buffered=True, **options)
+
+    def post(self, path: str, *, token: str | None = None, **fields: str) -> TestResponse:
+        """Send a form with its session's token, or the given one."""
+        csrf = self.token() if token is None else token
+        return self.client.post(path, data={"csrf": csrf} | fields)
+
+    def token(self) -> str:
+        """Return the token that a page of the session holds."""
+        page = self.get("/sign-in", follow_redirects=True)
+        found = _TOKEN.search(page.text)
+        assert found, page.text
+        return found[1]
+
+    def sign_in(self, name: str = "ada", password: str = PASSWORD, **headers: str) -> TestResponse:
+        """Fill in the form."""
+        given = {"csrf": self.token(), "name": name, "password": password}
+        return self.client.post("/sign-in", data=given, headers=headers)
+
+    def entered(self) -> "Board":
+        """Return this, signed in."""
+        assert self.sign_in().status_code == 302
+        return self

@@ -1,0 +1,119 @@
+"""The form of log lines: what a line holds, and what is left out of it."""
+
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+import structlog
+
+from config.logs import about, bind, line_formatter, unbind
+
+CANARY = "canary-51c0"
+
+
+def record(message: str, *arguments: Any, name: str = "worker.runner", **more: Any) -> logging.LogRecord:
+    """Return a record as `logging` makes it."""
+    made = logging.makeLogRecord({"name": name, "levelname": "ERROR", "levelno": logging.ERROR, **more})
+    made.msg, made.args = message, arguments[0] if more.pop("named", False) else arguments
+    return made
+
+
+def line(made: logging.LogRecord) -> dict[str, Any]:
+    """Return the JSON line of a record."""
+    found: dict[str, Any] = json.loads(line_formatter("json").format(made))
+    return found
+
+
+def failure() -> Any:
+    """Return the exc_info of an error with a cause, whose texts and values quote a payload."""
+    payload = CANARY
+    try:
+        try:
+            raise KeyError(payload)  # noqa: TRY301 - the chain is the point
+        except KeyError as cause:
+            raise ValueError(f"cannot read {payload}") from cause
+    except ValueError:
+        return sys.exc_info()
+
+
+def test_a_line_is_one_json_object() -> None:
+    """Time, level, logger and message come first; a line break in a message breaks no line."""
+    found = line(record("Two\nlines: %d", 7))
+    assert list(found) == ["time", "level", "logger", "message"]
+    assert (found["level"], found["logger"], found["message"]) == ("error", "worker.runner", "Two\nlines: 7")
+    assert found["time"].endswith("Z")
+
+
+def test_facts_stand_on_every_line_inside() -> None:
+    """What was bound is on a line until it is left or forgotten; the inner fact wins."""
+    unbind()
+    bind(request="r1")
+    with about(event="e1", attempt=1):
+        with about(attempt=2, call="c1"):
+            inner = line(record("in"))
+        outer = line(record("out"))
+    assert {name: inner.get(name) for name in ("request", "event", "attempt", "call")} == {
+        "request": "r1",
+        "event": "e1",
+        "attempt": 2,
+        "call": "c1",
+    }
+    assert (outer["event"], outer["attempt"], outer.get("call")) == ("e1", 1, None)
+    unbind()
+    assert "request" not in line(record("after"))
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_an_error_is_told_by_type_and_place(form: Any) -> None:
+    """Its chain and where each was raised; no text of it and no value of its frames."""
+    text = line_formatter(form).format(record("Broke.", exc_info=failure()))
+    assert CANARY not in text
+    assert "ValueError" in text
+    assert "KeyError" in text
+    assert f"{__name__}:" in text
+    assert " failure" in text
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "named"),
+    [
+        ("Cannot connect: %s", ValueError(CANARY), False),
+        ("Task %(name)s raised %(exc)s", {"name": "wake", "exc": f"ValueError({CANARY!r})"}, True),
+        ("Task %(name)s\n%(traceback)s", {"name": "wake", "traceback": CANARY}, True),
+        ("Task %(error)s", {"error": ValueError(CANARY)}, True),
+    ],
+)
+def test_a_librarys_errors_are_types_too(message: str, arguments: Any, named: bool) -> None:  # noqa: FBT001
+    """Libraries put errors into their messages; ours write sentences, which stand."""
+    made = record(message, arguments, name="celery.app.trace", named=named)
+    assert CANARY not in json.dumps(line(made))
+    if not named:
+        ours = record("The ledger: %s", ValueError("It is away."))
+        assert line(ours)["message"] == "The ledger: It is away."
+
+
+def test_what_a_library_adds_to_a_record_is_left_out() -> None:
+    """Celery adds its arguments and results; only the extras that we know are shown."""
+    found = line(record("Done.", data={"args": CANARY}, status=200))
+    assert CANARY not in json.dumps(found)
+    assert found["status"] == 200
+
+
+def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """`structlog.get_logger()` in a handler needs no set-up of its own."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(line_formatter("json"))
+    log = logging.getLogger("my.handlers")
+    log.addHandler(handler)
+    log.propagate = False
+    wrap = structlog.stdlib.ProcessorFormatter.wrap_for_formatter
+    processors = [structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
+                  structlog.processors.TimeStamper(key="time"), wrap]  # fmt: skip
+    structlog.wrap_logger(log, processors=processors, wrapper_class=structlog.stdlib.BoundLogger).error(
+        "Shipped.", order=7
+    )
+    log.removeHandler(handler)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["message"], found["order"]) == ("Shipped.", 7)
