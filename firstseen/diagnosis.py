@@ -52,15 +52,14 @@ class Case:
 def hints(case: Case) -> list[str]:
     """Return a sentence for each cause that would explain the rejection; none of them holds a secret."""
     if case.error.reason in TIME:
-        return [_clock(case)]
+        return [] if case.error.age is None else [_clock(case, case.error.age)]
     if ":" in (case.source.provider.code or ""):
         return []  # a user's own function, which is not ours to try things on
     causes: tuple[Callable[[Case], Iterator[str]], ...] = (_body, _secret, _url, _header)
     return [hint for cause in causes for hint in cause(case)]
 
 
-def _clock(case: Case) -> str:
-    age = case.error.age or 0.0
+def _clock(case: Case, age: float) -> str:
     when = "old" if age > 0 else "in the future"
     return (
         f"The signature itself is good, and only {when}: this clock and the signed time are {abs(age):.0f} s"

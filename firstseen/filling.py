@@ -1,11 +1,14 @@
 """The values of a sample event, put where its provider has them."""
 
 import json
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 from config.locators import Locator, Locators
 from config.providers import Provider
 from receiver.extraction import POSITION
+from receiver.ledger.payload import FORM
 from receiver.signatures import CannotSign, Request
 from receiver.signatures.clock import format_time
 from receiver.signatures.editing import put
@@ -32,8 +35,21 @@ class Filling:
     @property
     def _element(self) -> list[str]:
         # Where a batch has its array, a sample has one element: entry.*.changes becomes entry.0.changes.0.
-        path = (self._provider.batch or "").removeprefix("json:").replace("*", "0")
+        path = "" if self._field else (self._provider.batch or "").removeprefix("json:").replace("*", "0")
         return [*filter(None, path.split(".")), "0"] if self._provider.batch else []
+
+    @property
+    def _field(self) -> str:
+        # The field of a form that holds the array, where that is not in a JSON body.
+        kind, _, name = (self._provider.batch or "").partition(":")
+        return name if kind == "form" else ""
+
+    def packed(self, request: Request) -> Request:
+        """Put the array into its field, where this provider sends its batches in forms."""
+        if not self._field:
+            return request
+        body = urlencode({self._field: request.body}).encode()
+        return replace(request, headers=(("Content-Type", FORM),), body=body)
 
     @property
     def is_form(self) -> bool:

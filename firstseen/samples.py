@@ -55,7 +55,7 @@ def sample(  # noqa: PLR0913 - an event, and where it goes
         request = replace(request, headers=(("Content-Type", FORM),))
     request = filling.time(now, filling.type(wanted, request))
     request = filling.given_id(event_id, request) if event_id else filling.new_id(made_id, request)
-    return _signed(source, request, now, made_id, key)
+    return _signed(source, filling.packed(request), now, made_id, key)
 
 
 def signed_file(  # noqa: PLR0913 - a file, and what to call it

@@ -2,11 +2,14 @@
 
 A verifier of your own is one function, named in the source's table as `verifier = "my_webhooks:acme"`:
 
+    import hmac
+
     from receiver.verifiers import InvalidSignature, verifies
 
     @verifies
     def acme(request, secrets, now):
-        if request.header("X-Acme-Token") not in secrets:
+        token = (request.header("X-Acme-Token") or "").encode()
+        if not any(hmac.compare_digest(token, secret.encode()) for secret in secrets):
             raise InvalidSignature("bad_signature")
 """
 

@@ -47,10 +47,11 @@ class GooglePubSub(Verifier):
         raise InvalidSignature("foreign_key", "Google lists no key of this id")
 
     def _check_times(self, found: Mapping[str, Any], now: float) -> None:
-        if now > number(found, "exp") + SKEW:
-            raise InvalidSignature("stale_timestamp", f"expired {now - number(found, 'exp'):.0f} s ago")
-        if number(found, "iat") > now + SKEW:
-            raise InvalidSignature("future_timestamp", f"{number(found, 'iat') - now:.0f} s ahead")
+        late, age = now - number(found, "exp"), now - number(found, "iat")
+        if late > SKEW:
+            raise InvalidSignature("stale_timestamp", f"expired {late:.0f} s ago", age=age)
+        if age < -SKEW:
+            raise InvalidSignature("future_timestamp", f"{-age:.0f} s ahead", age=age)
 
     def _check_who(self, found: Mapping[str, Any]) -> None:
         if found.get("iss") not in ISSUERS:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from firstseen.samples import PAYLOADS
+from receiver.signatures import InvalidSignature, Request
 from worker import registry
 from worker.handlers.example import invoice_paid, order_created
 from worker.testing import answer, calls, ends, event
@@ -92,3 +93,17 @@ def test_the_readmes_handler(currency: str, *, is_open: int, state: str) -> None
     outside = calls({"salesly POST /contacts": contact, "stannp POST /letters/create": LETTER})
     given = event("stripe", "invoice.paid", data={"data": {"object": invoice}})
     assert ends(names["invoice_paid"], given, outside) == state
+
+
+@pytest.mark.usefixtures("_no_handlers")
+def test_the_readmes_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README shows knows the secret, refuses any other, and compares in constant time."""
+    names: dict[str, Any] = {}
+    run_code_of("README.md", names)
+    compared: list[Any] = []
+    monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    for headers in ((), (("X-Acme-Token", "other"),)):
+        with pytest.raises(InvalidSignature):
+            names["acme"](Request("POST", "https://x/", headers, b""), ["old", "new"], 0)
+    names["acme"](Request("POST", "https://x/", (("X-Acme-Token", "new"),), b""), ["old", "new"], 0)
+    assert len(compared) == 6

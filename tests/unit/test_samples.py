@@ -164,7 +164,7 @@ def test_a_private_key_is_asked_for() -> None:
         sample(source, type=None, event_id=None, now=NOW, key="00")
 
 
-@pytest.mark.parametrize("name", ["twilio", "adyen", "strava"])
+@pytest.mark.parametrize("name", ["twilio", "mandrill", "adyen", "strava"])
 def test_code_signs_where_the_secret_is_shared(name: str) -> None:
     """A sample is verified by the same code; it needs no scheme."""
     provider = PROVIDERS[name]

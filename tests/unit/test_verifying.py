@@ -14,10 +14,11 @@ from click.testing import CliRunner
 from config.catalogue import load_providers
 from firstseen.cli import cli
 from firstseen.verifying import STEPS
-from receiver.signatures import Request, compile_scheme, sign_request
+from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request
 from receiver.signatures.errors import REASONS
+from receiver.verifiers.own import OwnVerifier
 from receiver.verifiers.twilio import Twilio
-from tests.services.issuing import FixedKeys, sns_message
+from tests.services.issuing import FixedKeys, google_keys, google_token, sns_message
 
 NOW = 1_700_000_000
 SECRET = "whsec_Y2FuYXJ5LWNhbmFyeS1jYW5hcnk="
@@ -36,6 +37,14 @@ secrets_env = "A"
 [twilio]
 provider = "twilio"
 secrets_env = "A"
+[mine]
+provider = "code"
+verifier = "my_webhooks:acme"
+secrets_env = "A"
+options = { event_id = "json:id" }
+[pubsub]
+provider = "google-pubsub"
+options = { audience = "https://hooks.example.com/pubsub", email = "push@acme.iam.gserviceaccount.com" }
 [nylas]
 provider = "nylas"
 secrets_env = "A"
@@ -291,6 +300,28 @@ def test_headers_as_an_object(run: Verify, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(sent | {"Stripe-Signature": ["t=1,v1=00", "t=2,v1=00"]}))
     verdict = run("stripe", signed("stripe"), "--headers", "other.json", expect=1)
     assert verdict["reason"] == "repeated_value"
+
+
+@pytest.mark.parametrize("age", [3_700, -100])
+def test_the_clock_of_a_token(run: Verify, monkeypatch: pytest.MonkeyPatch, age: int) -> None:
+    """A token that expired or is not good yet is told with its age, and --at mends that, too."""
+    monkeypatch.setattr("receiver.endpoints.FetchedKeys", lambda: FixedKeys(google_keys()))
+    message = Request("POST", URL, (("Authorization", f"Bearer {google_token(NOW - age)}"),), BODY)
+    hint = only_hint(run("pubsub", message, expect=1))
+    assert f"{abs(age)} s apart" in hint
+    at = re.search(r"--at (\d+)", hint)
+    assert at
+    assert run("pubsub", message, "--at", at[1], expect=0)["verified"]
+
+
+def test_a_function_that_tells_no_age_gets_no_advice(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user's own verifier it is not known how far the clock is off, so nothing is made up."""
+
+    def stale(_: Request, _secrets: object, _now: float) -> None:
+        raise InvalidSignature("stale_timestamp")
+
+    monkeypatch.setattr("receiver.verifiers.building.load_verifier", lambda name: OwnVerifier(name, stale))
+    assert run("mine", signed("stripe"), expect=1)["hints"] == []
 
 
 def test_what_cannot_be_found_out(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
