@@ -134,7 +134,9 @@ def test_patience_with_the_first_ends(office: Office, first: UUID, second: UUID)
     later(office.store, days=3, seconds=1)
     assert office.run(second, order) == "parked"
     waits = f"`--resend-as-new` waits anew for the call {office.call(first).id} of another event"
-    assert waits in story(office.store, second)["next"]
+    said = story(office.store, second)["next"]
+    assert waits in said
+    assert "Nobody knows whether it happened: that is the matter of the call" in said
     resolve(office.store, office.call(second).id, Resolution.RESEND_AS_NEW, "ada")
     assert office.run(second, order) == "waiting", "as it said"
 
