@@ -296,9 +296,9 @@ def test_what_a_handler_went_past_is_not_sent_by_a_retry(office: Office, event: 
 
     def handler(_event: Any, calls: Any) -> None:
         try:
-            calls.api.post("/letter", json={})
+            calls.shop.post("/letter", json={})
         except CallRejected:
-            calls.api.post("/order", json={})
+            calls.shop.post("/order", json={})
 
     office.wire.script = [reply(422), reply(422)]
     assert office.run(event, handler) == "dead"
