@@ -66,12 +66,17 @@ def call() -> None:
 @pass_context
 def show(context: Context, call_id: UUID, *, as_json: bool) -> None:
     """Tell all about one call: its sends, its answer, and what happens next."""
-    told = call_story(context.ledger, call_id)
+    told = _told(context, call_id)
     if as_json:
         print_json(told)
         return
     for line in told_call(told):
         click.echo(line)
+
+
+def _told(context: Context, call_id: UUID) -> Any:
+    told = call_story(context.ledger, call_id)
+    return context.shown(UUID(told["call"]["event"]), told)
 
 
 def _ways(command: Any) -> Any:
@@ -98,7 +103,7 @@ def resolve_call(context: Context, /, call_id: UUID, *, as_json: bool, **given: 
         raise click.UsageError("--response and --status go with --happened.")
     response = _response(file, status or Response.status)
     resolve(context.ledger, call_id, how, given["who"] or system_user(), response=response)
-    now = call_story(context.ledger, call_id)
+    now = _told(context, call_id)
     if as_json:
         print_json(now)
         return

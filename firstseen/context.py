@@ -3,6 +3,8 @@
 import getpass
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
+from uuid import UUID
 
 import click
 
@@ -12,6 +14,7 @@ from config.dialects import load_dialects
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
 from receiver.ledger import Store, check_schema
+from receiver.redaction import redacted
 
 
 class No(click.ClickException):
@@ -48,6 +51,10 @@ class Context:
         """The ledger, its schema checked; raises LedgerUnavailable or SchemaBehind."""
         check_schema(self.database)
         return self.database
+
+    def shown(self, event: UUID, told: Any) -> Any:
+        """Return what is told of an event without what its source leaves out."""
+        return redacted(self.sources, self.ledger, event, told)
 
     def source(self, name: str) -> Source:
         """Return a configured source or say no."""

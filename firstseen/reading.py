@@ -11,6 +11,7 @@ from receiver.ledger import State, list_events
 from receiver.ledger import stats as figures
 from receiver.ledger.calls.states import CallState
 from receiver.management.reports import describe
+from receiver.redaction import redacted_rows
 
 PAGE = 50
 SHOWN = ("source", "event_id", "type", "state", "attempts", "duplicates", "reason")
@@ -27,10 +28,11 @@ SHOWN = ("source", "event_id", "type", "state", "attempts", "duplicates", "reaso
 def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any) -> None:
     """List events, newest first."""
     page = list_events(context.ledger, filter_of(given), limit=limit, cursor=cursor)
+    data = redacted_rows(context.sources, context.ledger, page.data)
     if as_json:
-        print_json(page.as_json())
+        print_json({"data": data, "next": page.next})
         return
-    rows = [(moment(event["received_at"]), *(event[name] for name in SHOWN)) for event in page.data]
+    rows = [(moment(event["received_at"]), *(event[name] for name in SHOWN)) for event in data]
     print_table(("received", *SHOWN), rows)
     if page.next:
         click.echo(f"More: the same command with --cursor {page.next}", err=True)

@@ -24,7 +24,8 @@ FLAGS = {
 @pass_context
 def show(context: Context, source: str, event_id: str, *, as_json: bool) -> None:
     """Tell the whole story of an event, and what happens next."""
-    told = story(context.ledger, find_event(context.ledger, source, event_id))
+    event = find_event(context.ledger, source, event_id)
+    told = context.shown(event, story(context.ledger, event))
     if as_json:
         print_json(told)
         return

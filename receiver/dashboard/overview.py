@@ -1,5 +1,6 @@
 """`/`: whether anything is lost, stuck or doubled, at a glance."""
 
+import threading
 from functools import partial
 from typing import Any
 
@@ -27,10 +28,13 @@ class Overview:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._pending = Remembered(partial(pending, parts.store))
-        self._workers = Remembered(partial(workers, parts.store))
-        self._flow = {of: Remembered(partial(flow, parts.store, of)) for of in (HOUR, DAY)}
-        self._pace = {of: Remembered(partial(pace, parts.store, of)) for of in (HOUR, DAY)}
+        # One connection for all of them: deliveries need the others.
+        store, turn = parts.store, threading.Lock()
+        self._schema = Remembered(partial(check_schema, store), turn=turn)
+        self._pending = Remembered(partial(pending, store), turn=turn)
+        self._workers = Remembered(partial(workers, store), turn=turn)
+        self._flow = {of: Remembered(partial(flow, store, of), turn=turn) for of in (HOUR, DAY)}
+        self._pace = {of: Remembered(partial(pace, store, of), turn=turn) for of in (HOUR, DAY)}
 
     def overview(self) -> str:
         """Show the page."""
@@ -47,7 +51,7 @@ class Overview:
     def _told(self) -> Told:
         minutes = _span()
         try:
-            check_schema(self._parts.store)
+            self._schema.get()
             now, flows, alive = self._pending.get(), self._flow[minutes].get(), self._workers.get()
         except LedgerError as error:
             health = _health(str(error), self._parts.broker(), None)

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, TypeVar
 
 Answer = TypeVar("Answer")
 
@@ -15,10 +16,18 @@ SHARE = 20
 
 
 class Remembered(Generic[Answer]):
-    """Finds an answer once for everybody. `clock` is in seconds; what `find` raises is not remembered."""
+    """Finds an answer once for everybody. `clock` is in seconds; what `find` raises is not remembered.
 
-    def __init__(self, find: Callable[[], Answer], clock: Callable[[], float] = time.monotonic) -> None:
-        self._find, self._clock = find, clock
+    `turn` is held while it looks: answers that share one are found one after another.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Answer],
+        clock: Callable[[], float] = time.monotonic,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self._find, self._clock, self._turn = find, clock, turn or nullcontext()
         self._lock = threading.Lock()
         self._known: tuple[Answer, float] | None = None
 
@@ -38,8 +47,9 @@ class Remembered(Generic[Answer]):
         # Whoever waited for the first answer finds it here.
         if self._known and self._clock() < self._known[1]:
             return self._known[0]
-        begun = self._clock()
-        answer = self._find()
-        ended = self._clock()
+        with self._turn:
+            begun = self._clock()
+            answer = self._find()
+            ended = self._clock()
         self._known = answer, ended + max(LEAST, SHARE * (ended - begun))
         return answer

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from config.apis import Api
 from config.dialects import Dialect, Error
+from config.providers import Provider
 from config.schemes import PUBLIC_KEY, SchemeTable
 from config.sources import Source, can_be_replayed
 from receiver.dashboard.words import duration
@@ -24,7 +25,7 @@ STORED = {
 def source_rules(source: Source) -> Iterator[str]:
     """Say how a source's deliveries are checked, told apart and kept."""
     provider = source.provider
-    yield _signing(provider.required_scheme)
+    yield _proof(provider)
     limit = f"{source.tolerance} s" if source.tolerance else None
     longest = provider.longest_tolerance
     if limit or longest:
@@ -59,6 +60,15 @@ def dialect_rules(api: Api) -> Iterator[str]:
     if dialect.stored:
         yield STORED[dialect.stored]
     yield _replay(dialect)
+
+
+def _proof(provider: Provider) -> str:
+    if provider.verification is not None:
+        return "Nothing proves who sends: whoever knows the address can."
+    if provider.scheme is None:
+        key = "with a key that the provider publishes" if provider.keyless else "with a shared secret"
+        return f"Verified as {provider.title} says, {key}; signed: {', '.join(provider.signs) or 'a token'}."
+    return _signing(provider.scheme)
 
 
 def _signing(scheme: SchemeTable) -> str:

@@ -12,7 +12,7 @@ from config.users import User, find_user
 
 COOKIE = "firstseen"
 LIFE = timedelta(hours=12)
-"""A shift; then the password is asked for again. It counts from the sign-in."""
+"""A shift; then the password is asked for again. It counts from the sign-in or the last action."""
 
 TOKEN_FIELD, TOKEN_HEADER = "csrf", "X-CSRF-Token"
 

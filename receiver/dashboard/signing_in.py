@@ -1,5 +1,6 @@
 """Signing in and out."""
 
+import logging
 import threading
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from receiver.dashboard import sessions
 from receiver.dashboard.gate import local
 from receiver.dashboard.throttle import Throttle
 from receiver.problems import unavailable
+
+log = logging.getLogger(__name__)
 
 TRIES_OF_BOTH, TRIES_OF_ADDRESS, TRIES_OF_NAME = 5, 20, 50
 """In five minutes: for one name from one address; from one address for any name; for one name from anywhere,
@@ -40,14 +43,18 @@ class SigningIn:
         name, password = request.form.get("name", "").strip(), request.form.get("password", "")
         places = _places(name)
         if wait := self._throttle.take(places):
+            log.warning("Sign-ins from %s are slowed down for %d s.", request.remote_addr, wait)
             refused = _asked(429, f"Too many tries. Wait {wait} seconds, then try again.")
             refused.headers["Retry-After"] = str(wait)
             return refused
         user = self._check(name, password)
         if user is None:
+            # Without what was typed as the name: it is the password now and then.
+            log.warning("A sign-in from %s failed.", request.remote_addr)
             return _asked(401, "Name or password is wrong.")
         self._throttle.give_back(places)
         sessions.begin(user)
+        log.info("%s signed in from %s.", user.name, request.remote_addr)
         return redirect(local(request.form.get("next")))
 
     def sign_out(self) -> AnyResponse:

@@ -33,7 +33,7 @@ def outlook(event: Seen, now: datetime, call: Deciding | None = None) -> str:
         return _TELL[State(event.state)](event, now)
     if event.state == State.PARKED:
         return f"Nothing until a person resolves its call.{_because(event)} {choices(call, now)}"
-    return f"{_TELL[State(event.state)](event, now)} {prospect(event.state, call)}"
+    return f"{_TELL[State(event.state)](event, now)} {prospect(event.state, call, now)}"
 
 
 def _received(event: Seen, _now: datetime) -> str:

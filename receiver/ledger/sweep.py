@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from receiver.ledger.calls.resolving import erase_contents
 from receiver.ledger.claims import due, in_state
-from receiver.ledger.models import CONFLICT, DUPLICATE, EVENT, REJECTION
+from receiver.ledger.models import ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
 
@@ -220,6 +220,8 @@ def _erase_payloads(store: Store, source: str, age: timedelta) -> int:
         theirs = or_(CONFLICT.c.event.in_(events), _late(store, source, age))
         connection.execute(delete(CONFLICT).where(theirs))
         connection.execute(update(DUPLICATE).where(DUPLICATE.c.event.in_(events)).values(address=None))
+        # A traceback quotes what the handler had in its hands.
+        connection.execute(update(ATTEMPT).where(ATTEMPT.c.event.in_(events)).values(error=None))
         erase_contents(connection, events)
     return len(events)
 

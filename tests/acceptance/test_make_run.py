@@ -118,6 +118,8 @@ def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
     make.wait_exit(60)
     check_nothing_left(family, port)
     assert f"http://127.0.0.1:{port}/webhooks/" in make.logs()
+    assert f"The dashboard is at http://127.0.0.1:{port}/" in make.logs()
+    assert "Sign in to the dashboard with name dev, password " in make.logs()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

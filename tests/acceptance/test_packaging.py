@@ -1,5 +1,6 @@
 """What the pins and the wheel promise: each alone is enough to run the three lines of the Procfile."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from firstseen.passwords import entry
 from tests.conftest import Deploy
 from tests.services.checkout import CHECKOUT, copy_checkout
 from tests.services.deployment import Deployment
@@ -99,10 +101,15 @@ def test_a_wheel_runs_elsewhere(tmp_path: Path, installed: Path, valkey: Valkey,
     """The wheel carries everything, data and migrations too, and its console script migrates."""
     deployment = deploy(f"sqlite:///{tmp_path}/events.db", valkey.url, python=installed)
     deployment.env["PYTHONPATH"] = str(deployment.handlers.folder)
+    deployment.env["FIRSTSEEN_USERS"] = entry("ada", "correct horse battery")
     where = deployment.run("python -c 'import config, receiver; print(config.__file__, receiver.__file__)'")
     assert str(CHECKOUT) not in where
     deployment.run("firstseen migrate")
     check_delivery(deployment.start())
+    page = deployment.client.get(f"{deployment.url}/sign-in")
+    files = re.findall(r'(?:src|href)="(/assets/[^"]+)"', page.text)
+    assert len(files) >= 4, page.text
+    assert {deployment.client.get(f"{deployment.url}{file}").status_code for file in files} == {200}
 
 
 def test_the_pins_satisfy_the_wheel(installed: Path) -> None:

@@ -144,6 +144,26 @@ def test_a_late_success_changes_nothing_once_its_successor_stands(office: Office
     assert (office.sends(first.id)[0].status, state(office.store, event)) == (201, "done")
 
 
+def test_a_late_success_changes_nothing_once_its_successor_stands_elsewhere(
+    office: Office, event: UUID
+) -> None:
+    """The replaced step moved to the place of a rejected one: that call counts now."""
+    both = posts("order", "letter", caught=True)
+    office.wire.script = [reply(422), crash]
+    held = office.die(event, both)
+    later(office.store, days=2)
+    assert office.run(event, both) == "parked"
+    first = office.call(event)
+    resolve(office.store, first.id, Resolution.RESEND_AS_NEW, "ada")
+    assert office.run_after_retry(event, posts("letter")) == "done"
+    office.late(held, office.sends(first.id)[0], reply())
+    assert [(one.step, one.position, one.state) for one in office.calls(event)] == [
+        ("order", 0, "replaced"),
+        ("letter", 0, "succeeded"),
+        ("letter", 1, "replaced"),
+    ]
+
+
 def test_a_late_failure_opens_nothing_again(office: Office, event: UUID) -> None:
     """The 500 of an earlier send comes after a replay closed the call: its send stays closed."""
     held = office.die(event, _dying(office))

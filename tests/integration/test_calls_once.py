@@ -134,7 +134,9 @@ def test_patience_with_the_first_ends(office: Office, first: UUID, second: UUID)
     later(office.store, days=3, seconds=1)
     assert office.run(second, order) == "parked"
     waits = f"`--resend-as-new` waits anew for the call {office.call(first).id} of another event"
-    assert waits in story(office.store, second)["next"]
+    said = story(office.store, second)["next"]
+    assert waits in said
+    assert "Nobody knows whether it happened: that is the matter of the call" in said
     resolve(office.store, office.call(second).id, Resolution.RESEND_AS_NEW, "ada")
     assert office.run(second, order) == "waiting", "as it said"
 
@@ -204,3 +206,19 @@ def _at_once(office: Office, events: list[UUID]) -> set[str]:
 
     with ThreadPoolExecutor(len(events)) as pool:
         return set(pool.map(one, range(len(events))))
+
+
+def test_a_rerun_that_waits_for_its_own_past_can_be_resolved(office: Office, first: UUID) -> None:
+    """The unknown call of an earlier generation holds its `once`: a person says what became of it."""
+    office.wire.script = [crash]
+    office.die(first, order)
+    later(office.store, days=2)
+    assert office.run(first, order) == "parked"
+    held = office.call(first)
+    rerun(office.store, first, "ada", generation=0)
+    assert office.run(first, order) == "waiting"
+    later(office.store, days=4)
+    assert office.run(first, order) == "parked"
+    resolve(office.store, held.id, Resolution.HAPPENED, "ada")
+    assert office.run(first, order) == "done"
+    assert len(office.wire.sent) == 1

@@ -224,6 +224,15 @@ def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
     assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
 
 
+def test_a_retry_after_the_life_of_a_key_says_that_it_parks_again(store: Store) -> None:
+    """It promises nothing to go out that the guards hold back."""
+    event, _ = with_parked_call(store)
+    later(store, days=2)
+    retry(store, event, "ann")
+    told = story(store, event)["next"]
+    assert told.endswith("'letter' parks then: it may have happened, and its key's life is over."), told
+
+
 def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
     """A rejected call did not happen: a retry opens a successor; a discarded event promises nothing."""
     event = deliver(store).event

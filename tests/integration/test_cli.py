@@ -255,3 +255,20 @@ def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
     replay = plan(store, Move.DISCARD, Filter(), "ann")
     run("discard", "--resume", str(replay.id))
     assert progress(store, replay.id)["finished_at"] is not None
+
+
+def test_what_a_source_leaves_out_is_not_printed(run: Run, store: Store, environ: dict[str, str]) -> None:
+    """A terminal is a screen too: neither the list nor the story has it."""
+    event = deliver(store, "evt_1", body=b'{"email": "ada@example.com"}').event
+    end(store, event, Move.GIVE_UP, reason="No customer ada@example.com.", error="KeyError: ada@example.com")
+    commands = [
+        [*one, *form] for one in (["events"], ["show", "stripe", "evt_1"]) for form in ([], ["--json"])
+    ]
+    for command in commands:
+        assert "ada@example.com" in run(*command).stdout
+    redacting = SOURCES.replace("[github]", 'redact = ["$.email"]\n\n[github]')
+    Path(environ["FIRSTSEEN_SOURCES"]).write_text(redacting)
+    for command in commands:
+        printed = run(*command).stdout
+        assert "ada@example.com" not in printed
+        assert "[redacted]" in printed

@@ -13,6 +13,7 @@ from receiver.ledger.sweep import PRUNE_BATCH
 from tests.integration.steps import (
     LEASE,
     ONLY_POSTGRES,
+    attempts,
     conflicts,
     count,
     crowd,
@@ -183,3 +184,13 @@ def test_old_rejections_go_after_thirty_days(store: Store) -> None:
             reject = REJECTION.insert().values(source="stripe", reason="signature", minute=minute, count=1)
             connection.execute(reject)
     assert prune(store, {})["rejections"] == 1
+
+
+def test_tracebacks_go_with_the_payload(store: Store) -> None:
+    """A traceback can quote what the sender wrote, so it is kept no longer; reason and outcome stay."""
+    event = deliver(store).event
+    end(store, event, Move.GIVE_UP, reason="It failed.", error="KeyError: 'jenny@example.com'")
+    later(store, days=31)
+    prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))})
+    (attempt,) = attempts(store, event)
+    assert (attempt.error, attempt.reason, attempt.outcome) == (None, "It failed.", "give up")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
+from werkzeug.security import check_password_hash
 
 from config.apis import APIS, header_of, load_apis
 from config.dialects import load_dialects
 from config.settings import environment, load_settings
-from firstseen.dev import SOCKET_LIMIT, Refused, moved_apis, only_one, socket_path, write_env
+from firstseen.dev import SOCKET_LIMIT, Refused, moved_apis, only_one, socket_path, write_env, write_user
 
 ENV = Path(".env")
 
@@ -36,6 +37,20 @@ def test_the_first_run_writes_secrets() -> None:
     assert all(len(value or "") > 30 for name, value in written.items() if name != "FIRSTSEEN_DEV")
     assert stat.S_IMODE(ENV.stat().st_mode) == 0o600
     assert load_settings().dev
+
+
+def test_the_first_run_makes_a_person() -> None:
+    """Name and password are told once; `.env` has only the hash, and it opens."""
+    write_env(ENV)
+    said = write_user(ENV)
+    assert said
+    password = said.rpartition(" ")[2]
+    (user,) = load_settings().users
+    assert user.name in said
+    assert check_password_hash(user.password_hash, password)
+    assert password not in ENV.read_text()
+    assert write_user(ENV) is None
+    assert load_settings().users == (user,)
 
 
 def test_the_first_run_can_call_the_sandbox() -> None:

@@ -132,6 +132,14 @@ OURS = """Host content-length Transfer-Encoding Connection Expect
 Authorization Proxy-Authorization Cookie X-API-Key idempotency-KEY"""
 
 
+@pytest.mark.parametrize("value", [" a", "a ", "a\t", " ", "a\n", "\x00"])
+def test_values_that_the_wire_would_break_on_are_refused_before(value: str) -> None:
+    """Found there they would count as sent, and nobody would know whether the call happened."""
+    with pytest.raises(CallRefused, match="name or value that HTTP does not allow"):
+        made(headers={"X-Note": value})
+    assert made(headers={"X-Note": "a \tb"}).headers["X-Note"] == "a \tb"
+
+
 @pytest.mark.parametrize("name", [*OURS.split(), "", "a b", "a:b", "a\nb", "\xe9"])
 def test_headers_that_are_not_the_handlers(name: str) -> None:
     """Credential, key, host, length and what no header can be named are refused."""

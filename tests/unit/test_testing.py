@@ -131,6 +131,7 @@ def test_answers_are_read_by_dialect(api: str, given: Any, error: type[Exception
         (lambda calls: calls.salesly.post("/a", headers={"X-API-Key": "mine"}), "not a handler's to set"),
         (lambda calls: calls.salesly.post("/a", json={}, content="b"), "one body"),
         (lambda calls: calls.stannp.put("/letters/1"), "unprotected=True"),
+        (lambda calls: calls.value("v", lambda: calls.salesly.post("/a").text), "make it by itself"),
         (lambda calls: calls.salesly.post("/a", once=7), "once= takes 1 to 200 characters"),
         (lambda calls: [calls.salesly.post("/a", step="x") for _ in "12"], "Two calls .* step 'x'"),
     ],

@@ -1,5 +1,7 @@
 """Guessing is slow, and costs a bounded memory."""
 
+import threading
+
 from receiver.dashboard.remembered import LEAST, SHARE, Remembered
 from receiver.dashboard.throttle import Throttle
 
@@ -71,6 +73,13 @@ def test_an_answer_is_found_once_in_a_while() -> None:
     clock.now += 1
     assert answer.get() == 2
     assert LEAST < SHARE
+
+
+def test_answers_can_take_turns() -> None:
+    """Those that share a turn hold one connection together, not one each."""
+    turn = threading.Lock()
+    assert Remembered(turn.locked, Clock(), turn).get()
+    assert not turn.locked()
 
 
 def test_a_failure_is_not_remembered() -> None:

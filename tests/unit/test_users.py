@@ -1,11 +1,13 @@
 """People who may sign in, as they are written."""
 
 import pytest
+from click.testing import CliRunner
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from config.errors import ConfigError
 from config.settings import load_settings
 from config.users import find_user, parse_users
+from firstseen.cli import cli
 from firstseen.passwords import entry
 
 HASH = generate_password_hash("correct horse battery", "scrypt")
@@ -28,6 +30,21 @@ def test_what_hash_password_prints_is_read() -> None:
     """The entry is ready to paste, and the password opens it."""
     (user,) = parse_users(entry("ada", "correct horse battery"))
     assert check_password_hash(user.password_hash, "correct horse battery")
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "code"),
+    [("ada", "correct horse battery", 0), ("ada", "hunter2", 2), ("Ada L", "x" * 20, 2)],
+)
+def test_the_command_reads_standard_input(name: str, password: str, code: int) -> None:
+    """One line in, one entry out; what is too short or no name is misuse, and is not repeated."""
+    done = CliRunner().invoke(cli, ["hash-password", name], input=f"{password}\n")
+    assert done.exit_code == code, done.output
+    assert password not in done.output
+    if code == 0:
+        (user,) = parse_users(done.stdout)
+        assert check_password_hash(user.password_hash, password)
+        assert "in single quotes" in done.stderr
 
 
 def test_another_password_is_another_mark() -> None:

@@ -39,6 +39,7 @@ class Calls:
         self._outbound, self._held = outbound, held
         self._steps: set[str] = set()
         self._count = 0
+        self._computing: str | None = None
         self._ends = time.monotonic() + outbound.max_runtime.total_seconds()
         self.owed: CallError | None = None
         """What a call raised that no row of the ledger speaks for: without that call it is not done."""
@@ -54,10 +55,19 @@ class Calls:
     def value(self, step: str, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returned when this step first ran in this generation; it is kept as JSON."""
         self.check_time()
-        stored = remember(self._outbound.store, self._held, _named(step), lambda: _json(step, compute()))
+        stored = remember(
+            self._outbound.store, self._held, _named(step), lambda: self._computed(step, compute)
+        )
         if stored is None:
             raise ClaimLost("Another worker has taken this event over.")
         return json.loads(stored)
+
+    def _computed(self, step: str, compute: Callable[[], Any]) -> str:
+        before, self._computing = self._computing, step
+        try:
+            return _json(step, compute())
+        finally:
+            self._computing = before
 
     def check_time(self) -> None:
         """Raise ClaimLost when the handler has run for longer than max_runtime."""
@@ -70,6 +80,11 @@ class Calls:
     ) -> httpx.Response:
         """Make the next call of this attempt."""
         self.check_time()
+        if self._computing is not None:
+            raise CallRefused(
+                f"The call {step!r} is made inside calls.value({self._computing!r}), which later runs skip:"
+                " make it by itself, since its answer is kept anyway."
+            )
         if step in self._steps:
             raise CallRefused(f"Two calls of this attempt are the step {step!r}: give each its own step=.")
         self._steps.add(step)

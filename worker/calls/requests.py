@@ -174,7 +174,8 @@ def _check_header(api: Api, name: str, value: str) -> None:
     taken = {(api.dialect.header or "").lower(), api.auth.header.lower()} | OURS | SECRETS
     if lower in taken:
         raise CallRefused(f"The header {name} is not a handler's to set: apis.toml or the client does.")
-    if not _TOKEN.fullmatch(name) or not isinstance(value, str) or not _VALUE.fullmatch(value):
+    allowed = isinstance(value, str) and _VALUE.fullmatch(value) and value == value.strip("\t ")
+    if not _TOKEN.fullmatch(name) or not allowed:
         raise CallRefused(f"The header {name!r} has a name or value that HTTP does not allow.")
 
 

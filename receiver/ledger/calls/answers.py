@@ -181,10 +181,10 @@ class _Recording:
 
     def _has_successor(self) -> bool:
         row = self.row
-        same = (CALL.c.event == row.event, CALL.c.generation == row.generation)
-        later = select(CALL.c.id).where(
-            *same, CALL.c.position == row.position, CALL.c.successor > row.successor
-        )
+        mine = (CALL.c.event == row.event, CALL.c.generation == row.generation)
+        # A replaced step may move, and another one may take its place.
+        same = (CALL.c.position == row.position) | (CALL.c.step == row.step)
+        later = select(CALL.c.id).where(*mine, same, CALL.c.successor > row.successor)
         return self.connection.execute(later.limit(1)).first() is not None
 
     def _wake(self) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.once import follow, insert_first
+from receiver.ledger.calls.settling import is_last
 from receiver.ledger.calls.states import PATIENT, CallState, Outcome, Protection
 from receiver.ledger.claimed import Claim, lock_alive
 from receiver.ledger.ids import uuid7
@@ -104,7 +105,7 @@ class _Planning:
             return self._planned(self._insert(self._successor(), make_key), event.now)
         if row.state == CallState.REJECTED and event.revived_at and row.ended_at < event.revived_at:
             # A new delivery revived the event after this: what certainly did not happen may be tried anew.
-            self._change(row, state=CallState.REPLACED)
+            self._replace(row)
             row = self._current()
         if row.state == CallState.REPLACED:
             return self._planned(self._insert(self._successor(), make_key), event.now)
@@ -208,6 +209,10 @@ class _Planning:
             self._change(
                 row, state=CallState.PARKED, reason=f"{since} {row.reason or ''}".rstrip(), ended_at=now
             )
+
+    def _replace(self, row: Row[Any]) -> None:
+        replaced = update(CALL).where(CALL.c.id == row.id, is_last())
+        self.connection.execute(replaced.values(state=CallState.REPLACED))
 
     def _change(self, row: Row[Any], **values: Any) -> None:
         self.connection.execute(update(CALL).where(CALL.c.id == row.id).values(**values))

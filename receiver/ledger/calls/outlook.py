@@ -32,6 +32,7 @@ class Deciding(Protocol):
     changed_to: str | None
     use_stored: bool
     quiet_until: datetime | None
+    expires_at: datetime | None
     is_open: bool
 
 
@@ -69,7 +70,7 @@ def choices(call: Deciding, now: datetime) -> str:
     return f"{_known(call)} {'; '.join(ways)}."
 
 
-def prospect(event_state: Any, call: Deciding) -> str:
+def prospect(event_state: Any, call: Deciding, now: datetime) -> str:
     """Say what the next attempt, or a retry, does with the call that decides."""
     if event_state == State.DEAD:
         return f"A retry sends its rejected call {call.step!r} as a successor, under a new key."
@@ -77,6 +78,8 @@ def prospect(event_state: Any, call: Deciding) -> str:
         return f"Its call {call.step!r} waits for another event's call with the same `once`."
     if call.state == CallState.PARKED:
         return f"Its call {call.step!r} is parked."
+    if call.is_open and call.expires_at and call.expires_at <= now:
+        return f"Its call {call.step!r} parks then: it may have happened, and its key's life is over."
     again = "again " if call.sends else ""
     key = ", under the same key" if call.sends and call.protection == Protection.KEYED else ""
     return f"Its call {call.step!r} waits, and goes out {again}then{key}."
@@ -109,6 +112,8 @@ def _known(call: Deciding) -> str:
         return "It happened."
     if call.is_open:
         return f"Nobody knows whether it happened: look at {call.api}."
+    if call.shares:
+        return f"Nobody knows whether it happened: that is the matter of the call {call.shares}."
     if call.outcome == Outcome.MISMATCH:
         return f"Its key belongs to another request there: look at {call.api}."
     return "It has not happened, as far as its answers tell."

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, delete, select, update
 
 from receiver.ledger.actions import Acted, note_action
 from receiver.ledger.calls.models import CALL, SEND, VALUE
+from receiver.ledger.calls.settling import try_again
 from receiver.ledger.calls.states import UNFINISHED, CallState
 from receiver.ledger.errors import LedgerError, NotAllowed
 from receiver.ledger.models import EVENT
@@ -58,6 +59,8 @@ def resolve(
         connection.execute(update(CALL).where(CALL.c.id == call).values(**change))
         if how == Resolution.HAPPENED:
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
+        if row.generation != row.present:
+            try_again(store, connection, [row.event])
         return _go_on(store, connection, row, how, who)
 
 
@@ -83,7 +86,8 @@ def _refuse(row: Row[Any], how: Resolution) -> None:
     name = f"Call {row.step!r} of event {row.event_id}"
     if row.state not in UNFINISHED:
         raise NotAllowed(f"{name} is {row.state}; there is nothing left to resolve.")
-    if row.generation != row.present:
+    # A call with `once` is for all generations, so an earlier one's may keep the present one waiting.
+    if row.generation != row.present and row.once is None:
         raise NotAllowed(f"{name} is of generation {row.generation}; the event is in {row.present} now.")
     if row.event_state != State.PARKED:
         raise NotAllowed(

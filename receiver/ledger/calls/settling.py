@@ -61,8 +61,8 @@ def replace_rejected(connection: Connection, call: UUID) -> None:
 def try_again(store: Store, connection: Connection, events: Sequence[UUID]) -> None:
     """Take up, as a person retries events, what their present generations left unfinished.
 
-    Keys stay: whatever parked a call parks it again, unless it is mended. Rejected calls, which certainly did
-    not happen, get successors.
+    Keys stay: whatever parked a call parks it again, unless it is mended. A rejected call, which certainly
+    did not happen, gets a successor, unless the handler caught that and went on: then both ways would count.
     """
     mine = CALL.c.event.in_(events), CALL.c.generation == _present()
     fresh = {"trying_since": store.now(), "due_at": None}
@@ -70,7 +70,14 @@ def try_again(store: Store, connection: Connection, events: Sequence[UUID]) -> N
     pending = {"state": CallState.PENDING, "ended_at": None}
     connection.execute(update(CALL).where(*mine, again).values(**fresh, **pending))
     rejected = CALL.c.state == CallState.REJECTED
-    connection.execute(update(CALL).where(*mine, rejected).values(state=CallState.REPLACED))
+    connection.execute(update(CALL).where(*mine, rejected, is_last()).values(state=CallState.REPLACED))
+
+
+def is_last() -> ColumnElement[bool]:
+    """Return the condition that a call's generation has none in a later place."""
+    later = CALL.alias("later")
+    same = and_(later.c.event == CALL.c.event, later.c.generation == CALL.c.generation)
+    return ~exists(select(later.c.id).where(same, later.c.position > CALL.c.position))
 
 
 def _present() -> ColumnElement[int]:

@@ -1,0 +1,52 @@
+"""What a source leaves out is in no answer of `/v1`; what is stored stays exact."""
+
+from dataclasses import replace
+
+import pytest
+
+from config.catalogue import load_providers
+from config.redaction import parse_json_path
+from config.sources import SOURCES, load_sources
+from receiver.ledger import Move, Store, original
+from tests.integration.steps import ONLY_SQLITE, end
+from tests.services.api import Api
+from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up
+
+pytestmark = pytest.mark.parametrize(**ONLY_SQLITE)
+
+
+@pytest.fixture
+def stage(store: Store) -> Stage:
+    """Fill the ledger with one event of every kind."""
+    return set_up(store)
+
+
+def api(store: Store, *paths: str) -> Api:
+    """Return the API of one Stripe source that leaves these places out."""
+    source = load_sources(SOURCES, load_providers(), {})["stripe"]
+    return Api(store, sources={"stripe": replace(source, redact=tuple(map(parse_json_path, paths)))})
+
+
+def test_no_answer_has_it(store: Store, stage: Stage) -> None:
+    """Stories, lists, conflicting bodies, calls; and what an action answers with."""
+    quoted = deliver(store, "evt_quoted")
+    end(store, quoted, Move.GIVE_UP, reason=f"No customer {EMAIL}.", error=f"KeyError: {EMAIL}")
+    shown, hidden = api(store), api(store, "$.data.object.email")
+    paths = [
+        "/v1/events",
+        f"/v1/events/{quoted}",
+        f"/v1/events/{stage.done}/conflicts",
+        f"/v1/calls/{stage.call}",
+    ]
+    for path in paths:
+        assert EMAIL in shown.get(path).text, f"{path} never shows it, so this proves nothing"
+        assert EMAIL not in hidden.get(path).text, path
+        assert "[redacted]" in hidden.get(path).text, path
+    assert original(store, quoted).body == body_of("evt_quoted")
+
+
+def test_the_rest_is_shown(store: Store, stage: Stage) -> None:
+    """A conflicting body is JSON still, with everything else in it."""
+    (one,) = api(store, "$.data.object.email").get(f"/v1/events/{stage.done}/conflicts").json["data"]
+    assert '"amount_paid": 4300' in one["body"]
+    assert one["size"] == len(body_of("evt_1Qx7done", amount_paid=4300)), "its size is that of what came"
