@@ -17,6 +17,7 @@ from receiver.ledger import Store
 from receiver.signatures import Request, compile_scheme, sign_request
 from tests.services.databases import NO_BROKER
 from tests.services.ledger import Ledger
+from tests.services.waiting import wait_until
 
 SECRET = "tests-only-7c1e"
 NAMES = (
@@ -60,6 +61,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_url: str) -
     monkeypatch.setenv("BROKER_URL", NO_BROKER)
     yield create_app(Settings(_env_file=None)).test_client()
     for store in stores:
+        wait_until(lambda store=store: not store.engine.pool.checkedout(), 10, "connections to be put back")
         store.close()
 
 

@@ -74,7 +74,7 @@ class Model:
         self.finished = now if self.state in FINAL else None
         if self.state == State.WAITING:
             self.due = now + delay
-        if move in (Move.RELEASE, Move.IGNORE):
+        if move in (Move.RELEASE, Move.IGNORE, Move.CALL_LATER):
             self.attempts -= 1
 
     def crash(self, now: timedelta) -> None:
