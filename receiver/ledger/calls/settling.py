@@ -74,10 +74,11 @@ def try_again(store: Store, connection: Connection, events: Sequence[UUID]) -> N
 
 
 def is_last() -> ColumnElement[bool]:
-    """Return the condition that a call's generation has none in a later place."""
+    """Return the condition that no call in a later place of its generation may have happened."""
     later = CALL.alias("later")
     same = and_(later.c.event == CALL.c.event, later.c.generation == CALL.c.generation)
-    return ~exists(select(later.c.id).where(same, later.c.position > CALL.c.position))
+    happened = later.c.state.not_in((CallState.REJECTED, CallState.REPLACED))
+    return ~exists(select(later.c.id).where(same, later.c.position > CALL.c.position, happened))
 
 
 def _present() -> ColumnElement[int]:
