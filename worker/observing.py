@@ -19,13 +19,22 @@ TRACEPARENT = "traceparent"
 @contextmanager
 def watched(held: Claim) -> Iterator[Span]:
     """Watch an attempt. The first is part of its delivery's trace; one that comes later links to it."""
-    facts: dict[str, str | int] = {"source": held.source, "event_id": held.event_id, "attempt": held.attempt}
     first = held.token == 1
     traces = {"parent": held.traceparent} if first else {"link": held.traceparent}
-    opened = span("attempt", "consumer", root=True, **traces)
-    with about(event=held.event, generation=held.generation, **facts), opened as seen:
-        seen.note(event=str(held.event), type=held.type, generation=held.generation, **facts)
+    with concerning(held), span("attempt", "consumer", root=True, **traces) as seen:
+        seen.note(event=str(held.event), type=held.type, generation=held.generation, **_facts(held))
         yield seen
+
+
+@contextmanager
+def concerning(held: Claim) -> Iterator[None]:
+    """Put an attempt's facts on the lines that are logged meanwhile."""
+    with about(event=held.event, generation=held.generation, **_facts(held)):
+        yield
+
+
+def _facts(held: Claim) -> dict[str, str | int]:
+    return {"source": held.source, "event_id": held.event_id, "attempt": held.attempt}
 
 
 @contextmanager

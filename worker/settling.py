@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from receiver.ledger import Claim, LedgerError, Move, Outcome, Store, finish_several, settle
+from worker.observing import concerning
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,11 @@ def settle_all(store: Store, ended: Sequence[tuple[Claim, Outcome]], *, patience
     except LedgerError:
         done = set()
     for held, end in ended:
-        if held.event in done:
-            log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
-        else:
-            _settle(store, held, end, time.monotonic() + patience.total_seconds())
+        with concerning(held):
+            if held.event in done:
+                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
+            else:
+                _settle(store, held, end, time.monotonic() + patience.total_seconds())
 
 
 def _settle(store: Store, held: Claim, end: Outcome, deadline: float) -> None:

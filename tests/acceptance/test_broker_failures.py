@@ -102,7 +102,7 @@ def test_a_broker_frozen_for_good_starves_nothing(deployment: Deployment, valkey
 def test_a_wiped_broker_loses_nothing(stage: Stage) -> None:
     """Nudges that are wiped before anybody fetched them, or under a running worker, cost no event."""
     stage.deployment.start_web()
-    before, after = names("before", 30), names("after", 30)
+    before, after = names("before", 10), names("after", 30)
     deliver_quickly(stage.deployment, before)
     wait_until(lambda: stage.waiting() == len(before), 30, "every nudge to wait in the broker")
     stage.wipe()
