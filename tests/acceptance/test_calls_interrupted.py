@@ -36,9 +36,9 @@ class End(NamedTuple):
 
 
 INTERRUPTED = {
-    # The sandbox's fault, and the end, the same in all five dialects. The third request is a busy machine's: the
-    # worker that took over is killed in turn, or was killed only when it had asked again. Where the key is held
-    # and the API says so, it is asked again and again.
+    # The sandbox's fault, and the end, the same in all five dialects. The third request is a busy machine's:
+    # the worker that took over is killed in turn, or was killed only when it had asked again. Where the key
+    # is held and the API says so, it is asked again and again.
     "frozen": ("slow", End("done", "succeeded", 1, 2, 3)),
     "killed after": ("slow", End("done", "succeeded", 1, 2, 3)),
     "killed before": ("hold", End("done", "succeeded", 1, 2, 9)),
