@@ -10,9 +10,16 @@ import pytest
 from sqlalchemy import event
 
 from receiver.ledger import Delivery, LedgerUnavailable, Move, Recorder, Store, record
+from receiver.ledger import storms as storms_module
 from receiver.ledger.models import EVENT
 from receiver.ledger.storms import FIRST, MEMORY, Storms
 from tests.integration.steps import count, deliver, delivery, duplicates, end, row
+
+
+@pytest.fixture(autouse=True)
+def flushed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no thread of one test write its counts into another test's ledger."""
+    monkeypatch.setattr(storms_module, "FLUSH", 3600.0)
 
 
 @pytest.fixture
