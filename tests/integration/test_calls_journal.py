@@ -145,6 +145,17 @@ def test_a_step_that_moved_to_another_place_is_not_sent_twice(
     assert len(office.wire.sent) == 2
 
 
+def test_a_step_is_not_begun_again_in_the_place_of_a_replaced_one(office: Office, event: UUID) -> None:
+    """The first call is to be sent as new, and the handler now begins with its second: that one happened."""
+    office.wire.script = [SILENCE, reply()]
+    office.run(event, posts("letter", "order", caught=True))
+    later(office.store, days=2)
+    assert office.run(event, posts("letter", "order", caught=True)) == "parked"
+    resolve(office.store, office.calls(event)[0].id, Resolution.RESEND_AS_NEW, "ada")
+    assert office.run(event, posts("order")) != "done"
+    assert len(office.wire.sent) == 2
+
+
 def _both_then_fail(_event: Any, calls: Any) -> None:
     posts("letter", "order", caught=True)(_event, calls)
     raise RuntimeError
