@@ -38,8 +38,7 @@ def insert_new(store: Store, connection: Connection, rows: Sequence[Mapping[str,
     # SQLite prepares a statement once and runs it for each row: no single statement is faster.
     times = dict.fromkeys(TIMES, store.moment()["now"])
     connection.execute(_ONE_BY_ONE, [{**row, **times} for row in rows])
-    mine = select(*SHOWN).where(EVENT.c.id.in_([row["id"] for row in rows]))
-    return connection.execute(mine).all()
+    return connection.execute(_MINE, {"ids": [row["id"] for row in rows]}).all()
 
 
 def _unnested() -> Insert:
@@ -54,4 +53,5 @@ def _unnested() -> Insert:
 
 
 _UNNESTED = _unnested()
+_MINE = select(*SHOWN).where(EVENT.c.id.in_(bindparam("ids", expanding=True)))
 _ONE_BY_ONE = sqlite.insert(EVENT).on_conflict_do_nothing(index_elements=["source", "event_id"])

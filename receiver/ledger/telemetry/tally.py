@@ -5,8 +5,9 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Insert, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.ledger.store import Store
@@ -66,10 +67,18 @@ def bump(store: Store, connection: Connection, counts: Counts) -> None:
     ]
     if not rows:
         return
-    insert = (sqlite if store.sqlite else postgresql).insert(TALLY)
-    more = {"count": TALLY.c.count + insert.excluded["count"]}
     # In one order everywhere, so that two transactions that share a slot cannot deadlock.
-    connection.execute(insert.on_conflict_do_update(index_elements=list(TALLY.primary_key), set_=more), rows)
+    connection.execute(_ADD_SQLITE if store.sqlite else _ADD_POSTGRES, rows)
+
+
+def _add(insert: Any) -> Insert:
+    """Return the statement, built once: it stands in every delivery's transaction."""
+    more = {"count": TALLY.c.count + insert.excluded["count"]}
+    statement: Insert = insert.on_conflict_do_update(index_elements=list(TALLY.primary_key), set_=more)
+    return statement
+
+
+_ADD_SQLITE, _ADD_POSTGRES = _add(sqlite.insert(TALLY)), _add(postgresql.insert(TALLY))
 
 
 def count_sweep(store: Store, done: Mapping[str, int]) -> None:
