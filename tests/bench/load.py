@@ -50,6 +50,6 @@ def write_deliveries(file: Path, ids: list[str]) -> Path:
 
 def run_wrk(url: str, deliveries: Path, *, connections: int, seconds: float) -> Result:
     """Send the deliveries for so long and return what was measured."""
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(SCRIPT), url]
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(SCRIPT), url]
     done = subprocess.run([*argv, "--", str(deliveries)], capture_output=True, text=True, check=True)
     return Result(**json.loads(done.stdout.strip().splitlines()[-1]))
