@@ -1,8 +1,9 @@
 """Leaves out what a source's `redact` names: from its payload, and wherever its values turn up again."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, quote_plus
 from uuid import UUID
 
 from config.redaction import EVERY, JsonPath
@@ -10,11 +11,26 @@ from config.sources import Source
 from receiver.ledger import Store, original
 from receiver.ledger.original import Original
 from receiver.ledger.payload import UnreadablePayloadError, parse_payload
+from receiver.ledger.texts import plain
 
 Told = dict[str, Any]
 HIDDEN = "[redacted]"
 SHORTEST = 3
 """Characters; a shorter value would be found, and blanked, in every second word."""
+
+OURS = frozenset(
+    {
+        *("id", "event", "call", "parked_call", "shares", "promoted_to", "source", "api", "body_hash"),
+        *("state", "outcome", "was", "what", "who", "worker", "method", "protection", "encoding", "key"),
+        *("fingerprint", "changed_to", "address", "at", "first", "last"),
+    }
+)
+OUR_TIMES = ("_at", "_until")
+"""Members, and ends of members, of a story whose text the ledger writes itself. A payload's `2026` or `done`
+must break neither a time nor a state."""
+
+IN_URLS = ("", "/", "!$&'()*+,/:;=@")
+"""Characters that one library or another leaves as they are in a URL."""
 
 
 class Redactor:
@@ -25,9 +41,13 @@ class Redactor:
         self.readable, self._values = True, tuple[str, ...]()
         if paths and body is not None:
             self.readable, payload = _parsed(body, content_type)
-            found = {text for path in paths for text in _texts(payload, path.steps)}
+            try:
+                found = {text for path in paths for text in _texts(payload, path.steps)}
+            except RecursionError:
+                self.readable, found = False, set[str]()
+            written = {form for text in found for form in _forms(text)}
             # The longest first: one value may hold another.
-            self._values = tuple(sorted(found, key=lambda text: (-len(text), text)))
+            self._values = tuple(sorted(written, key=lambda text: (-len(text), text)))
 
     @property
     def active(self) -> bool:
@@ -38,19 +58,15 @@ class Redactor:
         """Return a parsed payload without what the paths name."""
         for path in self._paths:
             value = _without(value, path.steps)
-        return self.told(value)
+        return self.data(value)
+
+    def data(self, value: Any) -> Any:
+        """Return what others wrote, ready for JSON, with the hidden values blanked in every text of it."""
+        return _mapped(value, self._blanked, lambda _name: False)
 
     def told(self, value: Any) -> Any:
-        """Return anything ready for JSON, with the payload's hidden values blanked in every text of it."""
-        match value:
-            case str():
-                return self._blanked(value)
-            case dict():
-                return {name: self.told(one) for name, one in value.items()}
-            case list():
-                return [self.told(one) for one in value]
-            case _:
-                return value
+        """Return what the ledger tells, with the hidden values blanked but in what it writes itself."""
+        return _mapped(value, self._blanked, _is_ours)
 
     def _blanked(self, text: str) -> str:
         for value in self._values:
@@ -63,9 +79,13 @@ def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None)
     if not paths:
         return body
     readable, payload = _parsed(body, content_type)
-    if not readable:
+    hides = Redactor(paths, body, content_type)
+    if not readable or not hides.readable:
         return HIDDEN.encode()
-    return json.dumps(Redactor(paths, body, content_type).payload(payload), ensure_ascii=False).encode()
+    try:
+        return plain(json.dumps(hides.payload(payload), ensure_ascii=False)).encode()
+    except RecursionError:
+        return HIDDEN.encode()
 
 
 def redactor_of(sources: Mapping[str, Source], kept: Original) -> Redactor:
@@ -88,6 +108,42 @@ def redacted_rows(sources: Mapping[str, Source], store: Store, rows: Sequence[To
         redacted(sources, store, UUID(row["id"]), row) if row["reason"] and row["source"] in hiding else row
         for row in rows
     ]
+
+
+def redacted_calls(sources: Mapping[str, Source], store: Store, rows: Sequence[Told]) -> list[Told]:
+    """Return listed calls without what their events' sources hide: URLs and steps quote payloads."""
+    hiding = {name for name, source in sources.items() if source.redact}
+    return [
+        redacted(sources, store, UUID(row["event"]), row) if row["source"] in hiding else row for row in rows
+    ]
+
+
+def _mapped(value: Any, change: Callable[[str], str], keeps: Callable[[str], bool]) -> Any:
+    match value:
+        case str():
+            return change(value)
+        case dict():
+            return {
+                name: one if isinstance(one, str) and keeps(name) else _mapped(one, change, keeps)
+                for name, one in value.items()
+            }
+        case list():
+            return [_mapped(one, change, keeps) for one in value]
+        case _:
+            return value
+
+
+def _is_ours(name: str) -> bool:
+    return name in OURS or name.endswith(OUR_TIMES)
+
+
+def _forms(text: str) -> Iterator[str]:
+    """Yield a value as it stands in texts, in JSON, in Python's errors and in URLs."""
+    escaped = json.dumps(text)[1:-1]
+    yield from (text, escaped, escaped.replace("/", r"\/"), json.dumps(text, ensure_ascii=False)[1:-1])
+    yield repr(text)[1:-1]
+    yield quote_plus(text, errors="replace")
+    yield from (quote(text, safe=safe, errors="replace") for safe in IN_URLS)
 
 
 def _parsed(body: bytes, content_type: str | None) -> tuple[bool, Any]:

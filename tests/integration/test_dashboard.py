@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event as sql_event
+from sqlalchemy import update
 from werkzeug.security import generate_password_hash
 
 from config.apis import APIS, load_apis
@@ -18,6 +19,7 @@ from config.users import User
 from receiver.dashboard.gate import local
 from receiver.dashboard.signing_in import TRIES_OF_BOTH
 from receiver.ledger import Store, list_events, note_worker, story
+from receiver.ledger.calls.models import CALL
 from receiver.ledger.queries import Filter
 from tests.integration.steps import ONLY_SQLITE, change, deliver_all, row, state
 from tests.services.board import ADA, PASSWORD, SECRET_KEY, Board
@@ -257,6 +259,28 @@ def test_what_a_source_leaves_out_is_on_no_page(store: Store, stage: Stage) -> N
     assert "Ada Lovelace" in board.get(f"/events/{stage.done}").text
     assert "[redacted]" in board.get(f"/calls/{stage.call}").text
     assert EMAIL in make(store).entered().get(f"/events/{stage.done}").text, "it is never shown"
+
+
+@pytest.mark.parametrize("value", ["2026", "received", "stripe", "Zo\u00eb"])
+def test_a_hidden_value_breaks_no_page(store: Store, value: str) -> None:
+    """Nor the list that it stands in, though it be a year, a state or the source's name."""
+    problem = f"Nobody is called {value}."
+    event = deliver(store, "evt_named", body=body_of("evt_named", email=value), problem=problem)
+    board = redacting(store).entered()
+    for path in (f"/events/{event}", "/events", "/queue", "/"):
+        answer = board.get(path)
+        assert (answer.status_code, problem in answer.text) == (200, False), path
+    assert "<code>" + str(event) in board.get(f"/events/{event}").text
+
+
+def test_an_escape_in_what_a_call_sent_hides_nothing(store: Store, stage: Stage) -> None:
+    """Its JSON is shown parsed, and so is searched parsed."""
+    escaped = EMAIL.replace("a", r"\u0061").encode()
+    with store.write() as connection:
+        body = b'{"to": "' + escaped + b'"}'
+        connection.execute(update(CALL).where(CALL.c.id == stage.call).values(body=body))
+    assert EMAIL in make(store).entered().get(f"/calls/{stage.call}").text, "it is never shown"
+    assert EMAIL not in redacting(store).entered().get(f"/calls/{stage.call}").text
 
 
 def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
