@@ -44,7 +44,11 @@ def who() -> str:
 
 def local(place: str | None) -> str:
     """Return a place to go on to if it is one of ours, else the first page: never another host."""
-    parts = urlsplit(place or "")
+    try:
+        # A header cannot hold line breaks, and browsers leave out tabs: `/<tab>/host` is another host.
+        parts = urlsplit(place if place and place.isprintable() else "")
+    except ValueError:
+        return url_for("dashboard.overview")
     ours = not parts.scheme and not parts.netloc and parts.path.startswith("/") and "\\" not in parts.path
     return str(place) if ours and not parts.path.startswith("//") else url_for("dashboard.overview")
 

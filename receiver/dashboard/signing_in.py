@@ -38,7 +38,7 @@ class SigningIn:
 
     def sign_in(self) -> AnyResponse:
         """Ask for name and password, or check them."""
-        if request.method == "GET":
+        if request.method != "POST":
             return redirect(local(request.args.get("next"))) if g.user else _asked(200)
         name, password = request.form.get("name", "").strip(), request.form.get("password", "")
         places = _places(name)

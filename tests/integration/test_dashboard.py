@@ -17,6 +17,7 @@ from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from config.users import User
 from receiver.dashboard.gate import local
+from receiver.dashboard.one import SHOWN
 from receiver.dashboard.signing_in import TRIES_OF_BOTH
 from receiver.ledger import Store, list_events, note_worker, story
 from receiver.ledger.calls.models import CALL
@@ -85,9 +86,11 @@ def test_a_right_password_opens(board: Board) -> None:
     assert board.post("/sign-in", **given, next="https://evil.example/").headers["Location"] == "/"
 
 
-@pytest.mark.parametrize(
-    "place", ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "", None]
-)
+PLACES = ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "", None]
+ODD_PLACES = ["//[", "/\t/evil.example", "/a\r\nSet-Cookie: a=b", "\x0b//evil.example"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, *ODD_PLACES])
 def test_no_link_leads_away(board: Board, place: str | None) -> None:
     """A place to go on to that is not a path here is the first page."""
     with board.app.test_request_context("/"):
@@ -115,6 +118,11 @@ def test_guessing_is_slowed_down(board: Board) -> None:
     assert (refused.status_code, board.get("/").status_code) == (429, 302)
     assert 0 < int(refused.headers["Retry-After"]) <= 300
     assert board.sign_in(**{"X-Forwarded-For": "198.51.100.7"}).status_code == 302
+
+
+def test_only_a_form_is_a_try(board: Board) -> None:
+    """Whoever merely looks whether the page is there uses up nobody's tries."""
+    assert {board.client.head("/sign-in").status_code for _ in range(TRIES_OF_BOTH + 1)} == {200}
 
 
 def test_an_address_cannot_try_many_names(board: Board) -> None:
@@ -281,6 +289,23 @@ def test_an_escape_in_what_a_call_sent_hides_nothing(store: Store, stage: Stage)
         connection.execute(update(CALL).where(CALL.c.id == stage.call).values(body=body))
     assert EMAIL in make(store).entered().get(f"/calls/{stage.call}").text, "it is never shown"
     assert EMAIL not in redacting(store).entered().get(f"/calls/{stage.call}").text
+
+
+DEEP = b"[" * 400 + b"1," * 90_000 + b"1" + b"]" * 400
+"""Indented whole, it is four hundred times longer."""
+
+
+@pytest.mark.parametrize(
+    "body", [rb'{"a": "\ud800"}', b"[" * 900 + b"1" + b"]" * 900, b"[" * 9000 + b"]" * 9000, DEEP]
+)
+def test_no_payload_is_too_odd_to_be_shown(store: Store, body: bytes) -> None:
+    """Half a character, a thousand brackets; a page stays a page, of bounded size."""
+    event = deliver(store, "evt_odd", body=body)
+    deliver(store, "evt_odd", body=body + b" ")
+    for board in (make(store), redacting(store)):
+        answer = board.entered().get(f"/events/{event}?bodies=1")
+        assert answer.status_code == 200
+        assert len(answer.data) < 3 * SHOWN
 
 
 def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
