@@ -29,6 +29,9 @@ HEADERS = {
 }
 YEAR = 31_536_000
 
+FORM_MAX = 1_048_576
+"""Bytes of a form. Files sent along would fill the disk, before anybody is signed in."""
+
 
 def guard(views: Blueprint, users: Sequence[User]) -> None:
     """Put the gate before every view of a blueprint and the headers behind it."""
@@ -54,6 +57,7 @@ def local(place: str | None) -> str:
 
 
 def _admit(users: Sequence[User]) -> AnyResponse | None:
+    request.max_content_length = FORM_MAX
     g.user = signed_in(users)
     if request.method not in READS and not has_token():
         raise Problem(

@@ -1,6 +1,8 @@
 """The dashboard's door, headers, actions and silence about secrets, without a browser."""
 
 import re
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from config.dialects import load_dialects
 from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from config.users import User
-from receiver.dashboard.gate import local
+from receiver.dashboard.gate import FORM_MAX, local
 from receiver.dashboard.one import SHOWN
-from receiver.dashboard.signing_in import TRIES_OF_BOTH
+from receiver.dashboard.signing_in import CROWD, TRIES_OF_BOTH
 from receiver.ledger import Store, list_events, note_worker, story
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.queries import Filter
@@ -123,6 +125,35 @@ def test_guessing_is_slowed_down(board: Board) -> None:
 def test_only_a_form_is_a_try(board: Board) -> None:
     """Whoever merely looks whether the page is there uses up nobody's tries."""
     assert {board.client.head("/sign-in").status_code for _ in range(TRIES_OF_BOTH + 1)} == {200}
+
+
+def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes while four wait is sent away at once."""
+    leave, token = threading.Event(), board.token()
+    monkeypatch.setattr("receiver.dashboard.signing_in.check_password_hash", lambda *_: leave.wait(30))
+    given = {"csrf": token, "name": "ada", "password": PASSWORD}
+    cookie = board.client.get_cookie("firstseen")
+    assert cookie
+    headers = {"Cookie": f"firstseen={cookie.value}"}
+    client = board.app.test_client(use_cookies=False)
+    with ThreadPoolExecutor(CROWD + 1) as pool:
+        knocks = [pool.submit(client.post, "/sign-in", data=given, headers=headers) for _ in range(CROWD + 1)]
+        try:
+            (sent_away,), others = wait(knocks, 30, return_when=FIRST_COMPLETED)
+        finally:
+            leave.set()
+        assert sent_away.result().status_code == 503
+        assert {one.result(30).status_code for one in others} == {302}
+    assert board.sign_in().status_code == 302
+
+
+def test_a_form_is_small(board: Board) -> None:
+    """A file that somebody sends along is not stored first, whoever it is."""
+    head = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+    for size, status in ((FORM_MAX - 200, 403), (FORM_MAX, 413)):
+        body = head + b"a" * size + b"\r\n--x--\r\n"
+        sent = board.client.post("/sign-in", data=body, content_type="multipart/form-data; boundary=x")
+        assert sent.status_code == status
 
 
 def test_an_address_cannot_try_many_names(board: Board) -> None:
