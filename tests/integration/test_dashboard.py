@@ -391,6 +391,13 @@ def test_a_resolution_must_make_sense(
     assert state(store, stage.parked) == "parked"
 
 
+def test_an_answer_that_no_handler_could_read_is_refused(board: Board, store: Store, stage: Stage) -> None:
+    """The field says JSON; a slip in it would be the call's answer for ever."""
+    answer = board.entered().post(f"/calls/{stage.parked_call}/resolve", how="happened", body='{"id": 9')
+    assert (answer.status_code, "is not JSON" in answer.text) == (422, True)
+    assert state(store, stage.parked) == "parked"
+
+
 def test_in_the_queue_the_answer_takes_the_events_place(board: Board, store: Store, stage: Stage) -> None:
     """A fragment says what was done, or why not."""
     board.entered()
