@@ -1,7 +1,8 @@
 """Leaves out what a source's `redact` names: from its payload, and wherever its values turn up again."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote, quote_plus
 from uuid import UUID
@@ -29,6 +30,9 @@ OUR_TIMES = ("_at", "_until")
 """Members, and ends of members, of a story whose text the ledger writes itself. A payload's `2026` or `done`
 must break neither a time nor a state."""
 
+QUOTING = frozenset({"reason", "error", "step", "url", "once", "body"})
+"""Members of a story that handlers and APIs fill."""
+
 IN_URLS = ("", "/", "!$&'()*+,/:;=@")
 """Characters that one library or another leaves as they are in a URL."""
 
@@ -46,8 +50,8 @@ class Redactor:
             except RecursionError:
                 self.readable, found = False, set[str]()
             written = {form for text in found for form in _forms(text)}
-            # The longest first: one value may hold another.
-            self._values = tuple(sorted(written, key=lambda text: (-len(text), text)))
+            self._values = _longest_first(written)
+        self._blind = bool(paths) and (body is None or not self.readable)
 
     @property
     def active(self) -> bool:
@@ -62,16 +66,16 @@ class Redactor:
 
     def data(self, value: Any) -> Any:
         """Return what others wrote, ready for JSON, with the hidden values blanked in every text of it."""
-        return _mapped(value, self._blanked, lambda _name: False)
+        return _mapped(value, partial(_blanked, self._values), lambda _name: False)
 
     def told(self, value: Any) -> Any:
-        """Return what the ledger tells, with the hidden values blanked but in what it writes itself."""
-        return _mapped(value, self._blanked, _is_ours)
+        """Return what the ledger tells, with the hidden values blanked but in what it writes itself.
 
-    def _blanked(self, text: str) -> str:
-        for value in self._values:
-            text = text.replace(value, HIDDEN)
-        return text
+        Without a payload to find them in, as once it is erased, whatever may quote one is blanked whole.
+        """
+        if self._blind:
+            return _mapped(value, partial(_blanked, _longest_first(_quotes(value))), _is_ours)
+        return _mapped(value, partial(_blanked, self._values), _is_ours)
 
 
 def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None) -> bytes:
@@ -131,6 +135,30 @@ def _mapped(value: Any, change: Callable[[str], str], keeps: Callable[[str], boo
             return [_mapped(one, change, keeps) for one in value]
         case _:
             return value
+
+
+def _blanked(values: Iterable[str], text: str) -> str:
+    for value in values:
+        text = text.replace(value, HIDDEN)
+    return text
+
+
+def _longest_first(texts: Iterable[str]) -> tuple[str, ...]:
+    """Order texts so that one which holds another comes before it."""
+    return tuple(sorted(set(texts), key=lambda text: (-len(text), text)))
+
+
+def _quotes(value: Any) -> Iterator[str]:
+    """Yield the texts of a story that handlers and APIs wrote."""
+    match value:
+        case dict():
+            for name, one in value.items():
+                if name in QUOTING and isinstance(one, str) and len(one) >= SHORTEST:
+                    yield one
+                yield from _quotes(one)
+        case list():
+            for one in value:
+                yield from _quotes(one)
 
 
 def _is_ours(name: str) -> bool:

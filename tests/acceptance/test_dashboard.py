@@ -203,15 +203,17 @@ def test_a_dead_event_is_retried_and_turns_done(tab: Tab, deployment: Deployment
 
 
 def test_the_queue_is_worked_through_by_keys(tab: Tab, deployment: Deployment) -> None:
-    """Two events wait; a keystroke each, and the focus goes on to the next."""
+    """Two events wait; a keystroke each, and the focus goes on to the next; a key held down decides once."""
     page = tab.sign_in("ada", PASSWORD, "/queue")
     items = page.locator(".item")
     expect(items).to_have_count(2)
     page.keyboard.press("j")
     expect(items.nth(0)).to_be_focused()
-    page.keyboard.press("d")
-    expect(items.nth(0)).to_have_text("Discarded.")
+    page.keyboard.down("r")
+    expect(items.nth(0)).to_have_text("Retried: it runs as soon as a worker is free.")
     expect(items.nth(1)).to_be_focused()
+    page.keyboard.down("r")
+    page.keyboard.up("r")
     expect(items.nth(1)).to_contain_text("Nobody knows whether call 'thank-you letter' happened")
     page.keyboard.press("h")
     expect(items.nth(1)).to_have_text("Noted that it happened; the event goes on.")

@@ -11,7 +11,7 @@ from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from receiver.ledger import Move, Store, original
 from receiver.ledger.calls.models import CALL
-from tests.integration.steps import ONLY_SQLITE, end
+from tests.integration.steps import ONLY_SQLITE, change, end
 from tests.services.api import Api
 from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up
 
@@ -58,6 +58,23 @@ def test_no_list_of_calls_has_it(store: Store, stage: Stage) -> None:
         assert quote(EMAIL) in shown.get(path).text, f"{path} never shows it, so this proves nothing"
         told = hidden.get(path).text
         assert (quote(EMAIL) in told, EMAIL in told, "[redacted]" in told) == (False, False, True), path
+
+
+def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage: Stage) -> None:
+    """Nobody knows the values any more: what may quote them is not shown, and the rest is."""
+    quoted = deliver(store, "evt_quoted")
+    end(store, quoted, Move.GIVE_UP, reason=f"No customer {EMAIL}.")
+    change(store, quoted, body=None, headers=None)
+    change(store, stage.done, body=None, headers=None)
+    with store.write() as connection:
+        connection.execute(update(CALL).where(CALL.c.id == stage.call).values(step=f"mail {EMAIL}"))
+    shown, hidden = api(store), api(store, "$.data.object.email")
+    for path in ("/v1/events", f"/v1/events/{quoted}", f"/v1/calls/{stage.call}", "/v1/calls"):
+        assert EMAIL in shown.get(path).text, f"{path} never shows it, so this proves nothing"
+        assert EMAIL not in hidden.get(path).text, path
+    told = hidden.get(f"/v1/events/{quoted}").json
+    assert told["event"]["state"] == "dead"
+    assert told["next"].startswith("Nothing by itself. [redacted]")
 
 
 def test_the_rest_is_shown(store: Store, stage: Stage) -> None:
