@@ -39,6 +39,8 @@ SHOTS = [
     ("queue", "dark", DESKTOP),
     ("overview", "light", PHONE),
 ]
+STILL = 0.01
+"""A tenth of what Web Vitals call good."""
 PICTURES = os.environ.get("FIRSTSEEN_PICTURES")
 """The folder that keeps the README's pictures: FIRSTSEEN_PICTURES=docs/pictures renews them."""
 
@@ -126,7 +128,7 @@ def pages_of(stage: Stage) -> dict[str, str]:
 def test_every_page_can_be_used_by_everybody(
     browser: Browser, deployment: Deployment, stage: Stage, scheme: str, size: dict[str, int]
 ) -> None:
-    """axe-core finds nothing serious in either scheme at either size; no page is wider than its window."""
+    """axe-core finds nothing serious, in dark or light; no page is wider than its window or moves about."""
     tab = Tab(browser, deployment.url, scheme=scheme, size=size)
     found = dict[str, list[str]]()
     try:
@@ -138,7 +140,9 @@ def test_every_page_can_be_used_by_everybody(
             if name == "overview":
                 expect(page.locator("#chart canvas")).to_be_visible()
             wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+            shift = tab.shift()
             found[name] = tab.violations() + (["it scrolls sideways"] if wide else [])
+            found[name] += [f"it moves while it loads: {shift}"] if shift > STILL else []
     finally:
         tab.close()
     assert {name: grave for name, grave in found.items() if grave} == {}
