@@ -133,7 +133,7 @@ def _text() -> list[structlog.typing.Processor]:
     shape = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
     )
-    return [_failed, _flat, structlog.processors.EventRenamer("message", "_event"), shape]
+    return [_failed, _flat, _visible, structlog.processors.EventRenamer("message", "_event"), shape]
 
 
 def _failed(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
@@ -159,6 +159,12 @@ def _flat(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
             f"{one['type']} at {(one['at'] or ['nowhere'])[-1]}" for one in failures
         )
     return line
+
+
+def _visible(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Keep a message on its line: a type that somebody sends may hold line breaks, or words for terminals."""
+    shown = (one if one.isprintable() else ascii(one)[1:-1] for one in str(line["event"]))
+    return {**line, "event": "".join(shown)}
 
 
 def _type(error: BaseException) -> str:

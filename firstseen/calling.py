@@ -16,6 +16,7 @@ from receiver.ledger.calls.reading import CallFilter, list_calls
 from receiver.ledger.calls.resolving import Resolution, Response, resolve
 from receiver.ledger.calls.states import CallState
 from receiver.ledger.calls.story import call_story
+from receiver.redaction import redacted_calls
 from worker.calls.wire import ANSWER_MAX
 
 PAGE = 50
@@ -46,10 +47,11 @@ def calls(
     """List outbound calls, newest first; `--state parked` are those that wait for a person."""
     which = CallFilter(state=CallState(state) if state else None, **given)
     page = list_calls(context.ledger, which, limit=limit, cursor=cursor)
+    data = redacted_calls(context.sources, context.ledger, page.data)
     if as_json:
-        print_json(page.as_json())
+        print_json({"data": data, "next": page.next})
         return
-    rows = [(moment(one["created_at"]), *(one[name] for name in SHOWN)) for one in page.data]
+    rows = [(moment(one["created_at"]), *(one[name] for name in SHOWN)) for one in data]
     print_table(("created", *SHOWN), rows)
     if page.next:
         click.echo(f"More: the same command with --cursor {page.next}", err=True)

@@ -1,8 +1,10 @@
 """Leaves out what a source's `redact` names: from its payload, and wherever its values turn up again."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
+from urllib.parse import quote, quote_plus
 from uuid import UUID
 
 from config.redaction import EVERY, JsonPath
@@ -10,11 +12,29 @@ from config.sources import Source
 from receiver.ledger import Store, original
 from receiver.ledger.original import Original
 from receiver.ledger.payload import UnreadablePayloadError, parse_payload
+from receiver.ledger.texts import plain
 
 Told = dict[str, Any]
 HIDDEN = "[redacted]"
 SHORTEST = 3
 """Characters; a shorter value would be found, and blanked, in every second word."""
+
+OURS = frozenset(
+    {
+        *("id", "event", "call", "parked_call", "shares", "promoted_to", "source", "api", "body_hash"),
+        *("state", "outcome", "was", "what", "who", "worker", "method", "protection", "encoding", "key"),
+        *("fingerprint", "changed_to", "address", "at", "first", "last"),
+    }
+)
+OUR_TIMES = ("_at", "_until")
+"""Members, and ends of members, of a story whose text the ledger writes itself. A payload's `2026` or `done`
+must break neither a time nor a state."""
+
+QUOTING = frozenset({"reason", "error", "step", "url", "once", "body"})
+"""Members of a story that handlers and APIs fill."""
+
+IN_URLS = ("", "/", "!$&'()*+,/:;=@")
+"""Characters that one library or another leaves as they are in a URL."""
 
 
 class Redactor:
@@ -25,9 +45,13 @@ class Redactor:
         self.readable, self._values = True, tuple[str, ...]()
         if paths and body is not None:
             self.readable, payload = _parsed(body, content_type)
-            found = {text for path in paths for text in _texts(payload, path.steps)}
-            # The longest first: one value may hold another.
-            self._values = tuple(sorted(found, key=lambda text: (-len(text), text)))
+            try:
+                found = {text for path in paths for text in _texts(payload, path.steps)}
+            except RecursionError:
+                self.readable, found = False, set[str]()
+            written = {form for text in found for form in _forms(text)}
+            self._values = _longest_first(written)
+        self._blind = bool(paths) and (body is None or not self.readable)
 
     @property
     def active(self) -> bool:
@@ -38,24 +62,20 @@ class Redactor:
         """Return a parsed payload without what the paths name."""
         for path in self._paths:
             value = _without(value, path.steps)
-        return self.told(value)
+        return self.data(value)
+
+    def data(self, value: Any) -> Any:
+        """Return what others wrote, ready for JSON, with the hidden values blanked in every text of it."""
+        return _mapped(value, partial(_blanked, self._values), lambda _name: False)
 
     def told(self, value: Any) -> Any:
-        """Return anything ready for JSON, with the payload's hidden values blanked in every text of it."""
-        match value:
-            case str():
-                return self._blanked(value)
-            case dict():
-                return {name: self.told(one) for name, one in value.items()}
-            case list():
-                return [self.told(one) for one in value]
-            case _:
-                return value
+        """Return what the ledger tells, with the hidden values blanked but in what it writes itself.
 
-    def _blanked(self, text: str) -> str:
-        for value in self._values:
-            text = text.replace(value, HIDDEN)
-        return text
+        Without a payload to find them in, as once it is erased, whatever may quote one is blanked whole.
+        """
+        if self._blind:
+            return _mapped(value, partial(_blanked, _longest_first(_quotes(value))), _is_ours)
+        return _mapped(value, partial(_blanked, self._values), _is_ours)
 
 
 def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None) -> bytes:
@@ -63,9 +83,13 @@ def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None)
     if not paths:
         return body
     readable, payload = _parsed(body, content_type)
-    if not readable:
+    hides = Redactor(paths, body, content_type)
+    if not readable or not hides.readable:
         return HIDDEN.encode()
-    return json.dumps(Redactor(paths, body, content_type).payload(payload), ensure_ascii=False).encode()
+    try:
+        return plain(json.dumps(hides.payload(payload), ensure_ascii=False)).encode()
+    except RecursionError:
+        return HIDDEN.encode()
 
 
 def redactor_of(sources: Mapping[str, Source], kept: Original) -> Redactor:
@@ -88,6 +112,66 @@ def redacted_rows(sources: Mapping[str, Source], store: Store, rows: Sequence[To
         redacted(sources, store, UUID(row["id"]), row) if row["reason"] and row["source"] in hiding else row
         for row in rows
     ]
+
+
+def redacted_calls(sources: Mapping[str, Source], store: Store, rows: Sequence[Told]) -> list[Told]:
+    """Return listed calls without what their events' sources hide: URLs and steps quote payloads."""
+    hiding = {name for name, source in sources.items() if source.redact}
+    return [
+        redacted(sources, store, UUID(row["event"]), row) if row["source"] in hiding else row for row in rows
+    ]
+
+
+def _mapped(value: Any, change: Callable[[str], str], keeps: Callable[[str], bool]) -> Any:
+    match value:
+        case str():
+            return change(value)
+        case dict():
+            return {
+                name: one if isinstance(one, str) and keeps(name) else _mapped(one, change, keeps)
+                for name, one in value.items()
+            }
+        case list():
+            return [_mapped(one, change, keeps) for one in value]
+        case _:
+            return value
+
+
+def _blanked(values: Iterable[str], text: str) -> str:
+    for value in values:
+        text = text.replace(value, HIDDEN)
+    return text
+
+
+def _longest_first(texts: Iterable[str]) -> tuple[str, ...]:
+    """Order texts so that one which holds another comes before it."""
+    return tuple(sorted(set(texts), key=lambda text: (-len(text), text)))
+
+
+def _quotes(value: Any) -> Iterator[str]:
+    """Yield the texts of a story that handlers and APIs wrote."""
+    match value:
+        case dict():
+            for name, one in value.items():
+                if name in QUOTING and isinstance(one, str) and len(one) >= SHORTEST:
+                    yield one
+                yield from _quotes(one)
+        case list():
+            for one in value:
+                yield from _quotes(one)
+
+
+def _is_ours(name: str) -> bool:
+    return name in OURS or name.endswith(OUR_TIMES)
+
+
+def _forms(text: str) -> Iterator[str]:
+    """Yield a value as it stands in texts, in JSON, in Python's errors and in URLs."""
+    escaped = json.dumps(text)[1:-1]
+    yield from (text, escaped, escaped.replace("/", r"\/"), json.dumps(text, ensure_ascii=False)[1:-1])
+    yield repr(text)[1:-1]
+    yield quote_plus(text, errors="replace")
+    yield from (quote(text, safe=safe, errors="replace") for safe in IN_URLS)
 
 
 def _parsed(body: bytes, content_type: str | None) -> tuple[bool, Any]:

@@ -11,6 +11,7 @@ from receiver.dashboard.gate import local, who
 from receiver.dashboard.parts import Parts
 from receiver.ledger import Acted, NotAllowed, discard, promote, rerun, retry
 from receiver.ledger.calls.resolving import Resolution, Response, resolve
+from receiver.ledger.payload import UnreadablePayloadError, parse_json
 from receiver.management.given import GivenResponse
 from receiver.problems import Problem
 
@@ -79,10 +80,16 @@ def _generation() -> int:
 
 
 def _given_answer() -> Response:
-    body = request.form.get("body", "")
+    body = request.form.get("body", "").strip()
+    try:
+        if body:
+            parse_json(body.encode())
+    except UnreadablePayloadError as error:
+        # The handler would get it for good, and fail on it at every attempt.
+        raise Problem(422, "invalid-request", f"Nothing was done: of the answer, {error}.") from None
     try:
         status = int(request.form.get("status") or "200")
-        kind = "application/json" if body.strip() else None
+        kind = "application/json" if body else None
         return GivenResponse(status=status, content_type=kind, body=body).as_response()
     except ValueError:
         raise Problem(422, "invalid-request", "The answer's status must be a success, 200 to 299.") from None

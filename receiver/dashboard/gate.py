@@ -29,6 +29,9 @@ HEADERS = {
 }
 YEAR = 31_536_000
 
+FORM_MAX = 1_048_576
+"""Bytes of a form. Files sent along would fill the disk, before anybody is signed in."""
+
 
 def guard(views: Blueprint, users: Sequence[User]) -> None:
     """Put the gate before every view of a blueprint and the headers behind it."""
@@ -44,12 +47,17 @@ def who() -> str:
 
 def local(place: str | None) -> str:
     """Return a place to go on to if it is one of ours, else the first page: never another host."""
-    parts = urlsplit(place or "")
+    try:
+        # A header cannot hold line breaks, and browsers leave out tabs: `/<tab>/host` is another host.
+        parts = urlsplit(place if place and place.isprintable() else "")
+    except ValueError:
+        return url_for("dashboard.overview")
     ours = not parts.scheme and not parts.netloc and parts.path.startswith("/") and "\\" not in parts.path
     return str(place) if ours and not parts.path.startswith("//") else url_for("dashboard.overview")
 
 
 def _admit(users: Sequence[User]) -> AnyResponse | None:
+    request.max_content_length = FORM_MAX
     g.user = signed_in(users)
     if request.method not in READS and not has_token():
         raise Problem(

@@ -12,6 +12,7 @@ from flask import Response, make_response, render_template, request
 from receiver.dashboard.choosing import call_choices, deciding_call, event_choices, why
 from receiver.dashboard.parts import Parts
 from receiver.dashboard.timeline import timeline
+from receiver.dashboard.words import written
 from receiver.ledger import State, original, story
 from receiver.ledger.calls.story import call_story
 from receiver.ledger.conflicts import conflicts
@@ -42,7 +43,7 @@ class OneEvent:
         payload = _payload(hides, kept.body, kept.content_type)
         told = self._told(event)
         bodies = [{**one, "payload": self._other(kept.source, one)} for one in others]
-        headers = hides.told(dict(kept.headers))
+        headers = hides.data(dict(kept.headers))
         return render_template(
             "event.html", **told, payload=payload, headers=headers, bodies=bodies, redacts=hides.active
         )
@@ -62,7 +63,7 @@ class OneEvent:
         told = hides.told(told)
         parked = deciding_call(story(self._store, event))
         choices = call_choices(parked, datetime.now(UTC)) if parked and parked["id"] == str(call) else []
-        shown = {name: _content(told[name]) for name in ("request", "answer")}
+        shown = {name: _content(hides, told[name]) for name in ("request", "answer")}
         return render_template("call.html", told=told, choices=choices, **shown)
 
     def download(self, event: UUID) -> Response:
@@ -104,22 +105,27 @@ def _payload(hides: Redactor, body: bytes | None, content_type: str | None) -> T
     if body is None:
         return {"kind": "none", "value": "It was erased after payload_retention."}
     try:
-        value = hides.payload(parse_payload(body, content_type))
+        return _json(hides.payload(parse_payload(body, content_type)))
+    except RecursionError:
+        return {"kind": "none", "value": "It is nested too deeply to be shown. The raw download has it."}
     except UnreadablePayloadError as error:
         if hides.active:
             hidden = f"It is not shown: its source leaves places out, and {error}. The raw download has it."
             return {"kind": "none", "value": hidden}
         return {"kind": "text", "value": body.decode("utf-8", "backslashreplace")[:SHOWN]}
-    if len(body) > SHOWN:
-        return {"kind": "text", "value": json.dumps(value, indent=2, ensure_ascii=False)[:SHOWN]}
-    return {"kind": "json", "value": value}
 
 
-def _content(content: Told | None) -> Told | None:
+def _json(value: Any) -> Told:
+    text, whole = written(value, SHOWN)
+    return {"kind": "json" if whole else "text", "value": text}
+
+
+def _content(hides: Redactor, content: Told | None) -> Told | None:
     if content is None:
         return None
     shown = {"kind": "text", "value": content["body"][:SHOWN]}
     if content["encoding"] == "utf-8" and len(content["body"]) <= SHOWN:
-        with suppress(ValueError):
-            shown = {"kind": "json", "value": json.loads(content["body"])}
+        with suppress(ValueError, RecursionError):
+            # Parsed, an escape becomes a character: what is hidden may turn up anew.
+            shown = _json(hides.data(json.loads(content["body"])))
     return {**content, "payload": shown}

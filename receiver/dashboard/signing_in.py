@@ -12,7 +12,7 @@ from config.users import User, find_user
 from receiver.dashboard import sessions
 from receiver.dashboard.gate import local
 from receiver.dashboard.throttle import Throttle
-from receiver.problems import unavailable
+from receiver.problems import Problem, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ which is many, since whoever uses them up keeps that person out."""
 PASSWORD_MAX = 1_024
 """Characters; more is no password."""
 
-PATIENCE = 5.0
-"""Seconds that a sign-in waits for the ones before it."""
+CROWD = 4
+"""Sign-ins at once; one more is told to come again. Each holds a thread that deliveries need."""
 
 
 class SigningIn:
@@ -32,13 +32,13 @@ class SigningIn:
 
     def __init__(self, users: Sequence[User], throttle: Throttle) -> None:
         self._users, self._throttle = users, throttle
-        self._turn = threading.Lock()
+        self._turn, self._room = threading.Lock(), threading.Semaphore(CROWD)
         # A name that nobody has takes as long as one that somebody has.
         self._nobody = generate_password_hash("", users[0].password_hash.partition("$")[0])
 
     def sign_in(self) -> AnyResponse:
         """Ask for name and password, or check them."""
-        if request.method == "GET":
+        if request.method != "POST":
             return redirect(local(request.args.get("next"))) if g.user else _asked(200)
         name, password = request.form.get("name", "").strip(), request.form.get("password", "")
         places = _places(name)
@@ -47,7 +47,11 @@ class SigningIn:
             refused = _asked(429, f"Too many tries. Wait {wait} seconds, then try again.")
             refused.headers["Retry-After"] = str(wait)
             return refused
-        user = self._check(name, password)
+        try:
+            user = self._check(name, password)
+        except Problem:
+            self._throttle.give_back(places)  # nothing was tried
+            raise
         if user is None:
             # Without what was typed as the name: it is the password now and then.
             log.warning("A sign-in from %s failed.", request.remote_addr)
@@ -64,12 +68,15 @@ class SigningIn:
 
     def _check(self, name: str, password: str) -> User | None:
         user = find_user(self._users, name)
-        if not self._turn.acquire(timeout=PATIENCE):
+        if not self._room.acquire(blocking=False):
             raise unavailable("Too many people sign in at once. Try again in a moment.")
         try:
-            right = check_password_hash(user.password_hash if user else self._nobody, password[:PASSWORD_MAX])
+            with self._turn:
+                right = check_password_hash(
+                    user.password_hash if user else self._nobody, password[:PASSWORD_MAX]
+                )
         finally:
-            self._turn.release()
+            self._room.release()
         return user if user and right else None
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from config.durations import in_words
 from receiver.ledger import Move
+from receiver.ledger.texts import plain
 
 CHOICES = {
     Move.RETRY: (
@@ -85,9 +86,22 @@ def duration(value: timedelta) -> str:
     return re.sub(r"(?<=\d)(?=[a-z])", " ", in_words(value))
 
 
-def pretty(value: Any) -> Markup:
-    """Return a parsed payload as indented JSON, its tokens marked for colours."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+def written(value: Any, most: int) -> tuple[str, bool]:
+    """Return parsed JSON indented, so many characters of it, and whether that is all; raises RecursionError.
+
+    It is cut while it is written: indented, a deep array is a thousand times longer than what came.
+    """
+    parts, size = list[str](), 0
+    for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            break
+    return plain("".join(parts)[:most]), size <= most
+
+
+def pretty(text: str) -> Markup:
+    """Return indented JSON with its tokens marked for colours."""
     parts, place = [], 0
     for match in _TOKEN.finditer(text):
         parts += [escape(text[place : match.start()]), _token(match)]

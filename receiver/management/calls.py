@@ -17,7 +17,7 @@ from receiver.management.gate import who
 from receiver.management.given import CallsQuery, ResolveBody
 from receiver.management.nudging import Nudge, nudge_afterwards
 from receiver.management.operations import Operation
-from receiver.redaction import redacted
+from receiver.redaction import redacted, redacted_calls
 
 Answer = dict[str, Any]
 CALL = "/calls/{call}"
@@ -46,7 +46,7 @@ class Calls:
         null.
         """
         page = list_calls(self._store, given.as_filter(), limit=given.limit, cursor=given.cursor)
-        return page.as_json()
+        return {"data": redacted_calls(self._sources, self._store, page.data), "next": page.next}
 
     def show_call(self, call: UUID) -> Answer:
         """Tell all about one call.

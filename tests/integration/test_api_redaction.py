@@ -1,14 +1,17 @@
 """What a source leaves out is in no answer of `/v1`; what is stored stays exact."""
 
 from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
+from sqlalchemy import update
 
 from config.catalogue import load_providers
 from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from receiver.ledger import Move, Store, original
-from tests.integration.steps import ONLY_SQLITE, end
+from receiver.ledger.calls.models import CALL
+from tests.integration.steps import ONLY_SQLITE, change, end
 from tests.services.api import Api
 from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up
 
@@ -43,6 +46,35 @@ def test_no_answer_has_it(store: Store, stage: Stage) -> None:
         assert EMAIL not in hidden.get(path).text, path
         assert "[redacted]" in hidden.get(path).text, path
     assert original(store, quoted).body == body_of("evt_quoted")
+
+
+def test_no_list_of_calls_has_it(store: Store, stage: Stage) -> None:
+    """A URL quotes what the handler put there, escaped."""
+    with store.write() as connection:
+        mine = update(CALL).where(CALL.c.id == stage.call)
+        connection.execute(mine.values(url=f"http://127.0.0.1/{quote(EMAIL)}", step=f"mail {EMAIL}"))
+    shown, hidden = api(store), api(store, "$.data.object.email")
+    for path in ("/v1/calls", f"/v1/calls/{stage.call}", f"/v1/events/{stage.done}"):
+        assert quote(EMAIL) in shown.get(path).text, f"{path} never shows it, so this proves nothing"
+        told = hidden.get(path).text
+        assert (quote(EMAIL) in told, EMAIL in told, "[redacted]" in told) == (False, False, True), path
+
+
+def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage: Stage) -> None:
+    """Nobody knows the values any more: what may quote them is not shown, and the rest is."""
+    quoted = deliver(store, "evt_quoted")
+    end(store, quoted, Move.GIVE_UP, reason=f"No customer {EMAIL}.")
+    change(store, quoted, body=None, headers=None)
+    change(store, stage.done, body=None, headers=None)
+    with store.write() as connection:
+        connection.execute(update(CALL).where(CALL.c.id == stage.call).values(step=f"mail {EMAIL}"))
+    shown, hidden = api(store), api(store, "$.data.object.email")
+    for path in ("/v1/events", f"/v1/events/{quoted}", f"/v1/calls/{stage.call}", "/v1/calls"):
+        assert EMAIL in shown.get(path).text, f"{path} never shows it, so this proves nothing"
+        assert EMAIL not in hidden.get(path).text, path
+    told = hidden.get(f"/v1/events/{quoted}").json
+    assert told["event"]["state"] == "dead"
+    assert told["next"].startswith("Nothing by itself. [redacted]")
 
 
 def test_the_rest_is_shown(store: Store, stage: Stage) -> None:

@@ -55,6 +55,20 @@ def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
     assert f"--cursor {cursor}" in run("calls", "--limit", "1").stderr
 
 
+def test_the_list_leaves_out_what_a_source_hides(
+    store: Store, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step quotes what the handler put there."""
+    held = take(store, deliver(store, body=b'{"email": "ada@example.com"}').event)
+    planned(store, held, "mail ada@example.com")
+    assert "ada@example.com" in run("calls").stdout
+    written = '[stripe]\nprovider = "stripe"\nsecrets_env = "S"\nredact = ["$.email"]\n'
+    (tmp_path / "sources.toml").write_text(written)
+    monkeypatch.setenv("FIRSTSEEN_SOURCES", str(tmp_path / "sources.toml"))
+    for options in ([], ["--json"]):
+        assert "mail [redacted]" in run("calls", *options).stdout
+
+
 def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
     """Event, attempts, calls, their keys, sends and answers, and what a person may say."""
     event = deliver(store).event

@@ -1,12 +1,15 @@
 """The dashboard's door, headers, actions and silence about secrets, without a browser."""
 
 import re
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event as sql_event
+from sqlalchemy import update
 from werkzeug.security import generate_password_hash
 
 from config.apis import APIS, load_apis
@@ -15,9 +18,11 @@ from config.dialects import load_dialects
 from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from config.users import User
-from receiver.dashboard.gate import local
-from receiver.dashboard.signing_in import TRIES_OF_BOTH
+from receiver.dashboard.gate import FORM_MAX, local
+from receiver.dashboard.one import SHOWN
+from receiver.dashboard.signing_in import CROWD, TRIES_OF_BOTH
 from receiver.ledger import Store, list_events, note_worker, story
+from receiver.ledger.calls.models import CALL
 from receiver.ledger.queries import Filter
 from tests.integration.steps import ONLY_SQLITE, change, deliver_all, row, state
 from tests.services.board import ADA, PASSWORD, SECRET_KEY, Board
@@ -83,9 +88,11 @@ def test_a_right_password_opens(board: Board) -> None:
     assert board.post("/sign-in", **given, next="https://evil.example/").headers["Location"] == "/"
 
 
-@pytest.mark.parametrize(
-    "place", ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "", None]
-)
+PLACES = ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "", None]
+ODD_PLACES = ["//[", "/\t/evil.example", "/a\r\nSet-Cookie: a=b", "\x0b//evil.example"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, *ODD_PLACES])
 def test_no_link_leads_away(board: Board, place: str | None) -> None:
     """A place to go on to that is not a path here is the first page."""
     with board.app.test_request_context("/"):
@@ -113,6 +120,40 @@ def test_guessing_is_slowed_down(board: Board) -> None:
     assert (refused.status_code, board.get("/").status_code) == (429, 302)
     assert 0 < int(refused.headers["Retry-After"]) <= 300
     assert board.sign_in(**{"X-Forwarded-For": "198.51.100.7"}).status_code == 302
+
+
+def test_only_a_form_is_a_try(board: Board) -> None:
+    """Whoever merely looks whether the page is there uses up nobody's tries."""
+    assert {board.client.head("/sign-in").status_code for _ in range(TRIES_OF_BOTH + 1)} == {200}
+
+
+def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes while four wait is sent away at once."""
+    leave, token = threading.Event(), board.token()
+    monkeypatch.setattr("receiver.dashboard.signing_in.check_password_hash", lambda *_: leave.wait(30))
+    given = {"csrf": token, "name": "ada", "password": PASSWORD}
+    cookie = board.client.get_cookie("firstseen")
+    assert cookie
+    headers = {"Cookie": f"firstseen={cookie.value}"}
+    client = board.app.test_client(use_cookies=False)
+    with ThreadPoolExecutor(CROWD + 1) as pool:
+        knocks = [pool.submit(client.post, "/sign-in", data=given, headers=headers) for _ in range(CROWD + 1)]
+        try:
+            (sent_away,), others = wait(knocks, 30, return_when=FIRST_COMPLETED)
+        finally:
+            leave.set()
+        assert sent_away.result().status_code == 503
+        assert {one.result(30).status_code for one in others} == {302}
+    assert board.sign_in().status_code == 302
+
+
+def test_a_form_is_small(board: Board) -> None:
+    """A file that somebody sends along is not stored first, whoever it is."""
+    head = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+    for size, status in ((FORM_MAX - 200, 403), (FORM_MAX, 413)):
+        body = head + b"a" * size + b"\r\n--x--\r\n"
+        sent = board.client.post("/sign-in", data=body, content_type="multipart/form-data; boundary=x")
+        assert sent.status_code == status
 
 
 def test_an_address_cannot_try_many_names(board: Board) -> None:
@@ -259,6 +300,45 @@ def test_what_a_source_leaves_out_is_on_no_page(store: Store, stage: Stage) -> N
     assert EMAIL in make(store).entered().get(f"/events/{stage.done}").text, "it is never shown"
 
 
+@pytest.mark.parametrize("value", ["2026", "received", "stripe", "Zo\u00eb"])
+def test_a_hidden_value_breaks_no_page(store: Store, value: str) -> None:
+    """Nor the list that it stands in, though it be a year, a state or the source's name."""
+    problem = f"Nobody is called {value}."
+    event = deliver(store, "evt_named", body=body_of("evt_named", email=value), problem=problem)
+    board = redacting(store).entered()
+    for path in (f"/events/{event}", "/events", "/queue", "/"):
+        answer = board.get(path)
+        assert (answer.status_code, problem in answer.text) == (200, False), path
+    assert "<code>" + str(event) in board.get(f"/events/{event}").text
+
+
+def test_an_escape_in_what_a_call_sent_hides_nothing(store: Store, stage: Stage) -> None:
+    """Its JSON is shown parsed, and so is searched parsed."""
+    escaped = EMAIL.replace("a", r"\u0061").encode()
+    with store.write() as connection:
+        body = b'{"to": "' + escaped + b'"}'
+        connection.execute(update(CALL).where(CALL.c.id == stage.call).values(body=body))
+    assert EMAIL in make(store).entered().get(f"/calls/{stage.call}").text, "it is never shown"
+    assert EMAIL not in redacting(store).entered().get(f"/calls/{stage.call}").text
+
+
+DEEP = b"[" * 400 + b"1," * 90_000 + b"1" + b"]" * 400
+"""Indented whole, it is four hundred times longer."""
+
+
+@pytest.mark.parametrize(
+    "body", [rb'{"a": "\ud800"}', b"[" * 900 + b"1" + b"]" * 900, b"[" * 9000 + b"]" * 9000, DEEP]
+)
+def test_no_payload_is_too_odd_to_be_shown(store: Store, body: bytes) -> None:
+    """Half a character, a thousand brackets; a page stays a page, of bounded size."""
+    event = deliver(store, "evt_odd", body=body)
+    deliver(store, "evt_odd", body=body + b" ")
+    for board in (make(store), redacting(store)):
+        answer = board.entered().get(f"/events/{event}?bodies=1")
+        assert answer.status_code == 200
+        assert len(answer.data) < 3 * SHOWN
+
+
 def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
     """Byte for byte, as a file that no browser opens."""
     answer = redacting(store).entered().get(f"/events/{stage.done}/raw")
@@ -308,6 +388,13 @@ def test_a_resolution_must_make_sense(
     assert (
         board.entered().post(f"/calls/{stage.parked_call}/resolve", how=how, status=status).status_code == 422
     )
+    assert state(store, stage.parked) == "parked"
+
+
+def test_an_answer_that_no_handler_could_read_is_refused(board: Board, store: Store, stage: Stage) -> None:
+    """The field says JSON; a slip in it would be the call's answer for ever."""
+    answer = board.entered().post(f"/calls/{stage.parked_call}/resolve", how="happened", body='{"id": 9')
+    assert (answer.status_code, "is not JSON" in answer.text) == (422, True)
     assert state(store, stage.parked) == "parked"
 
 

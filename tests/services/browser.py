@@ -31,6 +31,16 @@ PATIENCE = 15_000
 GRAVE = ("serious", "critical")
 
 
+SHIFT = """new Promise(done => {
+    let sum = 0;
+    new PerformanceObserver(seen => {
+        for (const one of seen.getEntries()) if (!one.hadRecentInput) sum += one.value;
+    }).observe({ type: "layout-shift", buffered: true });
+    requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => done(sum))));
+})"""
+"""How far the page's parts have moved by themselves, as Web Vitals counts it: 0 is not at all."""
+
+
 @contextmanager
 def browsing() -> Iterator[Browser]:
     """Run a browser; it ends with the block."""
@@ -81,6 +91,10 @@ class Tab:
             for one in found
             if one["impact"] in GRAVE
         ]
+
+    def shift(self) -> float:
+        """Return how far the parts of the open page have moved since it began to show."""
+        return float(self.page.evaluate(SHIFT))
 
     def close(self) -> None:
         """Close it, and forget its cookies."""

@@ -46,6 +46,13 @@ def test_a_line_is_one_json_object() -> None:
     assert found["time"].endswith("Z")
 
 
+def test_what_was_sent_forges_no_line_for_people() -> None:
+    """A line break, or what moves a terminal's cursor, is written as its escape; letters stay."""
+    shown = line_formatter("text").format(record("Event of type %s: done", "caf\u00e9\n2026 [error] \x1b[2J"))
+    assert "caf\u00e9\\n2026 [error] \\x1b[2J: done" in shown
+    assert (shown.count("\n"), "\x1b" in shown) == (0, False)
+
+
 def test_facts_stand_on_every_line_inside() -> None:
     """What was bound is on a line until it is left or forgotten; the inner fact wins."""
     unbind()

@@ -93,3 +93,40 @@ def test_a_form_is_searched_too() -> None:
         [parse_json_path("$.email")], b"email=ada%40b.c&x=1", "application/x-www-form-urlencoded"
     )
     assert json.loads(shown) == {"email": HIDDEN, "x": "1"}
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("Zo\u00eb", r"Zo\u00eb"),
+        ("a/b c", r"a\/b c"),
+        ('Ada "A" L', r"Ada \"A\" L"),
+        ("ada@example.com", "ada%40example.com"),
+        ("Ada Lovelace", "Ada+Lovelace"),
+        ("Ada Lovelace", "Ada%20Lovelace"),
+        ("two\nlines", r"two\nlines"),
+    ],
+)
+def test_values_are_blanked_however_they_are_written(value: str, written: str) -> None:
+    """As JSON escapes them, as Python's errors quote them, and as URLs hold them."""
+    hides = redactor("$.a", payload={"a": value})
+    assert hides.told({"url": f"/who/{written}"}) == {"url": f"/who/{HIDDEN}"}
+
+
+def test_what_the_ledger_writes_itself_stands() -> None:
+    """A value that is also a state, a year or a piece of an id breaks none of them."""
+    hides = redactor("$.a", "$.b", payload={"a": "2026", "b": "done"})
+    told = {"id": "2026-done", "state": "done", "received_at": "2026-01-01T00:00:00Z", "reason": "2026 done"}
+    assert hides.told(told) == told | {"reason": f"{HIDDEN} {HIDDEN}"}
+    assert hides.data({"state": "done"}) == {"state": HIDDEN}, "a payload's own member is no state of ours"
+
+
+def test_a_body_that_is_nested_too_deeply_is_not_shown() -> None:
+    """It can be parsed but not searched."""
+    body = b'{"a": ' + b"[" * 800 + b"1" + b"]" * 800 + b"}"
+    assert shown_body([parse_json_path("$.b")], body, "application/json") == HIDDEN.encode()
+
+
+def test_half_a_character_is_written_as_its_escape() -> None:
+    """JSON may hold one; UTF-8 cannot."""
+    assert shown_body([parse_json_path("$.a")], rb'{"b": "\ud800"}', None) == rb'{"b": "\ud800"}'

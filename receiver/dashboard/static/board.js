@@ -70,6 +70,8 @@
       return document.getElementById("find").focus();
     }
     if (!items().length) return;
+    // A key that is held down decides once: the focus has gone on to an event that nobody has read.
+    if (event.repeat && event.key !== "j" && event.key !== "k") return;
     if (event.key === "j" || event.key === "k") return go(event.key === "j" ? 1 : -1);
     const item = document.activeElement.closest(".item");
     if (!item) return;
