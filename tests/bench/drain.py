@@ -1,6 +1,7 @@
 """*Drain*: how fast a backlog empties, and how soon a lone event's handler starts."""
 
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
         app.send_task("plain.nothing", (f"evt_{number}",), ignore_result=True)
     env = clean_environment(PYTHONPATH=str(Path(__file__).parents[2]), BENCH_BROKER=broker.url)
     argv = ["-m", "celery", "-A", "tests.bench.apps.plain", "worker", "--pool", "threads"]
-    command = ["python", *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
+    command = [sys.executable, *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
     process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)
     try:
         wait_until(lambda: broker.queue_length("celery") < count, 120, "Celery to begin")

@@ -11,6 +11,9 @@ from tests.services.signing import stripe_event, stripe_headers
 
 SCRIPT = Path(__file__).with_name("deliver.lua")
 FILLER = "A line of an invoice, so that a body has the usual kilobyte. " * 12
+CREATED = 1_780_000_000
+"""Of every event: one id has one body, or its duplicates would be conflicts."""
+
 MISSING = "wrk is not installed: `apt-get install wrk`, and run `make bench` again."
 
 
@@ -39,13 +42,24 @@ def has_wrk() -> bool:
 
 def write_deliveries(file: Path, ids: list[str]) -> Path:
     """Write one delivery a line, signed now, in the order of the ids."""
-    template = json.dumps(stripe_event("evt_placeholder", note=FILLER), separators=(",", ":"))
+    event = stripe_event("evt_placeholder", note=FILLER) | {"created": CREATED}
+    template = json.dumps(event, separators=(",", ":"))
     at = time.time()
     with file.open("w") as lines:
         for event_id in ids:
             body = template.replace("evt_placeholder", event_id)
             lines.write(f"{stripe_headers(body.encode(), at=at)['Stripe-Signature']} {body}\n")
     return file
+
+
+def read_deliveries(file: Path) -> list[tuple[bytes, dict[str, str]]]:
+    """Return body and headers of each line, for a client other than wrk."""
+    found = []
+    for line in file.read_text().splitlines():
+        signature, _, body = line.partition(" ")
+        headers = {"Stripe-Signature": signature, "Content-Type": "application/json; charset=utf-8"}
+        found.append((body.encode(), headers))
+    return found
 
 
 def run_wrk(url: str, deliveries: Path, *, connections: int, seconds: float) -> Result:
