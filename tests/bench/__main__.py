@@ -28,7 +28,7 @@ from tests.bench.contestants import (
 )
 from tests.bench.drain import drain_celery, drain_firstseen, latencies
 from tests.bench.growth import grow
-from tests.bench.load import MISSING, has_wrk
+from tests.bench.load import MISSING, has_wrk, read_deliveries, write_deliveries
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
