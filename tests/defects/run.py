@@ -25,8 +25,8 @@ import pytest
 
 from tests.services.checkout import CHECKOUT, copy_checkout
 
-AT_ONCE = 2
-"""Defects run side by side; a small machine has two cores."""
+AT_ONCE = 3
+"""Defects run side by side; most of them wait for processes now and then."""
 PATIENCE = 180
 """Seconds for one defect's tests."""
 
