@@ -10,7 +10,6 @@ import pytest
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse every connection, listener and look-up."""
-
     mine = threading.enumerate()
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
