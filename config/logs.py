@@ -1,11 +1,14 @@
 """Log lines of every process: JSON, or readable in a terminal; what they are about, never what it says."""
 
 import copy
+import json
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
@@ -66,41 +69,72 @@ def log_uncaught() -> None:
 def line_formatter(form: Form = "auto") -> logging.Formatter:
     """Return the formatter of every line; `auto` is text where stderr is a terminal, and JSON elsewhere."""
     readable = form == "text" or (form == "auto" and sys.stderr.isatty())
-    shape = _text() if readable else _json()
+    kind, shape = (_Lines, _text()) if readable else (_JsonLines, _json())
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    return _Lines(foreign_pre_chain=_told(), processors=[meta, *shape])
+    return kind(foreign_pre_chain=_told(), processors=[meta, *shape])
+
+
+_FACTS: ContextVar[Mapping[str, object]] = ContextVar("facts", default={})  # noqa: B039 - never written to
 
 
 def bind(**facts: object) -> None:
     """Put facts on every line that this thread logs from now on."""
-    structlog.contextvars.bind_contextvars(**_named(facts))
+    _FACTS.set({**_FACTS.get(), **_told_as(facts)})
+
+
+def begin(**facts: object) -> None:
+    """Forget this thread's facts, as it begins something else, and put these on its lines."""
+    _FACTS.set(_told_as(facts))
 
 
 def unbind() -> None:
-    """Forget this thread's facts: it begins something else."""
-    structlog.contextvars.clear_contextvars()
+    """Forget this thread's facts."""
+    _FACTS.set({})
 
 
 @contextmanager
 def about(**facts: object) -> Iterator[None]:
     """Put facts on every line that is logged inside."""
-    with structlog.contextvars.bound_contextvars(**_named(facts)):
+    before = _FACTS.set({**_FACTS.get(), **_told_as(facts)})
+    try:
         yield
+    finally:
+        _FACTS.reset(before)
 
 
-def _named(facts: dict[str, object]) -> dict[str, object]:
-    # structlog keeps the message under "event"; here that is an event's id, and both are renamed at the end.
-    told = {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
-    return {"_event" if name == "event" else name: value for name, value in told.items()}
+def _told_as(facts: Mapping[str, object]) -> dict[str, object]:
+    return {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
 
 
 class _Lines(structlog.stdlib.ProcessorFormatter):
+    """Lines of the standard library's loggers and of structlog's, in one form."""
+
     def format(self, record: logging.LogRecord) -> str:
         """Write a line; of an error that a library hands over it shows the type alone."""
         if record.name.partition(".")[0] not in OURS and record.args:
             record = copy.copy(record)
             record.args = _without_errors(record)
         return super().format(record)
+
+
+class _JsonLines(_Lines):
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a plain line of ours at once: every request leaves one, and structlog's way costs 50 us."""
+        if record.exc_info or record.stack_info or record.name.partition(".")[0] not in OURS:
+            return super().format(record)
+        extra = {name: record.__dict__[name] for name in EXTRA if name in record.__dict__}
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_FACTS.get(),
+            **extra,
+        }
+        return _encode(line)
+
+
+_encode = json.JSONEncoder(default=repr).encode
 
 
 def _without_errors(record: logging.LogRecord) -> Any:
@@ -116,12 +150,19 @@ def _typed(argument: object) -> object:
 
 def _told() -> list[structlog.typing.Processor]:
     return [
+        _about,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(allow=EXTRA),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
+
+
+def _about(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    # structlog keeps the message under "event"; here that is an event's id, and both are renamed at the end.
+    facts = {"_event" if name == "event" else name: value for name, value in _FACTS.get().items()}
+    return {**facts, **line}
 
 
 def _json() -> list[structlog.typing.Processor]:

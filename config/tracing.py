@@ -4,8 +4,7 @@ One trace goes from a delivery through its event's first attempt to every call o
 """
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
 
 FOUND = importlib.util.find_spec("opentelemetry") is not None
@@ -29,11 +28,6 @@ class _Untraced:
 UNTRACED = _Untraced()
 
 
-@contextmanager
-def _untraced() -> Iterator[Span]:
-    yield UNTRACED
-
-
 def set_up_traces(service: str) -> None:
     """Send this process's spans where the standard OTEL_EXPORTER_OTLP_ENDPOINT says, if it says so."""
     if FOUND:
@@ -51,9 +45,11 @@ def span(
     comes through marks the span with its type: its text may quote data.
     """
     if not FOUND:
-        return _untraced()
+        return nullcontext(UNTRACED)
     from config import otel  # noqa: PLC0415 - as above
 
+    if not otel.recording():
+        return nullcontext(UNTRACED)
     return otel.span(name, side, parent=parent, link=link, root=root)
 
 
@@ -71,4 +67,4 @@ def here() -> str | None:
         return None
     from config import otel  # noqa: PLC0415 - as above
 
-    return otel.here()
+    return otel.here() if otel.recording() else None

@@ -16,6 +16,7 @@ class Instruments:
 
     def __init__(self) -> None:
         self.own = CollectorRegistry()
+        self._answers: dict[tuple[str, int], Histogram] = {}
         self.answers = Histogram(
             "firstseen_answer_seconds",
             "Time from a request's arrival to its answer.",
@@ -32,6 +33,13 @@ class Instruments:
         self.nudges = Counter(
             "firstseen_nudges", "Wake-ups that the broker took, or not.", ["result"], registry=self.own
         )
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one answer and its time."""
+        found = self._answers.get((route, status))
+        if found is None:
+            found = self._answers[route, status] = self.answers.labels(route, str(status))
+        found.observe(seconds)
 
     def nudged(self, result: str, count: int) -> None:
         """Count nudges that the broker took, or that failed."""

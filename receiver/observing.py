@@ -1,16 +1,17 @@
 """What every request leaves behind: an id on its lines and its answer, one line, its time and its span."""
 
 import logging
+import os
 import re
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from uuid import uuid4
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from flask import Flask, Response, g, request
 
-from config.logs import bind, unbind
-from config.tracing import span
+from config.logs import begin, bind, unbind
+from config.tracing import UNTRACED, Span, span
 from receiver.instruments import Instruments
 from receiver.ledger import Verdict
 
@@ -42,45 +43,59 @@ class Observer:
         app.teardown_request(self._end)
 
     def _begin(self) -> None:
-        unbind()
-        given = request.headers.get(REQUEST_ID, "")
-        g.begun = time.perf_counter()
-        g.request_id = given if WELL_FORMED.fullmatch(given) else uuid4().hex
-        bind(request=g.request_id)
-        g.observed = ExitStack()
-        if _route() == DELIVERIES:
+        headers = request.headers
+        given = headers.get(REQUEST_ID, "")
+        seen = Seen(given if WELL_FORMED.fullmatch(given) else os.urandom(16).hex(), _route())
+        g.seen = seen
+        begin(request=seen.request_id)
+        if seen.route == DELIVERIES:
             # A sender is not to be trusted with our traces: it is pointed at, never joined.
-            sender = request.headers.get("traceparent")
-            g.span = g.observed.enter_context(span(f"POST {DELIVERIES}", "server", link=sender, root=True))
+            sender = headers.get("traceparent")
+            seen.opened = span(f"POST {DELIVERIES}", "server", link=sender, root=True)
+            seen.span = seen.opened.__enter__()
 
     def _answered(self, response: Response) -> Response:
-        route, took = _route(), time.perf_counter() - g.begun
-        response.headers[REQUEST_ID] = g.request_id
-        self._instruments.answers.labels(route, str(response.status_code)).observe(took)
-        if events := g.get("events"):
-            self._instruments.batches.observe(events)
-        if route not in QUIET:
-            extra = {"status": response.status_code, "ms": round(took * 1000, 1)}
-            method = request.method if route != UNKNOWN else "-"
-            log.info("%s %s: %d", method, route, response.status_code, extra=extra)
+        seen: Seen = g.seen
+        took, status = time.perf_counter() - seen.begun, response.status_code
+        response.headers[REQUEST_ID] = seen.request_id
+        self._instruments.answered(seen.route, status, took)
+        if seen.events:
+            self._instruments.batches.observe(seen.events)
+        if seen.route not in QUIET:
+            extra = {"status": status, "ms": round(took * 1000, 1)}
+            method = request.method if seen.route != UNKNOWN else "-"
+            log.info("%s %s: %d", method, seen.route, status, extra=extra)
         return response
 
-    def _end(self, _error: BaseException | None) -> None:
-        if observed := g.pop("observed", None):
-            observed.close()
+    def _end(self, error: BaseException | None) -> None:
+        seen: Seen | None = g.pop("seen", None)
+        if seen and seen.opened:
+            seen.opened.__exit__(type(error) if error else None, error, None)
         unbind()
+
+
+@dataclass(slots=True)
+class Seen:
+    """What is known of the present request."""
+
+    request_id: str
+    route: str
+    begun: float = field(default_factory=time.perf_counter)
+    events: int = 0
+    opened: AbstractContextManager[Span] | None = None
+    span: Span = UNTRACED
 
 
 def note_recorded(source: str, verdicts: Sequence[Verdict]) -> None:
     """Say what the present request recorded: its event stands on its lines and in its span."""
-    g.events = len(verdicts)
+    seen: Seen = g.seen
+    seen.events = len(verdicts)
     facts: dict[str, str | int] = {"source": source, "events": len(verdicts)}
     if len(verdicts) == 1:
         (one,) = verdicts
         facts = {"source": source, "event": str(one.event), "event_id": one.event_id, "verdict": one.name}
     bind(**facts)
-    if "span" in g:
-        g.span.note(**facts)
+    seen.span.note(**facts)
 
 
 def note_refused(source: str, reason: str) -> None:

@@ -1,6 +1,7 @@
 """The payload of a delivery, parsed: JSON, a form, or JSON inside a form's `payload` field."""
 
 import json
+from codecs import BOM_UTF8
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
@@ -38,7 +39,7 @@ def parse_json(body: bytes) -> Any:
     if not body:
         raise UnreadablePayloadError("the body is empty")
     try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return _JSON.decode(body.removeprefix(BOM_UTF8).decode())
     except UnicodeDecodeError:
         raise UnreadablePayloadError("the body is not UTF-8") from None
     except RecursionError:
@@ -67,3 +68,6 @@ def parse_form(body: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -36,22 +36,28 @@ def texts(place: Locator, request: Request, item: Any = None) -> tuple[str, ...]
     `item` is the element of a batch that `item:` reads.
     """
     if place.kind == "header":
-        found: Any = request.header_values(place.name)
+        found: tuple[str | None, ...] = request.header_values(place.name)
     elif place.kind == "query":
         found = request.query.get(place.name, ())
     elif place.kind == "form":
         field = request.form.get(place.name, ())
-        found = (field,) if isinstance(field, str) else field
+        found = (field,) if isinstance(field, str) else tuple(field)
     else:
         found = (as_text(dig(item if place.kind == "item" else request.payload.value, place.path)),)
-    return tuple(text for text in found if text)
+    if all(found):
+        return found  # type: ignore[return-value] - None is no text
+    return tuple([text for text in found if text])
 
 
 def candidates(where: Locators, request: Request, item: Any = None) -> tuple[tuple[str, ...], ...]:
     """Return the texts of the first place that has any, or of every such place when all are asked for."""
-    found = (texts(place, request, item) for place in where.places)
-    filled = (values for values in found if values)
-    return tuple(filled) if where.several else tuple(values for values in [next(filled, ())] if values)
+    found = []
+    for place in where.places:
+        if values := texts(place, request, item):
+            found.append(values)
+            if not where.several:
+                break
+    return tuple(found)
 
 
 def one_text(where: Locators, request: Request, missing: str) -> str:
