@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -12,10 +13,21 @@ Item = TypeVar("Item")
 
 
 class Background(Generic[Item]):
-    """Hands items, in batches, to `work` on a thread of its own. `work` may raise: its batch is dropped."""
+    """Hands items, in batches, to `work` on a thread of its own. `work` may raise: its batch is dropped.
 
-    def __init__(self, name: str, work: Callable[[Sequence[Item]], None], *, room: int, batch: int) -> None:
-        self._name, self._work, self._batch = name, work, batch
+    It rests for `pause` seconds after each batch, so that the next one is larger and there are fewer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Sequence[Item]], None],
+        *,
+        room: int,
+        batch: int,
+        pause: float = 0.0,
+    ) -> None:
+        self._name, self._work, self._batch, self._pause = name, work, batch, pause
         self._queue: queue.Queue[Item] = queue.Queue(room)
         self._started = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -46,3 +58,5 @@ class Background(Generic[Item]):
                 self._work(batch)
             except Exception:
                 log.exception("%s dropped %d items.", self._name, len(batch))
+            if self._pause:
+                time.sleep(self._pause)
