@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -40,7 +40,7 @@ PLACES = 12
 
 def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
     """Send every logger's lines, and Python's warnings, to stderr in one form."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr(sys.stderr)
     handler.setFormatter(line_formatter(form))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)
@@ -104,6 +104,23 @@ def about(**facts: object) -> Iterator[None]:
 
 def _told_as(facts: Mapping[str, object]) -> dict[str, object]:
     return {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Without a lock of its own: a line is one write, and threads that queue up for a lock cost more."""
+
+    def createLock(self) -> None:  # noqa: N802 - logging's own name
+        """Have none."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; stderr keeps none back."""
+        try:
+            self.stream.write(f"{self.format(record)}\n")
+        except RecursionError:
+            raise
+        except Exception:  # noqa: BLE001 - as every handler of logging does
+            self.handleError(record)
 
 
 class _Lines(structlog.stdlib.ProcessorFormatter):

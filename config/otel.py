@@ -63,11 +63,6 @@ def span(name: str, side: str, *, parent: str | None, link: str | None, root: bo
             raise
 
 
-def recording() -> bool:
-    """Say whether anybody has set up a provider: without one, spans lead nowhere."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-
-
 def flush(seconds: float) -> None:
     """Send what waits in the provider, if it is one that keeps spans."""
     force = getattr(trace.get_tracer_provider(), "force_flush", None)

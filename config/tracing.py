@@ -4,6 +4,7 @@ One trace goes from a delivery through its event's first attempt to every call o
 """
 
 import importlib.util
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
 
@@ -26,6 +27,7 @@ class _Untraced:
 
 
 UNTRACED = _Untraced()
+NOWHERE: AbstractContextManager[Span] = nullcontext(UNTRACED)
 
 
 def set_up_traces(service: str) -> None:
@@ -44,12 +46,10 @@ def span(
     `link` (a traceparent) is only pointed at. What cannot be read of either counts as nothing. An error that
     comes through marks the span with its type: its text may quote data.
     """
-    if not FOUND:
-        return nullcontext(UNTRACED)
+    if not _recording():
+        return NOWHERE
     from config import otel  # noqa: PLC0415 - as above
 
-    if not otel.recording():
-        return nullcontext(UNTRACED)
     return otel.span(name, side, parent=parent, link=link, root=root)
 
 
@@ -63,8 +63,13 @@ def flush(seconds: float) -> None:
 
 def here() -> str | None:
     """Return the present span as W3C Trace Context writes it in `traceparent`; None where there is none."""
-    if not FOUND:
+    if not _recording():
         return None
     from config import otel  # noqa: PLC0415 - as above
 
-    return otel.here() if otel.recording() else None
+    return otel.here()
+
+
+def _recording() -> bool:
+    """Say whether this process has OpenTelemetry's SDK loaded: without it, spans lead nowhere."""
+    return "opentelemetry.sdk.trace" in sys.modules

@@ -60,8 +60,7 @@ class Endpoint:
 
     def _kept_headers(self, request: Request) -> dict[str, str]:
         names = (*self.source.provider.keep_headers, *self.source.keep_headers)
-        found = {name: request.header(name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name in names if (value := request.header(name)) is not None}
 
 
 def build_endpoints(sources: Mapping[str, Source], keys: Keys | None = None) -> dict[str, Endpoint]:

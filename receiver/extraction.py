@@ -8,12 +8,11 @@ from hashlib import sha256
 from typing import Any
 
 from config.locators import Locator, Locators, parse_locator
-from config.provider_parts import TimeTable
 from config.sources import Source
 from receiver.ledger.ids import uuid7
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
 from receiver.signatures.clock import parse_time
-from receiver.signatures.reading import candidates, dig
+from receiver.signatures.reading import as_text, candidates, dig
 from receiver.signatures.request import Request
 
 UNKNOWN_TYPE = "unknown"
@@ -45,9 +44,12 @@ class Extractor:
     def __init__(self, source: Source, new_id: Callable[[], str]) -> None:
         provider = source.provider
         self._policy = provider.policy
-        self._id_places = provider.id_places
-        self._type_places = provider.type_places
+        self._id_places = [
+            (where, None if where == POSITION else reader(where)) for where in provider.id_places
+        ]
+        self._type_places = [reader(where) for where in provider.type_places]
         self._time = provider.created_at
+        self._read_time = reader(provider.created_at.places) if provider.created_at else None
         self._without_id = provider.without_id
         self._batch = parse_locator(provider.batch, ("json", "form"), root=True) if provider.batch else None
         self._batch_type = provider.batch_type
@@ -98,8 +100,8 @@ class Extractor:
             event_id=event_id or hashed(body),
             type=self._type(request, element),
             body=body,
-            created_at=_moment(self._time, request, element),
-            problem=None if event_id else f"It has no event id at {' and '.join(map(str, self._id_places))}.",
+            created_at=self._moment(request, element),
+            problem=None if event_id else f"It has no event id at {self._id_names()}.",
             content_type=content_type,
         )
 
@@ -113,8 +115,8 @@ class Extractor:
         if self._policy == "body_hash":
             return hashed(body)
         parts = [
-            (where, str(number) if where == POSITION else one(where, request, element))
-            for where in self._id_places
+            (where, str(number) if read is None else read(request, element))
+            for where, read in self._id_places
         ]
         if all(text or where.optional for where, text in parts):
             return storable("+".join(text for _, text in parts if text))
@@ -123,8 +125,19 @@ class Extractor:
         return hashed(body) if self._without_id == "body_hash" else self._new_id()
 
     def _type(self, request: Request, element: Any) -> str:
-        parts = [one(where, request, element) for where in self._type_places]
-        return storable(".".join(part for part in parts if part) or UNKNOWN_TYPE)
+        parts = [part for read in self._type_places if (part := read(request, element))]
+        return storable(".".join(parts) or UNKNOWN_TYPE)
+
+    def _moment(self, request: Request, element: Any) -> datetime | None:
+        text = self._read_time(request, element) if self._read_time else None
+        seconds = parse_time(text, self._time.unit) if self._time and text else None
+        try:
+            return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    def _id_names(self) -> str:
+        return " and ".join(str(where) for where, _ in self._id_places)
 
 
 def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: str(uuid7())) -> Extractor:
@@ -134,7 +147,7 @@ def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: str(uu
 
 def storable(text: str) -> str:
     """Return a text that every database keeps as it is; what none would is hashed, not cut."""
-    if len(text) <= LONGEST and "\0" not in text and not _has_surrogate(text):
+    if len(text) <= LONGEST and "\0" not in text and (text.isascii() or not _has_surrogate(text)):
         return text
     return hashed(text.encode("utf-8", "surrogatepass"))
 
@@ -146,6 +159,16 @@ def hashed(raw: bytes) -> str:
 
 def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def reader(where: Locators) -> Callable[[Request, Any], str | None]:
+    """Compile what `one` does: most places are a single one in the body or a header."""
+    place, path = where.places[0], where.places[0].path
+    if where.several or len(where.places) > 1 or place.kind not in ("json", "item"):
+        return lambda request, item: one(where, request, item)
+    if place.kind == "item":
+        return lambda _, item: as_text(dig(item, path)) or None
+    return lambda request, _: as_text(dig(request.payload.value, path)) or None
 
 
 def one(where: Locators, request: Request, item: Any = None) -> str | None:
@@ -165,12 +188,3 @@ def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
         else:
             found = [dig(value, (step,)) for value in found]
     return found
-
-
-def _moment(table: TimeTable | None, request: Request, item: Any) -> datetime | None:
-    text = one(table.places, request, item) if table else None
-    seconds = parse_time(text, table.unit) if table and text else None
-    try:
-        return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
-    except (ValueError, OverflowError, OSError):
-        return None

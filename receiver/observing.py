@@ -17,7 +17,7 @@ from receiver.ledger import Verdict
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = "X-Request-Id"
+REQUEST_ID, REQUEST_ID_GIVEN = "X-Request-Id", "HTTP_X_REQUEST_ID"
 WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{7,127}")
 """Ids of routers and proxies; anything else is replaced, as it stands in every line."""
 
@@ -43,14 +43,14 @@ class Observer:
         app.teardown_request(self._end)
 
     def _begin(self) -> None:
-        headers = request.headers
-        given = headers.get(REQUEST_ID, "")
-        seen = Seen(given if WELL_FORMED.fullmatch(given) else os.urandom(16).hex(), _route())
-        g.seen = seen
-        begin(request=seen.request_id)
-        if seen.route == DELIVERIES:
+        given = request.environ.get(REQUEST_ID_GIVEN)
+        route = request.url_rule.rule if request.url_rule else UNKNOWN
+        request_id = given if given and WELL_FORMED.fullmatch(given) else os.urandom(16).hex()
+        seen = g.seen = Seen(request_id, route, request.method)
+        begin(request=request_id)
+        if route == DELIVERIES:
             # A sender is not to be trusted with our traces: it is pointed at, never joined.
-            sender = headers.get("traceparent")
+            sender = request.environ.get("HTTP_TRACEPARENT")
             seen.opened = span(f"POST {DELIVERIES}", "server", link=sender, root=True)
             seen.span = seen.opened.__enter__()
 
@@ -63,7 +63,7 @@ class Observer:
             self._instruments.batches.observe(seen.events)
         if seen.route not in QUIET:
             extra = {"status": status, "ms": round(took * 1000, 1)}
-            method = request.method if seen.route != UNKNOWN else "-"
+            method = seen.method if seen.route != UNKNOWN else "-"
             log.info("%s %s: %d", method, seen.route, status, extra=extra)
         return response
 
@@ -80,6 +80,7 @@ class Seen:
 
     request_id: str
     route: str
+    method: str
     begun: float = field(default_factory=time.perf_counter)
     events: int = 0
     opened: AbstractContextManager[Span] | None = None
@@ -101,7 +102,3 @@ def note_recorded(source: str, verdicts: Sequence[Verdict]) -> None:
 def note_refused(source: str, reason: str) -> None:
     """Say why the present request was refused."""
     bind(source=source, refused=reason)
-
-
-def _route() -> str:
-    return request.url_rule.rule if request.url_rule else UNKNOWN
