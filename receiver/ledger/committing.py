@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.record import Delivery, Verdict, record, record_together
+from receiver.ledger.record import (
+    Delivery,
+    Verdict,
+    is_plain,
+    record,
+    record_first_seen,
+    record_together,
+)
 from receiver.ledger.store import Store
 from receiver.ledger.storms import Storms
 
@@ -18,10 +25,22 @@ class _Ticket:
     """One request's deliveries, and what became of them."""
 
     deliveries: Sequence[Delivery]
-    awake: threading.Event = field(default_factory=threading.Event)
     leads: bool = False
     verdicts: Sequence[Verdict] = ()
     error: Exception | None = None
+    _asleep: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._asleep.acquire()
+
+    def sleep(self) -> None:
+        """Wait until somebody wakes it."""
+        self._asleep.acquire()
+
+    def wake(self) -> None:
+        """Wake who sleeps; only the leader of the moment does, so that twice is once."""
+        if self._asleep.locked():
+            self._asleep.release()
 
 
 class Recorder:
@@ -48,7 +67,7 @@ class Recorder:
             self._waiting.append(ticket)
             ticket.leads, self._busy = not self._busy, True
         if not ticket.leads:
-            ticket.awake.wait()
+            ticket.sleep()
         if ticket.leads:
             self._lead()
         if ticket.error is not None:
@@ -65,9 +84,9 @@ class Recorder:
                 self._busy = bool(self._waiting)
                 if self._waiting:
                     self._waiting[0].leads = True
-                    self._waiting[0].awake.set()
+                    self._waiting[0].wake()
             for ticket in batch:
-                ticket.awake.set()
+                ticket.wake()
 
     def _take(self) -> list[_Ticket]:
         """Take those who wait, oldest first: the leader itself, and whom its transaction has room for."""
@@ -81,6 +100,25 @@ class Recorder:
 
 
 def _record_all(store: Store, batch: Sequence[_Ticket]) -> None:
+    """Record what is first-seen in the shortest way, and what that leaves as `record` does it."""
+    # A request of several events stands as a whole or not at all, so it is left to that.
+    plain = [ticket for ticket in batch if len(ticket.deliveries) == 1 and is_plain(ticket.deliveries[0])]
+    try:
+        verdicts = record_first_seen(store, [ticket.deliveries[0] for ticket in plain]) if plain else []
+    except LedgerUnavailable as error:
+        for ticket in batch:
+            ticket.error = error
+        return
+    except Exception:  # noqa: BLE001 - whoever is the cause raises it below
+        verdicts = [None] * len(plain)
+    for ticket, verdict in zip(plain, verdicts, strict=True):
+        if verdict is not None:
+            ticket.verdicts = [verdict]
+            ticket.wake()
+    _record_rest(store, [ticket for ticket in batch if not ticket.verdicts])
+
+
+def _record_rest(store: Store, batch: Sequence[_Ticket]) -> None:
     if len(batch) == 1:
         _record_alone(store, batch[0])
         return

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, exc, func, select, text, update
 
 from receiver.ledger.duplicates import Repeated, note_conflict, note_duplicates
+from receiver.ledger.firsts import insert_alone
 from receiver.ledger.ids import uuid7
 from receiver.ledger.insertion import insert_new
 from receiver.ledger.models import EVENT
@@ -102,6 +103,37 @@ def record_together(store: Store, deliveries: Sequence[Delivery]) -> list[Verdic
         return _record(store, connection, batch)
 
 
+def record_first_seen(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict | None]:
+    """Record those of a batch that are first-seen in the shortest way; a verdict for each, None for the rest.
+
+    For deliveries that are `plain`. What it leaves is for `record`, and so is a batch that fails: it raises
+    LedgerUnavailable, or whatever says that a row of it is refused.
+    """
+    batch = [_storable(delivery) for delivery in deliveries]
+    rows = {place: _row(batch[place]) for place in _in_order(batch)[1].values()}
+    new = insert_alone(store, list(rows.values()))
+    found = {place: row for place, row in rows.items() if row["id"] in new}
+    return [_first_seen(found[place]) if place in found else None for place in range(len(batch))]
+
+
+def is_plain(delivery: Delivery) -> bool:
+    """Say whether nothing but its id decides what becomes of a delivery."""
+    return delivery.problem is None and delivery.replay_guard is None
+
+
+def _first_seen(row: Mapping[str, Any]) -> Verdict:
+    return Verdict(row["id"], row["event_id"], first_seen=True, nudge=True)
+
+
+def _in_order(deliveries: Sequence[Delivery]) -> tuple[list[int], dict[Key, int]]:
+    """Return the places of deliveries by key, and the first place of each key in that order."""
+    places = sorted(range(len(deliveries)), key=lambda place: deliveries[place].key)
+    leaders: dict[Key, int] = {}
+    for place in places:
+        leaders.setdefault(deliveries[place].key, place)
+    return places, leaders
+
+
 def _one_by_one(store: Store, batch: Iterable[Delivery]) -> list[Verdict]:
     verdicts: list[Verdict] = []
     refused: Exception | None = None
@@ -133,9 +165,8 @@ def _storable(delivery: Delivery) -> Delivery:
 
 def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]) -> list[Verdict]:
     # Everybody inserts and updates in the same order, else overlapping batches deadlock on PostgreSQL.
-    places = sorted(range(len(deliveries)), key=lambda place: deliveries[place].key)
-    leaders = {deliveries[place].key: place for place in reversed(places)}
-    ordered = [deliveries[leaders[key]] for key in sorted(leaders)]
+    places, leaders = _in_order(deliveries)
+    ordered = [deliveries[place] for place in leaders.values()]
     _serialise_replays(store, connection, ordered)
     fresh = {
         (row.source, row.event_id): row for row in insert_new(store, connection, list(map(_row, ordered)))

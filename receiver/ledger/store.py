@@ -21,10 +21,11 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.pooling import ask_first, lent
 from receiver.ledger.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,17 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
+    def alone(self) -> Iterator[PoolProxiedConnection]:
+        """Lend a pooled connection of the driver's own, for one transaction that is sent as it is.
+
+        Raises LedgerUnavailable as `write` does, but any other error, and one of a connection that broke, as
+        the driver does: nobody knows whether that transaction stands.
+        """
+        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
+        with alone, self._pool.turn(WAIT), lent(self.engine) as connection:
+            yield connection
+
+    @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
         try:
             with (
@@ -114,7 +126,7 @@ class Store:
                 connection.execution_options(writes=writes).begin(),
             ):
                 if writes and not self.sqlite:
-                    connection.exec_driver_sql(_LOCAL if connection.info["durable"] else _LOCAL + _COMMIT)
+                    connection.exec_driver_sql(promises(durable=connection.info["durable"]))
                 yield connection
         except (*_UNAVAILABLE, exc.DatabaseError) as error:
             # Its kinds are a caller's mistakes, the bare class is a broken file or protocol.
@@ -132,12 +144,12 @@ class Store:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=WAIT,
-            pool_pre_ping=True,
             # Said with each BEGIN: a database whose default is stricter would fail what meets at one row.
             isolation_level="READ COMMITTED",
             connect_args=arguments,
         )
         event.listen(engine, "connect", _note_durability)
+        ask_first(engine)
         return engine
 
     def _sqlite_engine(self, pool: int) -> Engine:
@@ -170,6 +182,11 @@ class _Joined(Store):
     def write(self) -> Iterator[Connection]:
         """Return the transaction under way."""
         yield self._connection
+
+
+def promises(*, durable: bool) -> str:
+    """Return what a writing transaction begins with; `durable` when its commits reach the disk unasked."""
+    return _LOCAL if durable else _LOCAL + _COMMIT
 
 
 def _note_durability(connection: Any, record: Any) -> None:

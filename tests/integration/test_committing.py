@@ -24,9 +24,9 @@ def flushed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def commits(store: Store) -> list[int]:
-    """Count the transactions that end from here on."""
+    """Count the transactions that end from here on, by the connections that are given back for them."""
     ended: list[int] = []
-    event.listen(store.engine, "commit", lambda _: ended.append(1))
+    event.listen(store.engine, "checkin", lambda *_: ended.append(1))
     return ended
 
 
@@ -36,14 +36,14 @@ class Held:
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = threading.Semaphore(0), threading.Event()
         self.recorder = Recorder(store)
-        real = Store.write
+        real = Store.alone
 
-        def write(of: Store) -> Any:
+        def alone(of: Store) -> Any:
             self.begun.release()
             assert self.go_on.wait(30)
             return real(of)
 
-        monkeypatch.setattr(Store, "write", write)
+        monkeypatch.setattr(Store, "alone", alone)
 
     def together(self, batches: list[list[Delivery]], waiting: Callable[[], int]) -> list[Any]:
         """Record each batch from a thread of its own, all but the first while that one's commit hangs."""
@@ -107,13 +107,13 @@ def test_a_bad_row_fails_its_own_request_alone(store: Store, held: Held) -> None
 def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """No ledger: every request that waits gets the error, and the next one tries anew."""
 
-    def write(_: Store) -> Any:
+    def alone(_: Store) -> Any:
         held.begun.release()
         assert held.go_on.wait(30)
         raise LedgerUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write", write)
+        patch.setattr(Store, "alone", alone)
         batches = [[delivery(f"evt_{number}")] for number in range(4)]
         answers = held.together(batches, lambda: len(held.recorder._waiting))
     assert [type(answer) for answer in answers] == [LedgerUnavailable] * 4

@@ -58,7 +58,7 @@ def bump(store: Store, connection: Connection, counts: Counts) -> None:
             "kind": kind,
             "name": clipped(name),
             "what": clipped(what),
-            "slot": _slot(store),
+            "slot": slot_of(store),
             "count": counts[key],
         }
         for key in sorted(counts)
@@ -100,5 +100,6 @@ def totals(connection: Connection, *kinds: Kind) -> list[Total]:
     ]
 
 
-def _slot(store: Store) -> int:
+def slot_of(store: Store) -> int:
+    """Return which of a total's rows this thread adds to."""
     return 0 if store.sqlite else hash((os.getpid(), threading.get_ident())) % SLOTS

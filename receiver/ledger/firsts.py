@@ -1,0 +1,131 @@
+"""The shortest way in: one statement, sent as it is, that inserts what is new, counts it and commits.
+
+It does what `record.py` does for deliveries that are nothing special, and most are not. Measured for ten rows
+on PostgreSQL: a quarter of the time that SQLAlchemy's own way takes, of which the interpreter lock has most.
+"""
+
+import json
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import ClientCursor
+from sqlalchemy.dialects import sqlite
+
+from receiver.ledger.insertion import GIVEN, TIMES
+from receiver.ledger.models import EVENT
+from receiver.ledger.store import Store, promises
+from receiver.ledger.telemetry.tally import Kind, slot_of
+
+FIRST_SEEN = "first seen"
+_PRESET = {
+    column.name: column.default.arg
+    for column in EVENT.columns
+    if column.default is not None and column.default.is_scalar
+}
+"""What a new row has without being told: numbers and flags."""
+
+
+def insert_alone(store: Store, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
+    """Insert those rows whose (source, event_id) is new, in their order; return their ids once on disk.
+
+    Raises as `Store.alone` does; none of them stands when the database refuses one.
+    """
+    with store.alone() as connection:
+        return (_insert_sqlite if store.sqlite else _insert_postgres)(store, connection, rows)
+
+
+def _insert_postgres(store: Store, connection: Any, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
+    # As JSON, since an array for each column takes the driver three times as long; and with the values in the
+    # text, since only so several statements make one message.
+    given = {"rows": _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])}
+    cursor = ClientCursor(connection.driver_connection)
+    cursor.execute(_POSTGRES[connection.info["durable"]], given | {"shift": store.shift, "slot": slot_of(store)})
+    while cursor.description is None:
+        cursor.nextset()
+    return {row[0] for row in cursor.fetchall()}
+
+
+def _insert_sqlite(store: Store, pooled: Any, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
+    new, connection = [], pooled.driver_connection
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        times = dict.fromkeys(TIMES, store.moment()["now"])
+        for row in rows:
+            values = {**row, **times}
+            given = [to(values[name]) if to else values[name] for name, to in _TO_SQLITE.items()]
+            if connection.execute(_SQLITE, given).rowcount:
+                new.append(row)
+        told = Counter(row["source"] for row in new)
+        connection.executemany(_TALLY_SQLITE, [(Kind.DELIVERY, name, told[name]) for name in sorted(told)])
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return {row["id"] for row in new}
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+_encode = json.JSONEncoder(default=_plain, separators=(",", ":")).encode
+
+
+def _literal(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(int(value))
+
+
+def _postgres(begin: str) -> str:
+    kinds = {"id": "uuid", "created_at": "timestamptz"}
+    shape = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in GIVEN)
+    chosen = ", ".join(f"decode(given.{name}, 'base64')" if name == "body" else f"given.{name}" for name in GIVEN)
+    columns, preset = ", ".join([*GIVEN, *TIMES, *_PRESET]), ", ".join(map(_literal, _PRESET.values()))
+    now = "(SELECT clock_timestamp() + %(shift)s)"
+    return f"""
+        BEGIN ISOLATION LEVEL READ COMMITTED;
+        {begin};
+        WITH first AS (
+            INSERT INTO event ({columns})
+            SELECT {chosen}, {now}, {now}, {preset}
+            FROM ROWS FROM (json_to_recordset(%(rows)s) AS ({shape})) WITH ORDINALITY
+                AS given ({", ".join(GIVEN)}, place)
+            ORDER BY place
+            ON CONFLICT (source, event_id) DO NOTHING
+            RETURNING id, source
+        ), told AS (
+            INSERT INTO tally (kind, name, what, slot, count)
+            SELECT '{Kind.DELIVERY}', source, '{FIRST_SEEN}', %(slot)s, count(*) FROM first
+            GROUP BY source ORDER BY source
+            ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count
+        )
+        SELECT id FROM first;
+        COMMIT"""
+
+
+def _sqlite() -> str:
+    columns, preset = ", ".join([*GIVEN, *TIMES, *_PRESET]), ", ".join(map(_literal, _PRESET.values()))
+    places = ", ".join("?" * len(_TO_SQLITE))
+    return (
+        f"INSERT INTO event ({columns}) VALUES ({places}, {preset})"
+        " ON CONFLICT (source, event_id) DO NOTHING"
+    )
+
+
+def _processors() -> dict[str, Callable[[Any], Any] | None]:
+    dialect = sqlite.dialect()
+    return {
+        name: EVENT.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in (*GIVEN, *TIMES)
+    }
+
+
+_TO_SQLITE = _processors()
+_POSTGRES, _SQLITE = {durable: _postgres(promises(durable=durable)) for durable in (True, False)}, _sqlite()
+_TALLY_SQLITE = (
+    f"INSERT INTO tally (kind, name, what, slot, count) VALUES (?, ?, '{FIRST_SEEN}', 0, ?)"
+    " ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count"
+)

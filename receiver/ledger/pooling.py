@@ -1,0 +1,96 @@
+"""Pooled connections: which are asked whether they still live, and how one is lent out as the driver has it."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event, exc
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import PoolProxiedConnection
+
+from receiver.ledger.errors import LedgerUnavailable
+
+log = logging.getLogger(__name__)
+
+REST = 1.0
+"""Seconds of rest after which a connection that is lent is asked first: each time would be a round trip more."""
+
+_lending = threading.local()
+
+
+def ask_first(engine: Engine) -> None:
+    """Let connections be asked whether they live before they are used, lent ones only after a rest."""
+
+    def used(_connection: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    def ask(connection: Any, record: Any, _proxy: Any) -> None:
+        awake = time.monotonic() - record.info["used"] < REST
+        if not (awake and getattr(_lending, "now", False)) and not _lives(engine, connection):
+            # The pool takes another one, or makes it.
+            raise exc.DisconnectionError
+
+    event.listen(engine, "connect", used)
+    event.listen(engine, "checkin", used)
+    event.listen(engine, "checkout", ask)
+
+
+def _lives(engine: Engine, connection: Any) -> bool:
+    try:
+        return engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error:
+        return False
+
+
+@contextmanager
+def lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
+    """Lend a connection in the driver's autocommit mode: whoever sends a transaction begins and ends it.
+
+    Raises LedgerUnavailable when there is no connection, or none in time; the driver's own error for anything
+    else that fails. A connection that broke is thrown away.
+    """
+    driver = engine.dialect.loaded_dbapi
+    pooled = _take(engine)
+    try:
+        if not _is_sqlite(engine):
+            pooled.driver_connection.autocommit = True  # type: ignore[union-attr] - psycopg's
+        yield pooled
+    except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
+        if engine.dialect.is_disconnect(error, pooled.driver_connection, None):
+            pooled.invalidate(error)
+            raise
+        log.warning("The ledger does not answer: %s", type(error).__name__)
+        raise LedgerUnavailable from error
+    finally:
+        if pooled.is_valid:
+            _give_back(engine, pooled)
+
+
+def _take(engine: Engine) -> PoolProxiedConnection:
+    _lending.now = True
+    try:
+        return engine.raw_connection()
+    except (exc.TimeoutError, exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
+        log.warning("The ledger does not answer: %s", type(error).__name__)
+        raise LedgerUnavailable from error
+    finally:
+        _lending.now = False
+
+
+def _give_back(engine: Engine, pooled: PoolProxiedConnection) -> None:
+    connection: Any = pooled.driver_connection
+    try:
+        if not _is_sqlite(engine):
+            # What failed half-way is undone first: the mode of a connection in a transaction cannot be set.
+            connection.rollback()
+            connection.autocommit = False
+    except engine.dialect.loaded_dbapi.Error as error:
+        pooled.invalidate(error)
+    pooled.close()
+
+
+def _is_sqlite(engine: Engine) -> bool:
+    return engine.dialect.name == "sqlite"
