@@ -3,8 +3,10 @@
 import copy
 import json
 import logging
+import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -107,20 +109,43 @@ def _told_as(facts: Mapping[str, object]) -> dict[str, object]:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Without a lock of its own: a line is one write, and threads that queue up for a lock cost more."""
+    """Writes lines together that come together: of threads that log at once, one writes for all.
+
+    A write lets another thread run, and to come back costs more than the line.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: deque[str] = deque()
+        self._writing = threading.Lock()
+        os.register_at_fork(after_in_child=self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        # Whoever was writing at the fork writes in the parent only.
+        self._lines, self._writing = deque(), threading.Lock()
 
     def createLock(self) -> None:  # noqa: N802 - logging's own name
-        """Have none."""
+        """Have none: to queue up for it is what this avoids."""
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; stderr keeps none back."""
+        """Write a line, or leave it to who writes at this moment."""
         try:
-            self.stream.write(f"{self.format(record)}\n")
+            self._lines.append(f"{self.format(record)}\n")
+            # Looked at again after each turn: a line may have come just before the lock was free.
+            while self._lines and self._writing.acquire(blocking=False):
+                try:
+                    self.stream.write("".join(self._taken()))
+                finally:
+                    self._writing.release()
         except RecursionError:
             raise
         except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
+
+    def _taken(self) -> Iterator[str]:
+        while self._lines:
+            yield self._lines.popleft()
 
 
 class _Lines(structlog.stdlib.ProcessorFormatter):

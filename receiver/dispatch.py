@@ -19,7 +19,7 @@ ROOM = 10_000
 AT_ONCE = 16
 """Nudges sent without a pause: each wakes a thread, and threads that are awake go on to what is due."""
 
-PAUSE = 0.02
+PAUSE = 0.05
 """Seconds between nudges from then on: one for each event would cost more than recording it."""
 
 OWED = 64
