@@ -64,7 +64,8 @@ class Runner:
         self._attempt = attempt
         self._held: dict[UUID, tuple[Claim, float]] = {}
         self._busy = self._drains = 0
-        self._lock = threading.Lock()
+        self._lock, self._claiming = threading.Lock(), threading.Lock()
+        self._times, self._size = threading.local(), 1
         self._slots = threading.BoundedSemaphore(limits.concurrency)
         self._own = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="firstseen-own")
         self.stopping = threading.Event()
@@ -86,14 +87,14 @@ class Runner:
             log.exception("An event could not be run; its lease will expire.")
 
     def _go_on(self) -> None:
-        ends, size = time.monotonic() + AWAKE, 1
+        ends = time.monotonic() + AWAKE
         while time.monotonic() < ends:
-            begun = time.monotonic()
-            ran = self._run(partial(self._claim_due, size))
+            begun = self._handled_in
+            ran = self._run(partial(self._claim_due, self._size))
             if not ran:
                 return
-            quick = time.monotonic() - begun < QUICK * ran
-            size = min(size * 2, TOGETHER) if quick else 1
+            quick = self._handled_in - begun < QUICK * ran
+            self._size = min(self._size * 2, TOGETHER) if quick else 1
 
     def run_next(self) -> bool:
         """Claim and run the due event that has waited longest unattended; False when there is none."""
@@ -146,7 +147,14 @@ class Runner:
         return self._take(claim_next(self.store, unattended(self.store, self.limits.sweep), **self._terms))
 
     def _claim_due(self, limit: int) -> list[Claim]:
-        return claim_several(self.store, due(self.store), limit=limit, **self._terms)
+        # One thread at a time: what several claim at once costs them the same, and gives each of them less.
+        with self._claiming:
+            return claim_several(self.store, due(self.store), limit=limit, **self._terms)
+
+    @property
+    def _handled_in(self) -> float:
+        """Seconds that this thread's handlers have taken so far."""
+        return getattr(self._times, "handled", 0.0)
 
     def _drain(self) -> None:
         try:
@@ -190,20 +198,23 @@ class Runner:
 
     def _run_all(self, claims: Sequence[Claim], since: float) -> None:
         ended: list[tuple[Claim, Outcome]] = []
+        settled = time.monotonic()
         for held in claims:
             if self._is_held(held):
                 late = self.stopping.is_set() or time.monotonic() - since > self._patience
                 begins = held is claims[0] or not late
                 ended.append((held, self._watched(held) if begins else NOT_BEGUN))
-            if held is claims[-1] or time.monotonic() - since > SETTLE_AFTER:
+            if held is claims[-1] or time.monotonic() - settled > SETTLE_AFTER:
                 settle_all(self.store, ended, patience=self.limits.max_runtime)
-                ended = []
+                ended, settled = [], time.monotonic()
 
     def _watched(self, held: Claim) -> Outcome:
+        begun = time.monotonic()
         with watched(held) as seen:
             end = self._attempt(held)
             seen.note(outcome=str(end.move))
-            return end
+        self._times.handled = self._handled_in + time.monotonic() - begun
+        return end
 
     @property
     def _patience(self) -> float:

@@ -38,6 +38,10 @@ REPLAY_ROUNDS, REPLAYS_AT_ONCE = 10, 5
 """Batches of each bulk run in one pass, and bulk runs that take turns: a pass must come to its end."""
 
 
+NUDGES_A_THREAD = 4
+"""Of one pass, for each of this worker's threads: every one is awake then, and has some in reserve."""
+
+
 @dataclass(frozen=True)
 class Swept:
     """What one pass did."""
@@ -59,7 +63,8 @@ class Sweeper:
         note_worker(self._store, self._runner.name)
         expired = expire(self._store)
         nudged = failed = 0
-        for event in take_nudges(self._store, self._sweep):
+        most = NUDGES_A_THREAD * self._runner.limits.concurrency
+        for event in take_nudges(self._store, self._sweep, limit=most):
             if not self._nudge(event):
                 # The rest stay marked: they back off like lost nudges.
                 failed = 1

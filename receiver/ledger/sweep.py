@@ -56,17 +56,20 @@ class Windows:
     payload_retention: timedelta
 
 
-def take_nudges(store: Store, sweep: timedelta) -> list[UUID]:
-    """Mark and return the due events to nudge now; each waits longer for its next nudge."""
+def take_nudges(store: Store, sweep: timedelta, *, limit: int = NUDGES_OPEN) -> list[UUID]:
+    """Mark and return the due events to nudge now; each waits longer for its next nudge.
+
+    At most `limit` of those never nudged, and as many again: a woken thread goes on to the rest by itself.
+    """
     with store.write() as connection:
         if not store.sqlite and not _first_here(connection):
             return []
         open_ = select(func.count()).select_from(EVENT)
         waiting = connection.execute(open_.where(in_state(store, *UNFINISHED), _nudged(store))).scalar_one()
         old = select(EVENT.c.id).where(_nudge_again(store, sweep))
-        again = _mark(store, connection, old.order_by(EVENT.c.nudged_at).limit(NUDGES_OPEN))
+        again = _mark(store, connection, old.order_by(EVENT.c.nudged_at).limit(min(limit, NUDGES_OPEN)))
         new = select(EVENT.c.id).where(_never_nudged(store, sweep))
-        room = max(0, NUDGES_OPEN - waiting)
+        room = min(limit, max(0, NUDGES_OPEN - waiting))
         return again + _mark(store, connection, new.order_by(EVENT.c.due_at).limit(room))
 
 
