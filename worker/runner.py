@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 AWAKE = 5.0
 """Seconds that a woken thread goes on with what is due before it hears the broker again."""
 
-TOGETHER, QUICK = 16, 0.01
+TOGETHER, QUICK = 32, 0.01
 """Events that a thread claims at once at most, and the seconds that each may take for that."""
 
 SETTLE_AFTER = 0.05
