@@ -29,7 +29,9 @@ def delivered_url(request: Request, public_url: str) -> str:
     `public_url` stands in the place of scheme, host and whatever a proxy cuts off the path. The query is the
     raw one: werkzeug's own `url` is decoded where it can be, and providers sign what they sent.
     """
-    base = public_url or _base(request.scheme, request.environ.get("HTTP_HOST"), request.server, request.root_path)
+    base = public_url or _base(
+        request.scheme, request.environ.get("HTTP_HOST"), request.server, request.root_path
+    )
     query = request.query_string.decode("latin-1")
     return f"{base.rstrip('/')}{_quoted(request.path)}{'?' if query else ''}{query}"
 

@@ -33,7 +33,7 @@ from receiver.problems import answer_problems
 log = logging.getLogger(__name__)
 
 COUNTS_ROOM, COUNTS_PAUSE = 10_000, 1.0
-"""A flood of forged or repeated deliveries is counted once in so many seconds, and as far as there is room."""
+"""A flood of forged or repeated deliveries is counted once in so many seconds, as far as there is room."""
 
 
 LEAST_PATIENCE = 20.0
@@ -49,10 +49,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     store = Store(settings.database, pool=settings.db_pool)
     instruments = Instruments()
     dispatcher = Dispatcher(settings.broker, instruments.nudged)
-    rarely = {"room": COUNTS_ROOM, "batch": COUNTS_ROOM, "pause": COUNTS_PAUSE}
+    rarely = partial(Background, room=COUNTS_ROOM, batch=COUNTS_ROOM, pause=COUNTS_PAUSE)
     counts = Counts(
-        Background("rejections", partial(record_rejections, store), **rarely),
-        Background("duplicates", partial(count_duplicates, store), **rarely),
+        rarely("rejections", partial(record_rejections, store)),
+        rarely("duplicates", partial(count_duplicates, store)),
     )
     ingress = Ingress(endpoints, Recorder(store), dispatcher, counts, settings.public_url)
     app = Flask("receiver", static_folder=None)

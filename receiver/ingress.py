@@ -12,8 +12,8 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from config.sources import Source
 from receiver.addressing import arrived_headers, delivered_url
-from receiver.body import read_at_most
 from receiver.background import Background
+from receiver.body import read_at_most
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import Answer

@@ -20,9 +20,8 @@ from receiver.ledger import (
     Outcome,
     Store,
     claim,
+    claim_due,
     claim_next,
-    claim_several,
-    due,
     renew,
     settle,
     unattended,
@@ -149,7 +148,7 @@ class Runner:
     def _claim_due(self, limit: int) -> list[Claim]:
         # One thread at a time: what several claim at once costs them the same, and gives each of them less.
         with self._claiming:
-            return claim_several(self.store, due(self.store), limit=limit, **self._terms)
+            return claim_due(self.store, limit=limit, **self._terms)
 
     @property
     def _handled_in(self) -> float:

@@ -22,7 +22,7 @@ DELIVERIES = "/webhooks/"
 
 class _Sessions(SecureCookieSessionInterface):
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        """Return the visitor's session; none for a delivery, which would pay for it with a tenth of its time."""
+        """Return the visitor's session; none for a delivery, a tenth of whose time it would take."""
         return None if request.path.startswith(DELIVERIES) else super().open_session(app, request)
 
     def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - the request decides

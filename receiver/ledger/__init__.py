@@ -2,7 +2,7 @@
 
 from receiver.ledger.actions import Acted, discard, rerun, retry
 from receiver.ledger.claimed import Claim, Outcome
-from receiver.ledger.claims import claim, claim_next, claim_several, due, expire, renew, settle
+from receiver.ledger.claims import claim, claim_due, claim_next, claim_several, due, expire, renew, settle
 from receiver.ledger.committing import Recorder
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
 from receiver.ledger.finishing import finish_several
@@ -46,6 +46,7 @@ __all__ = [
     "Windows",
     "check_schema",
     "claim",
+    "claim_due",
     "claim_next",
     "claim_several",
     "count_duplicates",

@@ -6,10 +6,26 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, literal_column, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from receiver.ledger.calls.settling import held_back, none_unfinished, replace_rejected
 from receiver.ledger.claimed import Claim, Outcome, held_by
+from receiver.ledger.claiming import beginning, claimed, claiming, terms
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
@@ -33,9 +49,9 @@ FINAL = (State.DONE, State.DEAD, State.IGNORED)
 def claim(store: Store, event: UUID, *, lease: timedelta, worker: str) -> Claim | None:
     """Claim one event if it is due, or if its lease has run out; None when it is not to be had."""
     with store.write() as connection:
-        rows = _claim(store, connection, EVENT.c.id == event, lease)
+        rows = _claim(store, connection, event, lease)
         if not rows and _expire(store, connection, EVENT.c.id == event):
-            rows = _claim(store, connection, EVENT.c.id == event, lease)
+            rows = _claim(store, connection, event, lease)
         return next(iter(_begin(store, connection, rows, worker)), None)
 
 
@@ -52,7 +68,15 @@ def claim_several(
         due = select(EVENT.c.id).where(_due(store), pick).order_by(EVENT.c.due_at).limit(limit)
         # A CTE is evaluated once; as a plain subquery, PostgreSQL may run it again for each row.
         chosen = due.with_for_update(skip_locked=True).cte("chosen")
-        rows = _claim(store, connection, EVENT.c.id.in_(select(chosen.c.id)), lease)
+        taking = claiming(store, EVENT.c.id.in_(select(chosen.c.id)), _due_by_clock(store))
+        rows = connection.execute(taking, terms(store, lease)).all()
+        return _begin(store, connection, rows, worker)
+
+
+def claim_due(store: Store, *, limit: int, lease: timedelta, worker: str) -> list[Claim]:
+    """Claim up to `limit` due events, those that have waited longest."""
+    with store.write() as connection:
+        rows = connection.execute(store.built(_claim_oldest), {"limit": limit} | terms(store, lease)).all()
         return _begin(store, connection, rows, worker)
 
 
@@ -151,55 +175,31 @@ def _due(store: Store) -> ColumnElement[bool]:
     return and_(in_state(store, *UNFINISHED), EVENT.c.due_at <= store.now())
 
 
-def _claim(
-    store: Store, connection: Connection, which: ColumnElement[bool], lease: timedelta
-) -> Sequence[Row[Any]]:
-    change = {
-        "state": enters(Move.CLAIM),
-        "lease_until": store.after(lease),
-        "claim": EVENT.c.claim + 1,
-        "attempts": EVENT.c.attempts + 1,
-    }
-    statement = update(EVENT).where(which, _due(store)).values(**change).returning(*EVENT.c)
-    return connection.execute(statement).all()
+def _due_by_clock(store: Store) -> ColumnElement[bool]:
+    return and_(in_state(store, *UNFINISHED), EVENT.c.due_at <= store.clock)
+
+
+def _claim(store: Store, connection: Connection, event: UUID, lease: timedelta) -> Sequence[Row[Any]]:
+    return connection.execute(store.built(_claim_one), {"event_": event} | terms(store, lease)).all()
+
+
+def _claim_one(store: Store) -> ReturningUpdate[Any]:
+    return claiming(store, EVENT.c.id == bindparam("event_", type_=Uuid()), _due_by_clock(store))
+
+
+def _claim_oldest(store: Store) -> ReturningUpdate[Any]:
+    oldest = select(EVENT.c.id).where(_due_by_clock(store)).order_by(EVENT.c.due_at)
+    chosen = oldest.limit(bindparam("limit", type_=Integer())).with_for_update(skip_locked=True).cte("chosen")
+    return claiming(store, EVENT.c.id.in_(select(chosen.c.id)), _due_by_clock(store))
 
 
 def _begin(store: Store, connection: Connection, rows: Sequence[Row[Any]], worker: str) -> list[Claim]:
     if not rows:
         return []
-    begun = {"started_at": store.now(), "worker": clipped(worker)}
-    attempts = [
-        {"event": row.id, "claim": row.claim, "generation": row.generation, "number": row.attempts}
-        for row in rows
-    ]
-    connection.execute(ATTEMPT.insert().values(**begun), attempts)
+    begun = {"ids": [row.id for row in rows], "worker_": clipped(worker)}
+    connection.execute(store.built(beginning), begun | store.moment())
     ordered = sorted(rows, key=lambda row: row.due_at)
-    return [_claimed(connection, row) for row in ordered]
-
-
-def _claimed(connection: Connection, row: Row[Any]) -> Claim:
-    return Claim(
-        event=row.id,
-        token=row.claim,
-        source=row.source,
-        event_id=row.event_id,
-        type=row.type,
-        generation=row.generation,
-        attempt=row.attempts,
-        created_at=row.created_at,
-        received_at=row.received_at,
-        body=row.body,
-        headers=row.headers or "{}",
-        content_type=row.content_type,
-        traceparent=row.traceparent,
-        tried=row.claim > 1 and _tried(connection, row),
-    )
-
-
-def _tried(connection: Connection, row: Row[Any]) -> bool:
-    earlier = and_(ATTEMPT.c.event == row.id, ATTEMPT.c.claim < row.claim)
-    handled = ATTEMPT.c.outcome.is_distinct_from(Move.IGNORE)
-    return connection.execute(select(ATTEMPT.c.claim).where(earlier, handled).limit(1)).first() is not None
+    return [claimed(connection, row) for row in ordered]
 
 
 def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) -> int:

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from psycopg import ClientCursor
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
 from receiver.ledger.insertion import GIVEN, TIMES
 from receiver.ledger.models import EVENT
@@ -24,7 +25,7 @@ FIRST_SEEN = "first seen"
 _PRESET = {
     column.name: column.default.arg
     for column in EVENT.columns
-    if column.default is not None and column.default.is_scalar
+    if isinstance(column.default, ScalarElementColumnDefault)
 }
 """What a new row has without being told: numbers and flags."""
 
@@ -43,7 +44,9 @@ def _insert_postgres(store: Store, connection: Any, rows: Sequence[Mapping[str, 
     # text, since only so several statements make one message.
     given = {"rows": _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])}
     cursor = ClientCursor(connection.driver_connection)
-    cursor.execute(_POSTGRES[connection.info["durable"]], given | {"shift": store.shift, "slot": slot_of(store)})
+    cursor.execute(
+        _POSTGRES[connection.info["durable"]], given | {"shift": store.shift, "slot": slot_of(store)}
+    )
     while cursor.description is None:
         cursor.nextset()
     return {row[0] for row in cursor.fetchall()}
@@ -83,7 +86,9 @@ def _literal(value: Any) -> str:
 def _postgres(begin: str) -> str:
     kinds = {"id": "uuid", "created_at": "timestamptz"}
     shape = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in GIVEN)
-    chosen = ", ".join(f"decode(given.{name}, 'base64')" if name == "body" else f"given.{name}" for name in GIVEN)
+    chosen = ", ".join(
+        f"decode(given.{name}, 'base64')" if name == "body" else f"given.{name}" for name in GIVEN
+    )
     columns, preset = ", ".join([*GIVEN, *TIMES, *_PRESET]), ", ".join(map(_literal, _PRESET.values()))
     now = "(SELECT clock_timestamp() + %(shift)s)"
     return f"""
@@ -104,16 +109,14 @@ def _postgres(begin: str) -> str:
             ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count
         )
         SELECT id FROM first;
-        COMMIT"""
+        COMMIT"""  # noqa: S608 - names of columns; every value is a parameter
 
 
 def _sqlite() -> str:
     columns, preset = ", ".join([*GIVEN, *TIMES, *_PRESET]), ", ".join(map(_literal, _PRESET.values()))
     places = ", ".join("?" * len(_TO_SQLITE))
-    return (
-        f"INSERT INTO event ({columns}) VALUES ({places}, {preset})"
-        " ON CONFLICT (source, event_id) DO NOTHING"
-    )
+    insert = f"INSERT INTO event ({columns}) VALUES ({places}, {preset})"  # noqa: S608 - as above
+    return f"{insert} ON CONFLICT (source, event_id) DO NOTHING"
 
 
 def _processors() -> dict[str, Callable[[Any], Any] | None]:
@@ -126,6 +129,6 @@ def _processors() -> dict[str, Callable[[Any], Any] | None]:
 _TO_SQLITE = _processors()
 _POSTGRES, _SQLITE = {durable: _postgres(promises(durable=durable)) for durable in (True, False)}, _sqlite()
 _TALLY_SQLITE = (
-    f"INSERT INTO tally (kind, name, what, slot, count) VALUES (?, ?, '{FIRST_SEEN}', 0, ?)"
+    f"INSERT INTO tally (kind, name, what, slot, count) VALUES (?, ?, '{FIRST_SEEN}', 0, ?)"  # noqa: S608
     " ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count"
 )

@@ -1,4 +1,4 @@
-"""Pooled connections: which are asked whether they still live, and how one is lent out as the driver has it."""
+"""Pooled connections: which are asked whether they still live, and how the driver's own is lent out."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ from receiver.ledger.errors import LedgerUnavailable
 log = logging.getLogger(__name__)
 
 REST = 1.0
-"""Seconds of rest after which a connection that is lent is asked first: each time would be a round trip more."""
+"""Seconds of rest after which a lent connection is asked first: each time would be a round trip more."""
 
 _lending = threading.local()
 
@@ -54,12 +54,13 @@ def lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
     """
     driver = engine.dialect.loaded_dbapi
     pooled = _take(engine)
+    connection: Any = pooled.driver_connection
     try:
         if not _is_sqlite(engine):
-            pooled.driver_connection.autocommit = True  # type: ignore[union-attr] - psycopg's
+            connection.autocommit = True
         yield pooled
     except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
-        if engine.dialect.is_disconnect(error, pooled.driver_connection, None):
+        if engine.dialect.is_disconnect(error, connection, None):
             pooled.invalidate(error)
             raise
         log.warning("The ledger does not answer: %s", type(error).__name__)

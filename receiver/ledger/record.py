@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, exc, func, select, text, update
+from sqlalchemy import Connection, Row, exc
 
 from receiver.ledger.duplicates import Repeated, note_conflict, note_duplicates
 from receiver.ledger.firsts import insert_alone
+from receiver.ledger.guard import flag_replays, serialise_replays
 from receiver.ledger.ids import uuid7
 from receiver.ledger.insertion import insert_new
-from receiver.ledger.models import EVENT
 from receiver.ledger.states import UNFINISHED, State
 from receiver.ledger.store import Store
 from receiver.ledger.telemetry.tally import Kind, bump
@@ -167,12 +167,12 @@ def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]
     # Everybody inserts and updates in the same order, else overlapping batches deadlock on PostgreSQL.
     places, leaders = _in_order(deliveries)
     ordered = [deliveries[place] for place in leaders.values()]
-    _serialise_replays(store, connection, ordered)
+    serialise_replays(store, connection, ordered)
     fresh = {
         (row.source, row.event_id): row for row in insert_new(store, connection, list(map(_row, ordered)))
     }
     first = sorted(leaders[key] for key in fresh)
-    parked = _flag_replays(connection, [deliveries[place] for place in first], fresh)
+    parked = flag_replays(connection, [deliveries[place] for place in first], fresh)
     verdicts = {place: _first(fresh[deliveries[place].key], parked) for place in first}
     others = [place for place in places if place not in verdicts]
     known = note_duplicates(store, connection, _repeated(deliveries, others))
@@ -212,46 +212,6 @@ def _row(delivery: Delivery) -> dict[str, Any]:
         "content_type": delivery.content_type,
         "traceparent": delivery.traceparent,
     }
-
-
-def _serialise_replays(store: Store, connection: Connection, ordered: Iterable[Delivery]) -> None:
-    """Let two copies of one body under two ids not miss each other: the second waits for the first."""
-    if store.sqlite:
-        return
-    bodies = {f"{d.source}:{d.body_hash}" for d in ordered if d.replay_guard == "park"}
-    for body in sorted(bodies):
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(body, text("0")))))
-
-
-def _flag_replays(connection: Connection, new: Sequence[Delivery], rows: Mapping[Key, Row[Any]]) -> set[UUID]:
-    parked = set()
-    not_before: dict[str, list[UUID]] = defaultdict(list)
-    for delivery in reversed(new):
-        row = rows[delivery.key]
-        not_before[delivery.body_hash].append(row.id)
-        if delivery.replay_guard is None or not _body_known(
-            connection, delivery, not_before[delivery.body_hash]
-        ):
-            continue
-        change: dict[str, Any] = {"suspected_replay": True}
-        if delivery.replay_guard == "park" and row.state == State.RECEIVED:
-            change |= {
-                "state": State.PARKED,
-                "reason": "Suspected replay: these signed bytes came before under another id.",
-            }
-            parked.add(row.id)
-        connection.execute(update(EVENT).where(EVENT.c.id == row.id).values(**change))
-    return parked
-
-
-def _body_known(connection: Connection, delivery: Delivery, not_before: Iterable[UUID]) -> bool:
-    same = (
-        EVENT.c.source == delivery.source,
-        EVENT.c.body_hash == delivery.body_hash,
-        EVENT.c.type == delivery.type,
-        EVENT.c.id.not_in(not_before),
-    )
-    return connection.execute(select(EVENT.c.id).where(*same).limit(1)).first() is not None
 
 
 def _repeated(deliveries: Sequence[Delivery], places: Iterable[int]) -> list[Repeated]:

@@ -2,11 +2,11 @@
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -49,6 +49,7 @@ MOMENT = select(
 
 _LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
 _COMMIT = "; SET LOCAL synchronous_commit = on"
+Statement = TypeVar("Statement")
 _UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, exc.InternalError)
 
 
@@ -60,6 +61,7 @@ class Store:
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self.shift = shift
         self.engine = self._sqlite_engine(pool) if self.sqlite else self._postgres_engine(pool)
+        self._built: dict[Any, Any] = {}
         self._pool = Turnstile(pool)
         # SQLite's own busy handler polls and is unfair; this process's threads queue up before it.
         self._writer: Turnstile | None = Turnstile(1) if self.sqlite else None
@@ -80,6 +82,18 @@ class Store:
     def moment(self) -> dict[str, Any]:
         """Return the parameters of statements that are built once and hold the time as MOMENT or `:now`."""
         return {"now": datetime.now(UTC) + self.shift} if self.sqlite else {"shift": self.shift}
+
+    @property
+    def clock(self) -> ColumnElement[datetime]:
+        """The ledger's time in a statement that is built once; `moment()` has its parameters."""
+        return bindparam("now", type_=UTCDateTime()) if self.sqlite else MOMENT
+
+    def built(self, build: Callable[["Store"], Statement]) -> Statement:
+        """Return a statement that is built at its first use: to build one costs as much as to run it."""
+        if build not in self._built:
+            self._built[build] = build(self)
+        found: Statement = self._built[build]
+        return found
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

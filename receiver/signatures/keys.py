@@ -35,9 +35,9 @@ class Hmac(Signer):
         key = key_bytes(secret, self._key.encoding, self._key.strip_prefix)
         if key is None:
             return None
-        # Not hmac.digest: it lets other threads in even for a kilobyte, and to come back costs more than that.
+        # Not hmac.digest: it lets other threads run even for a kilobyte, and to come back costs more.
         expected = hmac.new(key, content, self._hash).digest()
-        return any([hmac.compare_digest(expected, signature) for signature in signatures])
+        return any(hmac.compare_digest(expected, signature) for signature in signatures)
 
     def sign(self, secret: str, content: bytes) -> bytes:
         """See `Signer`."""

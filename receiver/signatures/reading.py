@@ -44,8 +44,6 @@ def texts(place: Locator, request: Request, item: Any = None) -> tuple[str, ...]
         found = (field,) if isinstance(field, str) else tuple(field)
     else:
         found = (as_text(dig(item if place.kind == "item" else request.payload.value, place.path)),)
-    if all(found):
-        return found  # type: ignore[return-value] - None is no text
     return tuple([text for text in found if text])
 
 
