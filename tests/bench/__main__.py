@@ -11,13 +11,16 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from config.settings import load_settings
 from tests.bench import report
 from tests.bench.accept import STORM, measure, new_ids
 from tests.bench.burst import burst
 from tests.bench.contestants import (
     EMPTY,
     ONE_CALL,
+    THREADS,
     Contestant,
     deploy,
     serve_app,
@@ -29,6 +32,7 @@ from tests.bench.contestants import (
 from tests.bench.drain import drain_celery, drain_firstseen, latencies
 from tests.bench.growth import grow
 from tests.bench.load import MISSING, has_wrk, read_deliveries, write_deliveries
+from tests.bench.profile import profile
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -36,7 +40,7 @@ from tests.services.postgres import Postgres
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
-PARTS = ("accept", "storm", "drain", "idle", "growth", "burst")
+PARTS = ("accept", "storm", "drain", "idle", "growth", "burst", "profile")
 DBOS_MISSING = "dbos is not installed (the extra `bench`): that contestant is left out."
 
 
@@ -52,14 +56,24 @@ class Bench:
         cleanup.callback(self.broker.stop)
         self.broker.start()
         self.databases = Databases(folder, lambda: self.postgres)
-        self.found: dict[str, Any] = {"settings": self.settings(), "versions": versions()}
+        self.found: dict[str, Any] = {}
+        self.found |= {"settings": self.settings(), "versions": versions()}
 
     def settings(self) -> dict[str, str]:
         """Read back what the services run with."""
         url = self.databases.fresh("postgres")
         names = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_connections")
         found = {f"PostgreSQL {name}": str(Ledger(url).rows(f"SHOW {name}")[0][name]) for name in names}
-        return found | {"server": "granian, 1 process, 16 threads", "cores": str(os.cpu_count())}
+        lite = report.store(driver_url(self.databases.migrated("sqlite")))
+        with lite.read() as connection:
+            for name in ("journal_mode", "synchronous"):
+                found[f"SQLite {name}"] = str(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+        lite.close()
+        with patch.dict(os.environ, self.deployed("sqlite").env):
+            ours = load_settings()
+        found |= {"granian's threads, and Firstseen's default": f"{THREADS}, {ours.web_threads}"}
+        found |= {"worker's threads": str(ours.worker_concurrency), "database connections": str(ours.db_pool)}
+        return found | {"processes of the server": str(ours.web_concurrency), "cores": str(os.cpu_count())}
 
     def start(self, contestant: Contestant) -> Contestant:
         """Keep a contestant until the end of the run."""
@@ -111,7 +125,7 @@ class Bench:
         self.found["drain"] = [
             drain_celery(place, self.broker, count),
             drain_firstseen(place, self.databases, self.broker, count, EMPTY),
-            drain_firstseen(place, self.databases, self.broker, count // 4, ONE_CALL),
+            drain_firstseen(place, self.databases, self.broker, count // 10, ONE_CALL),
         ]
 
     def idle(self) -> None:
@@ -127,6 +141,10 @@ class Bench:
             store = report.store(driver_url(self.databases.migrated(kind)))
             self.found["growth"] += grow(store, kind, sizes)
             store.close()
+
+    def profile(self) -> None:
+        """Measure where one delivery's time goes."""
+        self.found["profile"] = profile(self.deployed("postgres"), self.folder)
 
     def burst(self) -> None:
         """Measure 5,000 deliveries at once with a frozen broker."""
@@ -164,6 +182,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="fs-bench-") as folder, ExitStack() as cleanup:
         bench = Bench(Path(folder), cleanup, quick=chosen.quick)
+        say(report.settings(bench.found))
         for part in chosen.parts or PARTS:
             say(f"== {part}")
             getattr(bench, part)()

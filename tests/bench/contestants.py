@@ -18,7 +18,7 @@ from tests.services.signing import STRIPE_SECRET
 from tests.services.valkey import Valkey
 from tests.services.waiting import free_port, wait_until
 
-THREADS = int(os.environ.get("T", "16"))
+THREADS = 16
 """Threads of every web process, and of every worker's pool: Firstseen's default."""
 
 ENDPOINT = "/webhooks/stripe"

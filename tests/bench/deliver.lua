@@ -1,5 +1,6 @@
--- Sends the signed deliveries of a file, one a line: signature, blank, body. Counts what is not answered 200.
-local deliveries, sent, threads = {}, 0, {}
+-- Sends the signed deliveries of a file, one a line: signature, blank, body. Counts what is not answered 200, and
+-- stops when all are answered, if it is told to send them `once`.
+local deliveries, sent, answered, once, threads = {}, 0, 0, false, {}
 
 function setup(thread)
   table.insert(threads, thread)
@@ -7,6 +8,7 @@ end
 
 function init(arguments)
   refused = 0
+  once = arguments[2] == "once"
   for line in io.lines(arguments[1]) do
     local signature, body = line:match("^(%S+) (.*)$")
     local headers = { ["Stripe-Signature"] = signature, ["Content-Type"] = "application/json; charset=utf-8" }
@@ -21,6 +23,8 @@ end
 
 function response(status)
   if status ~= 200 then refused = refused + 1 end
+  answered = answered + 1
+  if once and answered >= #deliveries then wrk.thread:stop() end
 end
 
 function done(summary, latency)

@@ -1,6 +1,5 @@
 """*Drain*: how fast a backlog empties, and how soon a lone event's handler starts."""
 
-import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -37,11 +36,15 @@ max_connections = {threads}
 
 @dataclass(frozen=True)
 class Drained:
-    """How many were done a second, and the processor seconds that the worker spent on each."""
+    """How many were done a second, and the processor seconds that the worker spent on each.
+
+    `pool` is the rate at which its threads could wait for nothing but the call.
+    """
 
     name: str
     rate: float
     cpu: float
+    pool: float = THREADS / CALL_TIME
 
 
 def fill(deployment: Deployment, count: int) -> None:
@@ -70,10 +73,10 @@ def drain_firstseen(folder: Path, databases: Databases, broker: Valkey, count: i
             begun = time.monotonic()
             worker = deployment.start_worker()[0]
             wait_until(lambda: ledger.states()["done"] > 0, 120, "the worker to begin")
-            begun, already = time.monotonic(), ledger.states()["done"]
+            begun, already, used = time.monotonic(), ledger.states()["done"], cpu_of(worker)
             wait_until(lambda: ledger.states()["done"] >= count, 600, "the backlog to be done")
-            took = time.monotonic() - begun
-            return Drained(name, (count - already) / took, cpu_of(worker) / count)
+            took, drained = time.monotonic() - begun, count - already
+            return Drained(name, drained / took, (cpu_of(worker) - used) / drained)
         finally:
             deployment.stop()
 
@@ -89,11 +92,10 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
     process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)
     try:
         wait_until(lambda: broker.queue_length("celery") < count, 120, "Celery to begin")
-        begun, already = time.monotonic(), count - broker.queue_length("celery")
+        begun, already, used = time.monotonic(), count - broker.queue_length("celery"), cpu_of(process)
         wait_until(lambda: broker.queue_length("celery") == 0, 600, "the queue to be empty")
-        return Drained(
-            "plain Celery tasks", (count - already) / (time.monotonic() - begun), cpu_of(process) / count
-        )
+        took, drained = time.monotonic() - begun, count - already
+        return Drained("plain Celery tasks", drained / took, (cpu_of(process) - used) / drained)
     finally:
         process.kill()
 
@@ -117,12 +119,6 @@ def latencies(
         return [float(row["ms"]) for row in ledger.rows(query)], web, worker
     finally:
         deployment.stop()
-
-
-def percentiles(values: list[float]) -> tuple[float, float]:
-    """Return the median and the 99th of a hundred."""
-    cuts = statistics.quantiles(values, n=100)
-    return statistics.median(values), cuts[98]
 
 
 def cpu_of(process: Process) -> float:

@@ -62,8 +62,9 @@ def read_deliveries(file: Path) -> list[tuple[bytes, dict[str, str]]]:
     return found
 
 
-def run_wrk(url: str, deliveries: Path, *, connections: int, seconds: float) -> Result:
-    """Send the deliveries for so long and return what was measured."""
+def run_wrk(url: str, deliveries: Path, *, connections: int, seconds: float, once: bool = False) -> Result:
+    """Send the deliveries for so long, or until all are answered, and return what was measured."""
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(SCRIPT), url]
-    done = subprocess.run([*argv, "--", str(deliveries)], capture_output=True, text=True, check=True)
+    argv += ["--", str(deliveries), *(["once"] if once else [])]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
     return Result(**json.loads(done.stdout.strip().splitlines()[-1]))

@@ -3,26 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from receiver.ledger import Store
 from tests.bench.accept import Figure
-from tests.bench.drain import percentiles
+from tests.bench.tables import Found, table
+from tests.bench.targets import percentiles, targets
 
 PAGE = Path(__file__).parents[2] / "docs" / "PERFORMANCE.md"
 START, END = "<!-- measured -->", "<!-- end -->"
-Found = Mapping[str, Any]
 
 
 def store(url: str) -> Store:
     """Open a ledger to measure."""
     return Store(url)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Write a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def part(name: str, found: Found) -> str:
@@ -88,8 +81,26 @@ def _growth(found: Found) -> str:
 
 def _burst(found: Found) -> str:
     one = found["burst"]
-    row = [one.bad, f"{one.slowest:.2f} s", f"{one.memory:.0f} MB", one.recorded]
-    return table(["not 200", "slowest answer", "web", "recorded"], [row])
+    row = [one.bad, f"{one.slowest:.2f} s", f"{one.memory:.0f} MB", one.recorded, f"{one.seconds:.1f} s"]
+    return table(["not 200", "slowest answer", "web", "recorded", "all answered in"], [row])
+
+
+def _profile(found: Found) -> str:
+    spent = dict(found["profile"])
+    bare = spent.pop("bare")
+    whole = sum(spent.values())
+    rows = [[stage, f"{time:.0f} us", f"{time / bare:.2f} x"] for stage, time in spent.items()]
+    total = [
+        ["all of it", f"{whole:.0f} us", f"{whole / bare:.2f} x"],
+        ["bare view", f"{bare:.0f} us", "1.00 x"],
+    ]
+    return table(["stage of one delivery", "processor time", "of the bare view"], rows + total)
+
+
+def settings(found: Found) -> str:
+    """Return what the run was made with, as it was read back."""
+    facts = {**found["settings"], **found["versions"]}
+    return table(["what", "value"], list(facts.items()))
 
 
 _PARTS: Mapping[str, Callable[[Found], str]] = {
@@ -99,14 +110,15 @@ _PARTS: Mapping[str, Callable[[Found], str]] = {
     "idle": _idle,
     "growth": _growth,
     "burst": _burst,
+    "profile": _profile,
 }
 
 
 def write(found: Found) -> None:
     """Put the figures into the page, between its two marks."""
     told = [f"### {name.capitalize()}\n\n{part(name, found)}" for name in _PARTS if name in found]
-    facts = {**found["settings"], **found["versions"]}
-    told.append("### Settings and versions\n\n" + table(["what", "value"], list(facts.items())))
+    told.insert(0, f"### Targets\n\n{targets(found)}")
+    told.append(f"### Settings and versions\n\n{settings(found)}")
     page = PAGE.read_text()
     before, _, rest = page.partition(START)
     after = rest.partition(END)[2]

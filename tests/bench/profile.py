@@ -1,0 +1,104 @@
+"""*Profile*: where one delivery's processor time goes, in one thread and alone, beside the bare view's."""
+
+import io
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from flask import Flask
+
+from config.settings import load_settings
+from receiver import ingress
+from receiver.app import create_app
+from receiver.dispatch import Dispatcher
+from receiver.endpoints import Endpoint
+from receiver.ledger import Recorder
+from receiver.observing import Observer
+from tests.bench.accept import new_ids
+from tests.bench.apps import bare
+from tests.bench.contestants import ENDPOINT
+from tests.bench.load import read_deliveries, write_deliveries
+from tests.services.deployment import Deployment
+
+COUNT, CHUNK = 2_000, 100
+STAGES: Mapping[str, tuple[tuple[Any, str], ...]] = {
+    "request id, log line, histogram": ((Observer, "_begin"), (Observer, "_answered"), (Observer, "_end")),
+    "reading body, headers and URL": ((ingress.Ingress, "_read"),),
+    "verifying the signature": ((Endpoint, "verify"),),
+    "finding id, type and time": ((Endpoint, "deliveries"),),
+    "ledger, a commit for this one alone": ((Recorder, "record"),),
+    "nudge": ((Dispatcher, "nudge"),),
+    "answer": ((ingress, "_answer"),),
+}
+REST = "Flask, routing and the rest"
+
+
+def profile(deployment: Deployment, folder: Path) -> dict[str, float]:
+    """Return microseconds of processor time by stage; the bare view's whole time is `bare`."""
+    deliveries = read_deliveries(write_deliveries(folder / "profile.txt", new_ids(COUNT)))
+    spent: dict[str, list[float]] = defaultdict(list)
+    with ExitStack() as patches, Path(os.devnull).open("w") as nowhere:
+        patches.enter_context(patch.dict(os.environ, deployment.env))
+        # Logging finds its stream when the application is built.
+        patches.enter_context(patch.object(sys, "stderr", nowhere))
+        for stage, places in STAGES.items():
+            for owner, name in places:
+                clocked = _clocked(getattr(owner, name), spent[stage])
+                patches.enter_context(patch.object(owner, name, clocked))
+        whole = _run(create_app(load_settings()), deliveries)
+    found = {stage: sum(times) / COUNT for stage, times in spent.items()}
+    return found | {REST: whole - sum(found.values()), "bare": _run(bare.application(), deliveries)}
+
+
+def _clocked(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        begun = time.thread_time()
+        try:
+            return function(*arguments, **named)
+        finally:
+            times.append((time.thread_time() - begun) * 1e6)
+
+    return run
+
+
+def _run(app: Flask, deliveries: Iterable[tuple[bytes, Mapping[str, str]]]) -> float:
+    """Call an application as a server does; return the median microseconds of a call, over chunks."""
+    environs = [_environ(body, headers) for body, headers in deliveries]
+    chunks = []
+    for start in range(0, len(environs), CHUNK):
+        begun = time.thread_time()
+        for environ in environs[start : start + CHUNK]:
+            b"".join(app(environ, lambda _status, _headers, _error=None: None))
+        chunks.append((time.thread_time() - begun) / CHUNK * 1e6)
+    return statistics.median(chunks)
+
+
+def _environ(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "REQUEST_METHOD": "POST",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": ENDPOINT,
+        "QUERY_STRING": "",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8000",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "CONTENT_TYPE": headers["Content-Type"],
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_HOST": "127.0.0.1:8000",
+        "HTTP_STRIPE_SIGNATURE": headers["Stripe-Signature"],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }

@@ -1,0 +1,98 @@
+"""What was to be reached, and whether a run reached it."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from tests.bench.accept import Figure
+from tests.bench.tables import Found, table
+
+MOST = 64
+"""Connections at which the targets of *accept* hold."""
+
+Row = tuple[str, str, str, bool]
+"""What, the target, what was measured, and whether that is enough."""
+
+
+def targets(found: Found) -> str:
+    """Return the table of the targets that this run measured."""
+    rows = [row for part, judge in _JUDGES.items() if part in found for row in judge(found)]
+    told = [[what, wanted, measured, "yes" if reached else "no"] for what, wanted, measured, reached in rows]
+    return table(["what", "target", "measured", "reached"], told)
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the 99th of a hundred."""
+    cuts = statistics.quantiles(values, n=100)
+    return statistics.median(values), cuts[98]
+
+
+def _accept(found: Found) -> Iterator[Row]:
+    rates = _rates(found["accept"])
+    ours = rates["firstseen"]
+    for other, least in (("bare", 0.40), ("naive", 6.0), ("durable", 4.0)):
+        if other in rates:
+            ratio = ours / rates[other]
+            yield f"first-seen, PostgreSQL, beside {other}", f"{least} x", f"{ratio:.2f} x", ratio >= least
+    lite = rates["firstseen-sqlite"] / rates["bare"]
+    yield "first-seen, SQLite, beside bare", "0.4 x", f"{lite:.2f} x", lite >= 0.40
+
+
+def _storm(found: Found) -> Iterator[Row]:
+    rates = {one.contestant: one.rate for one in found["storm"]}
+    ratio = rates["firstseen"] / rates["bare"]
+    yield "storm of done events, beside bare", "0.65 x", f"{ratio:.2f} x", ratio >= 0.65
+
+
+def _drain(found: Found) -> Iterator[Row]:
+    plain, empty, call = found["drain"]
+    ratio = empty.rate / plain.rate
+    yield "drain, empty handler, beside plain Celery", "2 x", f"{ratio:.2f} x", ratio >= 2
+    # One thread at a time runs Python, so this is what the processor allows, whatever the pool.
+    limit = min(call.pool, 1 / call.cpu)
+    share = call.rate / limit
+    which = "the pool" if limit == call.pool else "the processor"
+    told = f"{call.rate:.0f}/s of {limit:.0f}/s, which {which} allows"
+    yield "drain, one 20 ms call", "0.9 x of the limit", told, share >= 0.9
+
+
+def _idle(found: Found) -> Iterator[Row]:
+    values, web, worker = found["idle"]
+    p50, p99 = percentiles(values)
+    yield "accepted to handler start, p50", "15 ms", f"{p50:.1f} ms", p50 <= 15
+    yield "accepted to handler start, p99", "100 ms", f"{p99:.1f} ms", p99 <= 100
+    yield "memory of web, idle", "130 MB", f"{web:.0f} MB", web <= 130
+    yield "memory of a worker, idle", "140 MB", f"{worker:.0f} MB", worker <= 140
+
+
+def _growth(found: Found) -> Iterator[Row]:
+    for kind in ("postgres", "sqlite"):
+        mine = [one for one in found["growth"] if one.kind == kind]
+        for name in ("new", "duplicate"):
+            ratio = getattr(mine[-1], name) / getattr(mine[0], name)
+            what = f"{name}, {kind}, {mine[0].rows:,} to {mine[-1].rows:,} rows"
+            yield what, "1.15 x slower", f"{ratio:.2f} x", ratio <= 1.15
+
+
+def _burst(found: Found) -> Iterator[Row]:
+    one = found["burst"]
+    yield "burst: errors", "0", str(one.bad), one.bad == 0
+    yield "burst: slowest answer", "3 s", f"{one.slowest:.2f} s", one.slowest < 3
+    yield "burst: memory of web", "220 MB", f"{one.memory:.0f} MB", one.memory < 220
+
+
+def _rates(figures: Sequence[Figure]) -> dict[str, float]:
+    return {
+        one.contestant: one.rate
+        for one in figures
+        if one.workload == "all first-seen" and one.connections == MOST
+    }
+
+
+_JUDGES = {
+    "accept": _accept,
+    "storm": _storm,
+    "drain": _drain,
+    "idle": _idle,
+    "growth": _growth,
+    "burst": _burst,
+}
