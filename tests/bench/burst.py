@@ -11,19 +11,18 @@ from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey
 
 DELIVERIES, CONNECTIONS = 5_000, 500
-LONGEST = 120.0
-"""Seconds after which it is over, whatever came back."""
+LONGEST = 30.0
+"""Seconds that wrk runs in any case: it rests when all are answered, and does not end sooner."""
 
 
 @dataclass(frozen=True)
 class Burst:
-    """Answers that were not 200, the slowest in seconds, web's megabytes, rows, and how long it took."""
+    """Answers that were not 200, the slowest in seconds, web's megabytes, and rows."""
 
     bad: int
     slowest: float
     memory: float
     recorded: int
-    seconds: float
 
 
 def burst(folder: Path, databases: Databases, broker: Valkey) -> Burst:
@@ -40,6 +39,6 @@ def burst(folder: Path, databases: Databases, broker: Valkey) -> Burst:
         finally:
             broker.thaw()
         rows = Ledger(deployment.database_url).states().total()
-        return Burst(done.refused + done.errors, done.max / 1000, rss(web), rows - 1, done.seconds)
+        return Burst(done.refused + done.errors, done.max / 1000, rss(web), rows - 1)
     finally:
         deployment.stop()

@@ -3,12 +3,14 @@
 import json
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import structlog
 
 from config.logs import about, bind, line_formatter, unbind
+from config.stderr import Stderr
 
 CANARY = "canary-51c0"
 
@@ -70,6 +72,29 @@ def test_facts_stand_on_every_line_inside() -> None:
     assert (outer["event"], outer["attempt"], outer.get("call")) == ("e1", 1, None)
     unbind()
     assert "request" not in line(record("after"))
+
+
+def test_the_short_way_writes_what_the_long_one_does() -> None:
+    """A plain line of ours is formatted at once; structlog's chain would write the same."""
+    made = record("GET %s: %d", "/x", 200, status=200, ms=1.5, data=CANARY)
+    made.created = 1_780_000_000.25
+    short = line_formatter("json")
+    with about(event="e1", attempt=1):
+        quick, slow = json.loads(short.format(made)), json.loads(super(type(short), short).format(made))
+    assert {**quick, "time": ""} == {**slow, "time": ""}
+    assert quick["time"] == "2026-05-28T20:26:40.250000Z"
+
+
+def test_lines_of_threads_that_log_at_once_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    """Eight threads write a thousand lines: each line is there, once and in one piece."""
+    handler, log = Stderr(sys.stderr), logging.getLogger("tests.many")
+    log.addHandler(handler)
+    log.propagate = False
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: log.error("line %d of many", number), range(1000)))
+    log.removeHandler(handler)
+    told = sorted(capfd.readouterr().err.splitlines())
+    assert told == sorted(f"line {number} of many" for number in range(1000))
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
