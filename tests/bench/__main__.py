@@ -29,7 +29,7 @@ from tests.bench.contestants import (
     serve_naive,
     version_of,
 )
-from tests.bench.drain import drain_celery, drain_firstseen, latencies
+from tests.bench.drain import celery_latencies, drain_celery, drain_firstseen, latencies
 from tests.bench.growth import grow
 from tests.bench.load import MISSING, has_wrk, read_deliveries, write_deliveries
 from tests.bench.profile import profile
@@ -130,8 +130,10 @@ class Bench:
 
     def idle(self) -> None:
         """Measure latency and memory of an idle system."""
-        found = latencies(self.folder, self.databases, self.broker, 60 if self.quick else 200)
-        self.found["idle"] = found
+        count, place = 60 if self.quick else 200, self.folder / "plain"
+        place.mkdir()
+        self.found["idle"] = latencies(self.folder, self.databases, self.broker, count)
+        self.found["plain idle"] = celery_latencies(place, self.broker, count)
 
     def growth(self) -> None:
         """Measure recording with ever more rows."""

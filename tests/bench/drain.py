@@ -86,18 +86,43 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
     app = Celery("plain", broker=broker.url)
     for number in range(count):
         app.send_task("plain.nothing", (f"evt_{number}",), ignore_result=True)
-    env = clean_environment(PYTHONPATH=str(Path(__file__).parents[2]), BENCH_BROKER=broker.url)
-    argv = ["-m", "celery", "-A", "tests.bench.apps.plain", "worker", "--pool", "threads"]
-    command = [sys.executable, *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
-    process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)
-    try:
+    with plain_worker(folder, broker) as process:
         wait_until(lambda: broker.queue_length("celery") < count, 120, "Celery to begin")
         begun, already, used = time.monotonic(), count - broker.queue_length("celery"), cpu_of(process)
         wait_until(lambda: broker.queue_length("celery") == 0, 600, "the queue to be empty")
         took, drained = time.monotonic() - begun, count - already
         return Drained("plain Celery tasks", drained / took, (cpu_of(process) - used) / drained)
+
+
+@contextmanager
+def plain_worker(folder: Path, broker: Valkey) -> Iterator[Process]:
+    """Run a plain Celery worker with Firstseen's pool."""
+    checkout = str(Path(__file__).parents[2])
+    told = {"BENCH_BROKER": broker.url, "BENCH_TIMES": str(folder / "times.txt")}
+    env = clean_environment(PYTHONPATH=checkout, **told)
+    argv = ["-m", "celery", "-A", "tests.bench.apps.plain", "worker", "--pool", "threads"]
+    command = [sys.executable, *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
+    process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)
+    try:
+        yield process
     finally:
         process.kill()
+
+
+def celery_latencies(folder: Path, broker: Valkey, count: int) -> list[float]:
+    """Return milliseconds from the sending of a plain task to its start, one at a time."""
+    times, app = folder / "times.txt", Celery("plain", broker=broker.url)
+    times.touch()
+    with plain_worker(folder, broker):
+        # The first one waits for the worker to boot, and is not counted.
+        for number in range(count + 1):
+            app.send_task("plain.timed", (time.time(),), ignore_result=True)
+            wait_until(lambda number=number: len(_lines(times)) > number, 60, "the task to start")
+        return [float(line) for line in _lines(times)[1:]]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
 
 
 def latencies(

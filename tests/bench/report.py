@@ -62,9 +62,11 @@ def _drain(found: Found) -> str:
 def _idle(found: Found) -> str:
     values, web, worker = found["idle"]
     p50, p99 = percentiles(values)
+    plain = [f"{cut:.1f} ms" for cut in percentiles(found["plain idle"])]
+    ours = [f"{p50:.1f} ms", f"{p99:.1f} ms", f"{web:.0f} MB", f"{worker:.0f} MB"]
     return table(
-        ["accepted to handler start, p50", "p99", "web", "worker"],
-        [[f"{p50:.1f} ms", f"{p99:.1f} ms", f"{web:.0f} MB", f"{worker:.0f} MB"]],
+        ["to handler start", "p50", "p99", "web", "worker"],
+        [["firstseen, from the commit", *ours], ["plain Celery, from the sending", *plain, "", ""]],
     )
 
 
