@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +23,12 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import free_port, wait_until
 
 BATCH = 500
+POLL, PATIENCE = 0.5, 900.0
+"""Seconds between two looks, and until there are no more: to look costs processor time too."""
+
+PAUSE = 0.1
+"""Seconds between two events of an idle system."""
+
 CALL_TIME = 0.02
 """Seconds that one call takes there."""
 
@@ -72,9 +78,9 @@ def drain_firstseen(folder: Path, databases: Databases, broker: Valkey, count: i
             ledger = Ledger(deployment.database_url)
             begun = time.monotonic()
             worker = deployment.start_worker()[0]
-            wait_until(lambda: ledger.states()["done"] > 0, 120, "the worker to begin")
+            await_(lambda: ledger.states()["done"] > 0)
             begun, already, used = time.monotonic(), ledger.states()["done"], cpu_of(worker)
-            wait_until(lambda: ledger.states()["done"] >= count, 600, "the backlog to be done")
+            await_(lambda: ledger.states()["done"] >= count)
             took, drained = time.monotonic() - begun, count - already
             return Drained(name, drained / took, (cpu_of(worker) - used) / drained)
         finally:
@@ -87,9 +93,9 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
     for number in range(count):
         app.send_task("plain.nothing", (f"evt_{number}",), ignore_result=True)
     with plain_worker(folder, broker) as process:
-        wait_until(lambda: broker.queue_length("celery") < count, 120, "Celery to begin")
+        await_(lambda: broker.queue_length("celery") < count)
         begun, already, used = time.monotonic(), count - broker.queue_length("celery"), cpu_of(process)
-        wait_until(lambda: broker.queue_length("celery") == 0, 600, "the queue to be empty")
+        await_(lambda: broker.queue_length("celery") == 0)
         took, drained = time.monotonic() - begun, count - already
         return Drained("plain Celery tasks", drained / took, (cpu_of(process) - used) / drained)
 
@@ -117,7 +123,10 @@ def celery_latencies(folder: Path, broker: Valkey, count: int) -> list[float]:
         # The first one waits for the worker to boot, and is not counted.
         for number in range(count + 1):
             app.send_task("plain.timed", (time.time(),), ignore_result=True)
-            wait_until(lambda number=number: len(_lines(times)) > number, 60, "the task to start")
+            if number == 0:
+                await_(lambda: _lines(times))
+            time.sleep(PAUSE)
+        await_(lambda: len(_lines(times)) > count)
         return [float(line) for line in _lines(times)[1:]]
 
 
@@ -138,12 +147,22 @@ def latencies(
         web, worker = rss(deployment.webs[0]), rss(deployment.workers[0])
         for number in range(count):
             deployment.deliver(f"evt_idle_{number}")
-            wait_until(lambda number=number: ledger.states()["done"] == number + 2, 30, "it to be done")
+            time.sleep(PAUSE)
+        await_(lambda: ledger.states()["done"] > count)
         query = """SELECT extract(epoch FROM a.started_at - e.received_at) * 1000 AS ms
             FROM attempt a JOIN event e ON e.id = a.event WHERE e.event_id LIKE 'evt_idle_%'"""
         return [float(row["ms"]) for row in ledger.rows(query)], web, worker
     finally:
         deployment.stop()
+
+
+def await_(predicate: Callable[[], object]) -> None:
+    """Look now and then whether something is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not predicate():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"It is not so after {PATIENCE:.0f} s.")
+        time.sleep(POLL)
 
 
 def cpu_of(process: Process) -> float:
