@@ -37,9 +37,13 @@ AWAKE = 5.0
 TOGETHER, QUICK = 32, 0.01
 """Events that a thread claims at once at most, and the seconds that each may take for that."""
 
+SLOW = 0.1
+"""Seconds that one of them may take before the rest are given back: other threads are there for them."""
+
 SETTLE_AFTER = 0.05
 """Seconds after which finished events of a batch are settled, though others of it still run."""
 
+SHUT_DOWN = Outcome(Move.RELEASE, reason="Its worker shut down; the attempt does not count.")
 NOT_BEGUN = Outcome(Move.RELEASE, reason="Its worker did not come to it; the attempt does not count.")
 
 
@@ -62,9 +66,10 @@ class Runner:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._attempt = attempt
         self._held: dict[UUID, tuple[Claim, float]] = {}
+        self._ended: dict[UUID, Outcome] = {}
         self._busy = self._drains = 0
         self._lock, self._claiming = threading.Lock(), threading.Lock()
-        self._times, self._size = threading.local(), 1
+        self._times = threading.local()
         self._slots = threading.BoundedSemaphore(limits.concurrency)
         self._own = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="firstseen-own")
         self.stopping = threading.Event()
@@ -86,14 +91,14 @@ class Runner:
             log.exception("An event could not be run; its lease will expire.")
 
     def _go_on(self) -> None:
-        ends = time.monotonic() + AWAKE
+        ends, size = time.monotonic() + AWAKE, 1
         while time.monotonic() < ends:
             begun = self._handled_in
-            ran = self._run(partial(self._claim_due, self._size))
+            ran = self._run(partial(self._claim_due, size))
             if not ran:
                 return
             quick = self._handled_in - begun < QUICK * ran
-            self._size = min(self._size * 2, TOGETHER) if quick else 1
+            size = min(size * 2, TOGETHER) if quick else 1
 
     def run_next(self) -> bool:
         """Claim and run the due event that has waited longest unattended; False when there is none."""
@@ -132,8 +137,9 @@ class Runner:
         """Give every held claim back, its attempt uncounted; returns how many were still ours."""
         with self._lock:
             claims = [held for held, _ in self._held.values()]
-        end = Outcome(Move.RELEASE, reason="Its worker shut down; the attempt does not count.")
-        return sum(settle(self.store, held, end) for held in claims)
+        # One that has ended may wait for its neighbours of the lot to be settled with them.
+        ends = [self._ended.get(held.event, SHUT_DOWN) for held in claims]
+        return sum(settle(self.store, held, end) for held, end in zip(claims, ends, strict=True))
 
     @property
     def _terms(self) -> dict[str, Any]:
@@ -148,6 +154,8 @@ class Runner:
     def _claim_due(self, limit: int) -> list[Claim]:
         # One thread at a time: what several claim at once costs them the same, and gives each of them less.
         with self._claiming:
+            if self.stopping.is_set():
+                return []
             return claim_due(self.store, limit=limit, **self._terms)
 
     @property
@@ -197,12 +205,14 @@ class Runner:
 
     def _run_all(self, claims: Sequence[Claim], since: float) -> None:
         ended: list[tuple[Claim, Outcome]] = []
-        settled = time.monotonic()
+        settled, late = time.monotonic(), False
         for held in claims:
             if self._is_held(held):
-                late = self.stopping.is_set() or time.monotonic() - since > self._patience
+                begun = time.monotonic()
+                late = late or self.stopping.is_set() or begun - since > self._patience
                 begins = held is claims[0] or not late
                 ended.append((held, self._watched(held) if begins else NOT_BEGUN))
+                late = late or time.monotonic() - begun > SLOW
             if held is claims[-1] or time.monotonic() - settled > SETTLE_AFTER:
                 settle_all(self.store, ended, patience=self.limits.max_runtime)
                 ended, settled = [], time.monotonic()
@@ -213,6 +223,9 @@ class Runner:
             end = self._attempt(held)
             seen.note(outcome=str(end.move))
         self._times.handled = self._handled_in + time.monotonic() - begun
+        with self._lock:
+            if self._held.get(held.event, (None,))[0] is held:
+                self._ended[held.event] = end
         return end
 
     @property
@@ -229,3 +242,4 @@ class Runner:
             # By now this process may hold a later claim of the same event.
             if self._held.get(held.event, (None,))[0] is held:
                 del self._held[held.event]
+                self._ended.pop(held.event, None)

@@ -24,6 +24,9 @@ def settle_all(store: Store, ended: Sequence[tuple[Claim, Outcome]], *, patience
         done = finish_several(store, returned) if len(returned) > 1 else set()
     except LedgerError:
         done = set()
+    except Exception:
+        log.exception("Several events could not be settled together; they are settled one by one.")
+        done = set()
     for held, end in ended:
         with concerning(held):
             if held.event in done:

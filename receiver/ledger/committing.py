@@ -19,6 +19,9 @@ from receiver.ledger.storms import Storms
 BATCH_MAX = 500
 """Deliveries of one transaction, or one request: the first of a burst must not wait for its last."""
 
+SHORT = 64 * 1024
+"""Bytes of a body up to which it takes the short way: all of a batch is one text there."""
+
 
 @dataclass
 class _Ticket:
@@ -72,6 +75,9 @@ class Recorder:
             self._lead()
         if ticket.error is not None:
             raise ticket.error
+        if len(ticket.verdicts) != len(deliveries):
+            # Its leader was ended from outside.
+            raise LedgerUnavailable
         self._storms.learn(deliveries, ticket.verdicts)
         return ticket.verdicts
 
@@ -102,20 +108,27 @@ class Recorder:
 def _record_all(store: Store, batch: Sequence[_Ticket]) -> None:
     """Record what is first-seen in the shortest way, and what that leaves as `record` does it."""
     # A request of several events stands as a whole or not at all, so it is left to that.
-    plain = [ticket for ticket in batch if len(ticket.deliveries) == 1 and is_plain(ticket.deliveries[0])]
+    plain = [ticket for ticket in batch if len(ticket.deliveries) == 1 and _is_short(ticket.deliveries[0])]
+    verdicts: Sequence[Verdict | None]
     try:
         verdicts = record_first_seen(store, [ticket.deliveries[0] for ticket in plain]) if plain else []
     except LedgerUnavailable as error:
-        for ticket in batch:
+        verdicts = [None] * len(plain)
+        for ticket in plain:
             ticket.error = error
-        return
     except Exception:  # noqa: BLE001 - whoever is the cause raises it below
         verdicts = [None] * len(plain)
     for ticket, verdict in zip(plain, verdicts, strict=True):
         if verdict is not None:
             ticket.verdicts = [verdict]
             ticket.wake()
-    _record_rest(store, [ticket for ticket in batch if not ticket.verdicts])
+    rest = [ticket for ticket in batch if not ticket.verdicts and ticket.error is None]
+    if rest:
+        _record_rest(store, rest)
+
+
+def _is_short(delivery: Delivery) -> bool:
+    return is_plain(delivery) and len(delivery.body) <= SHORT
 
 
 def _record_rest(store: Store, batch: Sequence[_Ticket]) -> None:

@@ -8,17 +8,16 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg import ClientCursor
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
 from receiver.ledger.insertion import GIVEN, TIMES
 from receiver.ledger.models import EVENT
-from receiver.ledger.store import Store, promises
+from receiver.ledger.store import WAIT, Store
 from receiver.ledger.telemetry.tally import Kind, slot_of
 
 FIRST_SEEN = "first seen"
@@ -30,25 +29,26 @@ _PRESET = {
 """What a new row has without being told: numbers and flags."""
 
 
+class TooStrict(Exception):
+    """This database's transactions are stricter than READ COMMITTED by default."""
+
+
 def insert_alone(store: Store, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
     """Insert those rows whose (source, event_id) is new, in their order; return their ids once on disk.
 
-    Raises as `Store.alone` does; none of them stands when the database refuses one.
+    Raises TooStrict, and as `Store.alone` does; none of them stands when the database refuses one.
     """
     with store.alone() as connection:
+        if connection.info.get("strict"):
+            raise TooStrict
         return (_insert_sqlite if store.sqlite else _insert_postgres)(store, connection, rows)
 
 
 def _insert_postgres(store: Store, connection: Any, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
-    # As JSON, since an array for each column takes the driver three times as long; and with the values in the
-    # text, since only so several statements make one message.
-    given = {"rows": _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])}
-    cursor = ClientCursor(connection.driver_connection)
-    cursor.execute(
-        _POSTGRES[connection.info["durable"]], given | {"shift": store.shift, "slot": slot_of(store)}
-    )
-    while cursor.description is None:
-        cursor.nextset()
+    # As JSON, since an array for each column takes the driver three times as long.
+    given: dict[str, Any] = {"rows": _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])}
+    given |= {"shift": store.shift, "slot": slot_of(store)}
+    cursor = connection.driver_connection.execute(_POSTGRES[connection.info["durable"]], given)
     return {row[0] for row in cursor.fetchall()}
 
 
@@ -73,7 +73,7 @@ def _insert_sqlite(store: Store, pooled: Any, rows: Sequence[Mapping[str, Any]])
 
 
 def _plain(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
 
 
 _encode = json.JSONEncoder(default=_plain, separators=(",", ":")).encode
@@ -83,7 +83,7 @@ def _literal(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(int(value))
 
 
-def _postgres(begin: str) -> str:
+def _postgres(promises: Mapping[str, str]) -> str:
     kinds = {"id": "uuid", "created_at": "timestamptz"}
     shape = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in GIVEN)
     chosen = ", ".join(
@@ -91,13 +91,14 @@ def _postgres(begin: str) -> str:
     )
     columns, preset = ", ".join([*GIVEN, *TIMES, *_PRESET]), ", ".join(map(_literal, _PRESET.values()))
     now = "(SELECT clock_timestamp() + %(shift)s)"
+    # No row comes before the settings are made, and they end with this statement, which is a transaction.
+    promised = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in promises.items())
     return f"""
-        BEGIN ISOLATION LEVEL READ COMMITTED;
-        {begin};
-        WITH first AS (
+        WITH promised AS MATERIALIZED (SELECT {promised}),
+        first AS (
             INSERT INTO event ({columns})
             SELECT {chosen}, {now}, {now}, {preset}
-            FROM ROWS FROM (json_to_recordset(%(rows)s) AS ({shape})) WITH ORDINALITY
+            FROM promised, ROWS FROM (json_to_recordset(%(rows)s::json) AS ({shape})) WITH ORDINALITY
                 AS given ({", ".join(GIVEN)}, place)
             ORDER BY place
             ON CONFLICT (source, event_id) DO NOTHING
@@ -105,11 +106,10 @@ def _postgres(begin: str) -> str:
         ), told AS (
             INSERT INTO tally (kind, name, what, slot, count)
             SELECT '{Kind.DELIVERY}', source, '{FIRST_SEEN}', %(slot)s, count(*) FROM first
-            GROUP BY source ORDER BY source
+            GROUP BY source ORDER BY source COLLATE "C"
             ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count
         )
-        SELECT id FROM first;
-        COMMIT"""  # noqa: S608 - names of columns; every value is a parameter
+        SELECT id FROM first"""  # noqa: S608 - names of columns; every value is a parameter
 
 
 def _sqlite() -> str:
@@ -127,7 +127,9 @@ def _processors() -> dict[str, Callable[[Any], Any] | None]:
 
 
 _TO_SQLITE = _processors()
-_POSTGRES, _SQLITE = {durable: _postgres(promises(durable=durable)) for durable in (True, False)}, _sqlite()
+_BOUNDED = {"lock_timeout": f"{WAIT:.0f}s"}
+_POSTGRES = {True: _postgres(_BOUNDED), False: _postgres(_BOUNDED | {"synchronous_commit": "on"})}
+_SQLITE = _sqlite()
 _TALLY_SQLITE = (
     f"INSERT INTO tally (kind, name, what, slot, count) VALUES (?, ?, '{FIRST_SEEN}', 0, ?)"  # noqa: S608
     " ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count"

@@ -24,16 +24,21 @@ _lending = threading.local()
 def ask_first(engine: Engine) -> None:
     """Let connections be asked whether they live before they are used, lent ones only after a rest."""
 
+    def made(_connection: Any, record: Any) -> None:
+        record.info["new"] = True
+
     def used(_connection: Any, record: Any) -> None:
         record.info["used"] = time.monotonic()
 
     def ask(connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info.pop("new", False):
+            return
         awake = time.monotonic() - record.info["used"] < REST
         if not (awake and getattr(_lending, "now", False)) and not _lives(engine, connection):
             # The pool takes another one, or makes it.
             raise exc.DisconnectionError
 
-    event.listen(engine, "connect", used)
+    event.listen(engine, "connect", made)
     event.listen(engine, "checkin", used)
     event.listen(engine, "checkout", ask)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -140,7 +140,7 @@ class Store:
                 connection.execution_options(writes=writes).begin(),
             ):
                 if writes and not self.sqlite:
-                    connection.exec_driver_sql(promises(durable=connection.info["durable"]))
+                    connection.exec_driver_sql(_LOCAL if connection.info["durable"] else _LOCAL + _COMMIT)
                 yield connection
         except (*_UNAVAILABLE, exc.DatabaseError) as error:
             # Its kinds are a caller's mistakes, the bare class is a broken file or protocol.
@@ -197,10 +197,9 @@ class _Joined(Store):
         """Return the transaction under way."""
         yield self._connection
 
-
-def promises(*, durable: bool) -> str:
-    """Return what a writing transaction begins with; `durable` when its commits reach the disk unasked."""
-    return _LOCAL if durable else _LOCAL + _COMMIT
+    def alone(self) -> NoReturn:
+        """Refuse: a transaction of its own would not end with the one under way."""
+        raise TypeError("A joined store has no transaction of its own.")
 
 
 def _note_durability(connection: Any, record: Any) -> None:
@@ -208,6 +207,8 @@ def _note_durability(connection: Any, record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SHOW synchronous_commit")
         record.info["durable"] = cursor.fetchone()[0] in DURABLE
+        cursor.execute("SHOW default_transaction_isolation")
+        record.info["strict"] = cursor.fetchone()[0] not in ("read committed", "read uncommitted")
     connection.rollback()
 
 

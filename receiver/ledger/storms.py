@@ -119,7 +119,9 @@ class Storms:
     def _remember(self, delivery: Delivery, verdict: Verdict) -> None:
         key, until = (delivery.source, verdict.event_id), self._clock() + MEMORY
         with self._lock:
-            self._known[delivery.key] = _Done(verdict.event, key, delivery.body_hash, until)
+            done = self._known.setdefault(delivery.key, _Done(verdict.event, key, delivery.body_hash, until))
+            # The same one as before keeps what it has counted.
+            done.event, done.body_hash, done.until = verdict.event, delivery.body_hash, until
             self._known.move_to_end(delivery.key)
             while len(self._known) > ROOM:
                 self._known.popitem(last=False)
