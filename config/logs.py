@@ -34,7 +34,7 @@ OURS = frozenset({"config", "receiver", "worker", "firstseen"})
 """Packages whose own lines show the text of an error: a sentence of ours, without data."""
 
 QUICK = "receiver"
-"""The package whose plain lines are written at once. Handlers' lines, with what they bind, are structlog's."""
+"""The package whose plain lines are written at once; handlers' lines hold what structlog has bound."""
 
 EXTRA = ("status", "ms", "send", "outcome", "verdicts")
 """What a line may add to its message. Celery adds its arguments and results to some of its own."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 TURNS, MANY = 4, 1000
-"""Times that one thread writes for the others, and lines that may wait; beyond that each waits for its turn."""
+"""Times that one thread writes for the others, and lines that may wait; then each waits for its turn."""
 
 PATIENCE = 1.0
 """Seconds that a process which ends waits for who writes."""

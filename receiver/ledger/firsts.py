@@ -46,8 +46,8 @@ def insert_alone(store: Store, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
 
 def _insert_postgres(store: Store, connection: Any, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
     # As JSON, since an array for each column takes the driver three times as long.
-    given: dict[str, Any] = {"rows": _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])}
-    given |= {"shift": store.shift, "slot": slot_of(store)}
+    text = _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])
+    given = {"rows": text, "shift": store.shift, "slot": slot_of(store)}
     cursor = connection.driver_connection.execute(_POSTGRES[connection.info["durable"]], given)
     return {row[0] for row in cursor.fetchall()}
 

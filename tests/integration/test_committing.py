@@ -5,14 +5,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import event
 
-from receiver.ledger import Delivery, LedgerUnavailable, Move, Recorder, Store, record
+from receiver.ledger import Delivery, LedgerUnavailable, Move, Recorder, Store, finish_several, firsts, record
 from receiver.ledger import storms as storms_module
+from receiver.ledger.insertion import insert_new
 from receiver.ledger.models import EVENT
+from receiver.ledger.record import _row
 from receiver.ledger.storms import FIRST, MEMORY, Storms
+from receiver.ledger.telemetry.tally import Kind, totals
+from tests.integration import steps
+from tests.integration.call_steps import planned
 from tests.integration.steps import count, deliver, delivery, duplicates, end, row
 
 
@@ -120,6 +126,58 @@ def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.Monk
     assert held.recorder.record([delivery("evt_0")])[0].first_seen
 
 
+def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) -> None:
+    """Whoever waits is woken as soon as the transaction before theirs has ended, and all are counted."""
+    batches = [[delivery(f"evt_{number}")] for number in range(3)]
+    threads = [threading.Thread(target=held.recorder.record, args=(one,), daemon=True) for one in batches]
+    threads[0].start()
+    assert held.begun.acquire(timeout=30)
+    for thread in threads[1:]:
+        thread.start()
+    while len(held.recorder._waiting) < 2:
+        threading.Event().wait(0.01)
+    held.go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    with store.read() as connection:
+        assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]
+
+
+def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the ledger goes away in the midst of it, none of its events is there."""
+    deliver(store, "evt_old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", Mock(side_effect=LedgerUnavailable))
+        with pytest.raises(LedgerUnavailable):
+            Recorder(store).record([delivery("evt_new"), delivery("evt_old")])
+    assert count(store) == 1
+
+
+@pytest.mark.parametrize(**steps.ONLY_POSTGRES)
+def test_an_id_that_somebody_holds_is_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that inserts the same id and does not end makes a 503, not a hang."""
+    monkeypatch.setattr(firsts, "_POSTGRES", {True: firsts._POSTGRES[True].replace("'5s'", "'300ms'")})
+    with store.engine.connect() as other:
+        insert_new(store, other, [_row(delivery())])
+        release = threading.Timer(5, other.rollback)
+        release.start()
+        with pytest.raises(LedgerUnavailable):
+            Recorder(store).record([delivery()])
+        release.cancel()
+
+
+def test_attempts_that_end_together_are_looked_at_each(store: Store) -> None:
+    """Of three that returned one was taken over and one has an unfinished call: only the third is done."""
+    done, _, lost = events = steps.deliver_all(store, 3)
+    held = [steps.take(store, event) for event in events]
+    planned(store, held[1])
+    steps.later(store, minutes=2)
+    steps.take(store, lost, "worker-2")
+    assert finish_several(store, held) == {done}
+    assert [steps.state(store, event) for event in events] == ["done", "processing", "processing"]
+
+
 def done(store: Store, copies: int) -> Delivery:
     """Bring an event to done and let it come so many times more."""
     first = deliver(store, address="192.0.2.1")
@@ -174,12 +232,8 @@ def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch)
     storms, copy = Storms(store, Clock()), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     assert storms.answer([copy])
-
-    def write(_: Store) -> Any:
-        raise LedgerUnavailable
-
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write", write)
+        patch.setattr(Store, "write", Mock(side_effect=LedgerUnavailable))
         assert storms.flush() == 0
     assert storms.answer([copy])
     assert storms.flush() == 2

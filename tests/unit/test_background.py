@@ -101,3 +101,35 @@ def test_many_threads_lose_nothing() -> None:
     assert sorted(drained(work, 800)) == list(range(800))
     assert "many" not in names
     assert [thread.name for thread in threading.enumerate()].count("many") == 1
+
+
+class Rest:
+    """Time in which a thread rests until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.begun, self.over = threading.Semaphore(0), threading.Semaphore(0)
+
+    def sleep(self, seconds: float) -> None:
+        """Note for how long, and rest."""
+        self.asked.append(seconds)
+        self.begun.release()
+        assert self.over.acquire(timeout=10)
+
+
+def test_what_comes_in_a_pause_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread rests after each batch, and takes what came meanwhile together."""
+    work, rest = Work(), Rest()
+    work.go_on.set()
+    monkeypatch.setattr("receiver.background.time", rest)
+    background = Background("rarely", work, room=10, batch=10, pause=0.5)
+    background.put(1)
+    assert rest.begun.acquire(timeout=10)
+    for item in (2, 3):
+        background.put(item)
+    rest.over.release()
+    assert drained(work, 3) == [1, 2, 3]
+    assert work.batches == [[1], [2, 3]]
+    assert rest.begun.acquire(timeout=10)
+    assert rest.asked == [0.5, 0.5]
+    rest.over.release()

@@ -1,8 +1,10 @@
 """The form of log lines: what a line holds, and what is left out of it."""
 
+import io
 import json
 import logging
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -149,3 +151,33 @@ def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFi
     log.removeHandler(handler)
     found = json.loads(capsys.readouterr().out)
     assert (found["message"], found["order"]) == ("Shipped.", 7)
+
+
+class Slow(io.StringIO):
+    """A stream whose first write takes until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        """Wait, then write."""
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return super().write(text)
+
+
+def test_a_line_that_comes_during_a_write_is_written() -> None:
+    """Who logs while another thread writes does not wait, and its line follows at once."""
+    stream = Slow()
+    handler = Stderr(stream)
+    first = threading.Thread(target=handler.handle, args=(record("first"),), daemon=True)
+    first.start()
+    assert stream.begun.wait(10)
+    second = threading.Thread(target=handler.handle, args=(record("second"),), daemon=True)
+    second.start()
+    second.join(10)
+    assert not second.is_alive()
+    stream.go_on.set()
+    first.join(10)
+    assert stream.getvalue() == "first\nsecond\n"
