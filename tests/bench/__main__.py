@@ -155,7 +155,7 @@ class Bench:
     @property
     def lengths(self) -> dict[str, Any]:
         """How long each measurement lasts, and how often it is repeated."""
-        return {"rounds": 2, "seconds": 2.0} if self.quick else {"rounds": 3, "seconds": 5.0}
+        return {"rounds": 2, "seconds": 2.0} if self.quick else {"rounds": 3, "seconds": 3.0}
 
 
 def versions() -> dict[str, str]:

@@ -138,7 +138,7 @@ def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) ->
         threading.Event().wait(0.01)
     held.go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(3)
     assert not any(thread.is_alive() for thread in threads)
     with store.read() as connection:
         assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]

@@ -1,0 +1,106 @@
+"""The shortest way into the ledger: what it promises without a transaction of its own around it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import event, text
+
+from receiver.ledger import Recorder, Store
+from receiver.ledger.committing import SHORT
+from receiver.ledger.firsts import TooStrict
+from receiver.ledger.record import record_first_seen
+from receiver.ledger.telemetry.tally import Kind, totals
+from tests.integration.steps import ONLY_POSTGRES, count, delivery, row
+
+FOUR = 4
+
+
+@pytest.fixture
+def other(request: pytest.FixtureRequest, store: Store) -> Iterator[Store]:
+    """Open the ledger as a role with a setting of its own."""
+    name = f"role_{uuid4().hex}"
+    with store.engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'x'"))
+        connection.execute(text(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}"))
+        connection.execute(text(f"ALTER ROLE {name} SET {request.param}"))
+    opened = Store(store.url.set(username=name, password="x").render_as_string(hide_password=False))
+    yield opened
+    opened.close()
+
+
+def asked(store: Store, query: str) -> Any:
+    """Return one value."""
+    with store.read() as connection:
+        return connection.execute(text(query)).scalar_one()
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+@pytest.mark.parametrize("other", ["synchronous_commit = off"], indirect=True)
+def test_it_is_on_disk_whatever_the_role_says(store: Store, other: Store) -> None:
+    """Under a role that commits lazily, all that was written is flushed when the answer comes."""
+    behind = "SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"
+    lazily = text("INSERT INTO tally (kind, name, what, slot, count) VALUES ('x', 'x', :what, 0, 1)")
+    left = []
+    for number in range(5):
+        with other.engine.begin() as connection:
+            connection.execute(lazily, {"what": uuid4().hex})
+        lazy = asked(store, behind)
+        assert record_first_seen(other, [delivery(f"evt_{number}")])[0]
+        left.append((lazy > 0, asked(store, behind) == 0))
+    # The server flushes now and then by itself, and writes a little by itself: once in five is chance.
+    assert sum(lazy for lazy, _ in left) >= FOUR, "the role's own commits are not lazy: this shows nothing"
+    assert sum(flushed for _, flushed in left) >= FOUR
+    assert asked(other, "SELECT current_setting('synchronous_commit')") == "off"
+    assert asked(other, "SELECT current_setting('lock_timeout')") == "0"
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+@pytest.mark.parametrize("other", ["default_transaction_isolation = serializable"], indirect=True)
+def test_a_stricter_database_takes_the_general_way(other: Store) -> None:
+    """A statement cannot loosen its own transaction, so nothing is tried that would fail where two meet."""
+    with pytest.raises(TooStrict):
+        record_first_seen(other, [delivery()])
+    assert Recorder(other).record([delivery()])[0].first_seen
+
+
+def test_a_connection_that_broke_costs_no_delivery(store: Store) -> None:
+    """The pooled connection is gone in its moment of rest: the delivery is recorded over another one."""
+    recorder = Recorder(store)
+    assert recorder.record([delivery("evt_1")])[0].first_seen
+    if not store.sqlite:
+        with Store(store.url.render_as_string(hide_password=False)).read() as outside:
+            mine = "datname = current_database() AND pid <> pg_backend_pid()"
+            outside.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}"))
+    assert recorder.record([delivery("evt_2")])[0].first_seen
+    assert count(store) == 2
+
+
+def test_it_writes_what_the_general_way_writes(store: Store) -> None:
+    """A row of either way is the same, but for its id and times; so are the totals."""
+    created = datetime(2026, 5, 1, 12, 30, 15, 123456, tzinfo=UTC)
+    facts = {"created_at": created, "address": "192.0.2.1", "headers": {"X-A": "caf\u00e9 'q' %s"}}
+    one = replace(delivery("evt_1"), **facts, type="a\x00b\ud800", traceparent="00-1-2-01")
+    short = record_first_seen(store, [one])[0]
+    assert short is not None
+    general = Recorder(store).record([replace(one, event_id="evt_2"), replace(one, event_id="evt_3")])
+    rows = [row(store, found.event)._asdict() for found in (short, general[0])]
+    for found in rows:
+        del found["id"], found["event_id"], found["received_at"], found["due_at"]
+    assert rows[0] == rows[1]
+    with store.read() as connection:
+        assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]
+
+
+def test_large_bodies_go_the_general_way(store: Store) -> None:
+    """A batch is one text on the short way, so what would make it huge is left out."""
+    ways: list[str] = []
+    event.listen(store.engine, "before_cursor_execute", lambda *given: ways.append(given[2]))
+    recorder = Recorder(store)
+    assert recorder.record([delivery("evt_1")])[0].first_seen
+    assert not ways
+    assert recorder.record([replace(delivery("evt_2"), body=b"x" * (SHORT + 1))])[0].first_seen
+    assert ways
