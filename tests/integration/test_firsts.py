@@ -72,9 +72,11 @@ def test_a_connection_that_broke_costs_no_delivery(store: Store) -> None:
     recorder = Recorder(store)
     assert recorder.record([delivery("evt_1")])[0].first_seen
     if not store.sqlite:
-        with Store(store.url.render_as_string(hide_password=False)).read() as outside:
-            mine = "datname = current_database() AND pid <> pg_backend_pid()"
-            outside.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}"))
+        outside = Store(store.url.render_as_string(hide_password=False))
+        theirs = "datname = current_database() AND pid <> pg_backend_pid()"
+        with outside.read() as connection:
+            connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {theirs}"))
+        outside.close()
     assert recorder.record([delivery("evt_2")])[0].first_seen
     assert count(store) == 2
 
