@@ -187,19 +187,9 @@ def done(store: Store, copies: int) -> Delivery:
     return delivery(address="192.0.2.7")
 
 
-class Clock:
-    """A clock that the test moves."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        """Return its time."""
-        return self.now
-
-
 def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]) -> None:
     """Who goes on sending a done event is told so from memory; the counts are written together, later."""
-    storms, copy = Storms(store, Clock()), done(store, FIRST)
+    storms, copy = Storms(store), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     commits.clear()
     answers = [storms.answer([copy]) for _ in range(30)]
@@ -215,7 +205,7 @@ def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]
 @pytest.mark.parametrize("change", ["few", "body", "unfinished", "old", "source", "batch"])
 def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
     """A few duplicates, another body, an event that is not done, one asked about too long ago: the ledger."""
-    clock = Clock()
+    clock = Mock(return_value=1000.0)
     storms, copy = Storms(store, clock), done(store, 1 if change == "few" else FIRST)
     if change == "unfinished":
         with store.write() as connection:
@@ -223,13 +213,13 @@ def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
     storms.learn([copy], record(store, [copy]))
     asked = {"body": [replace(copy, body=b"other")], "source": [replace(copy, source="github")]}
     asked["batch"] = [copy, delivery("evt_2")]
-    clock.now += MEMORY + 1 if change == "old" else 0
+    clock.return_value += MEMORY + 1 if change == "old" else 0
     assert storms.answer(asked.get(change, [copy])) is None
 
 
 def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the ledger is away counts are kept, and written once it is back."""
-    storms, copy = Storms(store, Clock()), done(store, FIRST)
+    storms, copy = Storms(store), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     assert storms.answer([copy])
     with monkeypatch.context() as patch:
@@ -239,12 +229,22 @@ def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert storms.flush() == 2
 
 
+def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
+    """What came before the ledger was asked again is counted together with what comes after."""
+    storms, copy = Storms(store), done(store, FIRST)
+    for _ in range(2):
+        storms.learn([copy], record(store, [copy]))
+        assert storms.answer([copy, copy])
+    assert storms.flush() == 4
+    assert row(store, record(store, [copy])[0].event).duplicates == FIRST + 2 + 4 + 1
+
+
 def test_a_rerun_is_noticed_within_a_minute(store: Store) -> None:
     """The memory of done ends by itself: after it the ledger says what became of the event."""
-    clock = Clock()
+    clock = Mock(return_value=1000.0)
     storms, copy = Storms(store, clock), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
-    clock.now += MEMORY - 1
+    clock.return_value += MEMORY - 1
     assert storms.answer([copy])
-    clock.now += 2
+    clock.return_value += 2
     assert storms.answer([copy]) is None

@@ -146,12 +146,18 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+LIMITS = Limits(timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=5), 1)
+
+
 def wake(store: Store, hands: Hands, count: int) -> None:
     """Record so many events and nudge one thread for the first of them."""
+    Runner(store, hands, LIMITS).run_nudged(recorded(store, count))
+
+
+def recorded(store: Store, count: int) -> UUID:
+    """Record so many events and return the first of them."""
     deliveries = [Delivery("stripe", f"evt_{number}", "invoice.paid", b"{}") for number in range(count)]
-    first = record(store, deliveries)[0].event
-    limits = Limits(timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=5), 1)
-    Runner(store, hands, limits).run_nudged(first)
+    return record(store, deliveries)[0].event
 
 
 def states(store: Store) -> dict[str, int]:
@@ -184,3 +190,21 @@ def test_what_a_thread_does_not_come_to_is_given_back(store: Store, clock: Clock
     with store.read() as connection:
         given_back = connection.execute(select(EVENT.c.attempts).where(EVENT.c.state == "waiting")).scalars()
         assert set(given_back) == {0}
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_has_ended_at_shutdown_is_settled_so(store: Store) -> None:
+    """Of a batch of two one has returned as the worker shuts down: it is done, and the other goes back."""
+    ran: list[Claim] = []
+
+    def attempt(held: Claim) -> Outcome:
+        ran.append(held)
+        # The nudged one, one more, and two together: this is the last of those.
+        if len(ran) == 4:
+            runner.stopping.set()
+            runner.release()
+        return Outcome(Move.FINISH)
+
+    runner = Runner(store, attempt, LIMITS)
+    runner.run_nudged(recorded(store, 5))
+    assert (len(ran), states(store)) == (4, {"done": 3, "waiting": 1, "received": 1})

@@ -153,6 +153,23 @@ def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFi
     assert (found["message"], found["order"]) == ("Shipped.", 7)
 
 
+def test_an_error_of_ours_by_structlog_is_a_type_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Structlog hands its error over inside the message, and no line quotes it."""
+    handler, log = logging.StreamHandler(sys.stdout), logging.getLogger("receiver.tests")
+    handler.setFormatter(line_formatter("json"))
+    log.addHandler(handler)
+    log.propagate = False
+    processors = [structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
+                  structlog.processors.TimeStamper(key="time"),
+                  structlog.stdlib.ProcessorFormatter.wrap_for_formatter]  # fmt: skip
+    ours = structlog.wrap_logger(log, processors=processors, wrapper_class=structlog.stdlib.BoundLogger)
+    ours.error("Broke.", exc_info=ValueError(CANARY))
+    log.removeHandler(handler)
+    told = capsys.readouterr().out
+    assert CANARY not in told
+    assert (json.loads(told)["message"], "ValueError" in told) == ("Broke.", True)
+
+
 class Slow(io.StringIO):
     """A stream whose first write takes until it is let go."""
 
