@@ -48,7 +48,7 @@ class Bench:
     """One run: the services that all contestants share, and what was measured."""
 
     def __init__(self, folder: Path, cleanup: ExitStack, *, quick: bool) -> None:
-        self.folder, self.cleanup, self.quick = folder, cleanup, quick
+        self.folder, self.contestants, self.quick = folder, cleanup, quick
         self.postgres = Postgres(fsync=True, synchronous_commit="on")
         cleanup.callback(self.postgres.stop)
         self.postgres.start()
@@ -76,8 +76,8 @@ class Bench:
         return found | {"processes of the server": str(ours.web_concurrency), "cores": str(os.cpu_count())}
 
     def start(self, contestant: Contestant) -> Contestant:
-        """Keep a contestant until the end of the run."""
-        self.cleanup.callback(contestant.stop)
+        """Keep a contestant until the end of its part."""
+        self.contestants.callback(contestant.stop)
         return contestant
 
     def deployed(self, kind: str) -> Deployment:
@@ -187,7 +187,9 @@ def main() -> int:
         say(report.settings(bench.found))
         for part in chosen.parts or PARTS:
             say(f"== {part}")
-            getattr(bench, part)()
+            # One part's workers would hear the nudges of the next.
+            with ExitStack() as bench.contestants:
+                getattr(bench, part)()
             say(report.part(part, bench.found))
         if chosen.write:
             report.write(bench.found)

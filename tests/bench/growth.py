@@ -45,7 +45,7 @@ def _fill(store: Store, start: int, end: int) -> None:
     new |= {"state": "'done'", "finished_at": "received_at"}
     names = [column.name for column in EVENT.c]
     chosen = ", ".join(new.get(name, name) for name in names)
-    numbers = f"SELECT {start} UNION ALL SELECT n + 1 FROM numbers WHERE n < {end}"
+    numbers = f"SELECT {start + 1} UNION ALL SELECT n + 1 FROM numbers WHERE n < {end}"
     query = f"""WITH RECURSIVE numbers(n) AS ({numbers})
         INSERT INTO event ({", ".join(names)}) SELECT {chosen} FROM event, numbers
         WHERE event.event_id = 'evt_model'"""
