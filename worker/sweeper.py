@@ -38,8 +38,8 @@ REPLAY_ROUNDS, REPLAYS_AT_ONCE = 10, 5
 """Batches of each bulk run in one pass, and bulk runs that take turns: a pass must come to its end."""
 
 
-NUDGES_A_THREAD = 4
-"""Of one pass, for each of this worker's threads: every one is awake then, and has some in reserve."""
+NUDGES_A_THREAD, NUDGES_A_PASS = 4, 128
+"""Of one pass, for each of this worker's threads, and at least: all are awake then, with some in reserve."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sweeper:
         note_worker(self._store, self._runner.name)
         expired = expire(self._store)
         nudged = failed = 0
-        most = NUDGES_A_THREAD * self._runner.limits.concurrency
+        most = max(NUDGES_A_PASS, NUDGES_A_THREAD * self._runner.limits.concurrency)
         for event in take_nudges(self._store, self._sweep, limit=most):
             if not self._nudge(event):
                 # The rest stay marked: they back off like lost nudges.

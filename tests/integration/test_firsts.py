@@ -79,6 +79,8 @@ def test_a_connection_that_broke_costs_no_delivery(store: Store) -> None:
         outside.close()
     assert recorder.record([delivery("evt_2")])[0].first_seen
     assert count(store) == 2
+    # Other connections of the pool were ended too, and the next test has the same pool.
+    store.close()
 
 
 def test_it_writes_what_the_general_way_writes(store: Store) -> None:
