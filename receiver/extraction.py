@@ -162,7 +162,7 @@ def _has_surrogate(text: str) -> bool:
 
 
 def reader(where: Locators) -> Callable[[Request, Any], str | None]:
-    """Compile what `one` does: most places are a single one in the body or a header."""
+    """Compile what `one` does: most places are a single one in the body, and need no search."""
     place, path = where.places[0], where.places[0].path
     if where.several or len(where.places) > 1 or place.kind not in ("json", "item"):
         return lambda request, item: one(where, request, item)
