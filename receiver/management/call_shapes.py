@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from receiver.ledger.calls.states import CallState, Outcome, Protection
+from receiver.ledger.calls.states import CallState, Protection, SendOutcome
 from receiver.management.base_shapes import Event, Shape
 
 
@@ -32,7 +32,7 @@ class Call(Shape):
     fingerprint: str
     changed_to: str | None
     use_stored: bool
-    outcome: Outcome | None
+    outcome: SendOutcome | None
     reason: str | None
     status: int | None
     send_count: int
@@ -70,7 +70,7 @@ class Send(Shape):
     at: datetime
     sending_until: datetime
     ended_at: datetime | None
-    outcome: Outcome | None
+    outcome: SendOutcome | None
     status: int | None
     open: bool
     reason: str | None

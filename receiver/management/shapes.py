@@ -5,7 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from receiver.ledger import Move, State
-from receiver.ledger.calls.states import CallState, Outcome
+from receiver.ledger.calls.states import CallState, SendOutcome
 from receiver.management.base_shapes import Event, Shape
 from receiver.management.call_shapes import ToldCall
 
@@ -207,7 +207,7 @@ class CallFigures(Shape):
     api: str
     count: int
     states: dict[CallState, int]
-    outcomes: dict[Outcome, int]
+    outcomes: dict[SendOutcome, int]
 
 
 class Stats(Shape):

@@ -12,7 +12,7 @@ from receiver.ledger.calls.answers import Answered, Receipt, record
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.sends import Marked, Terms, mark
-from receiver.ledger.calls.states import Outcome, Protection, Verdict
+from receiver.ledger.calls.states import Protection, SendOutcome, Verdict
 from tests.integration.steps import deliver, state, take
 
 TERMS = Terms(
@@ -56,7 +56,7 @@ def sent(store: Store, held: Claim, call: UUID) -> UUID:
 
 
 def answered(
-    store: Store, held: Claim, call: UUID, outcome: Outcome, status: int = 201, **verdict: Any
+    store: Store, held: Claim, call: UUID, outcome: SendOutcome, status: int = 201, **verdict: Any
 ) -> None:
     """Send a call and record an answer that means this; without a status nothing came back."""
     send = sent(store, held, call)
@@ -83,7 +83,7 @@ def with_parked_call(store: Store, event_id: str = "evt_1", **change: Any) -> tu
     event = deliver(store, event_id).event
     held = take(store, event)
     call = planned(store, held, **change).id
-    answered(store, held, call, Outcome.UNKNOWN, 0, open=True, park=True)
+    answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
     assert settle(store, held, End(Move.FINISH))
     assert state(store, event) == "parked"
     return event, call

@@ -10,7 +10,7 @@ from receiver.ledger import BadCursor, Move, Store, discard, retry, settle, stat
 from receiver.ledger import Outcome as End
 from receiver.ledger.calls.reading import CallFilter, list_calls
 from receiver.ledger.calls.resolving import Resolution, UnknownCall, resolve
-from receiver.ledger.calls.states import CallState, Outcome, Protection
+from receiver.ledger.calls.states import CallState, Protection, SendOutcome
 from receiver.ledger.calls.story import call_story
 from tests.integration.call_steps import (
     answered,
@@ -22,7 +22,7 @@ from tests.integration.call_steps import (
 )
 from tests.integration.steps import change, deliver, later, row, take
 
-YES = Outcome.SUCCEEDED
+YES = SendOutcome.SUCCEEDED
 
 
 def steps(store: Store, **which: object) -> list[str]:
@@ -82,7 +82,7 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held, once="letter-7").id
-    answered(store, held, call, Outcome.UNKNOWN, 0, open=True)
+    answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True)
     assert settle(store, held, End(Move.RETRY_LATER))
     later(store, minutes=1)
     held = take(store, event)
@@ -218,7 +218,7 @@ def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
     """The sentence of a waiting event names its call, and that its key stays."""
     event = deliver(store).event
     held = take(store, event)
-    answered(store, held, planned(store, held).id, Outcome.LATER, 429, retry_after=timedelta(minutes=5))
+    answered(store, held, planned(store, held).id, SendOutcome.LATER, 429, retry_after=timedelta(minutes=5))
     settle(store, held, End(Move.FINISH))
     told = story(store, event)["next"]
     assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
@@ -238,7 +238,7 @@ def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
-    answered(store, held, call, Outcome.REJECTED, 422)
+    answered(store, held, call, SendOutcome.REJECTED, 422)
     settle(store, held, End(Move.GIVE_UP, reason="It was refused."))
     assert "A retry sends its rejected call 'letter' as a successor" in story(store, event)["next"]
     assert "did not happen" in call_story(store, call)["next"]
@@ -286,7 +286,7 @@ def test_calls_are_counted_by_api(store: Store) -> None:
     """By state, and by what they were told last; what was never sent was told nothing."""
     held = take(store, deliver(store).event)
     answered(store, held, planned(store, held, "one", 0).id, YES)
-    answered(store, held, planned(store, held, "two", 1).id, Outcome.LATER, 429)
+    answered(store, held, planned(store, held, "two", 1).id, SendOutcome.LATER, 429)
     planned(store, held, "three", 2, api="salesly", protection=Protection.UNPROTECTED)
     salesly, stannp = stats(store)["calls"]
     assert (salesly["api"], salesly["count"], salesly["states"]["pending"], salesly["outcomes"]) == (

@@ -13,7 +13,7 @@ from receiver.ledger import Outcome as End
 from receiver.ledger.calls.answers import Answered, Receipt, record
 from receiver.ledger.calls.models import SEND
 from receiver.ledger.calls.resolving import Resolution, Response, UnknownCall, resolve
-from receiver.ledger.calls.states import CallState, Outcome, Verdict
+from receiver.ledger.calls.states import CallState, SendOutcome, Verdict
 from receiver.ledger.calls.story import call_story
 from receiver.ledger.models import ACTION, EVENT
 from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
@@ -61,7 +61,7 @@ def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
     found = planned(store, held, fingerprint=OTHER)
     assert (found.state, found.key, found.sends) == ("pending", "key-letter-1", 0)
     assert (call_row(store, call).state, call_row(store, found.id).successor) == ("replaced", 1)
-    answered(store, held, found.id, Outcome.SUCCEEDED)
+    answered(store, held, found.id, SendOutcome.SUCCEEDED)
     assert settle(store, held, End(Move.FINISH))
     assert state(store, event) == "done"
 
@@ -205,11 +205,11 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
-    answered(store, held, call, Outcome.UNKNOWN, 0, open=True, park=True)
+    answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
     settle(store, held, End(Move.FINISH))
     with store.read() as connection:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
-    judged = Verdict(Outcome.SUCCEEDED, reason="201 Created.")
+    judged = Verdict(SendOutcome.SUCCEEDED, reason="201 Created.")
     answer = Answered(201, (), b"{}")
     record(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
     refused(store, call, Resolution.GIVE_UP, "is succeeded; there is nothing left to resolve")

@@ -27,8 +27,8 @@ from receiver.ledger.calls.answers import record as answer
 from receiver.ledger.calls.journal import Place, Wanted, plan
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.sends import Marked, Terms, mark
-from receiver.ledger.calls.states import Outcome as Answer
 from receiver.ledger.calls.states import Protection, Verdict
+from receiver.ledger.calls.states import SendOutcome as Answer
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import DUPLICATE_MINUTE, EVENT
 

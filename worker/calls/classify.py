@@ -4,14 +4,14 @@ from dataclasses import replace
 from datetime import datetime
 
 from config.dialects import Dialect
-from receiver.ledger.calls.states import Outcome, Protection, Standing, Verdict
+from receiver.ledger.calls.states import Protection, SendOutcome, Standing, Verdict
 from worker.calls.answers import Answer, Failure
 from worker.calls.rules import RULES, Case
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing (RFC 9110, section 9.2.1)."""
 
-RETRIED = frozenset({Outcome.LOCKED, Outcome.LATER, Outcome.UNKNOWN})
+RETRIED = frozenset({SendOutcome.LOCKED, SendOutcome.LATER, SendOutcome.UNKNOWN})
 """Outcomes after which the call may be sent again, and Retry-After says when."""
 
 
@@ -36,5 +36,5 @@ def protection(dialect: Dialect, method: str, path: str) -> Protection:
 def _failure(got: Failure) -> Verdict:
     if got.written:
         reason = f"No answer: {got.error}. It may have been executed."
-        return Verdict(Outcome.UNKNOWN, open=True, reason=reason)
-    return Verdict(Outcome.LATER, reason=f"Nothing was sent: {got.error}.")
+        return Verdict(SendOutcome.UNKNOWN, open=True, reason=reason)
+    return Verdict(SendOutcome.LATER, reason=f"Nothing was sent: {got.error}.")

@@ -15,7 +15,7 @@ from receiver.ledger import Claim, LedgerError
 from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record, shown_status
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.sends import Lost, Mark, Marked, NotYet, Stopped, Terms, mark
-from receiver.ledger.calls.states import CallState, Outcome, Protection, Standing, Verdict
+from receiver.ledger.calls.states import CallState, Protection, SendOutcome, Standing, Verdict
 from worker.backoff import backoff
 from worker.calls.answers import Answer, Failure
 from worker.calls.classify import classify
@@ -103,7 +103,7 @@ class Performance:
                 # What the ledger says now is what every later attempt will see.
                 continue
             wait = max(pause, recorded.delay.total_seconds() if recorded.verdict.retry_after else 0.0)
-            if recorded.verdict.outcome != Outcome.LOCKED or time.monotonic() + wait > patience:
+            if recorded.verdict.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
                 self._postpone(planned.id, recorded)
             time.sleep(wait)
             pause = min(pause + LOCKED_PAUSE, LOCKED_PAUSE_MAX)
@@ -159,7 +159,7 @@ class Performance:
             response = respond(self._step.request, status, planned.answer_headers, body)
             raise CallRejected(reason, response, planned.id)
         if planned.state != CallState.PENDING:
-            kind = CallMismatch if planned.outcome == Outcome.MISMATCH else CallParked
+            kind = CallMismatch if planned.outcome == SendOutcome.MISMATCH else CallParked
             raise kind(f"Call {planned.step!r} is parked. {reason}".rstrip(), planned.id)
         if planned.body is None:
             raise CallParked(
@@ -178,7 +178,7 @@ class Performance:
             planned.method, planned.url, self._step.request.path, planned.headers, planned.body or b""
         )
         outgoing = complete(self._api, stored, planned.key)
-        if planned.delay and planned.outcome != Outcome.LOCKED:
+        if planned.delay and planned.outcome != SendOutcome.LOCKED:
             raise CallLater(planned.reason or "It is not due yet.", planned.delay, planned.id)
         with watched_send(self._api.name, planned.method, planned.id) as seen:
             recorded, got = self._exchange(planned, outgoing)
@@ -232,7 +232,7 @@ class Performance:
                 time.sleep(RECORD_PAUSE)
 
     def _postpone(self, call: UUID, recorded: Recorded) -> Never:
-        kinds = {Outcome.LOCKED: CallLocked, Outcome.UNKNOWN: CallUnknown}
+        kinds = {SendOutcome.LOCKED: CallLocked, SendOutcome.UNKNOWN: CallUnknown}
         kind = kinds.get(recorded.verdict.outcome, CallLater)
         raise kind(f"Call {self._step.name!r}: {recorded.verdict.reason}", recorded.delay, call)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from config.dialects import Dialect
-from receiver.ledger.calls.states import Outcome, Protection, Standing, Verdict
+from receiver.ledger.calls.states import Protection, SendOutcome, Standing, Verdict
 from worker.calls.answers import Answer
 
 
@@ -58,15 +58,15 @@ def _stored_by_status(case: Case) -> Verdict | None:
     match case.answer.boolean(replay.outcome):
         case True:
             return Verdict(
-                Outcome.REPLAYED, reason=f"{case.told}: the stored answer of a request that succeeded."
+                SendOutcome.REPLAYED, reason=f"{case.told}: the stored answer of a request that succeeded."
             )
         case False:
             return Verdict(
-                Outcome.REJECTED, reason=f"{case.told}: the stored answer of a request that failed."
+                SendOutcome.REJECTED, reason=f"{case.told}: the stored answer of a request that failed."
             )
         case None:
             reason = f"{case.told}: a stored answer, but its body does not say how the request ended."
-            return Verdict(Outcome.UNKNOWN, open=True, reason=reason)
+            return Verdict(SendOutcome.UNKNOWN, open=True, reason=reason)
 
 
 def _key_error(case: Case) -> Verdict | None:
@@ -81,10 +81,10 @@ def _key_error(case: Case) -> Verdict | None:
         for error in (case.dialect.locked, case.dialect.misused)
     )
     if case.answer.says(locked):
-        return Verdict(Outcome.LOCKED, reason=f"{case.told}: a request with this key is still running.")
+        return Verdict(SendOutcome.LOCKED, reason=f"{case.told}: a request with this key is still running.")
     if case.answer.says(misused):
         reason = f"{case.told}: the API knows this key from another request."
-        return Verdict(Outcome.MISMATCH, park=True, reason=reason)
+        return Verdict(SendOutcome.MISMATCH, park=True, reason=reason)
     return None
 
 
@@ -94,16 +94,16 @@ def _marked(case: Case) -> Verdict | None:
         return None
     match case.status // 100:
         case 2:
-            return Verdict(Outcome.REPLAYED, reason=f"{case.told}, stored: it was executed before.")
+            return Verdict(SendOutcome.REPLAYED, reason=f"{case.told}, stored: it was executed before.")
         case 4:
-            return Verdict(Outcome.REJECTED, reason=f"{case.told}, stored: it was rejected before.")
+            return Verdict(SendOutcome.REJECTED, reason=f"{case.told}, stored: it was rejected before.")
     reason = f"{case.told}, stored: every resend will get it, and nobody knows what was done."
-    return Verdict(Outcome.UNKNOWN, park=True, open=True, reason=reason)
+    return Verdict(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
 
 
 def _success(case: Case) -> Verdict | None:
     if case.status // 100 == 2:  # noqa: PLR2004 - the class of success
-        return Verdict(Outcome.SUCCEEDED, reason=f"{case.told}.")
+        return Verdict(SendOutcome.SUCCEEDED, reason=f"{case.told}.")
     return None
 
 
@@ -117,7 +117,7 @@ def _deleted(case: Case) -> Verdict | None:
         and now.method == "DELETE"
         and case.dialect.is_repeatable(now.method, now.path)
     ):
-        return Verdict(Outcome.SUCCEEDED, reason=f"{case.told} after an earlier send: it is deleted.")
+        return Verdict(SendOutcome.SUCCEEDED, reason=f"{case.told} after an earlier send: it is deleted.")
     return None
 
 
@@ -131,14 +131,14 @@ def _hinted(case: Case) -> Verdict | None:
         reason = (
             f"{case.told}: the API says that sending it again cannot help, and it may have been executed."
         )
-        return Verdict(Outcome.UNKNOWN, park=True, open=True, reason=reason)
+        return Verdict(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
     return None
 
 
 def _refused_for_now(case: Case) -> Verdict | None:
     now = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY)
     if case.status in now and case.hint is not False:
-        return Verdict(Outcome.LATER, reason=f"{case.told}: it was not executed.")
+        return Verdict(SendOutcome.LATER, reason=f"{case.told}: it was not executed.")
     return None
 
 
@@ -155,20 +155,20 @@ def _client_error(case: Case) -> Verdict | None:
         reason = (
             f"{case.told}, but an earlier send may have been executed: is this about that one, or its result?"
         )
-        return Verdict(Outcome.UNKNOWN, park=True, reason=reason)
-    return Verdict(Outcome.REJECTED, reason=f"{case.told}: it was not executed.")
+        return Verdict(SendOutcome.UNKNOWN, park=True, reason=reason)
+    return Verdict(SendOutcome.REJECTED, reason=f"{case.told}: it was not executed.")
 
 
 def _anything_else(case: Case) -> Verdict:
     """Read 5xx, 408, 3xx and what no standard names: nobody knows what was done."""
     kind = ", a redirect, which is never followed" if case.status // 100 == 3 else ""  # noqa: PLR2004
-    return Verdict(Outcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed.")
+    return Verdict(SendOutcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed.")
 
 
 def _protected_later(case: Case, why: str) -> Verdict:
     """Put it off while a live key protects a resend; else nobody knows."""
     protected = case.keyed and case.standing.live
-    outcome = Outcome.LATER if protected else Outcome.UNKNOWN
+    outcome = SendOutcome.LATER if protected else SendOutcome.UNKNOWN
     return Verdict(outcome, open=True, reason=f"{case.told}: {why}; it may have been executed.")
 
 

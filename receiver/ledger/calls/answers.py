@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.models import CALL, SEND
 from receiver.ledger.calls.sends import Terms, open_until
-from receiver.ledger.calls.states import FINAL, CallState, Judge, Outcome, Protection, Standing, Verdict
+from receiver.ledger.calls.states import FINAL, CallState, Judge, Protection, SendOutcome, Standing, Verdict
 from receiver.ledger.claimed import Claim
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
@@ -80,7 +80,7 @@ def record(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
 
 def shown_status(verdict: Verdict, status: int) -> int:
     """Return the status that a handler sees: that of the original, where a replay is told by its own."""
-    return OK if verdict.outcome == Outcome.REPLAYED and status >= CLIENT_ERROR else status
+    return OK if verdict.outcome == SendOutcome.REPLAYED and status >= CLIENT_ERROR else status
 
 
 class _Recording:

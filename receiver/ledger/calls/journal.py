@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, select, update
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.once import follow, insert_first
 from receiver.ledger.calls.settling import is_last
-from receiver.ledger.calls.states import PATIENT, CallState, Outcome, Protection
+from receiver.ledger.calls.states import PATIENT, CallState, Protection, SendOutcome
 from receiver.ledger.claimed import Claim, lock_alive
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
@@ -48,7 +48,7 @@ class Planned:
     key: str | None = field(repr=False)
     protection: Protection
     sends: int
-    outcome: Outcome | None
+    outcome: SendOutcome | None
     reason: str | None
     delay: timedelta
     status: int | None
@@ -230,7 +230,7 @@ class _Planning:
             key=row.key,
             protection=Protection(row.protection),
             sends=row.sends,
-            outcome=Outcome(row.outcome) if row.outcome else None,
+            outcome=SendOutcome(row.outcome) if row.outcome else None,
             reason=row.reason,
             delay=max(due - now, timedelta(0)),
             status=row.status,

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, exists, select
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import FINAL, UNFINISHED, CallState, Outcome, Protection
+from receiver.ledger.calls.states import FINAL, UNFINISHED, CallState, Protection, SendOutcome
 from receiver.ledger.states import State
 
 DECIDES = {
@@ -108,13 +108,13 @@ _NEXT = {
 
 
 def _known(call: Deciding) -> str:
-    if call.outcome is not None and FINAL.get(Outcome(call.outcome)) == CallState.SUCCEEDED:
+    if call.outcome is not None and FINAL.get(SendOutcome(call.outcome)) == CallState.SUCCEEDED:
         return "It happened."
     if call.is_open:
         return f"Nobody knows whether it happened: look at {call.api}."
     if call.shares:
         return f"Nobody knows whether it happened: that is the matter of the call {call.shares}."
-    if call.outcome == Outcome.MISMATCH:
+    if call.outcome == SendOutcome.MISMATCH:
         return f"Its key belongs to another request there: look at {call.api}."
     return "It has not happened, as far as its answers tell."
 

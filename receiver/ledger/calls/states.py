@@ -36,7 +36,7 @@ class Protection(StrEnum):
     UNPROTECTED = "unprotected"
 
 
-class Outcome(StrEnum):
+class SendOutcome(StrEnum):
     """What one answer, or its absence, means."""
 
     SUCCEEDED = "succeeded"
@@ -48,13 +48,13 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
 
 
-PATIENT: Final = (Outcome.LATER, Outcome.LOCKED, None)
+PATIENT: Final = (SendOutcome.LATER, SendOutcome.LOCKED, None)
 """What a call was last told when waiting for it costs no attempt; None: nothing has gone out yet."""
 
 FINAL: Final = {
-    Outcome.SUCCEEDED: CallState.SUCCEEDED,
-    Outcome.REPLAYED: CallState.SUCCEEDED,
-    Outcome.REJECTED: CallState.REJECTED,
+    SendOutcome.SUCCEEDED: CallState.SUCCEEDED,
+    SendOutcome.REPLAYED: CallState.SUCCEEDED,
+    SendOutcome.REJECTED: CallState.REJECTED,
 }
 """Outcomes that end a call, and where: they answer for every send of it, not for their own alone."""
 
@@ -77,7 +77,7 @@ class Standing:
 class Verdict:
     """What an answer means for the call and the send that it answers."""
 
-    outcome: Outcome
+    outcome: SendOutcome
     park: bool = False
     """Whether a person must look before anything is sent again."""
     open: bool = False
