@@ -12,7 +12,7 @@ from receiver.ledger.calls.answers import Answered, Receipt, record
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.sends import Marked, Terms, mark
-from receiver.ledger.calls.states import Protection, SendOutcome, Verdict
+from receiver.ledger.calls.states import Judgement, Protection, SendOutcome
 from tests.integration.steps import deliver, state, take
 
 TERMS = Terms(
@@ -60,7 +60,7 @@ def answered(
 ) -> None:
     """Send a call and record an answer that means this; without a status nothing came back."""
     send = sent(store, held, call)
-    judged = Verdict(outcome, reason=f"It was {outcome}.", **verdict)
+    judged = Judgement(outcome, reason=f"It was {outcome}.", **verdict)
     answer = Answered(status, KEPT, b'{"id":7}') if status else None
     receipt = Receipt(send, answer, lambda _standing, _now: judged, TERMS, timedelta(seconds=5))
     record(store, held, call, receipt)

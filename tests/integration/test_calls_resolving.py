@@ -13,7 +13,7 @@ from receiver.ledger import Outcome as End
 from receiver.ledger.calls.answers import Answered, Receipt, record
 from receiver.ledger.calls.models import SEND
 from receiver.ledger.calls.resolving import Resolution, Response, UnknownCall, resolve
-from receiver.ledger.calls.states import CallState, SendOutcome, Verdict
+from receiver.ledger.calls.states import CallState, Judgement, SendOutcome
 from receiver.ledger.calls.story import call_story
 from receiver.ledger.models import ACTION, EVENT
 from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
@@ -209,7 +209,7 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
     settle(store, held, End(Move.FINISH))
     with store.read() as connection:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
-    judged = Verdict(SendOutcome.SUCCEEDED, reason="201 Created.")
+    judged = Judgement(SendOutcome.SUCCEEDED, reason="201 Created.")
     answer = Answered(201, (), b"{}")
     record(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
     refused(store, call, Resolution.GIVE_UP, "is succeeded; there is nothing left to resolve")

@@ -27,7 +27,7 @@ from receiver.ledger.calls.answers import record as answer
 from receiver.ledger.calls.journal import Place, Wanted, plan
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.sends import Marked, Terms, mark
-from receiver.ledger.calls.states import Protection, Verdict
+from receiver.ledger.calls.states import Judgement, Protection
 from receiver.ledger.calls.states import SendOutcome as Answer
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import DUPLICATE_MINUTE, EVENT
@@ -165,7 +165,7 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
     assert isinstance(marked, Marked)
     fine = outcome == Answer.SUCCEEDED
     said = "The letter was made." if fine else "The connection broke before an answer came."
-    verdict = Verdict(outcome, park=not fine, open=not fine, reason=said)
+    verdict = Judgement(outcome, park=not fine, open=not fine, reason=said)
     kept = Answered(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
     receipt = Receipt(marked.send, kept, lambda _standing, _now: verdict, TERMS, timedelta(seconds=5))
     answer(store, held, planned.id, receipt)

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from config.dialects import load_dialects
-from receiver.ledger.calls.states import Protection, SendOutcome, Standing, Verdict
+from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
 from worker.calls.answers import Answer, Failure
 from worker.calls.classify import classify, protection
 
@@ -191,7 +191,7 @@ def answer(dialect: str, came: str) -> Answer:
     return Answer(int(status), headers, body.encode())
 
 
-def told(verdict: Verdict) -> str:
+def told(verdict: Judgement) -> str:
     """Return a verdict as the table writes it."""
     return verdict.outcome + " open" * verdict.open + " park" * verdict.park
 

@@ -8,7 +8,7 @@ import pytest
 
 from config.apis import load_apis
 from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
-from receiver.ledger.calls.states import Protection, SendOutcome, Standing, Verdict
+from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
 from receiver.sandbox.api import Api, Refusal
 from receiver.sandbox.apis import APIS as SANDBOX
 from worker.calls.answers import Answer
@@ -30,7 +30,7 @@ def having(feature: Callable[[Dialect], object]) -> pytest.MarkDecorator:
 every = having(lambda _: True)
 
 
-def read(dialect: Dialect, status: int, body: str = "", *, again: bool = True, **headers: str) -> Verdict:
+def read(dialect: Dialect, status: int, body: str = "", *, again: bool = True, **headers: str) -> Judgement:
     """Classify the answer to a keyed POST; headers by their names with `_` for `-`."""
     standing = Standing(open_before=again, live=True, protection=Protection.KEYED, method="POST")
     named = {name.replace("_", "-"): value for name, value in headers.items()}

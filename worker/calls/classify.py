@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from config.dialects import Dialect
-from receiver.ledger.calls.states import Protection, SendOutcome, Standing, Verdict
+from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
 from worker.calls.answers import Answer, Failure
 from worker.calls.rules import RULES, Case
 
@@ -15,7 +15,7 @@ RETRIED = frozenset({SendOutcome.LOCKED, SendOutcome.LATER, SendOutcome.UNKNOWN}
 """Outcomes after which the call may be sent again, and Retry-After says when."""
 
 
-def classify(dialect: Dialect, standing: Standing, got: Answer | Failure, now: datetime) -> Verdict:
+def classify(dialect: Dialect, standing: Standing, got: Answer | Failure, now: datetime) -> Judgement:
     """Return the verdict of the first rule that has one; `now` is the ledger's, for dates in Retry-After."""
     if isinstance(got, Failure):
         return _failure(got)
@@ -33,8 +33,8 @@ def protection(dialect: Dialect, method: str, path: str) -> Protection:
     return Protection.UNPROTECTED
 
 
-def _failure(got: Failure) -> Verdict:
+def _failure(got: Failure) -> Judgement:
     if got.written:
         reason = f"No answer: {got.error}. It may have been executed."
-        return Verdict(SendOutcome.UNKNOWN, open=True, reason=reason)
-    return Verdict(SendOutcome.LATER, reason=f"Nothing was sent: {got.error}.")
+        return Judgement(SendOutcome.UNKNOWN, open=True, reason=reason)
+    return Judgement(SendOutcome.LATER, reason=f"Nothing was sent: {got.error}.")

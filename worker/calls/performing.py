@@ -15,7 +15,7 @@ from receiver.ledger import Claim, LedgerError
 from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record, shown_status
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.sends import Lost, Mark, Marked, NotYet, Stopped, Terms, mark
-from receiver.ledger.calls.states import CallState, Protection, SendOutcome, Standing, Verdict
+from receiver.ledger.calls.states import CallState, Judgement, Protection, SendOutcome, Standing
 from worker.backoff import backoff
 from worker.calls.answers import Answer, Failure
 from worker.calls.classify import classify
@@ -240,7 +240,7 @@ class Performance:
         return backoff(planned.sends + 1, cap=self._outbound.backoff_max, rng=self._outbound.rng)
 
 
-def _judge(dialect: Dialect, got: Reply | NoReply, standing: Standing, now: datetime) -> Verdict:
+def _judge(dialect: Dialect, got: Reply | NoReply, standing: Standing, now: datetime) -> Judgement:
     if isinstance(got, NoReply):
         return classify(dialect, standing, Failure(got.error, got.written), now)
     headers = {name.lower(): value for name, value in got.headers}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from config.dialects import Dialect
-from receiver.ledger.calls.states import Protection, SendOutcome, Standing, Verdict
+from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
 from worker.calls.answers import Answer
 
 
@@ -47,29 +47,29 @@ class Case:
             return str(self.status)
 
 
-Rule = Callable[[Case], Verdict | None]
+Rule = Callable[[Case], Judgement | None]
 
 
-def _stored_by_status(case: Case) -> Verdict | None:
+def _stored_by_status(case: Case) -> Judgement | None:
     """Read a replay that has a status of its own: the body says how the original ended."""
     replay = case.dialect.replay
     if not case.keyed or case.status != replay.status:
         return None
     match case.answer.boolean(replay.outcome):
         case True:
-            return Verdict(
+            return Judgement(
                 SendOutcome.REPLAYED, reason=f"{case.told}: the stored answer of a request that succeeded."
             )
         case False:
-            return Verdict(
+            return Judgement(
                 SendOutcome.REJECTED, reason=f"{case.told}: the stored answer of a request that failed."
             )
         case None:
             reason = f"{case.told}: a stored answer, but its body does not say how the request ended."
-            return Verdict(SendOutcome.UNKNOWN, open=True, reason=reason)
+            return Judgement(SendOutcome.UNKNOWN, open=True, reason=reason)
 
 
-def _key_error(case: Case) -> Verdict | None:
+def _key_error(case: Case) -> Judgement | None:
     """Read what the API says about the key itself.
 
     Where a status alone says it, a marker shows that it does not: a stored answer with that status.
@@ -81,33 +81,33 @@ def _key_error(case: Case) -> Verdict | None:
         for error in (case.dialect.locked, case.dialect.misused)
     )
     if case.answer.says(locked):
-        return Verdict(SendOutcome.LOCKED, reason=f"{case.told}: a request with this key is still running.")
+        return Judgement(SendOutcome.LOCKED, reason=f"{case.told}: a request with this key is still running.")
     if case.answer.says(misused):
         reason = f"{case.told}: the API knows this key from another request."
-        return Verdict(SendOutcome.MISMATCH, park=True, reason=reason)
+        return Judgement(SendOutcome.MISMATCH, park=True, reason=reason)
     return None
 
 
-def _marked(case: Case) -> Verdict | None:
+def _marked(case: Case) -> Judgement | None:
     """Read a replay with a marker. A stored answer comes back for as long as the key lives."""
     if not case.replayed:
         return None
     match case.status // 100:
         case 2:
-            return Verdict(SendOutcome.REPLAYED, reason=f"{case.told}, stored: it was executed before.")
+            return Judgement(SendOutcome.REPLAYED, reason=f"{case.told}, stored: it was executed before.")
         case 4:
-            return Verdict(SendOutcome.REJECTED, reason=f"{case.told}, stored: it was rejected before.")
+            return Judgement(SendOutcome.REJECTED, reason=f"{case.told}, stored: it was rejected before.")
     reason = f"{case.told}, stored: every resend will get it, and nobody knows what was done."
-    return Verdict(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
+    return Judgement(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
 
 
-def _success(case: Case) -> Verdict | None:
+def _success(case: Case) -> Judgement | None:
     if case.status // 100 == 2:  # noqa: PLR2004 - the class of success
-        return Verdict(SendOutcome.SUCCEEDED, reason=f"{case.told}.")
+        return Judgement(SendOutcome.SUCCEEDED, reason=f"{case.told}.")
     return None
 
 
-def _deleted(case: Case) -> Verdict | None:
+def _deleted(case: Case) -> Judgement | None:
     """Read "not there" after a DELETE that was sent before: that one did it, or somebody else."""
     now = case.standing
     gone = case.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -117,11 +117,11 @@ def _deleted(case: Case) -> Verdict | None:
         and now.method == "DELETE"
         and case.dialect.is_repeatable(now.method, now.path)
     ):
-        return Verdict(SendOutcome.SUCCEEDED, reason=f"{case.told} after an earlier send: it is deleted.")
+        return Judgement(SendOutcome.SUCCEEDED, reason=f"{case.told} after an earlier send: it is deleted.")
     return None
 
 
-def _hinted(case: Case) -> Verdict | None:
+def _hinted(case: Case) -> Judgement | None:
     """Follow the API's own word on sending again, as far as a resend is protected."""
     if case.status < HTTPStatus.BAD_REQUEST or case.hint is None:
         return None
@@ -131,45 +131,45 @@ def _hinted(case: Case) -> Verdict | None:
         reason = (
             f"{case.told}: the API says that sending it again cannot help, and it may have been executed."
         )
-        return Verdict(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
+        return Judgement(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
     return None
 
 
-def _refused_for_now(case: Case) -> Verdict | None:
+def _refused_for_now(case: Case) -> Judgement | None:
     now = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY)
     if case.status in now and case.hint is not False:
-        return Verdict(SendOutcome.LATER, reason=f"{case.told}: it was not executed.")
+        return Judgement(SendOutcome.LATER, reason=f"{case.told}: it was not executed.")
     return None
 
 
-def _unavailable(case: Case) -> Verdict | None:
+def _unavailable(case: Case) -> Judgement | None:
     if case.status == HTTPStatus.SERVICE_UNAVAILABLE:
         return _protected_later(case, "the API is not available")
     return None
 
 
-def _client_error(case: Case) -> Verdict | None:
+def _client_error(case: Case) -> Judgement | None:
     if case.status // 100 != 4 or case.status == HTTPStatus.REQUEST_TIMEOUT:  # noqa: PLR2004 - client errors
         return None
     if case.standing.open_before:
         reason = (
             f"{case.told}, but an earlier send may have been executed: is this about that one, or its result?"
         )
-        return Verdict(SendOutcome.UNKNOWN, park=True, reason=reason)
-    return Verdict(SendOutcome.REJECTED, reason=f"{case.told}: it was not executed.")
+        return Judgement(SendOutcome.UNKNOWN, park=True, reason=reason)
+    return Judgement(SendOutcome.REJECTED, reason=f"{case.told}: it was not executed.")
 
 
-def _anything_else(case: Case) -> Verdict:
+def _anything_else(case: Case) -> Judgement:
     """Read 5xx, 408, 3xx and what no standard names: nobody knows what was done."""
     kind = ", a redirect, which is never followed" if case.status // 100 == 3 else ""  # noqa: PLR2004
-    return Verdict(SendOutcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed.")
+    return Judgement(SendOutcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed.")
 
 
-def _protected_later(case: Case, why: str) -> Verdict:
+def _protected_later(case: Case, why: str) -> Judgement:
     """Put it off while a live key protects a resend; else nobody knows."""
     protected = case.keyed and case.standing.live
     outcome = SendOutcome.LATER if protected else SendOutcome.UNKNOWN
-    return Verdict(outcome, open=True, reason=f"{case.told}: {why}; it may have been executed.")
+    return Judgement(outcome, open=True, reason=f"{case.told}: {why}; it may have been executed.")
 
 
 RULES: tuple[Rule, ...] = (

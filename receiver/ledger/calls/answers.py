@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.models import CALL, SEND
 from receiver.ledger.calls.sends import Terms, open_until
-from receiver.ledger.calls.states import FINAL, CallState, Judge, Protection, SendOutcome, Standing, Verdict
+from receiver.ledger.calls.states import FINAL, CallState, Judge, Judgement, Protection, SendOutcome, Standing
 from receiver.ledger.claimed import Claim
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
@@ -55,7 +55,7 @@ class Recorded:
     """What became of the call: its state now, what the answer meant, and the wait before its next send."""
 
     state: CallState
-    verdict: Verdict
+    verdict: Judgement
     delay: timedelta
     kept: bool = True
     """Whether this answer decided that; else an earlier word on the call stands."""
@@ -78,7 +78,7 @@ def record(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
         return done
 
 
-def shown_status(verdict: Verdict, status: int) -> int:
+def shown_status(verdict: Judgement, status: int) -> int:
     """Return the status that a handler sees: that of the original, where a replay is told by its own."""
     return OK if verdict.outcome == SendOutcome.REPLAYED and status >= CLIENT_ERROR else status
 

@@ -74,7 +74,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What an answer means for the call and the send that it answers."""
 
     outcome: SendOutcome
@@ -87,5 +87,5 @@ class Verdict:
     """One sentence for people, without any of the answer's body."""
 
 
-Judge = Callable[[Standing, datetime], Verdict]
+Judge = Callable[[Standing, datetime], Judgement]
 """Classifies one answer, given what the ledger knows and its time; pure."""
