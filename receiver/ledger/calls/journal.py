@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, select, update
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.once import follow, insert_first
 from receiver.ledger.calls.settling import is_last
-from receiver.ledger.calls.states import PATIENT, CallState, Protection, SendOutcome
+from receiver.ledger.calls.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome
 from receiver.ledger.claimed import Claim, lock_alive
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
@@ -118,7 +118,7 @@ class _Planning:
         if row.shares and row.state == CallState.PENDING:
             follow(self.store, self.connection, row, self.wanted.once)
             row = self._current()
-        if row.state == CallState.PENDING and row.outcome in PATIENT:
+        if row.state == CallState.PENDING and row.outcome in COSTS_NO_ATTEMPT:
             self._lose_patience(row, event.now)
         self._change(row, claim=self.held.token)
         return self._planned(self._current(), event.now)

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, select, update
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import FINAL, PATIENT, UNFINISHED, CallState
+from receiver.ledger.calls.states import COSTS_NO_ATTEMPT, FINAL, UNFINISHED, CallState
 from receiver.ledger.claimed import Claim, held_by
 from receiver.ledger.claimed import Outcome as End
 from receiver.ledger.models import ATTEMPT, EVENT
@@ -110,7 +110,7 @@ def _has_ended(connection: Connection, held: Claim, end: End) -> bool:
 def _waiting(store: Store, connection: Connection, calls: Sequence[Row[Any]]) -> End:
     now = connection.execute(select(store.now())).scalar_one()
     delay = max(min(call.due_at or now for call in calls) - now, PAUSE)
-    free = all(call.outcome in PATIENT for call in calls)
+    free = all(call.outcome in COSTS_NO_ATTEMPT for call in calls)
     reason = f"The handler returned, but call {calls[0].step!r} is not finished: {calls[0].reason or ''}"
     return End(Move.CALL_LATER if free else Move.RETRY_LATER, delay, reason=reason.rstrip())
 

@@ -48,7 +48,7 @@ class SendOutcome(StrEnum):
     REJECTED = "rejected"
 
 
-PATIENT: Final = (SendOutcome.LATER, SendOutcome.LOCKED, None)
+COSTS_NO_ATTEMPT: Final = (SendOutcome.LATER, SendOutcome.LOCKED, None)
 """What a call was last told when waiting for it costs no attempt; None: nothing has gone out yet."""
 
 FINAL: Final = {
