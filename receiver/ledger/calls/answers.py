@@ -13,7 +13,15 @@ from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.models import CALL, SEND
 from receiver.ledger.calls.sends import Terms, open_until
-from receiver.ledger.calls.states import FINAL, CallState, Judge, Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.calls.states import (
+    ENDS_CALL,
+    CallState,
+    Judge,
+    Judgement,
+    Protection,
+    SendOutcome,
+    Standing,
+)
 from receiver.ledger.claimed import Claim
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
@@ -106,13 +114,13 @@ class _Recording:
             "outcome": verdict.outcome,
             "status": answer.status if answer else None,
             "reason": plain(verdict.reason),
-            "open": (verdict.open or self._is_lost) and self.row.state not in FINAL.values(),
+            "open": (verdict.open or self._is_lost) and self.row.state not in ENDS_CALL.values(),
         }
         if self.receipt.send is None:
             self._note_unsent(held, end)
         else:
             self.connection.execute(update(SEND).where(SEND.c.id == self.receipt.send).values(**end))
-        if verdict.outcome in FINAL and not self._is_lost:
+        if verdict.outcome in ENDS_CALL and not self._is_lost:
             self.connection.execute(update(SEND).where(SEND.c.call == self.row.id).values(open=False))
 
     def _note_unsent(self, held: Claim, end: dict[str, Any]) -> None:
@@ -135,7 +143,7 @@ class _Recording:
             "ended_at": self.now if ended else None,
         }
         self._move(**change, **self._kept())
-        if state in FINAL.values():
+        if state in ENDS_CALL.values():
             self._wake()
         return Recorded(state, self.verdict, delay)
 
@@ -156,7 +164,7 @@ class _Recording:
 
     def _next(self) -> CallState | None:
         """Return the state that the answer brings the call to; None when it changes nothing any more."""
-        final = FINAL.get(self.verdict.outcome)
+        final = ENDS_CALL.get(self.verdict.outcome)
         if self._is_lost:
             final = CallState.PARKED
         match CallState(self.row.state):
@@ -171,7 +179,7 @@ class _Recording:
 
     @property
     def _is_success(self) -> bool:
-        return FINAL.get(self.verdict.outcome) == CallState.SUCCEEDED
+        return ENDS_CALL.get(self.verdict.outcome) == CallState.SUCCEEDED
 
     @property
     def _is_lost(self) -> bool:

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, exists, select
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import FINAL, UNFINISHED, CallState, Protection, SendOutcome
+from receiver.ledger.calls.states import ENDS_CALL, UNFINISHED, CallState, Protection, SendOutcome
 from receiver.ledger.states import State
 
 DECIDES = {
@@ -108,7 +108,7 @@ _NEXT = {
 
 
 def _known(call: Deciding) -> str:
-    if call.outcome is not None and FINAL.get(SendOutcome(call.outcome)) == CallState.SUCCEEDED:
+    if call.outcome is not None and ENDS_CALL.get(SendOutcome(call.outcome)) == CallState.SUCCEEDED:
         return "It happened."
     if call.is_open:
         return f"Nobody knows whether it happened: look at {call.api}."

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, select, update
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import COSTS_NO_ATTEMPT, FINAL, UNFINISHED, CallState
+from receiver.ledger.calls.states import COSTS_NO_ATTEMPT, ENDS_CALL, UNFINISHED, CallState
 from receiver.ledger.claimed import Claim, held_by
 from receiver.ledger.claimed import Outcome as End
 from receiver.ledger.models import ATTEMPT, EVENT
@@ -103,7 +103,7 @@ def _has_ended(connection: Connection, held: Claim, end: End) -> bool:
     """Whether an answer ended the call that parks the event during the attempt: nobody wakes it later."""
     mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
     begun = select(ATTEMPT.c.started_at).where(*mine).scalar_subquery()
-    ended = (CALL.c.id == end.call, CALL.c.state.in_(FINAL.values()), CALL.c.ended_at >= begun)
+    ended = (CALL.c.id == end.call, CALL.c.state.in_(ENDS_CALL.values()), CALL.c.ended_at >= begun)
     return connection.execute(select(CALL.c.id).where(*ended)).first() is not None
 
 

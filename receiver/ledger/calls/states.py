@@ -51,7 +51,7 @@ class SendOutcome(StrEnum):
 COSTS_NO_ATTEMPT: Final = (SendOutcome.LATER, SendOutcome.LOCKED, None)
 """What a call was last told when waiting for it costs no attempt; None: nothing has gone out yet."""
 
-FINAL: Final = {
+ENDS_CALL: Final = {
     SendOutcome.SUCCEEDED: CallState.SUCCEEDED,
     SendOutcome.REPLAYED: CallState.SUCCEEDED,
     SendOutcome.REJECTED: CallState.REJECTED,
