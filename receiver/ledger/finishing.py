@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.states import UNFINISHED
+from receiver.ledger.calls.states import UNFINISHED_CALLS
 from receiver.ledger.claimed import Claim
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import Move, State, enters
@@ -77,7 +77,7 @@ def _given() -> FromClause:
 
 def _finishable(event: Any, token: Any) -> Any:
     mine = and_(CALL.c.event == EVENT.c.id, CALL.c.generation == EVENT.c.generation)
-    unfinished = exists().where(mine, CALL.c.state.in_(UNFINISHED))
+    unfinished = exists().where(mine, CALL.c.state.in_(UNFINISHED_CALLS))
     held = and_(EVENT.c.id == event, EVENT.c.claim == token, EVENT.c.state == State.PROCESSING)
     return and_(held, ~unfinished)
 

@@ -7,12 +7,12 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, exists, select
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import ENDS_CALL, UNFINISHED, CallState, Protection, SendOutcome
+from receiver.ledger.calls.states import ENDS_CALL, UNFINISHED_CALLS, CallState, Protection, SendOutcome
 from receiver.ledger.states import State
 
 DECIDES = {
-    State.PARKED: UNFINISHED,
-    State.WAITING: UNFINISHED,
+    State.PARKED: UNFINISHED_CALLS,
+    State.WAITING: UNFINISHED_CALLS,
     State.DEAD: (CallState.REJECTED,),
 }
 """In which of its states a call decides what happens next to an event in this one."""
@@ -88,9 +88,9 @@ def prospect(event_state: Any, call: Deciding, now: datetime) -> str:
 def call_outlook(call: Row[Any], event: Row[Any]) -> str:
     """Say what happens next to a call, given its event; a row of both has `now`."""
     state = CallState(call.state)
-    if state in UNFINISHED and call.generation != event.generation:
+    if state in UNFINISHED_CALLS and call.generation != event.generation:
         return f"Nothing: its event is in generation {event.generation} now."
-    if state in UNFINISHED and event.state == State.PARKED:
+    if state in UNFINISHED_CALLS and event.state == State.PARKED:
         return choices(call, call.now)
     if state == CallState.PENDING and call.shares:
         return f"It waits for the call {call.shares} of another event."

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, delete, select, update
 from receiver.ledger.actions import Acted, note_action
 from receiver.ledger.calls.models import CALL, SEND, VALUE
 from receiver.ledger.calls.settling import try_again
-from receiver.ledger.calls.states import UNFINISHED, CallState
+from receiver.ledger.calls.states import UNFINISHED_CALLS, CallState
 from receiver.ledger.errors import LedgerError, NotAllowed
 from receiver.ledger.models import EVENT
 from receiver.ledger.states import Move, State, enters
@@ -84,7 +84,7 @@ def _lock(store: Store, connection: Connection, call: UUID) -> Row[Any]:
 
 def _refuse(row: Row[Any], how: Resolution) -> None:
     name = f"Call {row.step!r} of event {row.event_id}"
-    if row.state not in UNFINISHED:
+    if row.state not in UNFINISHED_CALLS:
         raise NotAllowed(f"{name} is {row.state}; there is nothing left to resolve.")
     # A call with `once` is for all generations, so an earlier one's may keep the present one waiting.
     if row.generation != row.present and row.once is None:

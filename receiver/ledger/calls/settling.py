@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, select, update
 
 from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import COSTS_NO_ATTEMPT, ENDS_CALL, UNFINISHED, CallState
+from receiver.ledger.calls.states import COSTS_NO_ATTEMPT, ENDS_CALL, UNFINISHED_CALLS, CallState
 from receiver.ledger.claimed import Claim, held_by
 from receiver.ledger.claimed import Outcome as End
 from receiver.ledger.models import ATTEMPT, EVENT
@@ -124,7 +124,7 @@ def _park(store: Store, connection: Connection, calls: Sequence[Row[Any]], reaso
 
 def _unfinished(held: Claim) -> tuple[ColumnElement[bool], ...]:
     mine = and_(CALL.c.event == held.event, CALL.c.generation == held.generation)
-    return mine, CALL.c.state.in_(UNFINISHED)
+    return mine, CALL.c.state.in_(UNFINISHED_CALLS)
 
 
 def _is_open(connection: Connection, call: UUID) -> bool:

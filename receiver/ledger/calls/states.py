@@ -24,7 +24,7 @@ class CallState(StrEnum):
     """A person left it as it is, whatever became of it."""
 
 
-UNFINISHED: Final = (CallState.PENDING, CallState.PARKED)
+UNFINISHED_CALLS: Final = (CallState.PENDING, CallState.PARKED)
 """While one of its calls is in these, an event is not done."""
 
 
