@@ -12,7 +12,7 @@ from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.states import CallState
 from receiver.ledger.store import Store
 
-HOPELESS = (CallState.REJECTED, CallState.REPLACED)
+NEVER_EXECUTED = (CallState.REJECTED, CallState.REPLACED)
 """States of a call that never happened, so that another event may use its `once`."""
 
 TOLD_AGAIN = "Its answer is not kept any more: say that it happened, with the part you need."
@@ -28,7 +28,7 @@ def follow(store: Store, connection: Connection, row: Row[Any], once: str | None
     """Take over what became of the call that this one shares, or its place when that never happened."""
     shares = row.shares or _holder(connection, row.api, once)
     first = connection.execute(select(CALL).where(CALL.c.id == shares)).first()
-    if first is None or first.state in HOPELESS:
+    if first is None or first.state in NEVER_EXECUTED:
         _take_over(store, connection, row, once)
     elif first.state == CallState.SUCCEEDED:
         _copy(store, connection, row, first)
@@ -38,7 +38,7 @@ def follow(store: Store, connection: Connection, row: Row[Any], once: str | None
 
 
 def _holder(connection: Connection, api: str, once: str | None) -> UUID | None:
-    same = (CALL.c.api == api, CALL.c.once == once, CALL.c.state.not_in(HOPELESS))
+    same = (CALL.c.api == api, CALL.c.once == once, CALL.c.state.not_in(NEVER_EXECUTED))
     holder: UUID | None = connection.execute(select(CALL.c.id).where(*same)).scalar()
     return holder
 
