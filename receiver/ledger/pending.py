@@ -11,7 +11,7 @@ from receiver.ledger.states import State
 from receiver.ledger.stats import OPEN
 from receiver.ledger.store import Store
 
-PEOPLES = (State.PARKED, State.DEAD)
+NEEDS_PERSON = (State.PARKED, State.DEAD)
 """States that an event leaves only when a person, or for dead ones a new delivery, makes it."""
 
 
@@ -34,7 +34,7 @@ def pending(store: Store) -> dict[str, Any]:
 
 def _states(connection: Connection) -> dict[str, dict[str, int]]:
     grouped = select(EVENT.c.source, EVENT.c.state, func.count().label("events"))
-    chosen = grouped.where(EVENT.c.state.in_((*OPEN, *PEOPLES))).group_by(EVENT.c.source, EVENT.c.state)
+    chosen = grouped.where(EVENT.c.state.in_((*OPEN, *NEEDS_PERSON))).group_by(EVENT.c.source, EVENT.c.state)
     found: dict[str, dict[str, int]] = {}
     for row in connection.execute(chosen):
         found.setdefault(row.source, {})[row.state] = row.events
