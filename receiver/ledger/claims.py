@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from receiver.ledger.calls.settling import held_back, none_unfinished, replace_rejected
+from receiver.ledger.calls.settling import none_unfinished, outcome_given_calls, replace_rejected
 from receiver.ledger.claimed import Claim, Outcome, held_by
 from receiver.ledger.claiming import beginning, claimed, claiming, terms
 from receiver.ledger.errors import NotAllowed
@@ -105,7 +105,7 @@ def settle(store: Store, held: Claim, end: Outcome) -> bool:
     with store.write() as connection:
         if end.move == Move.FINISH and _settle(store, connection, held, end, none_unfinished(held)):
             return True
-        real = held_back(store, connection, held, end)
+        real = outcome_given_calls(store, connection, held, end)
         return real is not None and _settle(store, connection, held, real, true())
 
 

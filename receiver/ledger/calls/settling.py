@@ -32,7 +32,7 @@ def none_unfinished(held: Claim) -> ColumnElement[bool]:
     return ~exists(select(CALL.c.id).where(*_unfinished(held)))
 
 
-def held_back(store: Store, connection: Connection, held: Claim, end: End) -> End | None:
+def outcome_given_calls(store: Store, connection: Connection, held: Claim, end: End) -> End | None:
     """Return how the attempt really ends, given its calls; None when it must not end, or is not ours.
 
     A parked call parks its event. A handler that returned, or caught what a call raised, waits for the call.
