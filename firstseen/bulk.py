@@ -7,7 +7,7 @@ from uuid import UUID
 
 import click
 
-from firstseen.context import No
+from firstseen.context import CommandFailed
 from firstseen.output import plural, print_json
 from receiver.ledger import Filter, Move, Store
 from receiver.ledger.replays import candidates, plan, progress, step
@@ -42,7 +42,9 @@ def resume(store: Store, move: Move, replay: UUID, *, as_json: bool) -> None:
     """Go on with a bulk run; what it has done is not done again."""
     found = progress(store, replay)
     if found["what"] != move:
-        raise No(f"Bulk run {replay} is a {found['what']}: say firstseen {found['what']} --resume {replay}.")
+        raise CommandFailed(
+            f"Bulk run {replay} is a {found['what']}: say firstseen {found['what']} --resume {replay}."
+        )
     _run(store, replay, found["open"])
     _report(progress(store, replay), as_json=as_json)
 

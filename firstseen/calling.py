@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from firstseen.context import Context, No, pass_context, system_user
+from firstseen.context import CommandFailed, Context, pass_context, system_user
 from firstseen.options import json_option
 from firstseen.output import moment, print_json, print_table, visible
 from firstseen.showing_calls import told_call
@@ -120,9 +120,13 @@ def _response(file: Path | None, status: int) -> Response:
     try:
         body = file.read_bytes()
     except OSError as error:
-        raise No(f"Nothing is resolved: {file} cannot be read ({error.strerror or error}).") from None
+        raise CommandFailed(
+            f"Nothing is resolved: {file} cannot be read ({error.strerror or error})."
+        ) from None
     if len(body) > ANSWER_MAX:
-        raise No(f"Nothing is resolved: {file} has {len(body)} bytes, and {ANSWER_MAX} are kept at most.")
+        raise CommandFailed(
+            f"Nothing is resolved: {file} has {len(body)} bytes, and {ANSWER_MAX} are kept at most."
+        )
     return Response(status, (("content-type", _content_type(file, body)),), body)
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.errors import ConfigError
 from firstseen.acting import discard, rerun, retry
 from firstseen.calling import call, calls
-from firstseen.context import Context, No
+from firstseen.context import CommandFailed, Context
 from firstseen.doctor import doctor
 from firstseen.passwords import hash_password
 from firstseen.providers import providers
@@ -39,10 +39,10 @@ class Commands(click.Group):
         except ConfigError as error:
             raise Misconfigured(str(error)) from error
         except (LedgerError, HandlerError) as error:
-            raise No(str(error)) from error
+            raise CommandFailed(str(error)) from error
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
-            raise No(f"The database refuses: {' '.join(str(cause).split())}") from error
+            raise CommandFailed(f"The database refuses: {' '.join(str(cause).split())}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

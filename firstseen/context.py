@@ -17,7 +17,7 @@ from receiver.ledger import Store, check_schema
 from receiver.redaction import redacted
 
 
-class No(click.ClickException):
+class CommandFailed(click.ClickException):
     """The answer is no: exit 1. Not found, not allowed, or refused by the other side."""
 
     exit_code = 1
@@ -59,7 +59,7 @@ class Context:
     def source(self, name: str) -> Source:
         """Return a configured source or say no."""
         if name not in self.sources:
-            raise No(
+            raise CommandFailed(
                 f"There is no source {name!r}; configured are {', '.join(sorted(self.sources)) or 'none'}."
             )
         return self.sources[name]
@@ -78,4 +78,4 @@ def system_user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
-        raise No("The system has no name for this user: say --who, for the audit.") from None
+        raise CommandFailed("The system has no name for this user: say --who, for the audit.") from None

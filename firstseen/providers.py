@@ -10,7 +10,7 @@ from config.durations import in_words
 from config.providers import Provider
 from config.tables import suggest
 from firstseen import wording
-from firstseen.context import No
+from firstseen.context import CommandFailed
 from firstseen.options import json_option
 from firstseen.output import print_json, print_table, visible
 
@@ -39,7 +39,7 @@ def _list(search: str, *, as_json: bool) -> None:
     elif found:
         print_table(HEAD, map(_row, found))
     if not found:
-        raise No(
+        raise CommandFailed(
             f'No provider\'s name or title holds {search!r}; provider = "hmac" describes any that signs.'
         )
 
@@ -58,7 +58,7 @@ def _show(name: str, *, as_json: bool) -> None:
     catalogue = load_providers()
     if name not in catalogue:
         hint = suggest(name, catalogue, "firstseen providers")
-        raise No(f"There is no provider {name!r}{hint}{'' if hint.endswith('?') else '.'}")
+        raise CommandFailed(f"There is no provider {name!r}{hint}{'' if hint.endswith('?') else '.'}")
     if as_json:
         print_json(facts(catalogue[name]))
         return

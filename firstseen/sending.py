@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from firstseen.context import Context, No, pass_context
+from firstseen.context import CommandFailed, Context, pass_context
 from firstseen.options import json_option
 from firstseen.output import print_json, visible
 from firstseen.samples import Sample, sample, signed_file
@@ -94,9 +94,11 @@ def _delivery(context: Context, name: str, url: str, what: dict[str, Any]) -> Sa
         told["key"] = what["key"].read_text(encoding="ascii").strip() if what["key"] else ""
         return signed_file(source, file.read_bytes(), **told) if file else sample(source, **told)
     except UnicodeDecodeError:
-        raise No(f"Nothing was sent to {name}: {what['key']} is no key, which is plain text.") from None
+        raise CommandFailed(
+            f"Nothing was sent to {name}: {what['key']} is no key, which is plain text."
+        ) from None
     except CannotSign as error:
-        raise No(f"Nothing was sent to {name}: {error}.") from None
+        raise CommandFailed(f"Nothing was sent to {name}: {error}.") from None
 
 
 def _post(delivery: Sample) -> Answer:
@@ -111,7 +113,9 @@ def _post(delivery: Sample) -> Answer:
             return Answer(delivery.event_id, response.status, replayed, _parsed(response.read()))
     except (OSError, HTTPException, ValueError) as error:
         where = f"{parts.scheme}://{parts.netloc}"
-        raise No(f"No answer from {where}: {error or type(error).__name__}. Is web running there?") from None
+        raise CommandFailed(
+            f"No answer from {where}: {error or type(error).__name__}. Is web running there?"
+        ) from None
 
 
 def _parsed(body: bytes) -> Any:
