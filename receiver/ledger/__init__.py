@@ -11,7 +11,7 @@ from receiver.ledger.pace import Again, count_duplicates, flow, pace
 from receiver.ledger.pending import pending
 from receiver.ledger.presence import forget_worker, note_worker, workers
 from receiver.ledger.promotion import Promoted, promote
-from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events
+from receiver.ledger.queries import BadCursor, EventFilter, Page, count_events, find_event, list_events
 from receiver.ledger.record import Delivery, Verdict, record
 from receiver.ledger.rejections import Rejected, record_rejections, rejections
 from receiver.ledger.schema import check_schema, migrate

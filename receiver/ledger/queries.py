@@ -36,7 +36,7 @@ class BadCursor(LedgerError):
 
 
 @dataclass(frozen=True)
-class Filter:
+class EventFilter:
     """Which events: every part that is given must hold. `since` is inclusive, `until` is not."""
 
     source: str | None = None
@@ -68,7 +68,7 @@ class Page:
         return {"data": self.data, "next": self.next}
 
 
-def list_events(store: Store, which: Filter, *, limit: int = 50, cursor: str | None = None) -> Page:
+def list_events(store: Store, which: EventFilter, *, limit: int = 50, cursor: str | None = None) -> Page:
     """Return one page of events, newest first. Events that arrive meanwhile shift no page.
 
     Raises BadCursor for a cursor that was not made here.
@@ -91,7 +91,7 @@ def paged(rows: Sequence[Row[Any]], size: int, shown: Callable[[Row[Any]], dict[
     return Page([shown(row) for row in rows[:size]], more)
 
 
-def count_events(store: Store, which: Filter) -> int:
+def count_events(store: Store, which: EventFilter) -> int:
     """Return how many events there are."""
     with store.read() as connection:
         chosen = select(func.count()).select_from(EVENT).where(*conditions(store, which))
@@ -101,14 +101,14 @@ def count_events(store: Store, which: Filter) -> int:
 def find_event(store: Store, source: str, event_id: str) -> UUID:
     """Return the ledger's id of an event; raises UnknownEvent."""
     with store.read() as connection:
-        same = conditions(store, Filter(source=source, event_id=event_id))
+        same = conditions(store, EventFilter(source=source, event_id=event_id))
         found: UUID | None = connection.execute(select(EVENT.c.id).where(*same)).scalar()
     if found is None:
         raise UnknownEvent(f"No event {event_id} of {source} is in the ledger.")
     return found
 
 
-def conditions(store: Store, which: Filter) -> Iterable[ColumnElement[bool]]:
+def conditions(store: Store, which: EventFilter) -> Iterable[ColumnElement[bool]]:
     """Yield what a filter asks of the table of events."""
     for name in ("source", "type", "state"):
         if (wanted := getattr(which, name)) is not None:

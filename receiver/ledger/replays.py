@@ -11,7 +11,7 @@ from receiver.ledger.actions import ACTIONS, Order, act_on, actable
 from receiver.ledger.errors import LedgerError, NotAllowed
 from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT, REPLAY, REPLAY_STEP
-from receiver.ledger.queries import Filter, conditions, rfc3339
+from receiver.ledger.queries import EventFilter, conditions, rfc3339
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.texts import clipped
@@ -42,14 +42,14 @@ class Stepped:
     """Whether steps are open still, be it in another process's hands."""
 
 
-def candidates(store: Store, what: Move, which: Filter) -> int:
+def candidates(store: Store, what: Move, which: EventFilter) -> int:
     """Return how many events a bulk run would act on now: those of the filter whose state allows it."""
     with store.read() as connection:
         chosen = select(func.count()).select_from(EVENT).where(*conditions(store, which), actable(what))
         return connection.execute(chosen).scalar_one()
 
 
-def plan(store: Store, what: Move, which: Filter, who: str) -> Replay:
+def plan(store: Store, what: Move, which: EventFilter, who: str) -> Replay:
     """Write down a bulk run and its full list, in one transaction; nothing is acted on yet.
 
     Raises NotAllowed for a move that is not a person's.

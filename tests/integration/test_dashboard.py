@@ -23,7 +23,7 @@ from receiver.dashboard.one import SHOWN
 from receiver.dashboard.signing_in import CROWD, TRIES_OF_BOTH
 from receiver.ledger import Store, list_events, note_worker, story
 from receiver.ledger.calls.models import CALL
-from receiver.ledger.queries import Filter
+from receiver.ledger.queries import EventFilter
 from tests.integration.steps import ONLY_SQLITE, change, deliver_all, row, state
 from tests.services.board import ADA, PASSWORD, SECRET_KEY, Board
 from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up
@@ -416,7 +416,7 @@ def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
     board.entered()
     asked = board.get("/replays/new?what=discard&source=stripe")
     assert "Discard 7 events?" in asked.text
-    assert {event["state"] for event in list_events(store, Filter()).data} == {"received"}
+    assert {event["state"] for event in list_events(store, EventFilter()).data} == {"received"}
     place = board.post("/replays", what="discard", source="stripe").headers["Location"]
     page = board.get(place).text
     assert "Bulk discard of 7 events" in page
