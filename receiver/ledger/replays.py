@@ -24,7 +24,7 @@ class UnknownReplay(LedgerError):
 
 
 @dataclass(frozen=True)
-class Replay:
+class BulkOperation:
     """A bulk run as planned: what is to be done to how many events."""
 
     id: UUID
@@ -49,7 +49,7 @@ def candidates(store: Store, what: Move, which: EventFilter) -> int:
         return connection.execute(chosen).scalar_one()
 
 
-def plan(store: Store, what: Move, which: EventFilter, who: str) -> Replay:
+def plan(store: Store, what: Move, which: EventFilter, who: str) -> BulkOperation:
     """Write down a bulk run and its full list, in one transaction; nothing is acted on yet.
 
     Raises NotAllowed for a move that is not a person's.
@@ -67,7 +67,7 @@ def plan(store: Store, what: Move, which: EventFilter, who: str) -> Replay:
         steps = select(func.count()).where(REPLAY_STEP.c.replay == replay).scalar_subquery()
         counted = update(REPLAY).where(REPLAY.c.id == replay).values(total=steps).returning(REPLAY.c.total)
         total = connection.execute(counted).scalar_one()
-    return Replay(replay, what, total)
+    return BulkOperation(replay, what, total)
 
 
 def step(store: Store, replay: UUID, *, batch: int = 100) -> Stepped:
