@@ -15,7 +15,7 @@ from config.dialects import Error
 from receiver.idempotency.policy import OF_REQUEST, Policy, Refusal, Scope, fingerprint, read_key, scope
 from receiver.idempotency.reading import BODY_MAX, read_body
 from receiver.ledger import LedgerError, LedgerUnavailable, Store
-from receiver.ledger.keys import Answer, Held, Mismatch, Running, Slot, drop_key, finish_key, open_key
+from receiver.ledger.keys import Held, Mismatch, Running, Slot, StoredAnswer, drop_key, finish_key, open_key
 
 LEASE = timedelta(seconds=30)
 """How long a view may take. A process that dies inside blocks its key for this long, and no longer."""
@@ -116,7 +116,7 @@ class Engine:
                     response = self._once(held, run)
                     if response is not None:
                         return response
-                case Answer() as answer:
+                case StoredAnswer() as answer:
                     return self._replay(answer)
                 case Mismatch():
                     raise self._misused()
@@ -159,7 +159,7 @@ class Engine:
         detail = "A request with this key is still running; send it again shortly."
         return Refusal(error.status, error.code, detail, retry_after=1)
 
-    def _replay(self, answer: Answer) -> Response:
+    def _replay(self, answer: StoredAnswer) -> Response:
         response = Response(answer.body, self.policy.replay.status or answer.status)
         response.headers.pop("Content-Type", None)
         for name, value in answer.headers:
@@ -188,10 +188,10 @@ def _run(store: Store, connection: Connection, run: View) -> Response:
     return response
 
 
-def _answer(response: Response) -> Answer:
+def _answer(response: Response) -> StoredAnswer:
     body = response.get_data()
     if len(body) > ANSWER_MAX:
         detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."
         raise Refusal(500, "answer_too_large", detail)
     kept = tuple((name, value) for name, value in response.headers.items() if name.lower() in HEADERS_KEPT)
-    return Answer(response.status_code, kept, body)
+    return StoredAnswer(response.status_code, kept, body)

@@ -63,7 +63,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredAnswer:
     """A response as it is stored and replayed, byte for byte."""
 
     status: int
@@ -89,7 +89,7 @@ class Mismatch:
     """The key was used for another request."""
 
 
-Opened = Held | Running | Mismatch | Answer
+Opened = Held | Running | Mismatch | StoredAnswer
 
 
 def open_key(store: Store, slot: Slot, *, lease: timedelta) -> Opened:
@@ -104,7 +104,7 @@ def open_key(store: Store, slot: Slot, *, lease: timedelta) -> Opened:
             return opened
 
 
-def finish_key(connection: Connection, held: Held, answer: Answer) -> bool:
+def finish_key(connection: Connection, held: Held, answer: StoredAnswer) -> bool:
     """Store the answer in the caller's transaction; False when someone else holds the key: roll back."""
     change = {
         "status": answer.status,
@@ -207,7 +207,7 @@ def _describe(row: Row[Any], slot: Slot) -> Opened:
     if row.status is None:
         return Running()
     headers: list[tuple[str, str]] = json.loads(row.headers)
-    return Answer(row.status, tuple((name, value) for name, value in headers), row.body)
+    return StoredAnswer(row.status, tuple((name, value) for name, value in headers), row.body)
 
 
 def _unheld(store: Store) -> Any:

@@ -21,7 +21,7 @@ from receiver.idempotency import engine as engine_module
 from receiver.idempotency.engine import ANSWER_MAX
 from receiver.idempotency.policy import Stored
 from receiver.ledger import LedgerUnavailable, Store, migrate
-from receiver.ledger.keys import KEY, Answer, Held, Slot, drop_key, finish_key, open_key, prune_keys
+from receiver.ledger.keys import KEY, Held, Slot, StoredAnswer, drop_key, finish_key, open_key, prune_keys
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import CHECKOUT
 from tests.services.guarded import FIRSTSEEN, POINTS, Guarded
@@ -34,7 +34,7 @@ WAITS = replace(FIRSTSEEN, locked=None)
 """The policy of our own API, but that a duplicate waits for the first one's answer."""
 
 Make = Callable[..., Guarded]
-ANSWER = Answer(201, (("Content-Type", "text/plain"),), b"done")
+ANSWER = StoredAnswer(201, (("Content-Type", "text/plain"),), b"done")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
