@@ -16,7 +16,7 @@ from receiver.background import Background
 from receiver.body import read_at_most
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
-from receiver.handshakes import Answer
+from receiver.handshakes import HandshakeAnswer
 from receiver.ledger import Again, LedgerUnavailable, Recorder, Rejected, Verdict
 from receiver.observing import note_recorded, note_refused
 from receiver.problems import Problem, unavailable
@@ -160,7 +160,7 @@ def _json(told: Mapping[str, object]) -> Response:
     return Response(json.dumps(told, separators=(",", ":")) + "\n", content_type="application/json")
 
 
-def _shaken(handshake: Answer) -> Response:
+def _shaken(handshake: HandshakeAnswer) -> Response:
     # What is repeated of a request is never to be taken for a page.
     headers = {**handshake.headers, "X-Content-Type-Options": "nosniff"}
     return Response(handshake.body, handshake.status, headers, content_type=handshake.content_type)
