@@ -23,7 +23,7 @@ TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class DeliveryAnswer:
     """What the receiver said to one delivery; `answer` is its body, parsed where it is JSON."""
 
     event_id: str
@@ -101,7 +101,7 @@ def _delivery(context: Context, name: str, url: str, what: dict[str, Any]) -> Sa
         raise CommandFailed(f"Nothing was sent to {name}: {error}.") from None
 
 
-def _post(delivery: Sample) -> Answer:
+def _post(delivery: Sample) -> DeliveryAnswer:
     parts = urlsplit(delivery.url)
     make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     target = f"{parts.path}?{parts.query}" if parts.query else parts.path
@@ -110,7 +110,7 @@ def _post(delivery: Sample) -> Answer:
             connection.request(delivery.method, target, delivery.body, dict(delivery.headers))
             response = connection.getresponse()
             replayed = response.headers.get("Idempotent-Replayed") == "true"
-            return Answer(delivery.event_id, response.status, replayed, _parsed(response.read()))
+            return DeliveryAnswer(delivery.event_id, response.status, replayed, _parsed(response.read()))
     except (OSError, HTTPException, ValueError) as error:
         where = f"{parts.scheme}://{parts.netloc}"
         raise CommandFailed(
@@ -124,7 +124,7 @@ def _parsed(body: bytes) -> Any:
     return body.decode(errors="replace")
 
 
-def _told(number: int, answer: Answer) -> str:
+def _told(number: int, answer: DeliveryAnswer) -> str:
     word = ("duplicate" if answer.duplicate else "first seen") if answer.accepted else "refused"
     colour = ("cyan" if answer.duplicate else "green") if answer.accepted else "red"
     reason = "" if answer.accepted else _reason(answer.answer)

@@ -20,7 +20,7 @@ from config.errors import ConfigError
 from config.settings import Settings
 from firstseen.cli import cli
 from firstseen.samples import Sample
-from firstseen.sending import Answer
+from firstseen.sending import DeliveryAnswer
 from receiver.app import create_app
 from receiver.ledger import Store
 from receiver.verifiers.fetching import FetchedKeys, Keys
@@ -327,11 +327,11 @@ def test_a_sample_is_signed_for_the_public_url(
     client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks")
     sent: list[Sample] = []
 
-    def post_here(delivery: Sample) -> Answer:
+    def post_here(delivery: Sample) -> DeliveryAnswer:
         sent.append(delivery)
         path = delivery.url.removeprefix("http://127.0.0.1:8000")
         answer = client.post(path, data=delivery.body, headers=dict(delivery.headers))
-        return Answer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
+        return DeliveryAnswer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
 
     monkeypatch.setattr(firstseen.sending, "_post", post_here)
     result = CliRunner().invoke(cli, ["send", "twilio"])
