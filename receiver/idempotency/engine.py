@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.dialects import Error
-from receiver.idempotency.policy import OF_REQUEST, Policy, Refusal, Scope, fingerprint, read_key, scope
+from receiver.idempotency.policy import OF_REQUEST, KeyPolicy, Refusal, Scope, fingerprint, read_key, scope
 from receiver.idempotency.reading import BODY_MAX, read_body
 from receiver.ledger import LedgerError, LedgerUnavailable, Store
 from receiver.ledger.keys import Held, Mismatch, Running, Slot, StoredAnswer, drop_key, finish_key, open_key
@@ -54,7 +54,7 @@ class Engine:
     def __init__(  # noqa: PLR0913 - all but two have names at the call
         self,
         store: Store,
-        policy: Policy,
+        policy: KeyPolicy,
         *,
         scopes: Mapping[str, Scope],
         refuse: Callable[[Refusal], Response],

@@ -34,7 +34,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True)
-class Policy:
+class KeyPolicy:
     """One dialect's server half. `header` carries the key; lengths are in characters; `life` from first use.
 
     `fingerprint` lists what must be the same: `method`, `path`, `target` (path and query), `body`, and
@@ -85,12 +85,12 @@ def digest(parts: Iterable[bytes]) -> str:
     return whole.hexdigest()
 
 
-def fingerprint(policy: Policy, request: Request, body: bytes) -> str:
+def fingerprint(policy: KeyPolicy, request: Request, body: bytes) -> str:
     """Return the fingerprint of a request by its policy's parts."""
     return digest(_part(name, request, body) for name in policy.fingerprint)
 
 
-def scope(policy: Policy, request: Request, known: Mapping[str, Scope]) -> str:
+def scope(policy: KeyPolicy, request: Request, known: Mapping[str, Scope]) -> str:
     """Return the digest that a request's key is unique within."""
     parts = (
         known[name](request).encode() if name in known else _part(name, request, b"") for name in policy.scope
@@ -118,7 +118,7 @@ def _part(name: str, request: Request, body: bytes) -> bytes:
             raise ValueError(f"{name!r} is no part of a request")
 
 
-def read_key(policy: Policy, request: Request) -> str | None:
+def read_key(policy: KeyPolicy, request: Request) -> str | None:
     """Return the request's key, None when it has none; raise Refusal 400 for one that breaks the policy."""
     value = request.headers.get(policy.header)
     if value is None:
@@ -151,12 +151,12 @@ def _unquoted(value: str) -> str | None:
     return None
 
 
-def policy_of(name: str, dialect: Dialect, prefix: str = "") -> Policy:
+def policy_of(name: str, dialect: Dialect, prefix: str = "") -> KeyPolicy:
     """Build the policy of a dialect's server half, its paths below `prefix`; raise ValueError without one."""
     server, header, stored = dialect.server, dialect.header, dialect.stored
     if not (server and header and stored):
         raise ValueError(f"the dialect {name!r} has no server half")
-    return Policy(
+    return KeyPolicy(
         name=name,
         header=header,
         min_length=dialect.min_length,

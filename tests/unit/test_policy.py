@@ -11,7 +11,7 @@ from werkzeug.test import EnvironBuilder
 
 from config.dialects import Dialect, load_dialects
 from receiver.idempotency.policy import (
-    Policy,
+    KeyPolicy,
     Refusal,
     Stored,
     digest,
@@ -35,7 +35,7 @@ def request(path: str = "/things", body: bytes = b"", **named: Any) -> Request:
     return Flask.request_class(EnvironBuilder(path, method=method, data=body, headers=headers).get_environ())
 
 
-def refused(policy: Policy, value: str) -> str:
+def refused(policy: KeyPolicy, value: str) -> str:
     """Return the sentence that refuses a key."""
     with pytest.raises(Refusal) as caught:
         read_key(policy, request(**{policy.header: value}))
@@ -88,7 +88,7 @@ def test_no_header_is_no_key() -> None:
         (FIRSTSEEN, '"a', "must be 1 to 255 printable ASCII characters."),
     ],
 )
-def test_a_bad_key_is_told_the_limit(policy: Policy, value: str, words: str) -> None:
+def test_a_bad_key_is_told_the_limit(policy: KeyPolicy, value: str, words: str) -> None:
     """The sentence names the header, its limits, and what was found."""
     assert refused(policy, value) == f"{policy.header} {words}"
 
@@ -163,7 +163,7 @@ def test_each_part_of_a_fingerprint_counts(part: str, change: dict[str, Any]) ->
     assert changed == ({"path", "target"} if part == "path" else {part})
 
 
-def _print(policy: Policy, one: Request) -> str:
+def _print(policy: KeyPolicy, one: Request) -> str:
     return fingerprint(policy, one, one.get_data())
 
 
