@@ -15,7 +15,7 @@ OF_REQUEST = frozenset({"method", "path"})
 """The scope parts that every request has; an API names the others."""
 
 
-class Stored(StrEnum):
+class WhatIsStored(StrEnum):
     """Which answers a key keeps. `final` is all but 5xx and 404: what asking again could not change."""
 
     ALL = "all"
@@ -52,7 +52,7 @@ class KeyPolicy:
     """What another request under a used key gets; None where it is a request of its own."""
     locked: Error | None
     """What a request gets while another with its key runs; None where it waits for that one's answer."""
-    stored: Stored
+    stored: WhatIsStored
     replay: Replay
     quoted: bool = False
     covers: tuple[tuple[str, str], ...] = ()
@@ -65,11 +65,11 @@ class KeyPolicy:
     def stores(self, status: int) -> bool:
         """Say whether an answer with this status is kept for replays."""
         match self.stored:
-            case Stored.ALL:
+            case WhatIsStored.ALL:
                 return True
-            case Stored.SUCCESS:
+            case WhatIsStored.SUCCESS:
                 return status // 100 == 2  # noqa: PLR2004 - the class of success
-            case Stored.FINAL:
+            case WhatIsStored.FINAL:
                 return status < 500 and status != 404  # noqa: PLR2004 - as the name says
 
 
@@ -166,7 +166,7 @@ def policy_of(name: str, dialect: Dialect, prefix: str = "") -> KeyPolicy:
         fingerprint=server.fingerprint,
         mismatch=dialect.misused,
         locked=dialect.locked,
-        stored=Stored(stored),
+        stored=WhatIsStored(stored),
         replay=dialect.replay,
         quoted=dialect.quoted,
         covers=tuple(_below(prefix, entry) for entry in dialect.covers),

@@ -19,7 +19,7 @@ from sqlalchemy import inspect, update
 
 from receiver.idempotency import engine as engine_module
 from receiver.idempotency.engine import ANSWER_MAX
-from receiver.idempotency.policy import Stored
+from receiver.idempotency.policy import WhatIsStored
 from receiver.ledger import LedgerUnavailable, Store, migrate
 from receiver.ledger.keys import KEY, Held, Slot, StoredAnswer, drop_key, finish_key, open_key, prune_keys
 from tests.services.databases import Databases, driver_url
@@ -256,7 +256,7 @@ def test_a_database_that_goes_away_is_503(
     make: Make, monkeypatch: pytest.MonkeyPatch, *, released: bool
 ) -> None:
     """Nothing is half stored, whatever the policy stores; the next request runs once the lease is over."""
-    guarded = make(replace(WAITS, stored=Stored.ALL), lease=0.3)
+    guarded = make(replace(WAITS, stored=WhatIsStored.ALL), lease=0.3)
 
     def view() -> Any:
         guarded.deed()
@@ -280,7 +280,7 @@ def test_a_database_that_goes_away_is_503(
 
 def test_an_unavailable_ledger_is_no_answer(make: Make) -> None:
     """A view that finds its ledger away gets 503, and even a policy that stores everything stores nothing."""
-    guarded = make(replace(WAITS, stored=Stored.ALL))
+    guarded = make(replace(WAITS, stored=WhatIsStored.ALL))
 
     def view() -> Any:
         guarded.deed()
