@@ -26,7 +26,7 @@ from worker.calls.outbound import outbound_of
 from worker.registry import Registry
 from worker.runner import Limits, Runner
 from worker.shutdown import Shutdown
-from worker.tasks import Policy, attempt
+from worker.tasks import AttemptPolicy, attempt
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.store = Store(settings.database, pool=settings.db_pool)
-        policy = Policy(settings.attempts, settings.backoff_max)
+        policy = AttemptPolicy(settings.attempts, settings.backoff_max)
         limits = Limits(settings.lease, settings.max_runtime, settings.sweep, settings.worker_concurrency)
         make_calls = partial(Calls, outbound_of(settings, self.store, apis))
         self.runner = Runner(self.store, lambda held: attempt(held, registry, policy, make_calls), limits)

@@ -25,7 +25,7 @@ UNAUTHORISED = (401, 403)
 
 
 @dataclass(frozen=True)
-class Policy:
+class AttemptPolicy:
     """What decides about failures where a handler does not say."""
 
     attempts: int
@@ -37,7 +37,7 @@ MakeCalls = Callable[[Claim], Any]
 """Gives an attempt what its handler calls out with."""
 
 
-def attempt(held: Claim, registry: Registry, policy: Policy, make_calls: MakeCalls) -> Outcome:
+def attempt(held: Claim, registry: Registry, policy: AttemptPolicy, make_calls: MakeCalls) -> Outcome:
     """Run the handler of a claimed event and say how it ended; never raises."""
     handler = registry.find(held.source, held.type)
     if handler is None:
@@ -64,7 +64,7 @@ def _unhandled(held: Claim) -> Outcome:
     return Outcome(Move.PARK, reason=f"There is no handler for {held.type!r} from {held.source!r} any more.")
 
 
-def _failed(held: Claim, handler: Handler, error: BaseException, policy: Policy) -> Outcome:
+def _failed(held: Claim, handler: Handler, error: BaseException, policy: AttemptPolicy) -> Outcome:
     if not isinstance(error, Dead | Retry | CallError):
         log.warning("Handler %s failed.", handler.name, exc_info=error)
     limit = handler.attempts or policy.attempts

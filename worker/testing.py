@@ -43,7 +43,7 @@ from worker.calls.requests import Request
 from worker.calls.scripted import Made, Script, Scripted, ScriptedWire, Unscripted
 from worker.events import Event
 from worker.registry import Function, Handler, Registry
-from worker.tasks import Policy, attempt
+from worker.tasks import AttemptPolicy, attempt
 
 __all__ = ["Made", "Unscripted", "answer", "calls", "ends", "event"]
 
@@ -157,7 +157,7 @@ class _Bench:
             content_type=given.headers.get("Content-Type"),
         )
         registry = Registry([Handler(given.source, given.type, function)])
-        policy = Policy(ATTEMPTS, BACKOFF_MAX)
+        policy = AttemptPolicy(ATTEMPTS, BACKOFF_MAX)
         how = attempt(seen, registry, policy, lambda _: ScriptedCalls(self))
         if self.script.missing:
             raise self.script.missing

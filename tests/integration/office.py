@@ -25,7 +25,7 @@ from worker.calls.keys import credential_marks
 from worker.calls.outbound import Outbound
 from worker.calls.wire import Mark, NoReply, Outgoing, Reply
 from worker.registry import Handler, Registry
-from worker.tasks import Policy, attempt
+from worker.tasks import AttemptPolicy, attempt
 
 SECRET = b"a secret key of thirty-two bytes"
 DAY = timedelta(hours=24)
@@ -93,7 +93,7 @@ class Office:
             **{"deadline": DEADLINE, "quiet": QUIET} | given,
         )
         self.lease = self.max_runtime = timedelta(seconds=60)
-        self.policy = Policy(3, timedelta(seconds=1), Random(1))
+        self.policy = AttemptPolicy(3, timedelta(seconds=1), Random(1))
 
     def rotate(self, credential: str) -> None:
         """Deploy another credential."""

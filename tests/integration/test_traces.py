@@ -30,7 +30,7 @@ from worker.calls.outbound import Outbound
 from worker.calls.wire import HttpWire
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
-from worker.tasks import Policy, attempt
+from worker.tasks import AttemptPolicy, attempt
 
 STRANGER = f"00-{'a' * 32}-{'b' * 16}-01"
 LEASE = timedelta(seconds=60)
@@ -109,7 +109,7 @@ def run(store: Store, tmp_path: Path, listener: Listener) -> Iterator[Run]:
 
     def go(handler: Callable[..., object]) -> None:
         registry = Registry([Handler("stripe", "*", handler)])
-        policy = Policy(15, timedelta(seconds=1))
+        policy = AttemptPolicy(15, timedelta(seconds=1))
         runner = Runner(store, lambda held: attempt(held, registry, policy, partial(Calls, outbound)), limits)
         assert runner.run_next()
 

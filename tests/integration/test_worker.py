@@ -22,7 +22,7 @@ from worker.app import Worker
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
 from worker.sweeper import Reopener, Sweeper, Swept
-from worker.tasks import Policy, attempt
+from worker.tasks import AttemptPolicy, attempt
 
 LEASE, SWEEP = timedelta(seconds=60), timedelta(seconds=5)
 DONE = Outcome(Move.FINISH)
@@ -400,7 +400,7 @@ def test_what_no_handler_worked_on_is_ignored_again(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
     """While releases overlap, a worker without a handler ignores a reopened event again and parks nothing."""
-    policy = Policy(3, timedelta(seconds=1))
+    policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     (event,) = add(store, "evt_1")
     assert without.run(event)
@@ -425,7 +425,7 @@ def test_what_a_handler_worked_on_is_parked_without_it(
     runner.release()
     hands.go_on.set()
     thread.join(30)
-    policy = Policy(3, timedelta(seconds=1))
+    policy = AttemptPolicy(3, timedelta(seconds=1))
     assert make_runner(lambda held: attempt(held, Registry([]), policy, no_calls)).run(event)
     assert ledger.outcomes("evt_1") == ["release", "park"]
 
@@ -435,7 +435,7 @@ def test_everything_ignored_is_reopened(
 ) -> None:
     """Reopening takes all batches, and only what has a handler here; a second time there is nothing to do."""
     monkeypatch.setattr(sweep, "REOPEN_BATCH", 2)
-    policy = Policy(3, timedelta(seconds=1))
+    policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     for event in add(store, *(f"evt_{number}" for number in range(5))):
         without.run(event)

@@ -17,7 +17,7 @@ from worker.calls.client import Calls
 from worker.calls.outbound import Outbound
 from worker.calls.wire import HttpWire
 from worker.registry import Handler, Registry
-from worker.tasks import Policy, attempt
+from worker.tasks import AttemptPolicy, attempt
 
 SECRET = b"tests only, tests only, tests only"
 LEASE = timedelta(seconds=60)
@@ -58,7 +58,7 @@ class Attempts:
         """Run one attempt and return how it ended; with `settles=False` its worker is gone by then."""
         held = self.claim()
         registry = Registry([Handler("stripe", "*", handler)])
-        end = attempt(held, registry, Policy(15, SHORT), partial(Calls, self.outbound))
+        end = attempt(held, registry, AttemptPolicy(15, SHORT), partial(Calls, self.outbound))
         assert settle(self.store, held, end) if settles else True
         return end
 

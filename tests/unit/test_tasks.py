@@ -25,10 +25,10 @@ from worker.calls.errors import (
 )
 from worker.events import event_of
 from worker.registry import Handler, Registry
-from worker.tasks import Policy, attempt
+from worker.tasks import AttemptPolicy, attempt
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
-POLICY = Policy(3, timedelta(hours=1))
+POLICY = AttemptPolicy(3, timedelta(hours=1))
 CALL = UUID(int=9)
 
 
@@ -65,7 +65,7 @@ def no_calls(_held: Claim) -> None:
 def run(function: Callable[[Any, Any], object], held: Claim | None = None, **options: Any) -> Outcome:
     """Run one attempt with a handler and at most three attempts."""
     handlers = Registry([Handler("stripe", "invoice.paid", function, **options)])
-    return attempt(held or claim(), handlers, Policy(3, timedelta(hours=1), Random(1)), no_calls)
+    return attempt(held or claim(), handlers, AttemptPolicy(3, timedelta(hours=1), Random(1)), no_calls)
 
 
 def raising(error: BaseException) -> Callable[[Any, Any], object]:
