@@ -24,7 +24,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Api:
+class SandboxApi:
     """One API. `credential` and `owner` are read from a request; '' is no credential."""
 
     name: str

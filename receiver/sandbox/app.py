@@ -10,7 +10,7 @@ from config.dialects import load_dialects
 from receiver.idempotency import Refusal
 from receiver.ledger import LedgerError, Store
 from receiver.sandbox import control, journal
-from receiver.sandbox.api import Api
+from receiver.sandbox.api import SandboxApi
 from receiver.sandbox.apis import APIS
 from receiver.sandbox.control import Control
 from receiver.sandbox.faults import Faults, Races
@@ -34,7 +34,7 @@ def create_sandbox(store: Store) -> Flask:
     return app
 
 
-def _api() -> Api | None:
+def _api() -> SandboxApi | None:
     name = request.path.strip("/").partition("/")[0]
     return next((api for api in APIS if api.name == name), None)
 

@@ -11,7 +11,7 @@ from config.dialects import load_dialects
 from receiver.idempotency import Engine, Policy, Refusal, policy_of, read_body
 from receiver.ledger import Store
 from receiver.ledger.keys import Slot
-from receiver.sandbox.api import Api, View
+from receiver.sandbox.api import SandboxApi, View
 from receiver.sandbox.connection import hang_up
 from receiver.sandbox.desk import Desk
 from receiver.sandbox.faults import AROUND, Fault, Faults, Kind, Races
@@ -40,12 +40,12 @@ class SandboxEngine(Engine):
         return joined or asked is not None
 
 
-def policy(api: Api) -> Policy:
+def policy(api: SandboxApi) -> Policy:
     """Return an API's policy, its paths where the sandbox has them."""
     return policy_of(api.name, load_dialects()[api.name], api.prefix)
 
 
-def word(api: Api, refusal: Refusal) -> Response:
+def word(api: SandboxApi, refusal: Refusal) -> Response:
     """Return a Refusal as the API words it."""
     response = jsonify(api.word(refusal))
     response.status_code = refusal.status
@@ -54,7 +54,7 @@ def word(api: Api, refusal: Refusal) -> Response:
     return response
 
 
-def views(api: Api, store: Store, faults: Faults, races: Races) -> Blueprint:
+def views(api: SandboxApi, store: Store, faults: Faults, races: Races) -> Blueprint:
     """Build an API's blueprint."""
     blueprint = Blueprint(api.name, __name__, url_prefix=api.prefix)
     refuse = functools.partial(word, api)
@@ -68,7 +68,7 @@ def views(api: Api, store: Store, faults: Faults, races: Races) -> Blueprint:
     return blueprint
 
 
-def _inside(api: Api, keys: Policy, view: View, faults: Faults) -> View:
+def _inside(api: SandboxApi, keys: Policy, view: View, faults: Faults) -> View:
     def run(**values: str) -> ResponseReturnValue:
         if _inner(faults, Kind.ERROR):
             raise Refusal(500, "internal_error", "Something broke before anything was done.")
@@ -78,7 +78,7 @@ def _inside(api: Api, keys: Policy, view: View, faults: Faults) -> View:
     return run
 
 
-def _outside(api: Api, guarded: Guarded, faults: Faults) -> Guarded:
+def _outside(api: SandboxApi, guarded: Guarded, faults: Faults) -> Guarded:
     def answer(**values: str) -> Response:
         if not api.credential(request):
             raise Refusal(401, "unauthorized", api.wanted)

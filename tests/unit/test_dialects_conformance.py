@@ -9,7 +9,7 @@ import pytest
 from config.apis import load_apis
 from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
 from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
-from receiver.sandbox.api import Api, Refusal
+from receiver.sandbox.api import Refusal, SandboxApi
 from receiver.sandbox.apis import APIS as SANDBOX
 from worker.calls.answers import Answer
 from worker.calls.classify import classify, protection
@@ -154,7 +154,7 @@ def test_an_api_can_be_configured_with_it(dialect: Dialect, tmp_path_factory: py
 
 
 @pytest.mark.parametrize("api", SANDBOX, ids=lambda api: api.name)
-def test_the_sandboxs_own_words_are_understood(api: Api) -> None:
+def test_the_sandboxs_own_words_are_understood(api: SandboxApi) -> None:
     """What the sandbox answers about a key is what the client reads, body and all."""
     dialect = DIALECTS[api.name]
     for error, outcome in ((dialect.locked, SendOutcome.LOCKED), (dialect.misused, SendOutcome.MISMATCH)):

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, header, operations
+from receiver.sandbox.api import Refusal, SandboxApi, header, operations
 from receiver.sandbox.desk import Desk, remove, text
 
 NAMES = ("firstName", "lastName", "email", "jobPositionId")
@@ -70,7 +70,7 @@ def _move(desk: Desk, identity: str, status: str) -> ResponseReturnValue:
     return desk.change(identity, {"status": status, "statusChanges": count, "updatedAt": desk.now})
 
 
-CELPER = Api(
+CELPER = SandboxApi(
     name="celper",
     credential=_key,
     wanted="Send your API key in X-API-Key.",

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, header, operations
+from receiver.sandbox.api import Refusal, SandboxApi, header, operations
 from receiver.sandbox.desk import Desk, Fields, remove, text
 
 BATCH_MAX = 100
@@ -65,7 +65,7 @@ def change(desk: Desk, identity: str) -> ResponseReturnValue:
     return {"data": desk.change(identity, named)}
 
 
-SALESLY = Api(
+SALESLY = SandboxApi(
     name="salesly",
     credential=_key,
     wanted="Send your API key in x-api-key.",

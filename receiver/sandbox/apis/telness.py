@@ -6,7 +6,7 @@ from typing import Any
 from flask import Request
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, header, operations
+from receiver.sandbox.api import Refusal, SandboxApi, header, operations
 from receiver.sandbox.desk import Desk, Fields, remove, text
 
 _api_key, _authorization = header("X-API-Key"), header("Authorization")
@@ -66,7 +66,7 @@ def _named(body: Fields) -> Fields:
     return named
 
 
-TELNESS = Api(
+TELNESS = SandboxApi(
     name="telness",
     credential=credential,
     wanted="Send your API key in X-API-Key.",
