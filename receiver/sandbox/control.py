@@ -12,7 +12,7 @@ from config.dialects import load_dialects
 from receiver.idempotency import Refusal, read_body
 from receiver.ledger import Store
 from receiver.sandbox import journal
-from receiver.sandbox.faults import Fault, Faults, Kind
+from receiver.sandbox.faults import Fault, FaultKind, Faults
 from receiver.sandbox.tables import empty
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -68,7 +68,7 @@ class Control:
             known = ", ".join(f"/{name}" for name in self._names)
             raise Refusal(400, "misuse", f"prefix must be one of {known}, or a path below one of them.")
         locked = load_dialects()[api].locked
-        if fault.kind == Kind.RACE and locked:
+        if fault.kind == FaultKind.RACE and locked:
             promised = f"{locked.status} {locked.code}"
             raise Refusal(400, "misuse", f"/{api} promises {promised} to a second request: it cannot race.")
         self._faults.arm(fault)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from receiver.ledger.keys import Slot
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """What goes wrong. The first three happen before the engine: nothing is stored and no key is held."""
 
     DROP_BEFORE = "drop_before"
@@ -33,7 +33,7 @@ class Fault(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prefix: str
-    kind: Annotated[Kind, Field(strict=False)]
+    kind: Annotated[FaultKind, Field(strict=False)]
     count: Annotated[int, Field(ge=1, le=10_000)] = 1
     seconds: Annotated[float, Field(gt=0, le=60)] = 5
     retry_after: Annotated[int, Field(ge=0, le=86_400)] = 1
@@ -43,7 +43,9 @@ class Fault(BaseModel):
         return f"{path}/".startswith(f"{self.prefix.rstrip('/')}/")
 
 
-AROUND = frozenset({Kind.DROP_BEFORE, Kind.TOO_MANY, Kind.UNAVAILABLE, Kind.DROP_AFTER, Kind.SLOW})
+AROUND = frozenset(
+    {FaultKind.DROP_BEFORE, FaultKind.TOO_MANY, FaultKind.UNAVAILABLE, FaultKind.DROP_AFTER, FaultKind.SLOW}
+)
 """Faults that a request takes when it comes; those inside the engine are taken by the one that gets there."""
 
 
@@ -59,7 +61,7 @@ class Faults:
         with self._lock:
             self._armed.append(fault)
 
-    def take(self, path: str, kinds: Collection[Kind]) -> Fault | None:
+    def take(self, path: str, kinds: Collection[FaultKind]) -> Fault | None:
         """Return the oldest fault for this path, and count it, if it is one of these kinds; else None."""
         with self._lock:
             place = next((place for place, fault in enumerate(self._armed) if fault.hits(path)), None)

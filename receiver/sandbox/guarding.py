@@ -14,7 +14,7 @@ from receiver.ledger.keys import Slot
 from receiver.sandbox.api import SandboxApi, View
 from receiver.sandbox.connection import hang_up
 from receiver.sandbox.desk import Desk
-from receiver.sandbox.faults import AROUND, Fault, Faults, Kind, Races
+from receiver.sandbox.faults import AROUND, Fault, FaultKind, Faults, Races
 
 Guarded = Callable[..., Response]
 
@@ -27,15 +27,15 @@ class SandboxEngine(Engine):
 
     def claimed(self, slot: Slot) -> None:
         """Linger where the key is held and nothing has happened yet."""
-        fault = _inner(self.faults, Kind.HOLD, Kind.RACE)
-        if fault and fault.kind == Kind.HOLD:
+        fault = _inner(self.faults, FaultKind.HOLD, FaultKind.RACE)
+        if fault and fault.kind == FaultKind.HOLD:
             time.sleep(fault.seconds)
         elif fault:
             self.races.wait(slot, fault.seconds)
 
     def overlaps(self, slot: Slot) -> bool:
         """Run beside the holder of the key when a race is asked for; only silent documents allow one."""
-        asked = _inner(self.faults, Kind.RACE)
+        asked = _inner(self.faults, FaultKind.RACE)
         joined = self.races.join(slot)
         return joined or asked is not None
 
@@ -70,7 +70,7 @@ def views(api: SandboxApi, store: Store, faults: Faults, races: Races) -> Bluepr
 
 def _inside(api: SandboxApi, keys: Policy, view: View, faults: Faults) -> View:
     def run(**values: str) -> ResponseReturnValue:
-        if _inner(faults, Kind.ERROR):
+        if _inner(faults, FaultKind.ERROR):
             raise Refusal(500, "internal_error", "Something broke before anything was done.")
         key = request.headers.get(keys.header)
         return view(Desk(g.ledger, request, api=api.name, owner=api.owner(request), key=key), **values)
@@ -93,7 +93,7 @@ def _outside(api: SandboxApi, guarded: Guarded, faults: Faults) -> Guarded:
     return answer
 
 
-def _inner(faults: Faults, *kinds: Kind) -> Fault | None:
+def _inner(faults: Faults, *kinds: FaultKind) -> Fault | None:
     """Take a fault inside the engine, unless this request has one."""
     if g.fault is None:
         g.fault = faults.take(request.path, kinds)
@@ -103,19 +103,19 @@ def _inner(faults: Faults, *kinds: Kind) -> Fault | None:
 
 def _before(fault: Fault) -> Response | None:
     match fault.kind:
-        case Kind.DROP_BEFORE:
+        case FaultKind.DROP_BEFORE:
             return hang_up()
-        case Kind.TOO_MANY:
+        case FaultKind.TOO_MANY:
             raise Refusal(429, "too_many_requests", "Too many requests; wait.", fault.retry_after)
-        case Kind.UNAVAILABLE:
+        case FaultKind.UNAVAILABLE:
             raise Refusal(503, "unavailable", "Not available now; try again.", fault.retry_after)
     return None
 
 
 def _after(fault: Fault, response: Response) -> Response:
     match fault.kind:
-        case Kind.DROP_AFTER:
+        case FaultKind.DROP_AFTER:
             return hang_up()
-        case Kind.SLOW:
+        case FaultKind.SLOW:
             time.sleep(fault.seconds)
     return response
