@@ -15,23 +15,27 @@ from prometheus_client.registry import Collector
 from receiver.instruments import Instruments
 from receiver.ledger import LedgerError, Store
 from receiver.ledger.telemetry.figures import Figures, figures
-from receiver.ledger.telemetry.tally import Kind
+from receiver.ledger.telemetry.tally import CounterKind
 from receiver.problems import Problem
 
 KEPT = 5.0
 """Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
 must not answer with older totals than another did before."""
 
-TOTALS: Final[dict[Kind, tuple[str, str, tuple[str, ...]]]] = {
-    Kind.DELIVERY: (
+TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
+    CounterKind.DELIVERY: (
         "firstseen_deliveries",
         "Events in verified deliveries; first seen, duplicate or conflict.",
         ("source", "verdict"),
     ),
-    Kind.ATTEMPT: ("firstseen_attempts", "Runs of handlers, by how they ended.", ("source", "outcome")),
-    Kind.CALL: ("firstseen_calls", "Sends of outbound calls, by what came back.", ("api", "outcome")),
-    Kind.REJECTION: ("firstseen_rejections", "Deliveries that were refused.", ("source", "reason")),
-    Kind.SWEEP: ("firstseen_sweeps", "What the sweepers of all workers did.", ("what",)),
+    CounterKind.ATTEMPT: (
+        "firstseen_attempts",
+        "Runs of handlers, by how they ended.",
+        ("source", "outcome"),
+    ),
+    CounterKind.CALL: ("firstseen_calls", "Sends of outbound calls, by what came back.", ("api", "outcome")),
+    CounterKind.REJECTION: ("firstseen_rejections", "Deliveries that were refused.", ("source", "reason")),
+    CounterKind.SWEEP: ("firstseen_sweeps", "What the sweepers of all workers did.", ("what",)),
 }
 """Name, help and labels. The last labels of a total are taken: a sweep has one."""
 

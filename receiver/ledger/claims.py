@@ -30,7 +30,7 @@ from receiver.ledger.errors import NotAllowed
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
-from receiver.ledger.telemetry.tally import Kind, bump
+from receiver.ledger.telemetry.tally import CounterKind, bump
 from receiver.ledger.texts import clipped, plain
 
 CRASH_LIMIT = 5
@@ -40,7 +40,7 @@ EXPIRE_BATCH = 1000
 UNCOUNTED = (Move.RELEASE, Move.IGNORE, Move.CALL_LATER)
 """Ends that give the attempt back."""
 
-STUCK = {Move.PARK: Kind.PARKED, Move.GIVE_UP: Kind.DEAD}
+STUCK = {Move.PARK: CounterKind.PARKED, Move.GIVE_UP: CounterKind.DEAD}
 """Ends that a person should hear of."""
 
 FINAL = (State.DONE, State.DEAD, State.IGNORED)
@@ -122,7 +122,7 @@ def _settle(
     story = {"ended_at": store.now(), "outcome": end.move, "reason": reason, "error": error}
     mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
     connection.execute(update(ATTEMPT).where(*mine).values(**story))
-    counts = {(Kind.ATTEMPT, held.source, str(end.move)): 1}
+    counts = {(CounterKind.ATTEMPT, held.source, str(end.move)): 1}
     if stuck := STUCK.get(end.move):
         counts[stuck, held.source, held.type] = 1
     bump(store, connection, counts)
@@ -230,7 +230,7 @@ def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) ->
         end = {"ended_at": store.now(), "outcome": Move.EXPIRE}
         open_ = (ATTEMPT.c.event.in_(events), ATTEMPT.c.ended_at.is_(None))
         connection.execute(update(ATTEMPT).where(*open_).values(**end))
-        told = [(Kind.ATTEMPT, row.source, str(Move.EXPIRE)) for row in rows]
-        parked = [(Kind.PARKED, row.source, row.type) for row in rows if row.state == State.PARKED]
+        told = [(CounterKind.ATTEMPT, row.source, str(Move.EXPIRE)) for row in rows]
+        parked = [(CounterKind.PARKED, row.source, row.type) for row in rows if row.state == State.PARKED]
         bump(store, connection, Counter(told + parked))
     return len(events)

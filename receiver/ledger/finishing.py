@@ -28,7 +28,7 @@ from receiver.ledger.claimed import Claim
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import Move, State, enters
 from receiver.ledger.store import MOMENT, Store
-from receiver.ledger.telemetry.tally import Kind, bump
+from receiver.ledger.telemetry.tally import CounterKind, bump
 
 
 def finish_several(store: Store, claims: Sequence[Claim]) -> set[UUID]:
@@ -41,7 +41,9 @@ def finish_several(store: Store, claims: Sequence[Claim]) -> set[UUID]:
     with store.write() as connection:
         finish = _one_by_one if store.sqlite else _together
         done = finish(store, connection, claims)
-        ended = ((Kind.ATTEMPT, held.source, str(Move.FINISH)) for held in claims if held.event in done)
+        ended = (
+            (CounterKind.ATTEMPT, held.source, str(Move.FINISH)) for held in claims if held.event in done
+        )
         bump(store, connection, Counter(ended))
         return done
 

@@ -18,7 +18,7 @@ from sqlalchemy.sql.schema import ScalarElementColumnDefault
 from receiver.ledger.insertion import GIVEN, TIMES
 from receiver.ledger.models import EVENT
 from receiver.ledger.store import WAIT, Store
-from receiver.ledger.telemetry.tally import Kind, slot_of
+from receiver.ledger.telemetry.tally import CounterKind, slot_of
 
 FIRST_SEEN = "first seen"
 _PRESET = {
@@ -63,7 +63,9 @@ def _insert_sqlite(store: Store, pooled: Any, rows: Sequence[Mapping[str, Any]])
             if connection.execute(_SQLITE, given).rowcount:
                 new.append(row)
         told = Counter(row["source"] for row in new)
-        connection.executemany(_TALLY_SQLITE, [(Kind.DELIVERY, name, told[name]) for name in sorted(told)])
+        connection.executemany(
+            _TALLY_SQLITE, [(CounterKind.DELIVERY, name, told[name]) for name in sorted(told)]
+        )
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -105,7 +107,7 @@ def _postgres(promises: Mapping[str, str]) -> str:
             RETURNING id, source
         ), told AS (
             INSERT INTO tally (kind, name, what, slot, count)
-            SELECT '{Kind.DELIVERY}', source, '{FIRST_SEEN}', %(slot)s, count(*) FROM first
+            SELECT '{CounterKind.DELIVERY}', source, '{FIRST_SEEN}', %(slot)s, count(*) FROM first
             GROUP BY source ORDER BY source COLLATE "C"
             ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count
         )

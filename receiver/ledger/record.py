@@ -19,7 +19,7 @@ from receiver.ledger.ids import uuid7
 from receiver.ledger.insertion import insert_new
 from receiver.ledger.states import UNFINISHED, State
 from receiver.ledger.store import Store
-from receiver.ledger.telemetry.tally import Kind, bump
+from receiver.ledger.telemetry.tally import CounterKind, bump
 from receiver.ledger.texts import clipped, plain, storable_id
 
 Key = tuple[str, str]
@@ -183,11 +183,15 @@ def _record(store: Store, connection: Connection, deliveries: Sequence[Delivery]
     return said
 
 
-def _counted(deliveries: Iterable[Delivery], verdicts: Sequence[Verdict]) -> Counter[tuple[Kind, str, str]]:
+def _counted(
+    deliveries: Iterable[Delivery], verdicts: Sequence[Verdict]
+) -> Counter[tuple[CounterKind, str, str]]:
     both = list(zip(deliveries, verdicts, strict=True))
-    told = [(Kind.DELIVERY, delivery.source, verdict.name) for delivery, verdict in both]
+    told = [(CounterKind.DELIVERY, delivery.source, verdict.name) for delivery, verdict in both]
     # What is first seen and wakes nobody waits for a person.
-    held = [(Kind.PARKED, one.source, one.type) for one, said in both if said.first_seen and not said.nudge]
+    held = [
+        (CounterKind.PARKED, one.source, one.type) for one, said in both if said.first_seen and not said.nudge
+    ]
     return Counter(told + held)
 
 

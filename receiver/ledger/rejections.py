@@ -14,7 +14,7 @@ from receiver.ledger.ids import uuid7
 from receiver.ledger.models import REJECTION, SAMPLE
 from receiver.ledger.queries import rfc3339
 from receiver.ledger.store import Store
-from receiver.ledger.telemetry.tally import Kind, bump
+from receiver.ledger.telemetry.tally import CounterKind, bump
 from receiver.ledger.texts import clipped, plain
 
 SAMPLES_KEPT = 100
@@ -40,7 +40,7 @@ def record_rejections(store: Store, batch: Sequence[Rejected]) -> None:
     with store.write() as connection:
         _count(store, connection, batch)
         _remember(store, connection, batch)
-        told = ((Kind.REJECTION, refused.source, refused.reason[:REASON_MAX]) for refused in batch)
+        told = ((CounterKind.REJECTION, refused.source, refused.reason[:REASON_MAX]) for refused in batch)
         bump(store, connection, Counter(told))
 
 

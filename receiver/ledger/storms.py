@@ -12,7 +12,7 @@ from receiver.ledger.duplicates import RING, Repeated, note_duplicates
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.record import Delivery, Key, Verdict
 from receiver.ledger.store import Store
-from receiver.ledger.telemetry.tally import Kind, bump
+from receiver.ledger.telemetry.tally import CounterKind, bump
 from receiver.ledger.texts import clipped
 
 log = logging.getLogger(__name__)
@@ -136,8 +136,8 @@ class Storms:
                     log.exception("Counts of a storm could not be written; they are lost.")
 
 
-def _by_source(counts: Iterable[tuple[str, int]]) -> Counter[tuple[Kind, str, str]]:
-    total: Counter[tuple[Kind, str, str]] = Counter()
+def _by_source(counts: Iterable[tuple[str, int]]) -> Counter[tuple[CounterKind, str, str]]:
+    total: Counter[tuple[CounterKind, str, str]] = Counter()
     for source, count in counts:
-        total[Kind.DELIVERY, source, "duplicate"] += count
+        total[CounterKind.DELIVERY, source, "duplicate"] += count
     return total

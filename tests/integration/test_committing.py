@@ -16,7 +16,7 @@ from receiver.ledger.insertion import insert_new
 from receiver.ledger.models import EVENT
 from receiver.ledger.record import _row
 from receiver.ledger.storms import FIRST, MEMORY, Storms
-from receiver.ledger.telemetry.tally import Kind, totals
+from receiver.ledger.telemetry.tally import CounterKind, totals
 from tests.integration import steps
 from tests.integration.call_steps import planned
 from tests.integration.steps import count, deliver, delivery, duplicates, end, row
@@ -141,7 +141,7 @@ def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) ->
         thread.join(3)
     assert not any(thread.is_alive() for thread in threads)
     with store.read() as connection:
-        assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]
+        assert [total.count for total in totals(connection, CounterKind.DELIVERY)] == [3]
 
 
 def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from receiver.ledger import Recorder, Store
 from receiver.ledger.committing import SHORT
 from receiver.ledger.firsts import TooStrict
 from receiver.ledger.record import record_first_seen
-from receiver.ledger.telemetry.tally import Kind, totals
+from receiver.ledger.telemetry.tally import CounterKind, totals
 from tests.integration.steps import ONLY_POSTGRES, count, delivery, row
 
 FOUR = 4
@@ -96,7 +96,7 @@ def test_it_writes_what_the_general_way_writes(store: Store) -> None:
         del found["id"], found["event_id"], found["received_at"], found["due_at"]
     assert rows[0] == rows[1]
     with store.read() as connection:
-        assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]
+        assert [total.count for total in totals(connection, CounterKind.DELIVERY)] == [3]
 
 
 def test_large_bodies_go_the_general_way(store: Store) -> None:

@@ -27,7 +27,7 @@ from receiver.ledger.ids import uuid7
 from receiver.ledger.models import EVENT
 from receiver.ledger.states import Move, State, enters
 from receiver.ledger.store import Store
-from receiver.ledger.telemetry.tally import Kind, bump
+from receiver.ledger.telemetry.tally import CounterKind, bump
 from receiver.ledger.texts import plain
 
 TOO_LONG = "It happened, but its answer is too long to be kept: say that it happened, with the part you need."
@@ -82,7 +82,7 @@ def record(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
         recording = _Recording(connection, row, receipt)
         recording.note(held)
         done = recording.end()
-        bump(store, connection, {(Kind.CALL, row.api, str(done.verdict.outcome)): 1})
+        bump(store, connection, {(CounterKind.CALL, row.api, str(done.verdict.outcome)): 1})
         return done
 
 

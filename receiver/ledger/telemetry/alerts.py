@@ -14,7 +14,7 @@ from receiver.ledger.models import EVENT, REJECTION
 from receiver.ledger.states import UNFINISHED
 from receiver.ledger.store import Store
 from receiver.ledger.telemetry.models import ALERT
-from receiver.ledger.telemetry.tally import Kind, totals
+from receiver.ledger.telemetry.tally import CounterKind, totals
 
 AGAIN = timedelta(hours=1)
 """The least time between two alerts about one subject; what happens meanwhile is counted."""
@@ -26,8 +26,8 @@ TAKEN = timedelta(seconds=60)
 class Topic(StrEnum):
     """What there is to tell of."""
 
-    DEAD = Kind.DEAD.value
-    PARKED = Kind.PARKED.value
+    DEAD = CounterKind.DEAD.value
+    PARKED = CounterKind.PARKED.value
     BACKLOG = "backlog"
     REJECTIONS = "rejections"
 
@@ -96,7 +96,7 @@ def _found(
 def _stuck(connection: Connection) -> Iterator[News]:
     rows = connection.execute(select(ALERT.c.kind, ALERT.c.name, ALERT.c.what, ALERT.c.told)).all()
     before = {Subject(Topic(topic), name, what): told for topic, name, what, told in rows}
-    for total in totals(connection, Kind.DEAD, Kind.PARKED):
+    for total in totals(connection, CounterKind.DEAD, CounterKind.PARKED):
         subject = Subject(Topic(total.kind), total.name, total.what)
         if total.count > before.get(subject, 0):
             yield News(subject, total.count, total.count)

@@ -19,7 +19,7 @@ SLOTS = 16
 source would wait for each other's commits."""
 
 
-class Kind(StrEnum):
+class CounterKind(StrEnum):
     """What is counted, and by which two names."""
 
     DELIVERY = "delivery"
@@ -42,13 +42,13 @@ class Kind(StrEnum):
 class Total:
     """How often something happened since this ledger counts."""
 
-    kind: Kind
+    kind: CounterKind
     name: str
     what: str
     count: int
 
 
-Counts = Mapping[tuple[Kind, str, str], int]
+Counts = Mapping[tuple[CounterKind, str, str], int]
 
 
 def bump(store: Store, connection: Connection, counts: Counts) -> None:
@@ -83,20 +83,23 @@ _ADD_SQLITE, _ADD_POSTGRES = _add(sqlite.insert(TALLY)), _add(postgresql.insert(
 
 def count_sweep(store: Store, done: Mapping[str, int]) -> None:
     """Add what a sweeper did; nothing is written when it did nothing."""
-    counts = {(Kind.SWEEP, "", what.replace("_", " ")): count for what, count in done.items() if count > 0}
+    counts = {
+        (CounterKind.SWEEP, "", what.replace("_", " ")): count for what, count in done.items() if count > 0
+    }
     if counts:
         with store.write() as connection:
             bump(store, connection, counts)
 
 
-def totals(connection: Connection, *kinds: Kind) -> list[Total]:
+def totals(connection: Connection, *kinds: CounterKind) -> list[Total]:
     """Return every total, or those of some kinds."""
     names = TALLY.c.kind, TALLY.c.name, TALLY.c.what
     chosen = select(*names, func.sum(TALLY.c.count)).group_by(*names).order_by(*names)
     if kinds:
         chosen = chosen.where(TALLY.c.kind.in_(kinds))
     return [
-        Total(Kind(kind), name, what, int(count)) for kind, name, what, count in connection.execute(chosen)
+        Total(CounterKind(kind), name, what, int(count))
+        for kind, name, what, count in connection.execute(chosen)
     ]
 
 
