@@ -39,7 +39,7 @@ from receiver.ledger.models import EVENT
 from receiver.ledger.states import UNFINISHED
 from worker.calls.client import Calls
 from worker.calls.outbound import Outbound
-from worker.calls.requests import Request
+from worker.calls.requests import OutboundRequest
 from worker.calls.scripted import Made, Script, Scripted, ScriptedWire, Unscripted
 from worker.events import Event
 from worker.registry import Function, Handler, Registry
@@ -196,7 +196,7 @@ class ScriptedCalls(Calls):
         return ScriptedCalls(self.bench)
 
     def make(
-        self, api: Api, request: Request, how: Protection, step: str, once: str | None
+        self, api: Api, request: OutboundRequest, how: Protection, step: str, once: str | None
     ) -> httpx.Response:
         """Make the next call of this attempt, and note its step with what goes out."""
         self.bench.step = step

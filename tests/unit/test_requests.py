@@ -15,7 +15,7 @@ from config.apis import Api
 from config.dialects import Dialect, load_dialects
 from config.errors import ConfigError
 from worker.calls.errors import CallRefused
-from worker.calls.requests import BODY_MAX, Given, Request, build, complete, respond
+from worker.calls.requests import BODY_MAX, Given, OutboundRequest, build, complete, respond
 
 DIALECTS = load_dialects()
 KEY = "4f0c2c1e-8a4d-4d53-9d54-2c2a6a3b7f10"
@@ -31,7 +31,9 @@ def api(
     return Api("shop", base_url, "it", known, AUTH, "the-secret", day, timedelta(minutes=10), **more)
 
 
-def made(path: str = "/letters", method: str = "POST", boundary: str = "edge", **given: Any) -> Request:
+def made(
+    path: str = "/letters", method: str = "POST", boundary: str = "edge", **given: Any
+) -> OutboundRequest:
     """Build a request to that API."""
     return build(api(), method, path, Given(**given), boundary)
 

@@ -18,7 +18,7 @@ from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, 
 from worker.calls.keys import digest
 from worker.calls.outbound import Outbound
 from worker.calls.performing import Performance, Step
-from worker.calls.requests import Given, Request, build, complete, respond
+from worker.calls.requests import Given, OutboundRequest, build, complete, respond
 from worker.calls.wire import NoReply, Reply
 from worker.observing import traced, watched_send
 
@@ -76,7 +76,7 @@ class Calls:
             raise self.owed
 
     def make(
-        self, api: Api, request: Request, how: Protection, step: str, once: str | None
+        self, api: Api, request: OutboundRequest, how: Protection, step: str, once: str | None
     ) -> httpx.Response:
         """Make the next call of this attempt."""
         self.check_time()
@@ -97,7 +97,7 @@ class Calls:
                 self.owed = error
             raise
 
-    def read(self, api: Api, request: Request) -> httpx.Response:
+    def read(self, api: Api, request: OutboundRequest) -> httpx.Response:
         """Send a GET, unjournaled and unkeyed. Raises CallRejected for a 4xx, CallLater for what may pass."""
         self.check_time()
         if api.problem:

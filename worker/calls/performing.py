@@ -31,7 +31,7 @@ from worker.calls.errors import (
 )
 from worker.calls.keys import credential_marks, make_key
 from worker.calls.outbound import Outbound
-from worker.calls.requests import Request, complete, respond
+from worker.calls.requests import OutboundRequest, complete, respond
 from worker.calls.wire import NoReply, Outgoing, Reply
 from worker.observing import came_back, traced, watched_send
 
@@ -56,7 +56,7 @@ class Step:
     """One call as the handler makes it: the n-th of its attempt, counted from 0."""
 
     api: Api
-    request: Request
+    request: OutboundRequest
     protection: Protection
     name: str
     position: int
@@ -174,7 +174,7 @@ class Performance:
 
     def _send(self, planned: Planned) -> tuple[Recorded, Reply | NoReply]:
         """Send once and record what came back; raises what keeps it from going out."""
-        stored = Request(
+        stored = OutboundRequest(
             planned.method, planned.url, self._step.request.path, planned.headers, planned.body or b""
         )
         outgoing = complete(self._api, stored, planned.key)

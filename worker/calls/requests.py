@@ -47,7 +47,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Request:
+class OutboundRequest:
     """An exact request, without credential and key. `fingerprint` is the same for the same request."""
 
     method: str
@@ -64,7 +64,7 @@ class Request:
         return digest([*(text.encode() for text in (self.method, self.url, *told)), self.body])
 
 
-def build(api: Api, method: str, path: str, given: Given, boundary: str) -> Request:
+def build(api: Api, method: str, path: str, given: Given, boundary: str) -> OutboundRequest:
     """Make the request; `boundary` separates the parts of a multipart body. Raises CallRefused."""
     _check_fields("params", given.params, PLAIN)
     _check_fields("data", given.data, PLAIN | bytes if given.files else PLAIN)
@@ -79,10 +79,10 @@ def build(api: Api, method: str, path: str, given: Given, boundary: str) -> Requ
         _check_header(api, name, value)
         headers = {kept: old for kept, old in headers.items() if kept.lower() != name.lower()}
         headers[name] = value
-    return Request(method, str(url), url.path, headers, body)
+    return OutboundRequest(method, str(url), url.path, headers, body)
 
 
-def complete(api: Api, request: Request, key: str | None) -> Outgoing:
+def complete(api: Api, request: OutboundRequest, key: str | None) -> Outgoing:
     """Return what goes out: the request with its key, the present credential and the client's own headers.
 
     Raises CallRefused when the dialect's key belongs into a body that has no place for it, and ConfigError
@@ -105,7 +105,7 @@ def complete(api: Api, request: Request, key: str | None) -> Outgoing:
 
 
 def respond(
-    request: Request, status: int, headers: tuple[tuple[str, str], ...], body: bytes
+    request: OutboundRequest, status: int, headers: tuple[tuple[str, str], ...], body: bytes
 ) -> httpx.Response:
     """Return an answer as httpx shows it, live and stored ones alike."""
     asked = httpx.Request(request.method, request.url)
@@ -116,7 +116,7 @@ def respond(
     return httpx.Response(status, headers=octets, content=body, request=asked)
 
 
-def with_key_field(dialect: Dialect, request: Request, key: str) -> bytes:
+def with_key_field(dialect: Dialect, request: OutboundRequest, key: str) -> bytes:
     """Return the body with the key as its first field; raise CallRefused where it can have none."""
     kind = next((value for name, value in request.headers.items() if name.lower() == "content-type"), "")
     named = dialect.field or ""
