@@ -17,7 +17,7 @@ from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office
 from tests.integration.steps import LEASE, change, deliver, later, row, state
 from worker.calls.client import Calls
 from worker.calls.errors import CallLater, CallLocked, CallRefused, CallRejected, ClaimLost
-from worker.calls.requests import Given, build, complete
+from worker.calls.requests import CallArguments, build, complete
 from worker.calls.wire import HttpWire, NoReply, Outgoing, Reply
 
 
@@ -424,7 +424,7 @@ def test_a_header_of_any_kept_character_can_be_sent(office: Office) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     target = replace(office.api, base_url=f"http://127.0.0.1:{port}")
-    request = build(target, "POST", "/a", Given(headers={"X-Note": "caf\xe9"}), "")
+    request = build(target, "POST", "/a", CallArguments(headers={"X-Note": "caf\xe9"}), "")
     wire = HttpWire(target)
     got = wire.send(complete(target, request, None), lambda: None)
     wire.close()

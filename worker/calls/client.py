@@ -18,7 +18,7 @@ from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, 
 from worker.calls.keys import digest
 from worker.calls.outbound import Outbound
 from worker.calls.performing import Performance, Step
-from worker.calls.requests import Given, OutboundRequest, build, complete, respond
+from worker.calls.requests import CallArguments, OutboundRequest, build, complete, respond
 from worker.calls.wire import NoReply, Reply
 from worker.observing import traced, watched_send
 
@@ -150,7 +150,7 @@ class ApiCalls:
         self, path: str, *, params: Any = None, headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
         """Read something, every time anew; wrap it in `calls.value` where a retry must see the same."""
-        request = build(self._api, "GET", path, Given(params=params, headers=headers), "")
+        request = build(self._api, "GET", path, CallArguments(params=params, headers=headers), "")
         return self._calls.read(self._api, request)
 
     def call(
@@ -169,7 +169,7 @@ class ApiCalls:
         names the call within its event; `once` makes it unique over all events of this API. Raises CallError.
         """
         named = self._calls.derived(self._api, method, path) if step is None else _named(step)
-        request = build(self._api, method, path, Given(**given), digest([named.encode()])[:32])
+        request = build(self._api, method, path, CallArguments(**given), digest([named.encode()])[:32])
         how = protection(self._api.dialect, method, request.path)
         if how == Protection.UNPROTECTED and not unprotected:
             raise CallRefused(

@@ -35,7 +35,7 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 @dataclass(frozen=True)
-class Given:
+class CallArguments:
     """The arguments of one call, as httpx names them."""
 
     params: Any = None
@@ -64,7 +64,7 @@ class OutboundRequest:
         return digest([*(text.encode() for text in (self.method, self.url, *told)), self.body])
 
 
-def build(api: Api, method: str, path: str, given: Given, boundary: str) -> OutboundRequest:
+def build(api: Api, method: str, path: str, given: CallArguments, boundary: str) -> OutboundRequest:
     """Make the request; `boundary` separates the parts of a multipart body. Raises CallRefused."""
     _check_fields("params", given.params, PLAIN)
     _check_fields("data", given.data, PLAIN | bytes if given.files else PLAIN)
@@ -179,7 +179,7 @@ def _check_header(api: Api, name: str, value: str) -> None:
         raise CallRefused(f"The header {name!r} has a name or value that HTTP does not allow.")
 
 
-def _body(given: Given, boundary: str) -> tuple[bytes, str | None]:
+def _body(given: CallArguments, boundary: str) -> tuple[bytes, str | None]:
     kinds = [given.json is not None, given.content is not None, bool(given.data or given.files)]
     if sum(kinds) > 1:
         raise CallRefused("A call has one body: json=, content=, or data= and files=.")
