@@ -17,7 +17,7 @@ IDLE = 60
 """Seconds that a connection may stay silent before its thread is freed."""
 
 
-class Handler(WSGIRequestHandler):
+class SandboxHandler(WSGIRequestHandler):
     """One request, one line in the log."""
 
     timeout = IDLE
@@ -51,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
 def build_server(app: Flask, listener: socket.socket) -> BaseWSGIServer:
     """Make a threaded server on a socket that listens; `serve_forever()` runs it."""
     host, port = listener.getsockname()[:2]
-    return make_server(host, port, app, threaded=True, request_handler=Handler, fd=listener.fileno())
+    return make_server(host, port, app, threaded=True, request_handler=SandboxHandler, fd=listener.fileno())
 
 
 def serve(app: Flask, listener: socket.socket, ready: Callable[[str], None]) -> None:
