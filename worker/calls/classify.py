@@ -6,7 +6,7 @@ from datetime import datetime
 from config.dialects import Dialect
 from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
 from worker.calls.answers import Answer, Failure
-from worker.calls.rules import RULES, Case
+from worker.calls.rules import RULES, AnswerCase
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing (RFC 9110, section 9.2.1)."""
@@ -19,7 +19,7 @@ def classify(dialect: Dialect, standing: Standing, got: Answer | Failure, now: d
     """Return the verdict of the first rule that has one; `now` is the ledger's, for dates in Retry-After."""
     if isinstance(got, Failure):
         return _failure(got)
-    case = Case(dialect, standing, got)
+    case = AnswerCase(dialect, standing, got)
     verdict = next(found for rule in RULES if (found := rule(case)))
     return replace(verdict, retry_after=got.retry_after(now)) if verdict.outcome in RETRIED else verdict
 

@@ -10,7 +10,7 @@ from worker.calls.answers import Answer
 
 
 @dataclass(frozen=True)
-class Case:
+class AnswerCase:
     """One answer with all that it is read by."""
 
     dialect: Dialect
@@ -47,10 +47,10 @@ class Case:
             return str(self.status)
 
 
-Rule = Callable[[Case], Judgement | None]
+Rule = Callable[[AnswerCase], Judgement | None]
 
 
-def _stored_by_status(case: Case) -> Judgement | None:
+def _stored_by_status(case: AnswerCase) -> Judgement | None:
     """Read a replay that has a status of its own: the body says how the original ended."""
     replay = case.dialect.replay
     if not case.keyed or case.status != replay.status:
@@ -69,7 +69,7 @@ def _stored_by_status(case: Case) -> Judgement | None:
             return Judgement(SendOutcome.UNKNOWN, open=True, reason=reason)
 
 
-def _key_error(case: Case) -> Judgement | None:
+def _key_error(case: AnswerCase) -> Judgement | None:
     """Read what the API says about the key itself.
 
     Where a status alone says it, a marker shows that it does not: a stored answer with that status.
@@ -88,7 +88,7 @@ def _key_error(case: Case) -> Judgement | None:
     return None
 
 
-def _marked(case: Case) -> Judgement | None:
+def _marked(case: AnswerCase) -> Judgement | None:
     """Read a replay with a marker. A stored answer comes back for as long as the key lives."""
     if not case.replayed:
         return None
@@ -101,13 +101,13 @@ def _marked(case: Case) -> Judgement | None:
     return Judgement(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
 
 
-def _success(case: Case) -> Judgement | None:
+def _success(case: AnswerCase) -> Judgement | None:
     if case.status // 100 == 2:  # noqa: PLR2004 - the class of success
         return Judgement(SendOutcome.SUCCEEDED, reason=f"{case.told}.")
     return None
 
 
-def _deleted(case: Case) -> Judgement | None:
+def _deleted(case: AnswerCase) -> Judgement | None:
     """Read "not there" after a DELETE that was sent before: that one did it, or somebody else."""
     now = case.standing
     gone = case.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -121,7 +121,7 @@ def _deleted(case: Case) -> Judgement | None:
     return None
 
 
-def _hinted(case: Case) -> Judgement | None:
+def _hinted(case: AnswerCase) -> Judgement | None:
     """Follow the API's own word on sending again, as far as a resend is protected."""
     if case.status < HTTPStatus.BAD_REQUEST or case.hint is None:
         return None
@@ -135,20 +135,20 @@ def _hinted(case: Case) -> Judgement | None:
     return None
 
 
-def _refused_for_now(case: Case) -> Judgement | None:
+def _refused_for_now(case: AnswerCase) -> Judgement | None:
     now = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY)
     if case.status in now and case.hint is not False:
         return Judgement(SendOutcome.LATER, reason=f"{case.told}: it was not executed.")
     return None
 
 
-def _unavailable(case: Case) -> Judgement | None:
+def _unavailable(case: AnswerCase) -> Judgement | None:
     if case.status == HTTPStatus.SERVICE_UNAVAILABLE:
         return _protected_later(case, "the API is not available")
     return None
 
 
-def _client_error(case: Case) -> Judgement | None:
+def _client_error(case: AnswerCase) -> Judgement | None:
     if case.status // 100 != 4 or case.status == HTTPStatus.REQUEST_TIMEOUT:  # noqa: PLR2004 - client errors
         return None
     if case.standing.open_before:
@@ -159,13 +159,13 @@ def _client_error(case: Case) -> Judgement | None:
     return Judgement(SendOutcome.REJECTED, reason=f"{case.told}: it was not executed.")
 
 
-def _anything_else(case: Case) -> Judgement:
+def _anything_else(case: AnswerCase) -> Judgement:
     """Read 5xx, 408, 3xx and what no standard names: nobody knows what was done."""
     kind = ", a redirect, which is never followed" if case.status // 100 == 3 else ""  # noqa: PLR2004
     return Judgement(SendOutcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed.")
 
 
-def _protected_later(case: Case, why: str) -> Judgement:
+def _protected_later(case: AnswerCase, why: str) -> Judgement:
     """Put it off while a live key protects a resend; else nobody knows."""
     protected = case.keyed and case.standing.live
     outcome = SendOutcome.LATER if protected else SendOutcome.UNKNOWN
