@@ -22,7 +22,7 @@ TIME = frozenset({"stale_timestamp", "future_timestamp"})
 
 
 @dataclass(frozen=True)
-class Case:
+class Capture:
     """A rejected delivery and what rejected it."""
 
     source: Source
@@ -49,17 +49,17 @@ class Case:
         return True
 
 
-def hints(case: Case) -> list[str]:
+def hints(case: Capture) -> list[str]:
     """Return a sentence for each cause that would explain the rejection; none of them holds a secret."""
     if case.error.reason in TIME:
         return [] if case.error.age is None else [_clock(case, case.error.age)]
     if ":" in (case.source.provider.code or ""):
         return []  # a user's own function, which is not ours to try things on
-    causes: tuple[Callable[[Case], Iterator[str]], ...] = (_body, _secret, _url, _header)
+    causes: tuple[Callable[[Capture], Iterator[str]], ...] = (_body, _secret, _url, _header)
     return [hint for cause in causes for hint in cause(case)]
 
 
-def _clock(case: Case, age: float) -> str:
+def _clock(case: Capture, age: float) -> str:
     when = "old" if age > 0 else "in the future"
     return (
         f"The signature itself is good, and only {when}: this clock and the signed time are {abs(age):.0f} s"
@@ -67,7 +67,7 @@ def _clock(case: Case, age: float) -> str:
     )
 
 
-def _body(case: Case) -> Iterator[str]:
+def _body(case: Capture) -> Iterator[str]:
     for what, body in bodies(case.request):
         if case.fits(request=replace(case.request, body=body)):
             yield (
@@ -77,7 +77,7 @@ def _body(case: Case) -> Iterator[str]:
             return
 
 
-def _secret(case: Case) -> Iterator[str]:
+def _secret(case: Capture) -> Iterator[str]:
     for what, secret in secret_texts(case.source.secrets):
         if case.fits(secrets=[secret]):
             yield f"The signature fits the secret {what}: mend the variable that holds it."
@@ -88,7 +88,7 @@ def _secret(case: Case) -> Iterator[str]:
             yield from _encodings(case, found)
 
 
-def _encodings(case: Case, table: SchemeTable) -> Iterator[str]:
+def _encodings(case: Capture, table: SchemeTable) -> Iterator[str]:
     used = table.key or KeyTable()
     for prefix, encoding in itertools.product(("", PREFIX), ENCODINGS):
         key = KeyTable(encoding=encoding, strip_prefix=prefix)
@@ -103,7 +103,7 @@ def _in_words(key: KeyTable) -> str:
     return f"{key.encoding} after {key.strip_prefix!r}" if key.strip_prefix else key.encoding
 
 
-def _url(case: Case) -> Iterator[str]:
+def _url(case: Capture) -> Iterator[str]:
     if not case.source.provider.signs_url:
         return
     for url in urls(case.request):
@@ -115,7 +115,7 @@ def _url(case: Case) -> Iterator[str]:
             return
 
 
-def _header(case: Case) -> Iterator[str]:
+def _header(case: Capture) -> Iterator[str]:
     for place, prefix in _signature_places(case.source):
         for name, value in case.request.headers:
             if name.lower() != place.name.lower() and case.fits(request=put(place, value, case.request)):

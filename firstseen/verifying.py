@@ -11,7 +11,7 @@ import click
 
 from config.providers import Provider
 from firstseen.context import Context, pass_context
-from firstseen.diagnosis import Case, hints
+from firstseen.diagnosis import Capture, hints
 from firstseen.options import Command, json_option
 from firstseen.output import print_json, visible
 from receiver.endpoints import Endpoint, build_endpoints
@@ -130,7 +130,7 @@ def _judge(endpoint: Endpoint, request: Request, now: float) -> Verdict:
     except CannotVerify as error:
         raise click.UsageError(f"It cannot be verified now: {error}.") from None
     except InvalidSignature as error:
-        found = tuple(hints(Case(source, endpoint.scheme, request, now, error)))
+        found = tuple(hints(Capture(source, endpoint.scheme, request, now, error)))
         told = found or tuple(_unexplained(source.provider, request, error.reason))
         step = STEPS[error.reason]
         return Verdict(source.name, source.provider.name, False, step, error.reason, str(error), told)  # noqa: FBT003
