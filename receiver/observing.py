@@ -46,7 +46,7 @@ class Observer:
         given = request.environ.get(REQUEST_ID_GIVEN)
         route = request.url_rule.rule if request.url_rule else UNKNOWN
         request_id = given if given and WELL_FORMED.fullmatch(given) else os.urandom(16).hex()
-        seen = g.seen = Seen(request_id, route, request.method)
+        seen = g.seen = RequestFacts(request_id, route, request.method)
         begin(request=request_id)
         if route == DELIVERIES:
             # A sender is not to be trusted with our traces: it is pointed at, never joined.
@@ -55,7 +55,7 @@ class Observer:
             seen.span = seen.opened.__enter__()
 
     def _answered(self, response: Response) -> Response:
-        seen: Seen = g.seen
+        seen: RequestFacts = g.seen
         took, status = time.perf_counter() - seen.begun, response.status_code
         response.headers[REQUEST_ID] = seen.request_id
         self._instruments.answered(seen.route, status, took)
@@ -68,14 +68,14 @@ class Observer:
         return response
 
     def _end(self, error: BaseException | None) -> None:
-        seen: Seen | None = g.pop("seen", None)
+        seen: RequestFacts | None = g.pop("seen", None)
         if seen and seen.opened:
             seen.opened.__exit__(type(error) if error else None, error, None)
         unbind()
 
 
 @dataclass(slots=True)
-class Seen:
+class RequestFacts:
     """What is known of the present request."""
 
     request_id: str
@@ -89,7 +89,7 @@ class Seen:
 
 def note_recorded(source: str, verdicts: Sequence[Verdict]) -> None:
     """Say what the present request recorded: its event stands on its lines and in its span."""
-    seen: Seen = g.seen
+    seen: RequestFacts = g.seen
     seen.events = len(verdicts)
     facts: dict[str, str | int] = {"source": source, "events": len(verdicts)}
     if len(verdicts) == 1:
