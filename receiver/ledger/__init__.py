@@ -19,7 +19,7 @@ from receiver.ledger.states import Move, State
 from receiver.ledger.stats import stats
 from receiver.ledger.store import Store
 from receiver.ledger.story import story
-from receiver.ledger.sweep import Windows, ignored_types, prune, reopen, starved, take_nudges, unattended
+from receiver.ledger.sweep import Retention, ignored_types, prune, reopen, starved, take_nudges, unattended
 
 __all__ = [
     "Acted",

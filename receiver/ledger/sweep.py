@@ -49,7 +49,7 @@ REOPEN_WINDOW = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
-class Windows:
+class Retention:
     """How long a source keeps ids, and how long payloads."""
 
     retention: timedelta
@@ -176,7 +176,7 @@ def _reopen_batch(store: Store, source: str, event_type: str) -> int:
         return len(connection.execute(statement).all())
 
 
-def prune(store: Store, windows: Mapping[str, Windows]) -> dict[str, int]:
+def prune(store: Store, windows: Mapping[str, Retention]) -> dict[str, int]:
     """Erase payloads and delete ids that are past their source's windows, in short transactions.
 
     What is unfinished or parked is never touched. Returns counts by kind.
