@@ -11,7 +11,7 @@ from receiver.ledger import Outcome as End
 from receiver.ledger.calls.answers import Answered, Receipt, record
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.sends import Marked, Terms, mark
+from receiver.ledger.calls.sends import Marked, Terms, begin_send
 from receiver.ledger.calls.states import Judgement, Protection, SendOutcome
 from tests.integration.steps import deliver, state, take
 
@@ -50,7 +50,7 @@ def planned(store: Store, held: Claim, step: str = "letter", position: int = 0, 
 
 def sent(store: Store, held: Claim, call: UUID) -> UUID:
     """Mark a send of a call; fail when it may not go out."""
-    done = mark(store, held, call, TERMS)
+    done = begin_send(store, held, call, TERMS)
     assert isinstance(done, Marked), done
     return done.send
 

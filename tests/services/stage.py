@@ -26,7 +26,7 @@ from receiver.ledger.calls.answers import Answered, Receipt
 from receiver.ledger.calls.answers import record as answer
 from receiver.ledger.calls.journal import Place, Wanted, plan
 from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.sends import Marked, Terms, mark
+from receiver.ledger.calls.sends import Marked, Terms, begin_send
 from receiver.ledger.calls.states import Judgement, Protection
 from receiver.ledger.calls.states import SendOutcome as Answer
 from receiver.ledger.ids import uuid7
@@ -161,7 +161,7 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
         lambda _: f"5f0c7a1e-0000-4000-8000-{event.hex[:12]}",
     )
     assert planned
-    marked = mark(store, held, planned.id, TERMS)
+    marked = begin_send(store, held, planned.id, TERMS)
     assert isinstance(marked, Marked)
     fine = outcome == Answer.SUCCEEDED
     said = "The letter was made." if fine else "The connection broke before an answer came."

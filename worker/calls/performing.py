@@ -14,7 +14,7 @@ from config.dialects import Dialect
 from receiver.ledger import Claim, LedgerError
 from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record, shown_status
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
-from receiver.ledger.calls.sends import Lost, Mark, Marked, NotYet, Stopped, Terms, mark
+from receiver.ledger.calls.sends import Lost, Mark, Marked, NotYet, Stopped, Terms, begin_send
 from receiver.ledger.calls.states import CallState, Judgement, Protection, SendOutcome, Standing
 from worker.backoff import backoff
 from worker.calls.answers import Answer, Failure
@@ -198,7 +198,7 @@ class Performance:
         return self._record(planned, marked[0] if marked else None, got), got
 
     def _mark(self, call: UUID) -> UUID:
-        done = mark(self._store, self._held, call, self._terms)
+        done = begin_send(self._store, self._held, call, self._terms)
         if not isinstance(done, Marked):
             raise Halt(done)
         return done.send

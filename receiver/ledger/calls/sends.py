@@ -62,7 +62,7 @@ class Stopped:
 Mark = Marked | Lost | NotYet | Stopped
 
 
-def mark(store: Store, held: Claim, call: UUID, terms: Terms) -> Mark:
+def begin_send(store: Store, held: Claim, call: UUID, terms: Terms) -> Mark:
     """Note that a call's request goes out now, if claim, lease, key's life and credential allow it.
 
     The lease outlasts the send. While an earlier send is open, a resend is as safe as what protects it.
