@@ -8,7 +8,7 @@ from sqlalchemy import Row, select, update
 
 from receiver.ledger import Claim, Move, Store, settle
 from receiver.ledger import Outcome as End
-from receiver.ledger.calls.answers import Answered, Receipt, record
+from receiver.ledger.calls.answers import Answered, Receipt, record_response
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.sends import Marked, Terms, begin_send
@@ -63,7 +63,7 @@ def answered(
     judged = Judgement(outcome, reason=f"It was {outcome}.", **verdict)
     answer = Answered(status, KEPT, b'{"id":7}') if status else None
     receipt = Receipt(send, answer, lambda _standing, _now: judged, TERMS, timedelta(seconds=5))
-    record(store, held, call, receipt)
+    record_response(store, held, call, receipt)
 
 
 def call_row(store: Store, call: UUID) -> Row[Any]:

@@ -14,7 +14,7 @@ from config.api_parts import Auth
 from config.apis import Api
 from config.dialects import load_dialects
 from receiver.ledger import Claim, Outcome, Store, retry, settle
-from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record
+from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record_response
 from receiver.ledger.calls.models import CALL, SEND
 from receiver.ledger.calls.sends import Terms
 from tests.integration.steps import change, row, take
@@ -186,7 +186,7 @@ class Office:
             self.terms(),
             timedelta(seconds=1),
         )
-        return record(self.store, held, send.call, receipt)
+        return record_response(self.store, held, send.call, receipt)
 
     def change_call(self, call: UUID, **values: Any) -> None:
         """Put a call into a shape that would take long to reach."""

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, text
 
 from receiver.ledger import Move, NotAllowed, State, Store, settle, story
 from receiver.ledger import Outcome as End
-from receiver.ledger.calls.answers import Answered, Receipt, record
+from receiver.ledger.calls.answers import Answered, Receipt, record_response
 from receiver.ledger.calls.models import SEND
 from receiver.ledger.calls.resolving import Resolution, Response, UnknownCall, resolve
 from receiver.ledger.calls.states import CallState, Judgement, SendOutcome
@@ -211,7 +211,7 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
     judged = Judgement(SendOutcome.SUCCEEDED, reason="201 Created.")
     answer = Answered(201, (), b"{}")
-    record(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
+    record_response(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
     refused(store, call, Resolution.GIVE_UP, "is succeeded; there is nothing left to resolve")
     assert state(store, event) == "waiting"
 

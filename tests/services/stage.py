@@ -23,7 +23,7 @@ from receiver.ledger import (
     settle,
 )
 from receiver.ledger.calls.answers import Answered, Receipt
-from receiver.ledger.calls.answers import record as answer
+from receiver.ledger.calls.answers import record_response as answer
 from receiver.ledger.calls.journal import Place, Wanted, plan
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.calls.sends import Marked, Terms, begin_send

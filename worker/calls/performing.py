@@ -12,7 +12,7 @@ import httpx
 from config.apis import Api
 from config.dialects import Dialect
 from receiver.ledger import Claim, LedgerError
-from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record, shown_status
+from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record_response, shown_status
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
 from receiver.ledger.calls.sends import Lost, Mark, Marked, NotYet, Stopped, Terms, begin_send
 from receiver.ledger.calls.states import CallState, Judgement, Protection, SendOutcome, Standing
@@ -224,7 +224,7 @@ class Performance:
         ends = time.monotonic() + self._outbound.lease.total_seconds()
         while True:
             try:
-                return record(self._store, self._held, planned.id, receipt)
+                return record_response(self._store, self._held, planned.id, receipt)
             except LedgerError as error:
                 if time.monotonic() > ends:
                     reason = "What came back could not be written down; the call counts as unknown."

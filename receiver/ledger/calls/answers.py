@@ -69,7 +69,7 @@ class Recorded:
     """Whether this answer decided that; else an earlier word on the call stands."""
 
 
-def record(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
+def record_response(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
     """Write down what came back to one send of a call.
 
     A success, a replay or a stored answer closes every send of the call. A late one also wakes an event that
