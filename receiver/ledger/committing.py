@@ -14,7 +14,7 @@ from receiver.ledger.record import (
     record_together,
 )
 from receiver.ledger.store import Store
-from receiver.ledger.storms import Storms
+from receiver.ledger.storms import DuplicateCache
 
 BATCH_MAX = 500
 """Deliveries of one transaction, or one request: the first of a burst must not wait for its last."""
@@ -54,7 +54,7 @@ class Recorder:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store, self._storms = store, Storms(store)
+        self._store, self._storms = store, DuplicateCache(store)
         self._lock = threading.Lock()
         self._waiting: list[_Ticket] = []
         self._busy = False

@@ -43,7 +43,7 @@ class _Done:
     addresses: list[str | None] = field(default_factory=list)
 
 
-class Storms:
+class DuplicateCache:
     """Remembers done events that come too often, and writes down later how often they came."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:

@@ -15,7 +15,7 @@ from receiver.ledger import storms as storms_module
 from receiver.ledger.insertion import insert_new
 from receiver.ledger.models import EVENT
 from receiver.ledger.record import _row
-from receiver.ledger.storms import FIRST, MEMORY, Storms
+from receiver.ledger.storms import FIRST, MEMORY, DuplicateCache
 from receiver.ledger.telemetry.tally import CounterKind, totals
 from tests.integration import steps
 from tests.integration.call_steps import planned
@@ -189,7 +189,7 @@ def done(store: Store, copies: int) -> Delivery:
 
 def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]) -> None:
     """Who goes on sending a done event is told so from memory; the counts are written together, later."""
-    storms, copy = Storms(store), done(store, FIRST)
+    storms, copy = DuplicateCache(store), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     commits.clear()
     answers = [storms.answer([copy]) for _ in range(30)]
@@ -206,7 +206,7 @@ def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]
 def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
     """A few duplicates, another body, an event that is not done, one asked about too long ago: the ledger."""
     clock = Mock(return_value=1000.0)
-    storms, copy = Storms(store, clock), done(store, 1 if change == "few" else FIRST)
+    storms, copy = DuplicateCache(store, clock), done(store, 1 if change == "few" else FIRST)
     if change == "unfinished":
         with store.write() as connection:
             connection.execute(EVENT.update().values(state="waiting"))
@@ -219,7 +219,7 @@ def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
 
 def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the ledger is away counts are kept, and written once it is back."""
-    storms, copy = Storms(store), done(store, FIRST)
+    storms, copy = DuplicateCache(store), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     assert storms.answer([copy])
     with monkeypatch.context() as patch:
@@ -231,7 +231,7 @@ def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
     """What came before the ledger was asked again is counted together with what comes after."""
-    storms, copy = Storms(store), done(store, FIRST)
+    storms, copy = DuplicateCache(store), done(store, FIRST)
     for _ in range(2):
         storms.learn([copy], record(store, [copy]))
         assert storms.answer([copy, copy])
@@ -242,7 +242,7 @@ def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
 def test_a_rerun_is_noticed_within_a_minute(store: Store) -> None:
     """The memory of done ends by itself: after it the ledger says what became of the event."""
     clock = Mock(return_value=1000.0)
-    storms, copy = Storms(store, clock), done(store, FIRST)
+    storms, copy = DuplicateCache(store, clock), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     clock.return_value += MEMORY - 1
     assert storms.answer([copy])
