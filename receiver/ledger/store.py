@@ -26,7 +26,7 @@ from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.pooling import ask_first, lent
-from receiver.ledger.turnstile import Turnstile
+from receiver.ledger.turnstile import FifoSemaphore
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class Store:
         self.shift = shift
         self.engine = self._sqlite_engine(pool) if self.sqlite else self._postgres_engine(pool)
         self._built: dict[Any, Any] = {}
-        self._pool = Turnstile(pool)
+        self._pool = FifoSemaphore(pool)
         # SQLite's own busy handler polls and is unfair; this process's threads queue up before it.
-        self._writer: Turnstile | None = Turnstile(1) if self.sqlite else None
+        self._writer: FifoSemaphore | None = FifoSemaphore(1) if self.sqlite else None
 
     def now(self) -> ColumnElement[datetime]:
         """Return the ledger's time: the database's own clock on PostgreSQL, the host's UTC on SQLite."""

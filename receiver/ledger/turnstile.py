@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from receiver.ledger.errors import LedgerUnavailable
 
 
-class Turnstile:
+class FifoSemaphore:
     """Lets at most `width` threads in at once.
 
     Measured: SQLAlchemy's pool gives a freed connection to whoever asks next, and that is mostly the thread

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from receiver.ledger import LedgerUnavailable
-from receiver.ledger.turnstile import Turnstile
+from receiver.ledger.turnstile import FifoSemaphore
 
 
 def test_no_more_than_its_width_are_in() -> None:
     """Twenty threads through a turnstile of three: never a fourth inside."""
-    gate, inside, most, lock = Turnstile(3), [0], [0], threading.Lock()
+    gate, inside, most, lock = FifoSemaphore(3), [0], [0], threading.Lock()
 
     def go(_: int) -> None:
         with gate.turn(10):
@@ -30,7 +30,7 @@ def test_no_more_than_its_width_are_in() -> None:
 
 def test_who_came_first_goes_first() -> None:
     """Threads that wait are let in by the order in which they came."""
-    gate, order, threads = Turnstile(1), [], []
+    gate, order, threads = FifoSemaphore(1), [], []
     with gate.turn(1):
         for n in range(8):
 
@@ -49,7 +49,7 @@ def test_who_came_first_goes_first() -> None:
 
 def test_whoever_gives_its_turn_back_goes_to_the_end() -> None:
     """A thread that comes again at once does not overtake one that waits."""
-    gate, order = Turnstile(1), []
+    gate, order = FifoSemaphore(1), []
 
     def go() -> None:
         with gate.turn(10):
@@ -68,7 +68,7 @@ def test_whoever_gives_its_turn_back_goes_to_the_end() -> None:
 
 def test_patience_ends_and_costs_no_turn() -> None:
     """Whoever waited too long is told so; the turn is then free for the next."""
-    gate = Turnstile(1)
+    gate = FifoSemaphore(1)
     with gate.turn(1):
         begun = time.monotonic()
         with pytest.raises(LedgerUnavailable), gate.turn(0.05):
@@ -80,7 +80,7 @@ def test_patience_ends_and_costs_no_turn() -> None:
 
 def test_an_error_inside_gives_the_turn_back() -> None:
     """However a block ends, the next one gets in."""
-    gate = Turnstile(1)
+    gate = FifoSemaphore(1)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), gate.turn(0):
             raise ZeroDivisionError
@@ -88,7 +88,7 @@ def test_an_error_inside_gives_the_turn_back() -> None:
 
 def test_no_turn_is_lost_when_patience_ends_at_the_same_moment() -> None:
     """Many threads whose patience is as short as a turn: in the end all turns are free again."""
-    gate = Turnstile(2)
+    gate = FifoSemaphore(2)
 
     def go(_: int) -> None:
         try:
