@@ -46,13 +46,13 @@ class Outcome:
     """The outbound call that parks the event, or that an uncaught 401 or 403 rejected."""
 
 
-def held_by(held: Claim) -> tuple[ColumnElement[bool], ...]:
+def claim_guard(held: Claim) -> tuple[ColumnElement[bool], ...]:
     """Return the guard of every statement that a claim allows: nobody has taken the event over."""
     return EVENT.c.id == held.event, EVENT.c.state == State.PROCESSING, EVENT.c.claim == held.token
 
 
 def lock_alive(store: Store, connection: Connection, held: Claim) -> Row[Any] | None:
     """Lock a claimed event whose lease still runs, and return its row with `now`; None when it is lost."""
-    alive = (*held_by(held), EVENT.c.lease_until > store.now())
+    alive = (*claim_guard(held), EVENT.c.lease_until > store.now())
     columns = EVENT.c.id, EVENT.c.lease_until, EVENT.c.revived_at, store.now().label("now")
     return connection.execute(select(*columns).where(*alive).with_for_update()).first()

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from receiver.ledger.calls.settling import none_unfinished, outcome_given_calls, replace_rejected
-from receiver.ledger.claimed import Claim, Outcome, held_by
+from receiver.ledger.claimed import Claim, Outcome, claim_guard
 from receiver.ledger.claiming import beginning, claimed, claiming, terms
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.models import ATTEMPT, EVENT
@@ -87,7 +87,7 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
         # In the order in which `record` takes its rows, else the two deadlock on PostgreSQL.
         for held in sorted(claims, key=lambda item: (item.source, item.event_id)):
             changed = connection.execute(
-                update(EVENT).where(*held_by(held)).values(lease_until=_extended(store, lease))
+                update(EVENT).where(*claim_guard(held)).values(lease_until=_extended(store, lease))
             ).rowcount
             if not changed:
                 lost.add(held.event)
@@ -115,7 +115,7 @@ def _settle(
     # A traceback quotes what the sender wrote; a text that cannot be stored must not keep the event held.
     reason, error = (None if text is None else plain(text) for text in (end.reason, end.error))
     change = _settlement(store, end) | {"reason": reason}
-    if not connection.execute(update(EVENT).where(*held_by(held), guard).values(**change)).rowcount:
+    if not connection.execute(update(EVENT).where(*claim_guard(held), guard).values(**change)).rowcount:
         return False
     if end.call and end.move == Move.RETRY_LATER:
         replace_rejected(connection, end.call)

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, exists, select, upd
 
 from receiver.ledger.calls.models import CALL, SEND
 from receiver.ledger.calls.states import COSTS_NO_ATTEMPT, ENDS_CALL, UNFINISHED_CALLS, CallState
-from receiver.ledger.claimed import Claim, held_by
+from receiver.ledger.claimed import Claim, claim_guard
 from receiver.ledger.claimed import Outcome as End
 from receiver.ledger.models import ATTEMPT, EVENT
 from receiver.ledger.states import Move
@@ -38,7 +38,7 @@ def outcome_given_calls(store: Store, connection: Connection, held: Claim, end: 
     A parked call parks its event. A handler that returned, or caught what a call raised, waits for the call.
     Attempts used up park the event while a send is open. A release leaves a send on its way alone.
     """
-    locked = select(EVENT.c.id).where(*held_by(held)).with_for_update()
+    locked = select(EVENT.c.id).where(*claim_guard(held)).with_for_update()
     if connection.execute(locked).first() is None:
         return None
     if end.move == Move.RELEASE:
