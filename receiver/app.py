@@ -16,7 +16,7 @@ from config.sources import Source, load_sources
 from receiver.addressing import trust_proxies
 from receiver.background import Background
 from receiver.dashboard.board import board_views
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.sessions import set_up_sessions
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import build_endpoints
@@ -69,8 +69,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _board(settings: Settings, store: Store, sources: Mapping[str, Source], dispatcher: Dispatcher) -> Parts:
-    return Parts(
+def _board(
+    settings: Settings, store: Store, sources: Mapping[str, Source], dispatcher: Dispatcher
+) -> DashboardParts:
+    return DashboardParts(
         store=store,
         users=settings.users,
         sources=sources,

@@ -8,7 +8,7 @@ from flask import flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from receiver.dashboard.gate import local, who
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.ledger import Acted, NotAllowed, discard, promote, rerun, retry
 from receiver.ledger.calls.resolving import Resolution, Response, resolve
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
@@ -30,7 +30,7 @@ MOVES: dict[str, Callable[..., Acted]] = {"retry": retry, "rerun": rerun, "disca
 class Acting:
     """The views that change something. The ledger guards each step; a refusal is shown, and nothing done."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._store, self._nudge = parts.store, parts.nudge
 
     def act(self, event: UUID, what: str) -> AnyResponse | str:

@@ -24,7 +24,7 @@ from receiver.dashboard.events import Events
 from receiver.dashboard.gate import guard
 from receiver.dashboard.one import OneEvent
 from receiver.dashboard.overview import Overview
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.queue import Queue
 from receiver.dashboard.reports import Reports
 from receiver.dashboard.sessions import token
@@ -50,7 +50,7 @@ STATUSES: tuple[tuple[type[LedgerError], int], ...] = (
 )
 
 
-def board_views(parts: Parts) -> Blueprint:
+def board_views(parts: DashboardParts) -> Blueprint:
     """Return the pages; without a user, one that says that the dashboard is off."""
     views = Blueprint("dashboard", __name__, template_folder="templates")
     if not parts.users:
@@ -68,14 +68,14 @@ def board_views(parts: Parts) -> Blueprint:
     return views
 
 
-def _add_door(views: Blueprint, parts: Parts) -> None:
+def _add_door(views: Blueprint, parts: DashboardParts) -> None:
     door = SigningIn(parts.users, Throttle())
     views.add_url_rule("/sign-in", "sign_in", door.sign_in, methods=["GET", "POST"])
     views.add_url_rule("/sign-out", "sign_out", door.sign_out, methods=["POST"])
     views.add_url_rule("/assets/<path:name>", "asset", _asset)
 
 
-def _add_pages(views: Blueprint, parts: Parts) -> None:
+def _add_pages(views: Blueprint, parts: DashboardParts) -> None:
     overview, one, bulk, reports = Overview(parts), OneEvent(parts), Bulk(parts), Reports(parts)
     pages: Mapping[str, View] = {
         "/": overview.overview,
@@ -96,7 +96,7 @@ def _add_pages(views: Blueprint, parts: Parts) -> None:
         views.add_url_rule(rule, view.__name__, view)
 
 
-def _add_actions(views: Blueprint, parts: Parts) -> None:
+def _add_actions(views: Blueprint, parts: DashboardParts) -> None:
     acting, bulk = Acting(parts), Bulk(parts)
     actions: Mapping[str, View] = {
         "/events/<uuid:event>/conflicts/<body_hash>/promote": acting.promote_body,

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from receiver.dashboard.events import FIELDS, read_filter
 from receiver.dashboard.gate import who
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.words import CHOICES
 from receiver.ledger import Move
 from receiver.ledger.replays import candidates, plan, progress
@@ -17,7 +17,7 @@ from receiver.problems import Problem
 class Bulk:
     """The views of bulk runs."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._store = parts.store
 
     def count(self) -> str:

@@ -9,7 +9,7 @@ from uuid import UUID
 from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.ledger import Filter, State, list_events
 from receiver.management.given import read_time
 from receiver.problems import Problem
@@ -24,7 +24,7 @@ _LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?")
 class Events:
     """The view of many events."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._store, self._sources = parts.store, parts.sources
 
     def list_events(self) -> str | AnyResponse:

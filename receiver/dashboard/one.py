@@ -10,7 +10,7 @@ from uuid import UUID
 from flask import Response, make_response, render_template, request
 
 from receiver.dashboard.choosing import call_choices, deciding_call, event_choices, why
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.timeline import timeline
 from receiver.dashboard.words import written
 from receiver.ledger import State, original, story
@@ -32,7 +32,7 @@ Told = dict[str, Any]
 class OneEvent:
     """The views of one event and of its calls."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._store, self._sources = parts.store, parts.sources
 
     def show_event(self, event: UUID) -> str:

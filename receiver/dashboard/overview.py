@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response, jsonify, render_template, request
 
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.remembered import Remembered
 from receiver.dashboard.words import plural, span
 from receiver.ledger import LedgerError, check_schema, flow, pace, pending, workers
@@ -26,7 +26,7 @@ Told = dict[str, Any]
 class Overview:
     """The views of the whole. What they show is found once for everybody who looks."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._parts = parts
         # One connection for all of them: deliveries need the others.
         store, turn = parts.store, threading.Lock()

@@ -11,7 +11,7 @@ from receiver.ledger import Store
 
 
 @dataclass(frozen=True)
-class Parts:
+class DashboardParts:
     """The parts. `nudge` takes event ids and never waits; `broker` tells the state of whoever nudges."""
 
     store: Store

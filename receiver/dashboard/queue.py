@@ -7,7 +7,7 @@ from uuid import UUID
 from flask import render_template, request
 
 from receiver.dashboard.choosing import call_choices, deciding_call, event_choices, why
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.ledger import Filter, State, list_events, pending, story
 from receiver.redaction import redacted
 
@@ -20,7 +20,7 @@ Told = dict[str, Any]
 class Queue:
     """The view of what waits for a person."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._store, self._sources = parts.store, parts.sources
 
     def queue(self) -> str:

@@ -6,7 +6,7 @@ from flask import render_template
 
 from config.apis import Api
 from config.sources import Source
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.rules import dialect_rules, source_rules
 from receiver.dashboard.words import duration
 from receiver.ledger import LedgerError, rejections
@@ -25,7 +25,7 @@ Told = dict[str, Any]
 class Reports:
     """The views that only look at what is configured."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._parts = parts
 
     def list_sources(self) -> str:

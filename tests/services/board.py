@@ -13,7 +13,7 @@ from config.apis import Api
 from config.sources import Source
 from config.users import User
 from receiver.dashboard.board import board_views
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.sessions import set_up_sessions
 from receiver.ledger import Store
 from receiver.problems import answer_problems
@@ -39,7 +39,7 @@ class Board:
     ) -> None:
         self.nudged = list[UUID]()
         self.app = Flask("receiver", static_folder=None)
-        parts = Parts(
+        parts = DashboardParts(
             store=store,
             users=users,
             sources=sources or {},
