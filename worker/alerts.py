@@ -22,7 +22,7 @@ ESCAPES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 @dataclass(frozen=True)
-class Reach:
+class Connect:
     """How long an alert may take, all in all well under the minute that a worker has it for."""
 
     base_url: str
@@ -37,7 +37,7 @@ class Post:
 
     def __init__(self, url: str, wire: Wire | None = None) -> None:
         self._url = url
-        self._wire = wire or HttpWire(Reach(url))
+        self._wire = wire or HttpWire(Connect(url))
         self._works = True
 
     def send(self, text: str) -> bool:
