@@ -10,7 +10,7 @@ from firstseen.bulk import count_first, resume, run_all
 from firstseen.context import Context, pass_context, system_user
 from firstseen.options import filter_of, filter_options, json_option
 from firstseen.output import print_json, visible
-from receiver.ledger import Filter, Move, find_event, story
+from receiver.ledger import EventFilter, Move, find_event, story
 from receiver.ledger import actions as ledger
 
 DONE = {Move.RETRY: "is due again", Move.RERUN: "runs again", Move.DISCARD: "is discarded"}
@@ -66,7 +66,7 @@ def discard(context: Context, **given: Any) -> None:
 
 def _act(context: Context, move: Move, given: dict[str, Any]) -> None:
     which = filter_of(given)
-    wanted = [given["source"] is not None, which != Filter(), given["replay"] is not None]
+    wanted = [given["source"] is not None, which != EventFilter(), given["replay"] is not None]
     if sum(wanted) != 1 or (given["source"] and not given["event_id"]):
         raise click.UsageError(
             "Name one event by SOURCE and EVENT_ID, or many by a filter, or a run to resume."

@@ -9,7 +9,7 @@ import click
 
 from firstseen.context import CommandFailed
 from firstseen.output import plural, print_json
-from receiver.ledger import Filter, Move, Store
+from receiver.ledger import EventFilter, Move, Store
 from receiver.ledger.replays import candidates, plan, progress, step
 
 BATCH = 100
@@ -19,7 +19,7 @@ PAUSE = 0.2
 """Seconds to wait when every open step is in another process's hands."""
 
 
-def count_first(store: Store, move: Move, which: Filter, *, as_json: bool) -> None:
+def count_first(store: Store, move: Move, which: EventFilter, *, as_json: bool) -> None:
     """Say how many events a bulk run would act on, and act on none."""
     number = candidates(store, move, which)
     if as_json:
@@ -28,7 +28,7 @@ def count_first(store: Store, move: Move, which: Filter, *, as_json: bool) -> No
     click.echo(f"{plural(number, 'event')} to {move}; nothing is done yet: add --yes to do it.")
 
 
-def run_all(store: Store, move: Move, which: Filter, who: str, *, as_json: bool) -> None:
+def run_all(store: Store, move: Move, which: EventFilter, who: str, *, as_json: bool) -> None:
     """List the events of a filter and act on each once."""
     replay = plan(store, move, which, who)
     if replay.total:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from config.durations import parse_duration
-from receiver.ledger import Filter, State
+from receiver.ledger import EventFilter, State
 
 Command = Callable[..., Any]
 
@@ -65,10 +65,10 @@ def filter_options(command: Command) -> Command:
     return command
 
 
-def filter_of(given: dict[str, Any]) -> Filter:
+def filter_of(given: dict[str, Any]) -> EventFilter:
     """Return the filter that a command's options make."""
     state = given["state"]
-    return Filter(
+    return EventFilter(
         source=given["by_source"],
         state=State(state) if state else None,
         type=given["event_type"],

@@ -9,7 +9,7 @@ import click
 from firstseen.context import Context, pass_context
 from firstseen.options import json_option
 from firstseen.output import print_json
-from receiver.ledger import Windows
+from receiver.ledger import Retention
 from receiver.ledger import migrate as bring_up
 from receiver.ledger import prune as prune_once
 from receiver.ledger.keys import prune_keys
@@ -57,7 +57,8 @@ def migrate(context: Context, *, as_json: bool) -> None:
 def prune(context: Context, *, as_json: bool) -> None:
     """Erase payloads, and forget ids and idempotency keys, that are past their windows."""
     windows = {
-        name: Windows(source.retention, source.payload_retention) for name, source in context.sources.items()
+        name: Retention(source.retention, source.payload_retention)
+        for name, source in context.sources.items()
     }
     result = counts = prune_once(context.ledger, windows)
     while any(number > 0 for number in counts.values()):

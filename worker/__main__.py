@@ -11,7 +11,7 @@ from config.logs import log_uncaught, set_up_logs
 from config.settings import environment, load_settings
 from config.sources import load_sources
 from config.tracing import set_up_traces
-from receiver.ledger import Windows
+from receiver.ledger import Retention
 from worker.app import Worker
 from worker.registry import HandlerError, load_handlers
 
@@ -29,7 +29,9 @@ def main() -> int:
     except (ConfigError, HandlerError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    windows = {name: Windows(source.retention, source.payload_retention) for name, source in sources.items()}
+    windows = {
+        name: Retention(source.retention, source.payload_retention) for name, source in sources.items()
+    }
     return Worker(settings, registry, windows, apis).start()
 
 

@@ -18,7 +18,7 @@ from celery.worker import state as celery_state
 from config.apis import Api
 from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_message
 from config.settings import Settings
-from receiver.ledger import Store, Windows, check_schema
+from receiver.ledger import Retention, Store, check_schema
 from receiver.ledger.errors import LedgerError
 from worker import alerts, sweeper
 from worker.calls.client import Calls
@@ -44,7 +44,7 @@ class Worker:
         self,
         settings: Settings,
         registry: Registry,
-        windows: Mapping[str, Windows],
+        windows: Mapping[str, Retention],
         apis: Mapping[str, Api],
     ) -> None:
         self.settings = settings

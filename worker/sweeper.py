@@ -10,8 +10,8 @@ from uuid import UUID
 
 from receiver.ledger import (
     LedgerError,
+    Retention,
     Store,
-    Windows,
     expire,
     ignored_types,
     note_worker,
@@ -96,7 +96,7 @@ def carry_on(store: Store) -> int:
 class Pruner:
     """Erases payloads, and forgets ids and idempotency keys past their windows."""
 
-    def __init__(self, store: Store, windows: Mapping[str, Windows]) -> None:
+    def __init__(self, store: Store, windows: Mapping[str, Retention]) -> None:
         self._store, self._windows = store, windows
 
     def run_once(self) -> dict[str, int]:

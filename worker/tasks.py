@@ -54,8 +54,8 @@ def attempt(held: Claim, registry: Registry, policy: AttemptPolicy, make_calls: 
         handler.run(event_of(held), calls)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises must end in the ledger
         return _failed(held, handler, error, policy)
-    owed = getattr(calls, "owed", None)
-    return _failed(held, handler, owed, policy) if owed else Outcome(Move.FINISH)
+    unjournaled = getattr(calls, "unjournaled_error", None)
+    return _failed(held, handler, unjournaled, policy) if unjournaled else Outcome(Move.FINISH)
 
 
 def _unhandled(held: Claim) -> Outcome:

@@ -10,7 +10,7 @@ from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from receiver.dashboard.parts import DashboardParts
-from receiver.ledger import Filter, State, list_events
+from receiver.ledger import EventFilter, State, list_events
 from receiver.management.given import read_time
 from receiver.problems import Problem
 from receiver.redaction import redacted_rows
@@ -46,10 +46,10 @@ class Events:
         )
 
 
-def read_filter(given: Mapping[str, str]) -> Filter:
+def read_filter(given: Mapping[str, str]) -> EventFilter:
     """Read what a form's fields ask for; a field that is empty asks nothing. Raises Problem."""
     texts = {name: given.get(name, "").strip() or None for name in ("source", "type", "event_id")}
-    return Filter(**texts, state=_state(given), since=_time(given, "since"), until=_time(given, "until"))
+    return EventFilter(**texts, state=_state(given), since=_time(given, "since"), until=_time(given, "until"))
 
 
 def _state(given: Mapping[str, str]) -> State | None:

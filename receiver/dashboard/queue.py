@@ -8,7 +8,7 @@ from flask import render_template, request
 
 from receiver.dashboard.choosing import call_choices, deciding_call, event_choices, why
 from receiver.dashboard.parts import DashboardParts
-from receiver.ledger import Filter, State, list_events, pending, story
+from receiver.ledger import EventFilter, State, list_events, pending, story
 from receiver.redaction import redacted
 
 PAGE = 20
@@ -26,7 +26,9 @@ class Queue:
     def queue(self) -> str:
         """List what is parked, or dead, newest first."""
         state = State.DEAD if request.args.get("state") == State.DEAD else State.PARKED
-        page = list_events(self._store, Filter(state=state), limit=PAGE, cursor=request.args.get("cursor"))
+        page = list_events(
+            self._store, EventFilter(state=state), limit=PAGE, cursor=request.args.get("cursor")
+        )
         states = pending(self._store)["states"].values()
         counts = {one: sum(of.get(one, 0) for of in states) for one in (State.PARKED, State.DEAD)}
         items = [self._item(UUID(event["id"])) for event in page.data]

@@ -4,4 +4,4 @@ from receiver.idempotency.engine import Engine
 from receiver.idempotency.policy import KeyPolicy, Refusal, Scope, policy_of
 from receiver.idempotency.reading import read_body
 
-__all__ = ["Engine", "Policy", "Refusal", "Scope", "policy_of", "read_body"]
+__all__ = ["Engine", "KeyPolicy", "Refusal", "Scope", "policy_of", "read_body"]

@@ -36,9 +36,9 @@ class TooStrict(Exception):
 def insert_alone(store: Store, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
     """Insert those rows whose (source, event_id) is new, in their order; return their ids once on disk.
 
-    Raises TooStrict, and as `Store.alone` does; none of them stands when the database refuses one.
+    Raises TooStrict, and as `Store.raw_connection` does; none of them stands when the database refuses one.
     """
-    with store.alone() as connection:
+    with store.raw_connection() as connection:
         if connection.info.get("strict"):
             raise TooStrict
         return (_insert_sqlite if store.sqlite else _insert_postgres)(store, connection, rows)

@@ -28,9 +28,10 @@ _payload = text("finished_at is not null and body is not null")
 _done = text(f"state = '{State.DONE}'")
 
 
-class Event(SQLModel, table=True):
+class EventRow(SQLModel, table=True):
     """One event, unique by source and event id; also the outbox row that the sweeper reads."""
 
+    __tablename__ = "event"
     __table_args__ = (
         UniqueConstraint("source", "event_id", name="event_once"),
         CheckConstraint(f"state in ({_states})", name="event_state"),
@@ -82,8 +83,10 @@ class Event(SQLModel, table=True):
     content_type: str | None = Field(default=None, max_length=TEXT_MAX)
 
 
-class Duplicate(SQLModel, table=True):
+class DuplicateRow(SQLModel, table=True):
     """One of an event's last 20 duplicates: a ring of slots, so that a storm cannot grow it."""
+
+    __tablename__ = "duplicate"
 
     event: UUID = Field(primary_key=True, foreign_key="event.id", ondelete="CASCADE")
     slot: int = Field(primary_key=True)
@@ -91,8 +94,10 @@ class Duplicate(SQLModel, table=True):
     address: str | None = Field(default=None, max_length=TEXT_MAX)
 
 
-class Conflict(SQLModel, table=True):
+class ConflictRow(SQLModel, table=True):
     """Another body that came under an event's id; the first ten are kept."""
+
+    __tablename__ = "conflict"
 
     event: UUID = Field(primary_key=True, foreign_key="event.id", ondelete="CASCADE")
     body_hash: str = Field(primary_key=True, max_length=64)
@@ -103,8 +108,10 @@ class Conflict(SQLModel, table=True):
     promoted_to: UUID | None = None
 
 
-class Attempt(SQLModel, table=True):
+class AttemptRow(SQLModel, table=True):
     """One run of a handler, named by the fencing token of its claim."""
+
+    __tablename__ = "attempt"
 
     event: UUID = Field(primary_key=True, foreign_key="event.id", ondelete="CASCADE")
     claim: int = Field(primary_key=True)
@@ -118,8 +125,10 @@ class Attempt(SQLModel, table=True):
     worker: str = Field(max_length=TEXT_MAX)
 
 
-class Action(SQLModel, table=True):
+class ActionRow(SQLModel, table=True):
     """What a person or a rule did to an event: who, what, when."""
+
+    __tablename__ = "action"
 
     id: UUID = Field(primary_key=True)
     event: UUID = Field(index=True, foreign_key="event.id", ondelete="CASCADE")
@@ -131,8 +140,10 @@ class Action(SQLModel, table=True):
     call: UUID | None = None
 
 
-class Rejection(SQLModel, table=True):
+class RejectionRow(SQLModel, table=True):
     """How many deliveries a source refused for one reason in one minute."""
+
+    __tablename__ = "rejection"
 
     source: str = Field(primary_key=True, max_length=TEXT_MAX)
     reason: str = Field(primary_key=True, max_length=64)
@@ -172,8 +183,10 @@ class WorkerSeen(SQLModel, table=True):
     seen_at: datetime
 
 
-class Replay(SQLModel, table=True):
+class ReplayRow(SQLModel, table=True):
     """A bulk retry, rerun or discard: its list stands in `replay_step` before the first step."""
+
+    __tablename__ = "replay"
 
     id: UUID = Field(primary_key=True)
     what: str = Field(max_length=16)
@@ -184,7 +197,7 @@ class Replay(SQLModel, table=True):
     finished_at: datetime | None = None
 
 
-class ReplayStep(SQLModel, table=True):
+class ReplayStepRow(SQLModel, table=True):
     """One event of a bulk run with the generation it was seen in; done at most once."""
 
     __tablename__ = "replay_step"
@@ -205,7 +218,12 @@ def table(model: type[SQLModel]) -> Table:
 
 
 metadata = SQLModel.metadata
-EVENT, DUPLICATE, CONFLICT, ATTEMPT = table(Event), table(Duplicate), table(Conflict), table(Attempt)
-ACTION, REJECTION, SAMPLE = table(Action), table(Rejection), table(RejectionSample)
+EVENT, DUPLICATE, CONFLICT, ATTEMPT = (
+    table(EventRow),
+    table(DuplicateRow),
+    table(ConflictRow),
+    table(AttemptRow),
+)
+ACTION, REJECTION, SAMPLE = table(ActionRow), table(RejectionRow), table(RejectionSample)
 DUPLICATE_MINUTE, WORKER = table(DuplicateMinute), table(WorkerSeen)
-REPLAY, REPLAY_STEP = table(Replay), table(ReplayStep)
+REPLAY, REPLAY_STEP = table(ReplayRow), table(ReplayStepRow)

@@ -121,7 +121,7 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def alone(self) -> Iterator[PoolProxiedConnection]:
+    def raw_connection(self) -> Iterator[PoolProxiedConnection]:
         """Lend a pooled connection of the driver's own, for one transaction that is sent as it is.
 
         Raises LedgerUnavailable as `write` does, but any other error, and one of a connection that broke, as
@@ -197,7 +197,7 @@ class _Joined(Store):
         """Return the transaction under way."""
         yield self._connection
 
-    def alone(self) -> NoReturn:
+    def raw_connection(self) -> NoReturn:
         """Refuse: a transaction of its own would not end with the one under way."""
         raise TypeError("A joined store has no transaction of its own.")
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from receiver.ledger import Filter, Move, State
+from receiver.ledger import EventFilter, Move, State
 from receiver.ledger.calls.reading import CallFilter
 from receiver.ledger.calls.resolving import Resolution, Response
 from receiver.ledger.calls.states import CallState
@@ -83,9 +83,9 @@ class Which(Given):
     until: Time | None = Field(default=None, description="Received before this time.")
     event_id: str | None = Field(default=None, description="The provider's id.")
 
-    def as_filter(self) -> Filter:
+    def as_filter(self) -> EventFilter:
         """Return it as the ledger takes it."""
-        return Filter(**{name: getattr(self, name) for name in Which.model_fields})
+        return EventFilter(**{name: getattr(self, name) for name in Which.model_fields})
 
 
 class Paged(Given):

@@ -56,4 +56,4 @@ def header(name: str) -> Callable[[Request], str]:
     return lambda request: request.headers.get(name, "").strip()
 
 
-__all__ = ["Api", "Desk", "Refusal", "Route", "header", "operations"]
+__all__ = ["Desk", "Refusal", "Route", "SandboxApi", "header", "operations"]

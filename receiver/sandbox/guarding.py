@@ -8,7 +8,7 @@ from flask import Blueprint, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
 
 from config.dialects import load_dialects
-from receiver.idempotency import Engine, Policy, Refusal, policy_of, read_body
+from receiver.idempotency import Engine, KeyPolicy, Refusal, policy_of, read_body
 from receiver.ledger import Store
 from receiver.ledger.keys import Slot
 from receiver.sandbox.api import SandboxApi, View
@@ -40,7 +40,7 @@ class SandboxEngine(Engine):
         return joined or asked is not None
 
 
-def policy(api: SandboxApi) -> Policy:
+def policy(api: SandboxApi) -> KeyPolicy:
     """Return an API's policy, its paths where the sandbox has them."""
     return policy_of(api.name, load_dialects()[api.name], api.prefix)
 
@@ -68,7 +68,7 @@ def views(api: SandboxApi, store: Store, faults: Faults, races: Races) -> Bluepr
     return blueprint
 
 
-def _inside(api: SandboxApi, keys: Policy, view: View, faults: Faults) -> View:
+def _inside(api: SandboxApi, keys: KeyPolicy, view: View, faults: Faults) -> View:
     def run(**values: str) -> ResponseReturnValue:
         if _inner(faults, FaultKind.ERROR):
             raise Refusal(500, "internal_error", "Something broke before anything was done.")

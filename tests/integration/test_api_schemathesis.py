@@ -14,7 +14,7 @@ from sqlalchemy import delete, update
 from config.catalogue import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
-from receiver.ledger import Filter, Move, Store
+from receiver.ledger import EventFilter, Move, Store
 from receiver.ledger.calls.models import CALL
 from receiver.ledger.keys import KEY
 from receiver.ledger.models import EVENT
@@ -63,7 +63,7 @@ class World:
         for number in range(20):
             deliver(store, f"evt_{number}", OTHER)
         self._calls = cycle([with_parked_call(store, f"evt_with_call_{n}") for n in range(4)])
-        self._replay = plan(store, Move.RETRY, Filter(), "nobody").id
+        self._replay = plan(store, Move.RETRY, EventFilter(), "nobody").id
 
     def prepare(self, case: schemathesis.Case) -> None:
         """Put the names of what exists into a request whose path is valid."""

@@ -49,7 +49,7 @@ class Held:
             assert self.go_on.wait(30)
             return real(of)
 
-        monkeypatch.setattr(Store, "alone", alone)
+        monkeypatch.setattr(Store, "raw_connection", alone)
 
     def together(self, batches: list[list[Delivery]], waiting: Callable[[], int]) -> list[Any]:
         """Record each batch from a thread of its own, all but the first while that one's commit hangs."""
@@ -119,7 +119,7 @@ def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.Monk
         raise LedgerUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "alone", alone)
+        patch.setattr(Store, "raw_connection", alone)
         batches = [[delivery(f"evt_{number}")] for number in range(4)]
         answers = held.together(batches, lambda: len(held.recorder._waiting))
     assert [type(answer) for answer in answers] == [LedgerUnavailable] * 4

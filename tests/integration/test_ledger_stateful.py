@@ -15,9 +15,9 @@ from receiver.ledger import (
     Move,
     NotAllowed,
     Outcome,
+    Retention,
     State,
     Store,
-    Windows,
     claim,
     claim_next,
     expire,
@@ -263,7 +263,7 @@ class Ledger(RuleBasedStateMachine):
                 old.append(model)
             if model.state in FINAL and age >= IDS_KEPT and quiet:
                 forgotten.append(name)
-        counts = prune(self.store, {"stripe": Windows(IDS_KEPT, PAYLOADS)})
+        counts = prune(self.store, {"stripe": Retention(IDS_KEPT, PAYLOADS)})
         assert counts == {"payloads": len(old), "ids": len(forgotten), "rejections": 0}
         for model in old:
             model.erased = True

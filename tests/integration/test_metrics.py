@@ -15,8 +15,8 @@ from receiver.ledger import (
     Move,
     Outcome,
     Rejected,
+    Retention,
     Store,
-    Windows,
     claim,
     expire,
     prune,
@@ -129,7 +129,7 @@ def test_totals_only_grow(store: Store, client: FlaskClient) -> None:
     record_rejections(store, [Rejected("stripe", "expired")])
     before = scrape(client)
     store.shift += timedelta(days=500)
-    pruned = prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))})
+    pruned = prune(store, {"stripe": Retention(timedelta(days=400), timedelta(days=30))})
     assert (pruned["ids"], pruned["rejections"]) == (1, 1)
     after = scrape(client)
     totals = {key for key in before if key[0].endswith("_total")}

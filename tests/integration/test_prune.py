@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select
 
-from receiver.ledger import Move, Store, Windows, claim, prune
+from receiver.ledger import Move, Retention, Store, claim, prune
 from receiver.ledger.actions import discard
 from receiver.ledger.models import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
 from receiver.ledger.sweep import PRUNE_BATCH
@@ -27,7 +27,7 @@ from tests.integration.steps import (
     worst_plan,
 )
 
-WINDOWS = {"stripe": Windows(retention=timedelta(days=90), payload_retention=timedelta(days=30))}
+WINDOWS = {"stripe": Retention(retention=timedelta(days=90), payload_retention=timedelta(days=30))}
 ENDS = [Move.FINISH, Move.GIVE_UP, Move.IGNORE]
 
 
@@ -129,7 +129,7 @@ def test_each_source_has_its_own_windows(store: Store) -> None:
     for source in ("stripe", "github", "gone"):
         end(store, deliver(store, source=source).event)
     later(store, days=91)
-    long = Windows(retention=timedelta(days=400), payload_retention=timedelta(days=400))
+    long = Retention(retention=timedelta(days=400), payload_retention=timedelta(days=400))
     assert prune(store, WINDOWS | {"github": long})["ids"] == 1
     assert count(store, EVENT.c.body.is_not(None)) == 2
 
@@ -191,6 +191,6 @@ def test_tracebacks_go_with_the_payload(store: Store) -> None:
     event = deliver(store).event
     end(store, event, Move.GIVE_UP, reason="It failed.", error="KeyError: 'jenny@example.com'")
     later(store, days=31)
-    prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))})
+    prune(store, {"stripe": Retention(timedelta(days=400), timedelta(days=30))})
     (attempt,) = attempts(store, event)
     assert (attempt.error, attempt.reason, attempt.outcome) == (None, "It failed.", "give up")

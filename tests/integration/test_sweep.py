@@ -11,8 +11,8 @@ from sqlalchemy import event, text
 
 from receiver.ledger import (
     Move,
+    Retention,
     Store,
-    Windows,
     claim_next,
     expire,
     ignored_types,
@@ -240,7 +240,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "starved": lambda store: starved(store, SWEEP),
     "claim_next": lambda store: claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w"),
     "expire": expire,
-    "prune": lambda store: prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))}),
+    "prune": lambda store: prune(store, {"stripe": Retention(timedelta(days=400), timedelta(days=30))}),
     "reopen": lambda store: reopen(store, "stripe", "else"),
     "record": lambda store: record(store, [delivery("done_7"), delivery("new", replay_guard="park")]),
 }

@@ -18,7 +18,7 @@ from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from config.dialects import load_dialects
-from receiver.idempotency import Engine, Policy, Refusal, policy_of
+from receiver.idempotency import Engine, KeyPolicy, Refusal, policy_of
 from receiver.ledger import LedgerUnavailable, Store
 from receiver.ledger.keys import KEY, Slot
 from tests.services.databases import driver_url
@@ -45,7 +45,7 @@ class Guarded:
     """The application on a database. `view` is what runs, `engine.stall` what comes before it."""
 
     def __init__(
-        self, url: str, policy: Policy = FIRSTSEEN, *, lease: float = 30, body_max: int = 10_000
+        self, url: str, policy: KeyPolicy = FIRSTSEEN, *, lease: float = 30, body_max: int = 10_000
     ) -> None:
         self.store = Store(driver_url(url), pool=10)
         with self.store.write() as connection:

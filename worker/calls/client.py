@@ -41,7 +41,7 @@ class Calls:
         self._count = 0
         self._computing: str | None = None
         self._ends = time.monotonic() + outbound.max_runtime.total_seconds()
-        self.owed: CallError | None = None
+        self.unjournaled_error: CallError | None = None
         """What a call raised that no row of the ledger speaks for: without that call it is not done."""
 
     def __getattr__(self, name: str) -> "ApiCalls":
@@ -72,8 +72,10 @@ class Calls:
     def check_time(self) -> None:
         """Raise ClaimLost when the handler has run for longer than max_runtime."""
         if time.monotonic() > self._ends:
-            self.owed = ClaimLost(f"The handler has run for longer than {self._outbound.max_runtime}.")
-            raise self.owed
+            self.unjournaled_error = ClaimLost(
+                f"The handler has run for longer than {self._outbound.max_runtime}."
+            )
+            raise self.unjournaled_error
 
     def make(
         self, api: Api, request: OutboundRequest, how: Protection, step: str, once: str | None
@@ -94,7 +96,7 @@ class Calls:
             return performance.run()
         except CallError as error:
             if error.call is None or isinstance(error, CallChanged):
-                self.owed = error
+                self.unjournaled_error = error
             raise
 
     def read(self, api: Api, request: OutboundRequest) -> httpx.Response:

@@ -119,7 +119,7 @@ class _Planning:
             follow(self.store, self.connection, row, self.wanted.once)
             row = self._current()
         if row.state == CallState.PENDING and row.outcome in COSTS_NO_ATTEMPT:
-            self._lose_patience(row, event.now)
+            self._park_if_overdue(row, event.now)
         self._change(row, claim=self.held.token)
         return self._planned(self._current(), event.now)
 
@@ -203,7 +203,7 @@ class _Planning:
         self._change(row, state=CallState.PARKED, reason=reason, ended_at=self.store.now())
         return reason
 
-    def _lose_patience(self, row: Row[Any], now: datetime) -> None:
+    def _park_if_overdue(self, row: Row[Any], now: datetime) -> None:
         if row.trying_since + self.give_up_after <= now:
             since = f"It has been tried since {row.trying_since:%Y-%m-%d %H:%M} UTC, and that is long enough."
             self._change(

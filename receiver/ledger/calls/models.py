@@ -14,8 +14,10 @@ _states = ", ".join(f"'{state}'" for state in CallState)
 _once = text("once is not null and state not in ('rejected', 'replaced')")
 
 
-class Call(SQLModel, table=True):
+class CallRow(SQLModel, table=True):
     """One logical operation of an event's generation, or the successor of one that will not be sent again."""
+
+    __tablename__ = "call"
 
     __table_args__ = (
         CheckConstraint(f"state in ({_states})", name="call_state"),
@@ -64,8 +66,10 @@ class Call(SQLModel, table=True):
     answer: bytes | None = None
 
 
-class Send(SQLModel, table=True):
+class SendRow(SQLModel, table=True):
     """One time that a call's request went out; `open` until its own definite answer, or the call's."""
+
+    __tablename__ = "send"
 
     __table_args__ = (Index("send_of_call", "call", "number", unique=True),)
 
@@ -94,4 +98,4 @@ class CallValue(SQLModel, table=True):
     value: str = Field(sa_type=Text)
 
 
-CALL, SEND, VALUE = table(Call), table(Send), table(CallValue)
+CALL, SEND, VALUE = table(CallRow), table(SendRow), table(CallValue)
