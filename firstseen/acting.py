@@ -10,8 +10,10 @@ from firstseen.bulk import count_first, resume, run_all
 from firstseen.context import Context, pass_context, system_user
 from firstseen.options import filter_of, filter_options, json_option
 from firstseen.output import print_json, visible
-from receiver.ledger import EventFilter, Move, find_event, story
-from receiver.ledger import actions as ledger
+from receiver.ledger.control import actions as ledger
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.reports import find_event, story
+from receiver.ledger.states import Move
 
 DONE = {Move.RETRY: "is due again", Move.RERUN: "runs again", Move.DISCARD: "is discarded"}
 _OPTIONS = (

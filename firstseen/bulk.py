@@ -9,8 +9,10 @@ import click
 
 from firstseen.context import CommandFailed
 from firstseen.output import plural, print_json
-from receiver.ledger import EventFilter, Move, Store
-from receiver.ledger.replays import candidates, plan, progress, step
+from receiver.ledger.control import candidates, plan, progress, step
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 
 BATCH = 100
 """Events of one transaction: short enough to let deliveries through on SQLite."""

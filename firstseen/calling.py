@@ -12,10 +12,10 @@ from firstseen.context import CommandFailed, Context, pass_context, system_user
 from firstseen.options import json_option
 from firstseen.output import moment, print_json, print_table, visible
 from firstseen.showing_calls import told_call
-from receiver.ledger.calls.reading import CallFilter, list_calls
-from receiver.ledger.calls.resolving import Resolution, Response, resolve
-from receiver.ledger.calls.states import CallState
-from receiver.ledger.calls.story import call_story
+from receiver.ledger.control import Resolution, Response, resolve
+from receiver.ledger.filter import CallFilter
+from receiver.ledger.reports import call_story, list_calls
+from receiver.ledger.states import CallState
 from receiver.redaction import redacted_calls
 from worker.calls.wire import ANSWER_MAX
 

@@ -18,9 +18,8 @@ from config.durations import in_words
 from config.sources import Source
 from firstseen.context import Context
 from receiver.endpoints import build_endpoints
-from receiver.ledger import Store, check_schema
-from receiver.ledger.schema import head
-from receiver.ledger.store import DURABLE
+from receiver.ledger.schema import check_schema, head
+from receiver.ledger.store import DURABLE, Store
 from worker.registry import Registry, load_handlers
 
 SKEW_WARN, SKEW_FAIL = 2.0, 3600.0

@@ -19,7 +19,7 @@ from firstseen.sending import send
 from firstseen.showing import show
 from firstseen.upkeep import migrate, prune, release, version
 from firstseen.verifying import verify
-from receiver.ledger import LedgerError
+from receiver.ledger.errors import LedgerError
 from worker.registry import HandlerError
 
 

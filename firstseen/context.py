@@ -13,7 +13,8 @@ from config.catalogue import load_providers
 from config.dialects import load_dialects
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
-from receiver.ledger import Store, check_schema
+from receiver.ledger.schema import check_schema
+from receiver.ledger.store import Store
 from receiver.redaction import redacted
 
 

@@ -24,7 +24,9 @@ from config.sources import load_sources
 from firstseen.foreground import Foreground, Screen
 from firstseen.passwords import entry
 from firstseen.sandbox import PORT as SANDBOX_PORT
-from receiver.ledger import LedgerError, Store, migrate
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
 
 ENV = Path(".env")
 VAR = DEV_SOCKET.parent

@@ -11,7 +11,7 @@ from firstseen.checks import CHECKS, Check, Finding, Level
 from firstseen.context import Context
 from firstseen.options import json_option
 from firstseen.output import print_json, tinted, visible
-from receiver.ledger import LedgerError, LedgerUnavailable
+from receiver.ledger.errors import LedgerError, LedgerUnavailable
 from worker.registry import HandlerError
 
 DEADLINE = 10.0

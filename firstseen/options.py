@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from config.durations import parse_duration
-from receiver.ledger import EventFilter, State
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.states import State
 
 Command = Callable[..., Any]
 

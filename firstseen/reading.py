@@ -7,9 +7,9 @@ import click
 from firstseen.context import Context, pass_context
 from firstseen.options import filter_of, filter_options, json_option
 from firstseen.output import moment, print_json, print_table
-from receiver.ledger import State, list_events
-from receiver.ledger import stats as figures
-from receiver.ledger.calls.states import CallState
+from receiver.ledger.reports import list_events
+from receiver.ledger.reports import stats as figures
+from receiver.ledger.states import CallState, State
 from receiver.management.reports import describe
 from receiver.redaction import redacted_rows
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 from sqlalchemy import URL
 
-from receiver.ledger import LedgerError, Store
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.store import Store
 from receiver.sandbox.app import create_sandbox
 from receiver.sandbox.server import is_loopback, listen, serve
 

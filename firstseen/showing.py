@@ -9,7 +9,7 @@ from firstseen.context import Context, pass_context
 from firstseen.options import json_option
 from firstseen.output import labelled, moment, plural, print_json, tinted, visible, visible_lines
 from firstseen.showing_calls import told_calls
-from receiver.ledger import find_event, story
+from receiver.ledger.reports import find_event, story
 
 FLAGS = {
     "suspected_replay": "suspected replay",

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from firstseen.output import labelled, moment, plural, tinted, visible, visible_lines
-from receiver.ledger.calls.states import CallState
+from receiver.ledger.states import CallState
 
 BODY_LINES = 40
 """Lines of a stored request or answer that are printed; `--json` has all of it."""

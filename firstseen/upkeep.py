@@ -9,11 +9,11 @@ import click
 from firstseen.context import Context, pass_context
 from firstseen.options import json_option
 from firstseen.output import print_json
-from receiver.ledger import Retention
-from receiver.ledger import migrate as bring_up
-from receiver.ledger import prune as prune_once
-from receiver.ledger.keys import prune_keys
+from receiver.ledger.idempotency_keys import prune_keys
+from receiver.ledger.queue import Retention
+from receiver.ledger.queue import prune as prune_once
 from receiver.ledger.schema import found
+from receiver.ledger.schema import migrate as bring_up
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

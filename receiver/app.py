@@ -23,7 +23,11 @@ from receiver.endpoints import build_endpoints
 from receiver.health import health_views
 from receiver.ingress import Counts, Ingress
 from receiver.instruments import Instruments
-from receiver.ledger import LedgerError, Recorder, Store, check_schema, count_duplicates, record_rejections
+from receiver.ledger.counters import count_duplicates, record_rejections
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.intake import Recorder
+from receiver.ledger.schema import check_schema
+from receiver.ledger.store import Store
 from receiver.management.api import Parts as ApiParts
 from receiver.management.api import api_views
 from receiver.metrics import metrics_views

@@ -8,7 +8,7 @@ from config.tracing import here
 from receiver.compression import unpacked
 from receiver.extraction import Extractor, Item, compile_extractor
 from receiver.handshakes import Handshakes
-from receiver.ledger import Delivery
+from receiver.ledger.intake import Delivery
 from receiver.signatures import InvalidSignature, Request, Scheme
 from receiver.verifiers.base import Verifier
 from receiver.verifiers.building import build_scheme

@@ -9,8 +9,8 @@ from typing import Any
 
 from config.locators import Locator, Locators, parse_locator
 from config.sources import Source
-from receiver.ledger.ids import uuid7
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
+from receiver.ledger.text import uuid7
 from receiver.signatures.clock import parse_time
 from receiver.signatures.reading import as_text, candidates, dig
 from receiver.signatures.request import Request

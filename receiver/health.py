@@ -3,7 +3,9 @@
 from flask import Blueprint, Response, jsonify
 
 from receiver.dispatch import Dispatcher
-from receiver.ledger import LedgerError, Store, check_schema
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.schema import check_schema
+from receiver.ledger.store import Store
 
 
 def health_views(store: Store, dispatcher: Dispatcher) -> Blueprint:

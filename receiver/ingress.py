@@ -17,7 +17,9 @@ from receiver.body import read_at_most
 from receiver.dispatch import Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import HandshakeAnswer
-from receiver.ledger import Again, LedgerUnavailable, Recorder, Rejected, Verdict
+from receiver.ledger.counters import Again, Rejected
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Recorder, Verdict
 from receiver.observing import note_recorded, note_refused
 from receiver.problems import Problem, unavailable
 from receiver.signatures import CannotVerify, InvalidSignature, Request

@@ -13,9 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from receiver.instruments import Instruments
-from receiver.ledger import LedgerError, Store
-from receiver.ledger.telemetry.figures import Figures, figures
-from receiver.ledger.telemetry.tally import CounterKind
+from receiver.ledger.counters import CounterKind
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.reports import Figures, figures
+from receiver.ledger.store import Store
 from receiver.problems import Problem
 
 KEPT = 5.0

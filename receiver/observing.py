@@ -13,7 +13,7 @@ from flask import Flask, Response, g, request
 from config.logs import begin, bind, unbind
 from config.tracing import UNTRACED, Span, span
 from receiver.instruments import Instruments
-from receiver.ledger import Verdict
+from receiver.ledger.intake import Verdict
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from config.logs import log_uncaught, set_up_logs
 from config.settings import environment, load_settings
 from config.sources import load_sources
 from config.tracing import set_up_traces
-from receiver.ledger import Retention
+from receiver.ledger.queue import Retention
 from worker.app import Worker
 from worker.registry import HandlerError, load_handlers
 

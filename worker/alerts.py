@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
 
-from receiver.ledger import LedgerError, Store
-from receiver.ledger.telemetry.alerts import News, Topic, next_news, told
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.reports import News, Topic, next_news, told
+from receiver.ledger.store import Store
 from worker.calls.wire import HttpWire, NoReply, Outgoing, Wire
 
 log = logging.getLogger(__name__)

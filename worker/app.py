@@ -18,8 +18,10 @@ from celery.worker import state as celery_state
 from config.apis import Api
 from config.broker import WAKE_TASK, consumer_options, publisher_options, wake_message
 from config.settings import Settings
-from receiver.ledger import Retention, Store, check_schema
 from receiver.ledger.errors import LedgerError
+from receiver.ledger.queue import Retention
+from receiver.ledger.schema import check_schema
+from receiver.ledger.store import Store
 from worker import alerts, sweeper
 from worker.calls.client import Calls
 from worker.calls.outbound import outbound_of

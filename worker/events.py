@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from receiver.ledger import Claim
+from receiver.ledger.lease import Claim
 from receiver.ledger.payload import parse_payload
 
 

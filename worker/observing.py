@@ -8,7 +8,7 @@ from uuid import UUID
 
 from config.logs import about
 from config.tracing import Span, here, span
-from receiver.ledger import Claim
+from receiver.ledger.lease import Claim
 from worker.calls.wire import Outgoing
 
 log = logging.getLogger(__name__)

@@ -13,19 +13,11 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from receiver.ledger import (
-    Claim,
-    LedgerError,
-    Move,
-    Outcome,
-    Store,
-    claim,
-    claim_due,
-    claim_next,
-    renew,
-    settle,
-    unattended,
-)
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim, claim_due, claim_next, renew, settle, unattended
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from worker.observing import watched
 from worker.settling import settle_all
 

@@ -5,7 +5,11 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from receiver.ledger import Claim, LedgerError, Move, Outcome, Store, finish_several, settle
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import finish_several, settle
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from worker.observing import concerning
 
 log = logging.getLogger(__name__)

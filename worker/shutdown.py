@@ -7,7 +7,7 @@ import time
 
 from config.tracing import flush
 from receiver.ledger.errors import LedgerError
-from receiver.ledger.presence import forget_worker
+from receiver.ledger.queue import forget_worker
 from worker.runner import Runner
 
 log = logging.getLogger(__name__)

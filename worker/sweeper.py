@@ -8,10 +8,12 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from receiver.ledger import (
-    LedgerError,
+from receiver.ledger.control import step, unfinished
+from receiver.ledger.counters import count_sweep
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.idempotency_keys import prune_keys
+from receiver.ledger.queue import (
     Retention,
-    Store,
     expire,
     ignored_types,
     note_worker,
@@ -20,9 +22,7 @@ from receiver.ledger import (
     starved,
     take_nudges,
 )
-from receiver.ledger.keys import prune_keys
-from receiver.ledger.replays import step, unfinished
-from receiver.ledger.telemetry.tally import count_sweep
+from receiver.ledger.store import Store
 from worker.registry import Registry
 from worker.runner import Runner
 

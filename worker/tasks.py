@@ -8,7 +8,8 @@ from datetime import timedelta
 from random import Random
 from typing import Any
 
-from receiver.ledger import Claim, Move, Outcome
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.states import Move
 from worker.backoff import BASE, backoff
 from worker.calls.errors import CallError, CallLater, CallParked, CallRejected, CallUnknown
 from worker.events import event_of

@@ -31,12 +31,14 @@ from sqlalchemy import Row, func, select
 from config.apis import APIS, Api, load_apis
 from config.dialects import load_dialects
 from config.settings import environment
-from receiver.ledger import Claim, Delivery, Move, Outcome, State, Store, claim, migrate, record, settle
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.states import Protection
-from receiver.ledger.ids import uuid7
-from receiver.ledger.models import EVENT
-from receiver.ledger.states import UNFINISHED
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.schema import migrate
+from receiver.ledger.states import UNFINISHED, Move, Protection, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, EVENT
+from receiver.ledger.text import uuid7
 from worker.calls.client import Calls
 from worker.calls.outbound import Outbound
 from worker.calls.requests import OutboundRequest

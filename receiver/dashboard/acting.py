@@ -9,8 +9,8 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from receiver.dashboard.gate import local, who
 from receiver.dashboard.parts import DashboardParts
-from receiver.ledger import Acted, NotAllowed, discard, promote, rerun, retry
-from receiver.ledger.calls.resolving import Resolution, Response, resolve
+from receiver.ledger.control import Acted, Resolution, Response, discard, promote, rerun, resolve, retry
+from receiver.ledger.errors import NotAllowed
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
 from receiver.management.given import GivenResponse
 from receiver.problems import Problem

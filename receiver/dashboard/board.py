@@ -31,9 +31,14 @@ from receiver.dashboard.sessions import token
 from receiver.dashboard.signing_in import SigningIn
 from receiver.dashboard.throttle import Throttle
 from receiver.dashboard.words import FILTERS, STATES
-from receiver.ledger import BadCursor, LedgerError, NotAllowed, UnknownEvent
-from receiver.ledger.calls.resolving import UnknownCall
-from receiver.ledger.replays import UnknownReplay
+from receiver.ledger.errors import (
+    BadCursor,
+    LedgerError,
+    NotAllowed,
+    UnknownCall,
+    UnknownEvent,
+    UnknownReplay,
+)
 from receiver.problems import Problem
 
 STATIC = Path(__file__).with_name("static")

@@ -9,8 +9,8 @@ from receiver.dashboard.events import FIELDS, read_filter
 from receiver.dashboard.gate import who
 from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.words import CHOICES
-from receiver.ledger import Move
-from receiver.ledger.replays import candidates, plan, progress
+from receiver.ledger.control import candidates, plan, progress
+from receiver.ledger.states import Move
 from receiver.problems import Problem
 
 

@@ -5,9 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from receiver.dashboard.words import CHOICES, exact, parse
-from receiver.ledger import Move, State
-from receiver.ledger.calls.resolving import Resolution
-from receiver.ledger.states import leaves
+from receiver.ledger.control import Resolution
+from receiver.ledger.states import Move, State, leaves
 
 Told = dict[str, Any]
 

@@ -10,7 +10,9 @@ from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from receiver.dashboard.parts import DashboardParts
-from receiver.ledger import EventFilter, State, list_events
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.reports import list_events
+from receiver.ledger.states import State
 from receiver.management.given import read_time
 from receiver.problems import Problem
 from receiver.redaction import redacted_rows

@@ -13,10 +13,9 @@ from receiver.dashboard.choosing import call_choices, deciding_call, event_choic
 from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.timeline import timeline
 from receiver.dashboard.words import written
-from receiver.ledger import State, original, story
-from receiver.ledger.calls.story import call_story
-from receiver.ledger.conflicts import conflicts
 from receiver.ledger.payload import UnreadablePayloadError, parse_payload
+from receiver.ledger.reports import call_story, conflicts, original, story
+from receiver.ledger.states import State
 from receiver.problems import Problem
 from receiver.redaction import Redactor, redactor_of
 

@@ -9,7 +9,9 @@ from flask import Response, jsonify, render_template, request
 from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.remembered import Remembered
 from receiver.dashboard.words import plural, span
-from receiver.ledger import LedgerError, check_schema, flow, pace, pending, workers
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.reports import flow, pace, pending, workers
+from receiver.ledger.schema import check_schema
 
 HOUR, DAY = 60, 1_440
 """Minutes: what the chart and the figures may span."""

@@ -7,7 +7,7 @@ from uuid import UUID
 from config.apis import Api
 from config.sources import Source
 from config.users import User
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 
 
 @dataclass(frozen=True)

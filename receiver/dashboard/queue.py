@@ -8,7 +8,9 @@ from flask import render_template, request
 
 from receiver.dashboard.choosing import call_choices, deciding_call, event_choices, why
 from receiver.dashboard.parts import DashboardParts
-from receiver.ledger import EventFilter, State, list_events, pending, story
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.reports import list_events, pending, story
+from receiver.ledger.states import State
 from receiver.redaction import redacted
 
 PAGE = 20

@@ -9,7 +9,8 @@ from config.sources import Source
 from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.rules import dialect_rules, source_rules
 from receiver.dashboard.words import duration
-from receiver.ledger import LedgerError, rejections
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.reports import rejections
 
 LATEST = 10
 """Rejections shown of each source."""

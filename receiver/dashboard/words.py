@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from config.durations import in_words
-from receiver.ledger import Move
-from receiver.ledger.texts import plain
+from receiver.ledger.states import Move
+from receiver.ledger.text import plain
 
 CHOICES = {
     Move.RETRY: (

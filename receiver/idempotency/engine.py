@@ -14,8 +14,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.dialects import Error
 from receiver.idempotency.policy import OF_REQUEST, KeyPolicy, Refusal, Scope, fingerprint, read_key, scope
 from receiver.idempotency.reading import BODY_MAX, read_body
-from receiver.ledger import LedgerError, LedgerUnavailable, Store
-from receiver.ledger.keys import Held, Mismatch, Running, Slot, StoredAnswer, drop_key, finish_key, open_key
+from receiver.ledger.errors import LedgerError, LedgerUnavailable
+from receiver.ledger.idempotency_keys import (
+    Held,
+    Mismatch,
+    Running,
+    Slot,
+    StoredAnswer,
+    drop_key,
+    finish_key,
+    open_key,
+)
+from receiver.ledger.store import Store
 
 LEASE = timedelta(seconds=30)
 """How long a view may take. A process that dies inside blocks its key for this long, and no longer."""

@@ -25,8 +25,7 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.pooling import ask_first, lent
-from receiver.ledger.turnstile import FifoSemaphore
+from receiver.ledger.pool import FifoSemaphore, ask_first, lent
 
 log = logging.getLogger(__name__)
 

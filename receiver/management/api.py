@@ -11,7 +11,8 @@ from config.api_keys import ApiKey
 from config.dialects import load_dialects
 from config.sources import Source
 from receiver.idempotency import Engine, policy_of
-from receiver.ledger import LedgerError, Store
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.store import Store
 from receiver.management.calls import Calls
 from receiver.management.events import Events
 from receiver.management.gate import admit, credential

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from receiver.ledger import State
+from receiver.ledger.states import State
 
 
 class Shape(BaseModel):

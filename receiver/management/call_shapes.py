@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from receiver.ledger.calls.states import CallState, Protection, SendOutcome
+from receiver.ledger.states import CallState, Protection, SendOutcome
 from receiver.management.base_shapes import Event, Shape
 
 

@@ -7,10 +7,9 @@ from uuid import UUID
 from flask import g
 
 from config.sources import Source
-from receiver.ledger import Store
-from receiver.ledger.calls.reading import list_calls
-from receiver.ledger.calls.resolving import resolve
-from receiver.ledger.calls.story import call_story
+from receiver.ledger.control import resolve
+from receiver.ledger.reports import call_story, list_calls
+from receiver.ledger.store import Store
 from receiver.management.call_shapes import Calls as CallsPage
 from receiver.management.call_shapes import CallStory
 from receiver.management.gate import who

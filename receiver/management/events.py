@@ -7,9 +7,10 @@ from uuid import UUID
 from flask import g
 
 from config.sources import Source
-from receiver.ledger import Store, discard, list_events, original, promote, rerun, retry, story
-from receiver.ledger.conflicts import conflicts
-from receiver.ledger.texts import readable
+from receiver.ledger.control import discard, promote, rerun, retry
+from receiver.ledger.reports import conflicts, list_events, original, story
+from receiver.ledger.store import Store
+from receiver.ledger.text import readable
 from receiver.management import shapes
 from receiver.management.gate import who
 from receiver.management.given import EventsQuery, Seen, SeenForSure

@@ -16,10 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from receiver.ledger import EventFilter, Move, State
-from receiver.ledger.calls.reading import CallFilter
-from receiver.ledger.calls.resolving import Resolution, Response
-from receiver.ledger.calls.states import CallState
+from receiver.ledger.control import Resolution, Response
+from receiver.ledger.filter import CallFilter, EventFilter
+from receiver.ledger.states import CallState, Move, State
 
 PAGE, PAGE_MAX = 50, 200
 GENERATION_MAX = 2**31 - 1

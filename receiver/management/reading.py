@@ -8,10 +8,8 @@ from uuid import UUID
 from flask import Request
 from pydantic import BaseModel, ValidationError
 
-from receiver.ledger import UnknownEvent
-from receiver.ledger.calls.resolving import UnknownCall
+from receiver.ledger.errors import UnknownCall, UnknownEvent, UnknownReplay
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
-from receiver.ledger.replays import UnknownReplay
 from receiver.management.given import UUID_FORM, Nothing
 from receiver.management.operations import Operation
 from receiver.problems import Problem

@@ -3,9 +3,14 @@
 from flask import Response
 
 from receiver.idempotency import Refusal
-from receiver.ledger import BadCursor, LedgerError, NotAllowed, UnknownEvent
-from receiver.ledger.calls.resolving import UnknownCall
-from receiver.ledger.replays import UnknownReplay
+from receiver.ledger.errors import (
+    BadCursor,
+    LedgerError,
+    NotAllowed,
+    UnknownCall,
+    UnknownEvent,
+    UnknownReplay,
+)
 from receiver.problems import Problem, answer_problem, unavailable
 
 _KINDS: tuple[tuple[type[LedgerError], int, str, str], ...] = (

@@ -5,8 +5,8 @@ from uuid import UUID
 
 from flask import g
 
-from receiver.ledger import Store
-from receiver.ledger.replays import candidates, plan, progress
+from receiver.ledger.control import candidates, plan, progress
+from receiver.ledger.store import Store
 from receiver.management import shapes
 from receiver.management.gate import who
 from receiver.management.given import ReplayBody

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from config.sources import Source
-from receiver.ledger import Store, rejections, stats
+from receiver.ledger.reports import rejections, stats
+from receiver.ledger.store import Store
 from receiver.management import shapes
 from receiver.management.given import RejectionsQuery
 from receiver.management.operations import Operation

@@ -4,8 +4,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from receiver.ledger import Move, State
-from receiver.ledger.calls.states import CallState, SendOutcome
+from receiver.ledger.states import CallState, Move, SendOutcome, State
 from receiver.management.base_shapes import Event, Shape
 from receiver.management.call_shapes import ToldCall
 

@@ -8,7 +8,8 @@ from werkzeug.exceptions import HTTPException
 
 from config.dialects import load_dialects
 from receiver.idempotency import Refusal
-from receiver.ledger import LedgerError, Store
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.store import Store
 from receiver.sandbox import control, journal
 from receiver.sandbox.api import SandboxApi
 from receiver.sandbox.apis import APIS

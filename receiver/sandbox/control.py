@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from config.dialects import load_dialects
 from receiver.idempotency import Refusal, read_body
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.sandbox import journal
 from receiver.sandbox.faults import Fault, FaultKind, Faults
 from receiver.sandbox.tables import empty

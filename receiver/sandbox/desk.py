@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 from sqlalchemy import ColumnElement, and_, delete, insert, select, update
 
 from receiver.idempotency import Refusal
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.sandbox.journal import note_effect
 from receiver.sandbox.tables import RESOURCE
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from receiver.ledger.keys import Slot
+from receiver.ledger.idempotency_keys import Slot
 
 
 class FaultKind(StrEnum):

@@ -9,8 +9,8 @@ from flask.typing import ResponseReturnValue
 
 from config.dialects import load_dialects
 from receiver.idempotency import Engine, KeyPolicy, Refusal, policy_of, read_body
-from receiver.ledger import Store
-from receiver.ledger.keys import Slot
+from receiver.ledger.idempotency_keys import Slot
+from receiver.ledger.store import Store
 from receiver.sandbox.api import SandboxApi, View
 from receiver.sandbox.connection import hang_up
 from receiver.sandbox.desk import Desk

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Request
 from sqlalchemy import Table, insert, select, update
 
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.sandbox.tables import EFFECT, REQUEST
 
 TEXT_MAX = 10_000

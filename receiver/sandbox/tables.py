@@ -3,8 +3,9 @@
 from sqlalchemy import Column, Integer, MetaData, Table, Text, delete, inspect
 from sqlmodel import UTCDateTime
 
-from receiver.ledger import LedgerError, Store
-from receiver.ledger.keys import KEY
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.idempotency_keys import KEY
+from receiver.ledger.store import Store
 
 metadata = MetaData()
 

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from firstseen.passwords import entry
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from tests.services.browser import DESKTOP, MISSING, PHONE, PROGRAM, Tab, browsing
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases

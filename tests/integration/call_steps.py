@@ -6,13 +6,24 @@ from uuid import UUID
 
 from sqlalchemy import Row, select, update
 
-from receiver.ledger import Claim, Move, Store, settle
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.answers import Answered, Receipt, record_response
-from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.sends import Marked, Terms, begin_send
-from receiver.ledger.calls.states import Judgement, Protection, SendOutcome
+from receiver.ledger.calls import (
+    Answered,
+    Marked,
+    Place,
+    Planned,
+    Receipt,
+    Terms,
+    Wanted,
+    begin_send,
+    plan,
+    record_response,
+)
+from receiver.ledger.lease import Claim
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.states import Judgement, Move, Protection, SendOutcome
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL
 from tests.integration.steps import deliver, state, take
 
 TERMS = Terms(

@@ -6,8 +6,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, text
 
-from receiver.ledger import Store, migrate
-from receiver.ledger.models import metadata
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
+from receiver.ledger.tables import metadata
 from tests.services.databases import Databases, driver_url
 
 

@@ -13,10 +13,12 @@ from sqlalchemy import Row, func, select, update
 from config.api_parts import Auth
 from config.apis import Api
 from config.dialects import load_dialects
-from receiver.ledger import Claim, Outcome, Store, retry, settle
-from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record_response
-from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.sends import Terms
+from receiver.ledger.calls import Answered, Receipt, Recorded, Terms, record_response
+from receiver.ledger.control import retry
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import settle
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, SEND
 from tests.integration.steps import change, row, take
 from worker.calls.answers import Answer
 from worker.calls.classify import classify

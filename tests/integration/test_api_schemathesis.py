@@ -14,11 +14,12 @@ from sqlalchemy import delete, update
 from config.catalogue import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
-from receiver.ledger import EventFilter, Move, Store
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.keys import KEY
-from receiver.ledger.models import EVENT
-from receiver.ledger.replays import plan
+from receiver.ledger.control import plan
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.idempotency_keys import KEY
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, EVENT
 from receiver.management.api import Parts, list_operations
 from receiver.management.openapi import KEY_FORM, document
 from tests.integration.call_steps import with_parked_call

@@ -7,9 +7,13 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Move, NotAllowed, Outcome, Store, discard, expire, rerun, retry, settle
-from receiver.ledger.calls.resolving import Resolution, UnknownCall, resolve
-from receiver.ledger.calls.sends import Marked, begin_send
+from receiver.ledger.calls import Marked, begin_send
+from receiver.ledger.control import Resolution, discard, rerun, resolve, retry
+from receiver.ledger.errors import NotAllowed, UnknownCall
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import expire, settle
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.office import SILENCE, UNSENT, Office, crash, letter, posts, reply, used_up
 from tests.integration.steps import ONLY_POSTGRES, deliver, later, row, state
 from worker import CallRejected, Dead

@@ -6,12 +6,14 @@ from uuid import uuid4
 
 import pytest
 
-from receiver.ledger import BadCursor, Move, Store, discard, retry, settle, stats, story
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.reading import CallFilter, list_calls
-from receiver.ledger.calls.resolving import Resolution, UnknownCall, resolve
-from receiver.ledger.calls.states import CallState, Protection, SendOutcome
-from receiver.ledger.calls.story import call_story
+from receiver.ledger.control import Resolution, discard, resolve, retry
+from receiver.ledger.errors import BadCursor, UnknownCall
+from receiver.ledger.filter import CallFilter
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.reports import call_story, list_calls, stats, story
+from receiver.ledger.states import CallState, Move, Protection, SendOutcome
+from receiver.ledger.store import Store
 from tests.integration.call_steps import (
     answered,
     call_row,
@@ -128,8 +130,8 @@ def test_successors_and_generations_stand_in_order(store: Store) -> None:
 
 def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of very many calls and sends the latest are told, and all are counted."""
-    monkeypatch.setattr("receiver.ledger.calls.story.CALLS_SHOWN", 3)
-    monkeypatch.setattr("receiver.ledger.calls.story.SENDS_SHOWN", 2)
+    monkeypatch.setattr("receiver.ledger.reports.calls.CALLS_SHOWN", 3)
+    monkeypatch.setattr("receiver.ledger.reports.calls.SENDS_SHOWN", 2)
     event = deliver(store).event
     held = take(store, event)
     for number in range(4):

@@ -8,14 +8,15 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, select, text
 
-from receiver.ledger import Move, NotAllowed, State, Store, settle, story
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.answers import Answered, Receipt, record_response
-from receiver.ledger.calls.models import SEND
-from receiver.ledger.calls.resolving import Resolution, Response, UnknownCall, resolve
-from receiver.ledger.calls.states import CallState, Judgement, SendOutcome
-from receiver.ledger.calls.story import call_story
-from receiver.ledger.models import ACTION, EVENT
+from receiver.ledger.calls import Answered, Receipt, record_response
+from receiver.ledger.control import Resolution, Response, resolve
+from receiver.ledger.errors import NotAllowed, UnknownCall
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.reports import call_story, story
+from receiver.ledger.states import CallState, Judgement, Move, SendOutcome, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, EVENT, SEND
 from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
 from tests.integration.steps import change, deliver, later, row, rows_of, state, take
 from tests.services.waiting import wait_until
@@ -225,7 +226,7 @@ def test_a_broken_audit_resolves_nothing(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("receiver.ledger.calls.resolving.note_action", broken)
+    monkeypatch.setattr("receiver.ledger.control.actions.note_action", broken)
     with pytest.raises(RuntimeError):
         resolve(store, call, Resolution.HAPPENED, "ann")
     assert (call_row(store, call).state, state(store, event)) == ("parked", "parked")

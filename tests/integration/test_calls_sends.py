@@ -10,9 +10,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from receiver.ledger import Store, claim, renew, retry, settle
-from receiver.ledger.calls.resolving import Resolution, resolve
+from receiver.ledger.control import Resolution, resolve, retry
 from receiver.ledger.errors import NotAllowed
+from receiver.ledger.queue import claim, renew, settle
+from receiver.ledger.store import Store
 from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office, crash, letter, posts, reply
 from tests.integration.steps import LEASE, change, deliver, later, row, state
 from worker.calls.client import Calls

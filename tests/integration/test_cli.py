@@ -14,9 +14,13 @@ from click.testing import CliRunner, Result
 from sqlalchemy import update
 
 from firstseen.cli import cli
-from receiver.ledger import EventFilter, Move, Rejected, State, Store, discard, record_rejections, story
-from receiver.ledger.models import EVENT
-from receiver.ledger.replays import plan, progress
+from receiver.ledger.control import discard, plan, progress
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.reports import story
+from receiver.ledger.states import Move, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import change, count, deliver, deliver_all, end, row
 from tests.services.processes import clean_environment
 from tests.services.waiting import wait_until

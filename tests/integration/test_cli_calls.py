@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from firstseen.cli import cli
-from receiver.ledger import Move, Store, settle
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.states import SendOutcome
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.states import Move, SendOutcome
+from receiver.ledger.store import Store
 from tests.integration.call_steps import answered, call_row, change_call, planned, with_parked_call
 from tests.integration.steps import deliver, later, state, take
 

@@ -10,13 +10,18 @@ from unittest.mock import Mock
 import pytest
 from sqlalchemy import event
 
-from receiver.ledger import Delivery, LedgerUnavailable, Move, Recorder, Store, finish_several, firsts, record
-from receiver.ledger import storms as storms_module
-from receiver.ledger.insertion import insert_new
-from receiver.ledger.models import EVENT
-from receiver.ledger.record import _row
-from receiver.ledger.storms import FIRST, MEMORY, DuplicateCache
-from receiver.ledger.telemetry.tally import CounterKind, totals
+from receiver.ledger.counters import CounterKind, totals
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Delivery, Recorder, record
+from receiver.ledger.intake import group_commit as storms_module
+from receiver.ledger.intake import insert as firsts
+from receiver.ledger.intake.group_commit import FIRST, MEMORY, DuplicateCache
+from receiver.ledger.intake.insert import insert_new
+from receiver.ledger.intake.record import _row
+from receiver.ledger.queue import finish_several
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration import steps
 from tests.integration.call_steps import planned
 from tests.integration.steps import count, deliver, delivery, duplicates, end, row

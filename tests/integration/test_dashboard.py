@@ -21,9 +21,11 @@ from config.users import User
 from receiver.dashboard.gate import FORM_MAX, local
 from receiver.dashboard.one import SHOWN
 from receiver.dashboard.signing_in import CROWD, TRIES_OF_BOTH
-from receiver.ledger import Store, list_events, note_worker, story
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.queries import EventFilter
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.queue import note_worker
+from receiver.ledger.reports import list_events, story
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL
 from tests.integration.steps import ONLY_SQLITE, change, deliver_all, row, state
 from tests.services.board import ADA, PASSWORD, SECRET_KEY, Board
 from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up

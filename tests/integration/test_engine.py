@@ -20,8 +20,19 @@ from sqlalchemy import inspect, update
 from receiver.idempotency import engine as engine_module
 from receiver.idempotency.engine import ANSWER_MAX
 from receiver.idempotency.policy import WhatIsStored
-from receiver.ledger import LedgerUnavailable, Store, migrate
-from receiver.ledger.keys import KEY, Held, Slot, StoredAnswer, drop_key, finish_key, open_key, prune_keys
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.idempotency_keys import (
+    KEY,
+    Held,
+    Slot,
+    StoredAnswer,
+    drop_key,
+    finish_key,
+    open_key,
+    prune_keys,
+)
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import CHECKOUT
 from tests.services.guarded import FIRSTSEEN, POINTS, Guarded

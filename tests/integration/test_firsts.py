@@ -9,11 +9,12 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import event, text
 
-from receiver.ledger import Recorder, Store
-from receiver.ledger.committing import SHORT
-from receiver.ledger.firsts import TooStrict
-from receiver.ledger.record import record_first_seen
-from receiver.ledger.telemetry.tally import CounterKind, totals
+from receiver.ledger.counters import CounterKind, totals
+from receiver.ledger.intake import Recorder
+from receiver.ledger.intake.group_commit import SHORT
+from receiver.ledger.intake.insert import TooStrict
+from receiver.ledger.intake.record import record_first_seen
+from receiver.ledger.store import Store
 from tests.integration.steps import ONLY_POSTGRES, count, delivery, row
 
 FOUR = 4

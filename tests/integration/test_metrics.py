@@ -11,21 +11,12 @@ from sqlalchemy import event, text
 
 from receiver import metrics
 from receiver.instruments import Instruments
-from receiver.ledger import (
-    Move,
-    Outcome,
-    Rejected,
-    Retention,
-    Store,
-    claim,
-    expire,
-    prune,
-    record_rejections,
-    settle,
-)
-from receiver.ledger.presence import note_worker
-from receiver.ledger.telemetry.figures import figures
-from receiver.ledger.telemetry.tally import count_sweep
+from receiver.ledger.counters import Rejected, count_sweep, record_rejections
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import Retention, claim, expire, note_worker, prune, settle
+from receiver.ledger.reports import figures
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from receiver.metrics import metrics_views
 from receiver.observing import Observer
 from receiver.problems import answer_problems

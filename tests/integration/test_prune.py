@@ -6,10 +6,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select
 
-from receiver.ledger import Move, Retention, Store, claim, prune
-from receiver.ledger.actions import discard
-from receiver.ledger.models import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
-from receiver.ledger.sweep import PRUNE_BATCH
+from receiver.ledger.control import discard
+from receiver.ledger.queue import Retention, claim, prune
+from receiver.ledger.queue.sweep import PRUNE_BATCH
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
 from tests.integration.steps import (
     LEASE,
     ONLY_POSTGRES,
@@ -169,8 +171,8 @@ def test_one_pass_takes_several_batches(store: Store) -> None:
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL may join so that a subquery with a limit runs for each row; a pass ends all the same."""
-    monkeypatch.setattr("receiver.ledger.sweep.PRUNE_BATCH", 5)
-    monkeypatch.setattr("receiver.ledger.sweep.PRUNE_BATCHES", 2)
+    monkeypatch.setattr("receiver.ledger.queue.sweep.PRUNE_BATCH", 5)
+    monkeypatch.setattr("receiver.ledger.queue.sweep.PRUNE_BATCHES", 2)
     crowd(store, 30, state="done", finished_at=store.after(timedelta(days=-31)))
     with worst_plan(store):
         assert prune(store, WINDOWS)["payloads"] == 10

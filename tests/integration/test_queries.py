@@ -9,9 +9,15 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from receiver.ledger import BadCursor, EventFilter, Move, State, Store, UnknownEvent
-from receiver.ledger.models import EVENT
-from receiver.ledger.queries import Page, conditions, count_events, find_event, list_events, rfc3339
+from receiver.ledger.errors import BadCursor, UnknownEvent
+from receiver.ledger.filter import EventFilter, conditions
+from receiver.ledger.reports import find_event, list_events
+from receiver.ledger.reports.events import count_events
+from receiver.ledger.reports.models import Page
+from receiver.ledger.states import Move, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
+from receiver.ledger.text import rfc3339
 from tests.integration.steps import change, deliver, deliver_all, end, later, row
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)

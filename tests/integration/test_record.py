@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, event, exc, text
 
-from receiver.ledger import Delivery, LedgerUnavailable, Move, Retention, Store, prune, record
-from receiver.ledger.actions import discard
-from receiver.ledger.models import EVENT
+from receiver.ledger.control import discard
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.queue import Retention, prune
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import (
     ONLY_POSTGRES,
     change,

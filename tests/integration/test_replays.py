@@ -9,9 +9,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select
 
-from receiver.ledger import EventFilter, Move, NotAllowed, State, Store, discard, rerun, retry
-from receiver.ledger.models import ACTION, EVENT
-from receiver.ledger.replays import UnknownReplay, candidates, plan, progress, step
+from receiver.ledger.control import candidates, discard, plan, progress, rerun, retry, step
+from receiver.ledger.errors import NotAllowed, UnknownReplay
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.states import Move, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, EVENT
 from tests.integration.steps import ONLY_POSTGRES, change, count, deliver, deliver_all, end, later, row
 from tests.services.processes import clean_environment
 from tests.services.waiting import wait_until

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from config.apis import load_apis
 from config.dialects import load_dialects
 from receiver.app import create_app
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases, driver_url
 from tests.services.deployment import SOURCES

@@ -22,7 +22,7 @@ from firstseen.cli import cli
 from firstseen.samples import Sample
 from firstseen.sending import DeliveryAnswer
 from receiver.app import create_app
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.verifiers.fetching import FetchedKeys, Keys
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases

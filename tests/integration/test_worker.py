@@ -11,7 +11,12 @@ from uuid import UUID
 import pytest
 
 from config.settings import Settings
-from receiver.ledger import Claim, Delivery, LedgerUnavailable, Move, Outcome, Store, record, sweep
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import sweep
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.services.databases import driver_url
 from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey

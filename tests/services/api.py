@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 
 from config.api_keys import ApiKey
 from config.sources import Source
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.management.api import Parts, api_views
 from receiver.problems import answer_problems
 

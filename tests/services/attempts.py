@@ -10,8 +10,11 @@ from sqlalchemy import text, update
 
 from config.apis import Api, load_apis
 from config.dialects import load_dialects
-from receiver.ledger import Claim, Delivery, Outcome, Store, claim, record, settle
-from receiver.ledger.models import EVENT
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.services.calling import Target, configure
 from worker.calls.client import Calls
 from worker.calls.outbound import Outbound

@@ -15,7 +15,7 @@ from config.users import User
 from receiver.dashboard.board import board_views
 from receiver.dashboard.parts import DashboardParts
 from receiver.dashboard.sessions import set_up_sessions
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.problems import answer_problems
 
 PASSWORD = "correct horse battery"

@@ -19,8 +19,9 @@ from werkzeug.test import TestResponse
 
 from config.dialects import load_dialects
 from receiver.idempotency import Engine, KeyPolicy, Refusal, policy_of
-from receiver.ledger import LedgerUnavailable, Store
-from receiver.ledger.keys import KEY, Slot
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.idempotency_keys import KEY, Slot
+from receiver.ledger.store import Store
 from tests.services.databases import driver_url
 
 FIRSTSEEN = policy_of("firstseen", load_dialects()["firstseen"])

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.sandbox.app import create_sandbox
 from receiver.sandbox.server import build_server, listen
 

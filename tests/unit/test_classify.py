@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from config.dialects import load_dialects
-from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
 from worker.calls.answers import Answer, Failure
 from worker.calls.classify import classify, protection
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from firstseen.options import Moment, filter_of
 from firstseen.output import moment, plural, visible, visible_lines
-from receiver.ledger import EventFilter, State
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.states import State
 
 
 def test_a_duration_is_counted_back_from_now() -> None:

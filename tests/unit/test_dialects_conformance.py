@@ -8,7 +8,7 @@ import pytest
 
 from config.apis import load_apis
 from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
-from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
 from receiver.sandbox.api import Refusal, SandboxApi
 from receiver.sandbox.apis import APIS as SANDBOX
 from worker.calls.answers import Answer

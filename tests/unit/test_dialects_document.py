@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.dialects import Dialect, Error, Replay, load_dialects
-from receiver.ledger.calls.states import SendOutcome
+from receiver.ledger.states import SendOutcome
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = (

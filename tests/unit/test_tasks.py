@@ -9,7 +9,8 @@ from uuid import UUID
 import httpx
 import pytest
 
-from receiver.ledger import Claim, Move, Outcome
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.states import Move
 from worker import Dead, Retry
 from worker.calls.errors import (
     CallChanged,

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from receiver.ledger import LedgerUnavailable
-from receiver.ledger.turnstile import FifoSemaphore
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.pool import FifoSemaphore
 
 
 def test_no_more_than_its_width_are_in() -> None:

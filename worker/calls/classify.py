@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from config.dialects import Dialect
-from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
 from worker.calls.answers import Answer, Failure
 from worker.calls.rules import RULES, AnswerCase
 

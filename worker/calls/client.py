@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 
 from config.apis import Api
-from receiver.ledger import Claim
-from receiver.ledger.calls.states import Protection
-from receiver.ledger.calls.values import remember
+from receiver.ledger.calls import remember
+from receiver.ledger.lease import Claim
+from receiver.ledger.states import Protection
 from worker.calls.answers import Answer
 from worker.calls.classify import protection
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost

@@ -7,7 +7,7 @@ from random import Random
 
 from config.apis import Api
 from config.settings import Settings
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from worker.calls.wire import HttpWire, Wire
 
 

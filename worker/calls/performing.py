@@ -11,11 +11,27 @@ import httpx
 
 from config.apis import Api
 from config.dialects import Dialect
-from receiver.ledger import Claim, LedgerError
-from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record_response, shown_status
-from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
-from receiver.ledger.calls.sends import Lost, Mark, Marked, NotYet, Stopped, Terms, begin_send
-from receiver.ledger.calls.states import CallState, Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.calls import (
+    Answered,
+    Lost,
+    Mark,
+    Marked,
+    NotYet,
+    Place,
+    Planned,
+    Receipt,
+    Recorded,
+    Stopped,
+    Terms,
+    Wanted,
+    begin_send,
+    plan,
+    record_response,
+    shown_status,
+)
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.lease import Claim
+from receiver.ledger.states import CallState, Judgement, Protection, SendOutcome, Standing
 from worker.backoff import backoff
 from worker.calls.answers import Answer, Failure
 from worker.calls.classify import classify

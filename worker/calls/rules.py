@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from config.dialects import Dialect
-from receiver.ledger.calls.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
 from worker.calls.answers import Answer
 
 

@@ -1,0 +1,29 @@
+"""What people see: lists, timelines, next steps, statistics, alerts."""
+
+from receiver.ledger.reports.alerts import News, Topic, next_news, told
+from receiver.ledger.reports.calls import call_story, list_calls
+from receiver.ledger.reports.events import Original, conflicts, find_event, list_events, original, story
+from receiver.ledger.reports.stats import Figures, figures, flow, pace, pending, rejections, stats, workers
+
+__all__ = [
+    "Figures",
+    "News",
+    "Original",
+    "Topic",
+    "call_story",
+    "conflicts",
+    "figures",
+    "find_event",
+    "flow",
+    "list_calls",
+    "list_events",
+    "next_news",
+    "original",
+    "pace",
+    "pending",
+    "rejections",
+    "stats",
+    "story",
+    "told",
+    "workers",
+]
