@@ -11,7 +11,7 @@ from config.schemes import SchemeTable
 from config.sources import Source
 from firstseen.variants import bodies, secret_texts, urls
 from receiver.signatures import CannotVerify, InvalidSignature, Request, Scheme, compile_scheme
-from receiver.signatures.editing import put
+from receiver.signatures.request import put
 
 KEYED = frozenset({"hmac"})
 ENCODINGS: tuple[Literal["utf8", "base64", "hex"], ...] = ("utf8", "base64", "hex")

@@ -10,8 +10,8 @@ from config.providers import Provider
 from receiver.extraction import POSITION
 from receiver.ledger.payload import FORM
 from receiver.signatures import CannotSign, Request
-from receiver.signatures.clock import format_time
-from receiver.signatures.editing import put
+from receiver.signatures.request import put
+from receiver.signatures.timestamps import format_time
 
 
 class Filling:

@@ -16,7 +16,7 @@ from receiver.extraction import compile_extractor
 from receiver.ledger.payload import FORM
 from receiver.signatures import CannotSign, Request, sign_request
 from receiver.verifiers.building import build_scheme
-from receiver.verifiers.fetching import FetchedKeys
+from receiver.verifiers.remote_keys import FetchedKeys
 
 PAYLOADS = Path(__file__).with_name("samples.json")
 ANY_OTHER = ""  # the payload of providers that have none of their own

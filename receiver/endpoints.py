@@ -12,7 +12,7 @@ from receiver.ledger.intake import Delivery
 from receiver.signatures import InvalidSignature, Request, Scheme
 from receiver.verifiers.base import Verifier
 from receiver.verifiers.building import build_scheme
-from receiver.verifiers.fetching import FetchedKeys, Keys
+from receiver.verifiers.remote_keys import FetchedKeys, Keys
 
 
 @dataclass(frozen=True)

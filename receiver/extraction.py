@@ -11,14 +11,17 @@ from config.locators import Locator, Locators, parse_locator
 from config.sources import Source
 from receiver.ledger.payload import UnreadablePayloadError, parse_json
 from receiver.ledger.text import uuid7
-from receiver.signatures.clock import parse_time
-from receiver.signatures.reading import as_text, candidates, dig
-from receiver.signatures.request import Request
+from receiver.signatures.request import Request, dig, reader
+from receiver.signatures.timestamps import parse_time
 
 UNKNOWN_TYPE = "unknown"
+
 LONGEST = 255  # characters that the ledger's columns for ids and types hold
+
 MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
+
 POSITION = Locators((Locator("item", "#"),))  # where in its batch an item stands, for items without ids
+
 EVERY = "*"  # a step of a batch's place that goes into each element of an array
 
 
@@ -159,23 +162,6 @@ def hashed(raw: bytes) -> str:
 
 def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def reader(where: Locators) -> Callable[[Request, Any], str | None]:
-    """Compile what `one` does: most places are a single one in the body, and need no search."""
-    place, path = where.places[0], where.places[0].path
-    if where.several or len(where.places) > 1 or place.kind not in ("json", "item"):
-        return lambda request, item: one(where, request, item)
-    if place.kind == "item":
-        return lambda _, item: as_text(dig(item, path)) or None
-    return lambda request, _: as_text(dig(request.payload.value, path)) or None
-
-
-def one(where: Locators, request: Request, item: Any = None) -> str | None:
-    """Return the text that is there exactly once; a repeated one is no answer."""
-    for values in candidates(where, request, item):
-        return values[0] if len(values) == 1 else None
-    return None
 
 
 def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:

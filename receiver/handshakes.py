@@ -13,9 +13,7 @@ from config.provider_parts import VALUE_KINDS
 from config.scheme_parts import KeyTable
 from config.secrets import key_bytes
 from config.sources import Source
-from receiver.extraction import one
-from receiver.signatures.decoding import wire
-from receiver.signatures.request import Request
+from receiver.signatures.request import Request, one, wire
 
 LONGEST_CHALLENGE = 1_024  # far above any provider's; an answer never repeats more of a request
 _WORD = re.compile(r"[A-Za-z0-9+/=_.~-]{1,256}")  # what a challenge may be whose HMAC we give to anybody

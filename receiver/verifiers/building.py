@@ -8,13 +8,12 @@ from config.tables import suggest
 from receiver.signatures import Scheme, compile_scheme
 from receiver.verifiers.adyen import Adyen
 from receiver.verifiers.aws_sns import AwsSns
-from receiver.verifiers.base import Unverified
-from receiver.verifiers.fetching import Keys
+from receiver.verifiers.base import Unverified, load_verifier
 from receiver.verifiers.google_pubsub import GooglePubSub
 from receiver.verifiers.mandrill import Mandrill
-from receiver.verifiers.own import load_verifier
 from receiver.verifiers.paypal import PayPal
 from receiver.verifiers.plaid import Plaid
+from receiver.verifiers.remote_keys import Keys
 from receiver.verifiers.twilio import Twilio
 
 Options = Mapping[str, str]

@@ -23,7 +23,7 @@ from firstseen.samples import Sample
 from firstseen.sending import DeliveryAnswer
 from receiver.app import create_app
 from receiver.ledger.store import Store
-from receiver.verifiers.fetching import FetchedKeys, Keys
+from receiver.verifiers.remote_keys import FetchedKeys, Keys
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.issuing import SNS_CONFIRM, SNS_TOPIC, FixedKeys, sns_certificate, sns_message

@@ -16,7 +16,7 @@ from config.providers import Provider
 from config.schemes import PUBLIC_KEY, SchemeTable
 from config.secrets import generate_secret
 from receiver.signatures import Request, Scheme, compile_scheme
-from receiver.signatures.editing import put
+from receiver.signatures.request import put
 
 DECLARED: tuple[Provider, ...] = tuple(p for p in load_providers().values() if p.scheme is not None)
 """Every provider that has a scheme."""

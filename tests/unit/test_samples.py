@@ -16,7 +16,7 @@ from receiver.endpoints import build_endpoints
 from receiver.extraction import Item, compile_extractor
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme, verify
-from receiver.verifiers.own import OwnVerifier
+from receiver.verifiers.base import OwnVerifier
 from tests.services.catalogue import DECLARED, make_keys, options
 
 NOW = 1_800_000_000.25

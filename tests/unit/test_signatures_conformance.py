@@ -10,7 +10,7 @@ from config.locators import Locator
 from config.providers import Provider
 from config.schemes import PUBLIC_KEY
 from receiver.signatures import InvalidSignature, Request, sign_request, verify
-from receiver.signatures.reading import texts
+from receiver.signatures.request import texts
 from tests.services.catalogue import (
     BODY,
     DECLARED,

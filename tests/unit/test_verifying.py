@@ -16,7 +16,7 @@ from firstseen.cli import cli
 from firstseen.verifying import STEPS
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request
 from receiver.signatures.errors import REASONS
-from receiver.verifiers.own import OwnVerifier
+from receiver.verifiers.base import OwnVerifier
 from receiver.verifiers.twilio import Twilio
 from tests.services.issuing import FixedKeys, google_keys, google_token, sns_message
 
