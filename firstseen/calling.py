@@ -12,7 +12,7 @@ from firstseen.context import CommandFailed, Context, pass_context, system_user
 from firstseen.options import json_option
 from firstseen.output import moment, print_json, print_table, visible
 from firstseen.showing_calls import told_call
-from receiver.ledger.control import Resolution, Response, resolve
+from receiver.ledger.control import Resolution, StatedResponse, resolve
 from receiver.ledger.filter import CallFilter
 from receiver.ledger.reports import call_story, list_calls
 from receiver.ledger.states import CallState
@@ -103,7 +103,7 @@ def resolve_call(context: Context, /, call_id: UUID, *, as_json: bool, **given: 
     how, file, status = chosen[0], given["response"], given["status"]
     if how != Resolution.HAPPENED and (file or status):
         raise click.UsageError("--response and --status go with --happened.")
-    response = _response(file, status or Response.status)
+    response = _response(file, status or StatedResponse.status)
     resolve(context.ledger, call_id, how, given["who"] or system_user(), response=response)
     now = _told(context, call_id)
     if as_json:
@@ -114,9 +114,9 @@ def resolve_call(context: Context, /, call_id: UUID, *, as_json: bool, **given: 
     click.echo(f"Event {visible(event['event_id'])} is {event['state']} now.")
 
 
-def _response(file: Path | None, status: int) -> Response:
+def _response(file: Path | None, status: int) -> StatedResponse:
     if file is None:
-        return Response(status)
+        return StatedResponse(status)
     try:
         body = file.read_bytes()
     except OSError as error:
@@ -127,7 +127,7 @@ def _response(file: Path | None, status: int) -> Response:
         raise CommandFailed(
             f"Nothing is resolved: {file} has {len(body)} bytes, and {ANSWER_MAX} are kept at most."
         )
-    return Response(status, (("content-type", _content_type(file, body)),), body)
+    return StatedResponse(status, (("content-type", _content_type(file, body)),), body)
 
 
 def _content_type(file: Path, body: bytes) -> str:

@@ -7,8 +7,8 @@ from urllib.parse import urlencode
 
 from config.locators import Locator, Locators
 from config.providers import Provider
-from receiver.extraction import POSITION
-from receiver.ledger.payload import FORM
+from receiver.endpoints import POSITION
+from receiver.payload import FORM
 from receiver.signatures import CannotSign, Request
 from receiver.signatures.request import put
 from receiver.signatures.timestamps import format_time

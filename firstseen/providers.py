@@ -9,10 +9,10 @@ from config.catalogue import load_providers
 from config.durations import in_words
 from config.providers import Provider
 from config.tables import suggest
-from firstseen import wording
 from firstseen.context import CommandFailed
 from firstseen.options import json_option
 from firstseen.output import print_json, print_table, visible
+from receiver import describe as wording
 
 SHOW = "show"
 HEAD = ("name", "title", "proof", "event id", "window", "verified")

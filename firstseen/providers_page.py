@@ -7,7 +7,7 @@ from pathlib import Path
 from config.catalogue import load_providers
 from config.durations import in_words
 from config.providers import Provider
-from firstseen import wording
+from receiver import describe as wording
 
 HEAD = ("name", "provider", "proof", "event id", "type", "items", "answer", "window", "verified")
 

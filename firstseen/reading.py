@@ -7,10 +7,10 @@ import click
 from firstseen.context import Context, pass_context
 from firstseen.options import filter_of, filter_options, json_option
 from firstseen.output import moment, print_json, print_table
+from receiver.api.views import describe
 from receiver.ledger.reports import list_events
 from receiver.ledger.reports import stats as figures
 from receiver.ledger.states import CallState, State
-from receiver.management.reports import describe
 from receiver.redaction import redacted_rows
 
 PAGE = 50

@@ -12,10 +12,9 @@ from uuid import uuid4
 from config.schemes import PUBLIC_KEY
 from config.sources import Source
 from firstseen.filling import Filling
-from receiver.extraction import compile_extractor
-from receiver.ledger.payload import FORM
+from receiver.endpoints import build_scheme, compile_extractor
+from receiver.payload import FORM
 from receiver.signatures import CannotSign, Request, sign_request
-from receiver.verifiers.building import build_scheme
 from receiver.verifiers.remote_keys import FetchedKeys
 
 PAYLOADS = Path(__file__).with_name("samples.json")

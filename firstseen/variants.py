@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
-from receiver.ledger.payload import is_form
+from receiver.payload import is_form
 from receiver.signatures.request import MAX_QUERY_FIELDS, Request
 
 BOM = b"\xef\xbb\xbf"

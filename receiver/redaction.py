@@ -9,10 +9,10 @@ from uuid import UUID
 
 from config.redaction import EVERY, JsonPath
 from config.sources import Source
-from receiver.ledger.payload import UnreadablePayloadError, parse_payload
 from receiver.ledger.reports import Original, original
 from receiver.ledger.store import Store
 from receiver.ledger.text import plain
+from receiver.payload import UnreadablePayloadError, parse_payload
 
 Told = dict[str, Any]
 HIDDEN = "[redacted]"

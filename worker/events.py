@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from receiver.ledger.lease import Claim
-from receiver.ledger.payload import parse_payload
+from receiver.payload import parse_payload
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The ledger, shared by web, worker and command line: five rooms on one ground floor. Import a room, never a file in it.
+"""The ledger, shared by web, worker and command line.
+
+Five rooms on one ground floor. Code outside imports a room, never a file in it.
 
 intake    deliveries in: one INSERT decides which are first-seen
 queue     events out: claim, renew, release, settle, expire, sweep

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from config.locators import Locator, Locators
-from receiver.ledger.payload import UnreadablePayloadError, is_form, parse_form, parse_payload
+from receiver.payload import UnreadablePayloadError, is_form, parse_form, parse_payload
 from receiver.signatures.errors import InvalidSignature
 
 MAX_QUERY_FIELDS = 1_000  # a webhook's URL has a handful; more are read as none

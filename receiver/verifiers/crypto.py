@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from urllib.parse import parse_qsl, urlsplit
 
-from receiver.ledger.payload import MAX_FORM_FIELDS
+from receiver.payload import MAX_FORM_FIELDS
 from receiver.signatures.request import Request, wire
 
 LONGEST = 8_192

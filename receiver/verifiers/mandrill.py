@@ -7,7 +7,7 @@ import hmac
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
-from receiver.ledger.payload import is_form
+from receiver.payload import is_form
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import CannotSign, Request, from_base64, wire
 from receiver.verifiers.base import Verifier, header, usable

@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 
 from config.locators import Locator
-from receiver.ledger.payload import is_form
+from receiver.payload import is_form
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import Request, from_base64, put, wire
 from receiver.verifiers.base import Verifier, header, usable

@@ -26,7 +26,7 @@ from receiver.endpoints import Endpoint
 from receiver.ledger.intake import Delivery, Recorder, Verdict
 from receiver.ledger.intake.record import record_first_seen
 from receiver.ledger.store import Store
-from receiver.observing import Observer
+from receiver.telemetry import Observer
 from tests.bench.accept import new_ids
 from tests.bench.apps import bare
 from tests.bench.contestants import ENDPOINT

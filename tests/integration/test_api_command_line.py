@@ -13,9 +13,9 @@ from config.sources import load_sources
 from firstseen.cli import cli
 from receiver.ledger.control import Resolution
 from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.reports import models as shapes
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
-from receiver.management import shapes
 from tests.integration.call_steps import change_call, with_parked_call
 from tests.integration.steps import deliver, end
 from tests.services.api import Api

@@ -14,14 +14,14 @@ from sqlalchemy import delete, update
 from config.catalogue import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
+from receiver.api.openapi import KEY_FORM, document
+from receiver.api.views import Parts, list_operations
 from receiver.ledger.control import plan
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.idempotency_keys import KEY
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT
-from receiver.management.api import Parts, list_operations
-from receiver.management.openapi import KEY_FORM, document
 from tests.integration.call_steps import with_parked_call
 from tests.integration.steps import deliver
 from tests.services.api import KEYS, OPS, Api

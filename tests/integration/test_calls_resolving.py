@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, select, text
 
 from receiver.ledger.calls import Answered, Receipt, record_response
-from receiver.ledger.control import Resolution, Response, resolve
+from receiver.ledger.control import Resolution, StatedResponse, resolve
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.lease import Outcome as End
 from receiver.ledger.queue import settle
@@ -43,7 +43,7 @@ def opened(store: Store, call: UUID) -> list[bool]:
 def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
     """The handler goes on with the given response, and the call never goes out again."""
     event, call = parked
-    given = Response(201, (("content-type", "application/json"),), b'{"id":7}')
+    given = StatedResponse(201, (("content-type", "application/json"),), b'{"id":7}')
     acted = resolve(store, call, Resolution.HAPPENED, "ann", response=given)
     assert (acted.event, acted.was, acted.state, acted.nudge) == (event, State.PARKED, State.WAITING, True)
     assert opened(store, call) == [False]

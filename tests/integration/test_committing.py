@@ -47,7 +47,7 @@ class Held:
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = threading.Semaphore(0), threading.Event()
         self.recorder = Recorder(store)
-        real = Store.alone
+        real = Store.raw_connection
 
         def alone(of: Store) -> Any:
             self.begun.release()

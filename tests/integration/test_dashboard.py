@@ -18,9 +18,8 @@ from config.dialects import load_dialects
 from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from config.users import User
-from receiver.dashboard.gate import FORM_MAX, local
-from receiver.dashboard.one import SHOWN
-from receiver.dashboard.signing_in import CROWD, TRIES_OF_BOTH
+from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
+from receiver.dashboard.views import SHOWN
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.queue import note_worker
 from receiver.ledger.reports import list_events, story
@@ -132,7 +131,7 @@ def test_only_a_form_is_a_try(board: Board) -> None:
 def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes while four wait is sent away at once."""
     leave, token = threading.Event(), board.token()
-    monkeypatch.setattr("receiver.dashboard.signing_in.check_password_hash", lambda *_: leave.wait(30))
+    monkeypatch.setattr("receiver.dashboard.auth.check_password_hash", lambda *_: leave.wait(30))
     given = {"csrf": token, "name": "ada", "password": PASSWORD}
     cookie = board.client.get_cookie("firstseen")
     assert cookie

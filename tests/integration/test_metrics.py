@@ -10,16 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, text
 
 from receiver import metrics
-from receiver.instruments import Instruments
 from receiver.ledger.counters import Rejected, count_sweep, record_rejections
 from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import Retention, claim, expire, note_worker, prune, settle
 from receiver.ledger.reports import figures
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
-from receiver.metrics import metrics_views
-from receiver.observing import Observer
+from receiver.metrics import Instruments, metrics_views
 from receiver.problems import answer_problems
+from receiver.telemetry import Observer
 from tests.integration.steps import LEASE, deliver
 
 TOKEN = "metrics-token-0123456789"

@@ -10,8 +10,8 @@ from werkzeug.test import TestResponse
 
 from config.api_keys import ApiKey
 from config.sources import Source
+from receiver.api.views import Parts, api_views
 from receiver.ledger.store import Store
-from receiver.management.api import Parts, api_views
 from receiver.problems import answer_problems
 
 OPS = ApiKey("ops", "ops-" + secrets.token_hex(16))

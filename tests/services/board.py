@@ -12,11 +12,11 @@ from werkzeug.test import TestResponse
 from config.apis import Api
 from config.sources import Source
 from config.users import User
-from receiver.dashboard.board import board_views
-from receiver.dashboard.parts import DashboardParts
-from receiver.dashboard.sessions import set_up_sessions
+from receiver.dashboard.auth import set_up_sessions
+from receiver.dashboard.views import board_views
 from receiver.ledger.store import Store
 from receiver.problems import answer_problems
+from receiver.service import DashboardParts
 
 PASSWORD = "correct horse battery"
 # A cheap cost: what is tested here is the door, not how long a hash takes.

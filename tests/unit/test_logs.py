@@ -78,7 +78,7 @@ def test_facts_stand_on_every_line_inside() -> None:
 
 def test_the_short_way_writes_what_the_long_one_does() -> None:
     """A plain line of ours is formatted at once; structlog's chain would write the same."""
-    made = record("%s: %d", "/x", 200, name="receiver.observing", status=200, ms=1.5, data=CANARY)
+    made = record("%s: %d", "/x", 200, name="receiver.telemetry", status=200, ms=1.5, data=CANARY)
     made.created = 1_780_000_000.25
     short = line_formatter("json")
     with about(event="e1", attempt=1):

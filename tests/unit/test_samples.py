@@ -12,8 +12,7 @@ from config.schemes import PUBLIC_KEY
 from config.secrets import generate_secret
 from config.sources import SOURCES, Source, load_sources
 from firstseen.samples import Sample, sample, signed_file
-from receiver.endpoints import build_endpoints
-from receiver.extraction import Item, compile_extractor
+from receiver.endpoints import Item, build_endpoints, compile_extractor
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme, verify
 from receiver.verifiers.base import OwnVerifier

@@ -2,12 +2,12 @@
 
 from receiver.ledger.control.actions import Acted, discard, promote, rerun, retry
 from receiver.ledger.control.bulk import candidates, plan, progress, step, unfinished
-from receiver.ledger.control.resolve import Resolution, Response, resolve
+from receiver.ledger.control.resolve import Resolution, StatedResponse, resolve
 
 __all__ = [
     "Acted",
     "Resolution",
-    "Response",
+    "StatedResponse",
     "candidates",
     "discard",
     "plan",

@@ -28,7 +28,7 @@ class Resolution(StrEnum):
 
 
 @dataclass(frozen=True)
-class Response:
+class StatedResponse:
     """What the handler gets as the answer of a call that happened."""
 
     status: int = 200
@@ -37,7 +37,7 @@ class Response:
 
 
 def resolve(
-    store: Store, call: UUID, how: Resolution, who: str, *, response: Response | None = None
+    store: Store, call: UUID, how: Resolution, who: str, *, response: StatedResponse | None = None
 ) -> Acted:
     """Resolve a call of a parked event, and let the event go on; a call given up ends its event.
 
@@ -46,7 +46,7 @@ def resolve(
     with store.write() as connection:
         row = _lock(store, connection, call)
         _refuse(row, how)
-        change = _CHANGES[how](response or Response())
+        change = _CHANGES[how](response or StatedResponse())
         ended = None if how == Resolution.USE_STORED else row.now
         reason = f"{_SAID[how]} {clipped(who)}."
         change |= {"reason": reason, "ended_at": ended, "due_at": None, "trying_since": row.now}
@@ -102,7 +102,7 @@ def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution,
     return acted
 
 
-def _happened(response: Response) -> dict[str, Any]:
+def _happened(response: StatedResponse) -> dict[str, Any]:
     return {
         "state": CallState.SUCCEEDED,
         "status": response.status,
@@ -111,7 +111,7 @@ def _happened(response: Response) -> dict[str, Any]:
     }
 
 
-_CHANGES: Final[Mapping[Resolution, Callable[[Response], dict[str, Any]]]] = {
+_CHANGES: Final[Mapping[Resolution, Callable[[StatedResponse], dict[str, Any]]]] = {
     Resolution.HAPPENED: _happened,
     Resolution.RESEND_AS_NEW: lambda _: {"state": CallState.REPLACED},
     Resolution.USE_STORED: lambda _: {"state": CallState.PENDING, "use_stored": True},

@@ -3,12 +3,16 @@
 from receiver.ledger.reports.alerts import News, Topic, next_news, told
 from receiver.ledger.reports.calls import call_story, list_calls
 from receiver.ledger.reports.events import Original, conflicts, find_event, list_events, original, story
+from receiver.ledger.reports.models import Calls, CallStory, Problem
 from receiver.ledger.reports.stats import Figures, figures, flow, pace, pending, rejections, stats, workers
 
 __all__ = [
+    "CallStory",
+    "Calls",
     "Figures",
     "News",
     "Original",
+    "Problem",
     "Topic",
     "call_story",
     "conflicts",

@@ -16,14 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from receiver.ledger.control import Resolution, Response
+from receiver.ledger.control import Resolution, StatedResponse
 from receiver.ledger.filter import CallFilter, EventFilter
 from receiver.ledger.states import CallState, Move, State
 
 PAGE, PAGE_MAX = 50, 200
+
 GENERATION_MAX = 2**31 - 1
+
 UUID_FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
 _EARLIEST, _LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -58,7 +62,9 @@ def read_uuid(value: Any) -> Any:
 
 
 Id = Annotated[UUID, BeforeValidator(read_uuid)]
+
 Time = Annotated[datetime, BeforeValidator(read_time)]
+
 Generation = Annotated[StrictInt, Field(ge=0, le=GENERATION_MAX), BeforeValidator(_read_whole)]
 
 
@@ -155,10 +161,10 @@ class GivenResponse(Given):
     )
     body: StrictStr = Field(default="", description="The body, as text.")
 
-    def as_response(self) -> Response:
+    def as_response(self) -> StatedResponse:
         """Return it as the ledger takes it."""
         kind = (("content-type", self.content_type),) if self.content_type else ()
-        return Response(self.status, kind, self.body.encode())
+        return StatedResponse(self.status, kind, self.body.encode())
 
 
 _ONLY_HAPPENED: dict[str, Any] = {

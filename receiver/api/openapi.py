@@ -1,19 +1,25 @@
 """The OpenAPI 3.1 document, made from the operations that are served and the models that check them."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from flask import Response, make_response, render_template
+from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from config.dialects import load_dialects
-from receiver.management.operations import PREFIX, Operation
-from receiver.management.shapes import Problem
+from receiver.api.operation import PREFIX, Operation
+from receiver.ledger.reports import Problem
 
 Json = dict[str, Any]
+
 REF = "#/components/schemas/"
+
 KEY_FORM = r'^([ !#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 """1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941)."""
 
@@ -22,6 +28,7 @@ ABOUT = (
     " Send `Authorization: Bearer <key>` with one of FIRSTSEEN_API_KEYS."
     " Errors are problem documents (RFC 9457): `type` is stable, `detail` says what happened and what to do."
 )
+
 PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
     "event": ("The ledger's id of the event, not the provider's.", {"type": "string", "format": "uuid"}),
     "replay": ("The id of the bulk run.", {"type": "string", "format": "uuid"}),
@@ -123,3 +130,98 @@ def _schemas(operations: Iterable[Operation]) -> Json:
     _, schemas = models_json_schema(models, ref_template=REF + "{model}")  # type: ignore[arg-type]
     found: Json = schemas["$defs"]
     return found
+
+
+# `/v1/docs`: the document as one page, made here: no script, and nothing from another host.
+
+
+Document = dict[str, Any]
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def render_page(document: Document) -> Response:
+    """Return the page of an OpenAPI document as `openapi.document` makes it."""
+    schemas = document["components"]["schemas"]
+    operations = list(_operations(document, schemas))
+    shapes = [_shape(name, schema, schemas) for name, schema in schemas.items()]
+    page = render_template(
+        "docs.html", info=document["info"], operations=operations, shapes=shapes, prose=_prose
+    )
+    response = make_response(page)
+    response.headers["Content-Security-Policy"] = POLICY
+    return response
+
+
+def _operations(document: Document, schemas: Document) -> Iterator[Document]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            yield {
+                **operation,
+                "method": method.upper(),
+                "path": path,
+                "parameters": [{**one, "form": _form(one["schema"])} for one in operation["parameters"]],
+                "members": _members(_resolved(body["schema"], schemas)) if body else [],
+                "curl": _curl(method, path, body),
+                "answers": [_answered(*answer) for answer in operation["responses"].items()],
+            }
+
+
+def _answered(status: str, answer: Document) -> Document:
+    (content,) = answer["content"].values()
+    return {"status": status, "shape": content["schema"]["$ref"].rpartition("/")[2]}
+
+
+def _curl(method: str, path: str, body: Document | None) -> str:
+    parts = ["curl", '-H "Authorization: Bearer $KEY"']
+    if method == "post":
+        parts += ["-X POST", '-H "Idempotency-Key: $(uuidgen)"']
+    if body:
+        parts.append(f"--json '{json.dumps(body['example'])}'")
+    named = re.sub(r"{(\w+)}", lambda name: f"${name[1].upper()}", path)
+    return " ".join([*parts, f'"$URL{named}"'])
+
+
+def _prose(text: str) -> Markup:
+    """Return a text with its code between backticks as HTML."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped first
+
+
+def _shape(name: str, schema: Document, schemas: Document) -> Document:
+    resolved = _resolved(schema, schemas)
+    about = {"about": schema.get("description", ""), "form": _form(schema) if "enum" in schema else ""}
+    return {"name": name, **about, "members": _members(resolved)}
+
+
+def _members(schema: Document) -> list[Document]:
+    required = schema.get("required", ())
+    return [
+        {
+            "name": name,
+            "form": _form(form),
+            "required": name in required,
+            "about": form.get("description", ""),
+        }
+        for name, form in schema.get("properties", {}).items()
+    ]
+
+
+def _resolved(schema: Document, schemas: Document) -> Document:
+    found: Document = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    return found
+
+
+def _form(schema: Document) -> str:
+    """Write a schema in a few words."""
+    match schema:
+        case {"$ref": str(reference)}:
+            return reference.rpartition("/")[2]
+        case {"anyOf": list(several)}:
+            return " or ".join(map(_form, several))
+        case {"enum": list(values)}:
+            return ", ".join(map(str, values))
+        case {"type": "array", "items": dict(items)}:
+            return f"list of {_form(items)}"
+        case _:
+            return str(schema.get("const", schema.get("format", schema.get("type", "any"))))

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 FORM = "application/x-www-form-urlencoded"
+
 MAX_FORM_FIELDS = 10_000  # far above any provider's form; without a bound one body could hold a million
 
 

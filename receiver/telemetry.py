@@ -12,12 +12,13 @@ from flask import Flask, Response, g, request
 
 from config.logs import begin, bind, unbind
 from config.tracing import UNTRACED, Span, span
-from receiver.instruments import Instruments
 from receiver.ledger.intake import Verdict
+from receiver.metrics import Instruments
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID, REQUEST_ID_GIVEN = "X-Request-Id", "HTTP_X_REQUEST_ID"
+
 WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{7,127}")
 """Ids of routers and proxies; anything else is replaced, as it stands in every line."""
 
