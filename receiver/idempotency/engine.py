@@ -7,13 +7,13 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from flask import Response, current_app, g, make_response, request
+from flask import Request, Response, current_app, g, make_response, request
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from config.dialects import Error
 from receiver.idempotency.policy import OF_REQUEST, KeyPolicy, Refusal, Scope, fingerprint, read_key, scope
-from receiver.idempotency.reading import BODY_MAX, read_body
 from receiver.ledger.errors import LedgerError, LedgerUnavailable
 from receiver.ledger.idempotency_keys import (
     Held,
@@ -26,6 +26,36 @@ from receiver.ledger.idempotency_keys import (
     open_key,
 )
 from receiver.ledger.store import Store
+
+# A request's body, read once and whole or refused.
+
+
+BODY_MAX = 1024 * 1024
+"""Bytes of a request that is guarded by a key: what is fingerprinted is held in memory."""
+
+
+def read_body(request: Request, limit: int = BODY_MAX) -> bytes:
+    """Return the body and leave it readable for the view.
+
+    Raises Refusal: 413 for more than `limit` bytes, 400 for a body that breaks off or is badly chunked.
+
+    werkzeug cuts a chunked body at its own limit without a word, so that limit is set one byte higher.
+    """
+    request.max_content_length = limit + 1
+    try:
+        body = request.get_data()
+    except RequestEntityTooLarge:
+        raise _too_large(limit) from None
+    except OSError:
+        raise Refusal(400, "body_broken", "The body breaks off or is badly chunked; send it again.") from None
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, "body_too_large", f"The body is longer than {limit} bytes.")
+
 
 LEASE = timedelta(seconds=30)
 """How long a view may take. A process that dies inside blocks its key for this long, and no longer."""
@@ -48,6 +78,7 @@ class TakenOver(Exception):
 
 
 View = Callable[..., Any]
+
 Guarded = Callable[..., Response]
 
 

@@ -11,7 +11,7 @@ from config.api_parts import check_base_url
 from config.apis import APIS, Api, header_of, load_apis
 from config.dialects import load_dialects
 from config.errors import ConfigError
-from receiver.sandbox.apis import APIS as SANDBOX
+from receiver.sandbox.app import APIS as SANDBOX
 
 DIALECTS = load_dialects()
 SECRET = "hunter2-hunter2"

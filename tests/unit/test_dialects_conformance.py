@@ -8,9 +8,10 @@ import pytest
 
 from config.apis import load_apis
 from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
+from receiver.idempotency import Refusal
 from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
-from receiver.sandbox.api import Refusal, SandboxApi
-from receiver.sandbox.apis import APIS as SANDBOX
+from receiver.sandbox.apis import SandboxApi
+from receiver.sandbox.app import APIS as SANDBOX
 from worker.calls.answers import Answer
 from worker.calls.classify import classify, protection
 

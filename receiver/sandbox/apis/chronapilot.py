@@ -5,8 +5,9 @@ from typing import Any
 from flask import Request
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Refusal, SandboxApi, header, operations
-from receiver.sandbox.desk import Desk, Fields, remove, text
+from receiver.idempotency import Refusal
+from receiver.sandbox.apis import SandboxApi, header, operations
+from receiver.sandbox.storage import Desk, Fields, remove, text
 
 TEXTS = ("title", "description", "location", "start", "end")
 

@@ -6,8 +6,9 @@ from typing import Any
 from flask import Request
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Refusal, SandboxApi, operations
-from receiver.sandbox.desk import Desk
+from receiver.idempotency import Refusal
+from receiver.sandbox.apis import SandboxApi, operations
+from receiver.sandbox.storage import Desk
 
 SAMPLE = "https://www.stannp.com/assets/samples/letter-sample.pdf"
 COST = "0.78"

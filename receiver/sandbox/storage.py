@@ -1,4 +1,4 @@
-"""What a view works with: one API's resources as one owner sees them, inside the engine's transaction."""
+"""The sandbox's tables, in a file of its own: no migrations, its rows are worth nothing tomorrow."""
 
 import json
 import secrets
@@ -7,12 +7,136 @@ from typing import Any
 
 from flask import Request
 from flask.typing import ResponseReturnValue
-from sqlalchemy import ColumnElement, and_, delete, insert, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    and_,
+    delete,
+    insert,
+    inspect,
+    select,
+    update,
+)
+from sqlmodel import UTCDateTime
 
 from receiver.idempotency import Refusal
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.idempotency_keys import KEY
 from receiver.ledger.store import Store
-from receiver.sandbox.journal import note_effect
-from receiver.sandbox.tables import RESOURCE
+
+metadata = MetaData()
+
+EFFECT = Table(
+    "sandbox_effect",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("api", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("key", Text),
+    Column("at", UTCDateTime(), nullable=False),
+)
+"""What really happened: one row for each thing that an API made, changed or deleted."""
+
+REQUEST = Table(
+    "sandbox_request",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("api", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("key", Text),
+    Column("at", UTCDateTime(), nullable=False),
+    Column("status", Integer),
+)
+"""What was asked, in the order of arrival; `status` stays empty until, or unless, an answer is sent."""
+
+RESOURCE = Table(
+    "sandbox_resource",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("api", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("fields", Text, nullable=False),
+)
+"""The candidates, contacts, letters, orders and events, as JSON; seen by their owner alone."""
+
+
+def prepare(store: Store) -> None:
+    """Make what is missing; raise LedgerError for a database that is somebody else's."""
+    with store.write() as connection:
+        names = set(inspect(connection).get_table_names())
+        if "alembic_version" in names or "event" in names:
+            raise LedgerError(
+                f"{store.url.database} is a ledger, and the sandbox forgets all at a reset:"
+                " give it a file of its own."
+            )
+        metadata.create_all(connection)
+        KEY.create(connection, checkfirst=True)
+
+
+def empty(store: Store) -> None:
+    """Forget every effect, request, resource and key."""
+    with store.write() as connection:
+        for table in (EFFECT, REQUEST, RESOURCE, KEY):
+            connection.execute(delete(table))
+
+
+# What the sandbox remembers of requests and effects, for whoever wants to count them.
+
+
+TEXT_MAX = 10_000
+"""Characters of a request's body that are kept."""
+
+
+def note_request(store: Store, api: str, request: Request, key: str | None) -> int:
+    """Write a request down at its arrival, without its body as yet, and return its number."""
+    row = {"api": api, "method": request.method, "path": request.path, "body": "", "key": key}
+    with store.write() as connection:
+        made = connection.execute(insert(REQUEST).values(**row, at=store.now()).returning(REQUEST.c.number))
+        return int(made.scalar_one())
+
+
+def note_answer(store: Store, number: int, body: bytes, status: int | None) -> None:
+    """Add what the request said and how it was answered; None for a connection that was dropped."""
+    text = body.decode("utf-8", "replace")[:TEXT_MAX]
+    with store.write() as connection:
+        connection.execute(update(REQUEST).where(REQUEST.c.number == number).values(body=text, status=status))
+
+
+def note_effect(ledger: Store, api: str, request: Request, key: str | None, body: str) -> None:
+    """Write an effect down, in the transaction of the view that has it."""
+    row = {"api": api, "method": request.method, "path": request.path, "body": body, "key": key}
+    with ledger.write() as connection:
+        connection.execute(insert(EFFECT).values(**row, at=ledger.now()))
+
+
+def effects(store: Store) -> list[dict[str, Any]]:
+    """Return every effect, the first one first."""
+    return _rows(store, EFFECT)
+
+
+def requests(store: Store) -> list[dict[str, Any]]:
+    """Return every request, the first one first."""
+    return _rows(store, REQUEST)
+
+
+def _rows(store: Store, table: Table) -> list[dict[str, Any]]:
+    columns = [column for column in table.c if column.name != "number"]
+    with store.read() as connection:
+        rows = connection.execute(select(*columns).order_by(table.c.number)).mappings().all()
+    return [{**row, "at": row["at"].isoformat()} for row in rows]
+
+
+# What a view works with: one API's resources as one owner sees them, inside the engine's transaction.
+
 
 Fields = dict[str, Any]
 
