@@ -17,7 +17,7 @@ from receiver.ledger.filter import CallFilter
 from receiver.ledger.reports import call_story, list_calls
 from receiver.ledger.states import CallState
 from receiver.redaction import redacted_calls
-from worker.calls.wire import ANSWER_MAX
+from worker.calls.transport import ANSWER_MAX
 
 PAGE = 50
 SHOWN = ("id", "api", "step", "state", "source", "event_id", "reason")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.reports import News, Topic, next_news, told
 from receiver.ledger.store import Store
-from worker.calls.wire import HttpWire, NoReply, Outgoing, Wire
+from worker.calls.transport import HttpWire, NoReply, Outgoing, Wire
 
 log = logging.getLogger(__name__)
 

@@ -20,14 +20,13 @@ from receiver.ledger.queue import settle
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, SEND
 from tests.integration.steps import change, row, take
-from worker.calls.answers import Answer
-from worker.calls.classify import classify
+from worker.attempt import AttemptPolicy, attempt
+from worker.calls.classify import Answer, classify
 from worker.calls.client import Calls
-from worker.calls.keys import credential_marks
-from worker.calls.outbound import Outbound
-from worker.calls.wire import Mark, NoReply, Outgoing, Reply
+from worker.calls.perform import Outbound
+from worker.calls.request import credential_marks
+from worker.calls.transport import Mark, NoReply, Outgoing, Reply
 from worker.registry import Handler, Registry
-from worker.tasks import AttemptPolicy, attempt
 
 SECRET = b"a secret key of thirty-two bytes"
 DAY = timedelta(hours=24)

@@ -17,7 +17,7 @@ from receiver.ledger.store import Store
 from tests.integration.office import SILENCE, UNSENT, Office, crash, letter, posts, reply, used_up
 from tests.integration.steps import ONLY_POSTGRES, deliver, later, row, state
 from worker import CallRejected, Dead
-from worker.calls.wire import Outgoing, Reply
+from worker.calls.transport import Outgoing, Reply
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.services.raw_server import RawServer, hang_up, reply, stay
 from tests.services.sandbox import CHRONAPILOT, STANNP, TELNESS, Client
 from tests.services.waiting import free_port, wait_until
 from worker.calls.client import Calls
-from worker.calls.wire import ANSWER_MAX
+from worker.calls.transport import ANSWER_MAX
 
 CREATED = reply("201 Created", b'{"id": "made"}')
 Prepare = Callable[..., Attempts]

@@ -29,7 +29,7 @@ from tests.integration.office import (
 from tests.integration.steps import deliver, later, row, state
 from worker.calls.client import Calls
 from worker.calls.errors import CallChanged, ClaimLost
-from worker.calls.wire import Outgoing, Reply
+from worker.calls.transport import Outgoing, Reply
 
 
 @pytest.fixture

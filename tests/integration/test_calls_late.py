@@ -13,7 +13,7 @@ from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.integration.office import SILENCE, Office, crash, letter, posts, reply, used_up
 from tests.integration.steps import deliver, later, row, state, take
-from worker.calls.wire import Outgoing, Reply
+from worker.calls.transport import Outgoing, Reply
 
 TOO_LONG = replace(reply(), truncated=True)
 

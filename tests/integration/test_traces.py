@@ -25,12 +25,12 @@ from tests.services.ledger import Ledger
 from tests.services.listener import Listener
 from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event
 from worker import Dead, Retry
+from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.outbound import Outbound
-from worker.calls.wire import HttpWire
+from worker.calls.perform import Outbound
+from worker.calls.transport import HttpWire
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
-from worker.tasks import AttemptPolicy, attempt
 
 STRANGER = f"00-{'a' * 32}-{'b' * 16}-01"
 LEASE = timedelta(seconds=60)

@@ -22,12 +22,12 @@ from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 from worker import runner as runner_module
-from worker import settling
+from worker import runner as settling
 from worker.app import Worker
+from worker.attempt import AttemptPolicy, attempt
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
 from worker.sweeper import Reopener, Sweeper, Swept
-from worker.tasks import AttemptPolicy, attempt
 
 LEASE, SWEEP = timedelta(seconds=60), timedelta(seconds=5)
 DONE = Outcome(Move.FINISH)

@@ -16,11 +16,11 @@ from receiver.ledger.queue import claim, settle
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.services.calling import Target, configure
+from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.outbound import Outbound
-from worker.calls.wire import HttpWire
+from worker.calls.perform import Outbound
+from worker.calls.transport import HttpWire
 from worker.registry import Handler, Registry
-from worker.tasks import AttemptPolicy, attempt
 
 SECRET = b"tests only, tests only, tests only"
 LEASE = timedelta(seconds=60)

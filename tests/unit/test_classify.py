@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from config.dialects import load_dialects
 from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
-from worker.calls.answers import Answer, Failure
-from worker.calls.classify import classify, protection
+from worker.calls.classify import Answer, Failure, classify, protection
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -12,8 +12,7 @@ from receiver.idempotency import Refusal
 from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
 from receiver.sandbox.apis import SandboxApi
 from receiver.sandbox.app import APIS as SANDBOX
-from worker.calls.answers import Answer
-from worker.calls.classify import classify, protection
+from worker.calls.classify import Answer, classify, protection
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

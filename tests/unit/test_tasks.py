@@ -12,6 +12,7 @@ import pytest
 from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.states import Move
 from worker import Dead, Retry
+from worker.attempt import AttemptPolicy, attempt, event_of
 from worker.calls.errors import (
     CallChanged,
     CallError,
@@ -24,9 +25,7 @@ from worker.calls.errors import (
     CallUnknown,
     ClaimLost,
 )
-from worker.events import event_of
 from worker.registry import Handler, Registry
-from worker.tasks import AttemptPolicy, attempt
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 POLICY = AttemptPolicy(3, timedelta(hours=1))

@@ -12,15 +12,12 @@ from config.apis import Api
 from receiver.ledger.calls import remember
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import Protection
-from worker.calls.answers import Answer
-from worker.calls.classify import protection
+from worker.calls.classify import Answer, protection
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
-from worker.calls.keys import digest
-from worker.calls.outbound import Outbound
-from worker.calls.performing import Performance, Step
-from worker.calls.requests import CallArguments, OutboundRequest, build, complete, respond
-from worker.calls.wire import NoReply, Reply
-from worker.observing import traced, watched_send
+from worker.calls.perform import Outbound, Performance, Step
+from worker.calls.request import CallArguments, OutboundRequest, build, complete, digest, respond
+from worker.calls.transport import NoReply, Reply
+from worker.telemetry import traced, watched_send
 
 STEP_MAX = 200
 """Characters of a step's name: it must fit its column."""

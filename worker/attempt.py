@@ -1,20 +1,105 @@
 """One attempt, start to end: claim, run the handler, settle. A closed set of outcomes, one match."""
 
+import json
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import cached_property
 from random import Random
 from typing import Any
+from uuid import UUID
 
 from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.states import Move
-from worker.backoff import BASE, backoff
+from receiver.payload import parse_payload
 from worker.calls.errors import CallError, CallLater, CallParked, CallRejected, CallUnknown
-from worker.events import event_of
-from worker.outcomes import Dead, Retry
 from worker.registry import Handler, Registry
+
+# What a handler sees of an event.
+
+
+@dataclass(frozen=True)
+class Event:
+    """One first-seen event. `raw` is the exact body; `attempt` counts from 1, `generation` from 0."""
+
+    source: str
+    id: UUID
+    event_id: str
+    type: str
+    created_at: datetime | None
+    received_at: datetime
+    raw: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    attempt: int
+    generation: int
+
+    @cached_property
+    def data(self) -> Any:
+        """Return the whole parsed payload, JSON or form; raises ValueError where it is neither."""
+        return parse_payload(self.raw, self.headers.get("Content-Type"))
+
+
+def event_of(held: Claim) -> Event:
+    """Build the handler's view of a claimed event."""
+    headers = json.loads(held.headers)
+    if held.content_type:
+        headers["Content-Type"] = held.content_type
+    return Event(
+        source=held.source,
+        id=held.event,
+        event_id=held.event_id,
+        type=held.type,
+        created_at=held.created_at,
+        received_at=held.received_at,
+        raw=held.body or b"",
+        headers=headers,
+        attempt=held.attempt,
+        generation=held.generation,
+    )
+
+
+# What a handler may raise to say how its attempt ended.
+
+
+AFTER_MAX = timedelta(hours=24)
+"""A longer wait is cut to this: whoever asked for more is asked again."""
+
+
+class Retry(Exception):
+    """Run this event again after a while. `after` is in seconds; left out, the handler's back-off decides."""
+
+    def __init__(
+        self, after: float | None = None, reason: str = "The handler asked for another run."
+    ) -> None:
+        super().__init__(reason)
+        self.after = (
+            None if after is None else timedelta(seconds=min(max(0.0, after), AFTER_MAX.total_seconds()))
+        )
+
+
+class Dead(Exception):
+    """This event can never succeed: keep it, dead, with this reason."""
+
+    def __init__(self, reason: str = "The handler gave this event up.") -> None:
+        super().__init__(reason)
+
+
+# How long a failed event waits: exponential with full jitter, so that failures do not return in step.
+
+
+BASE = timedelta(seconds=2)
+"""The first wait is at most this long; it doubles from there, up to FIRSTSEEN_BACKOFF_MAX."""
+
+DOUBLINGS_MAX = 60
+
+
+def backoff(attempt: int, *, cap: timedelta, rng: Random, base: timedelta = BASE) -> timedelta:
+    """Return a wait between 0 and `base * 2**(attempt - 1)`, at most `cap`; attempts count from 1."""
+    ceiling = min(cap.total_seconds(), base.total_seconds() * 2.0 ** min(attempt - 1, DOUBLINGS_MAX))
+    return timedelta(seconds=rng.uniform(0, ceiling))
+
 
 log = logging.getLogger(__name__)
 

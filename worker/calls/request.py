@@ -1,11 +1,14 @@
 """What a handler asks for, made into an exact request: address, headers, bytes. Pure."""
 
+import hashlib
+import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlencode
+from uuid import UUID
 
 import httpx
 
@@ -13,8 +16,38 @@ from config.api_parts import OURS, SECRETS
 from config.apis import Api, header_of
 from config.dialects import Dialect
 from worker.calls.errors import CallRefused
-from worker.calls.keys import digest
-from worker.calls.wire import Outgoing
+from worker.calls.transport import Outgoing
+
+# Keys of outbound calls, and fingerprints of credentials: HMACs under the deployment's secret key.
+
+
+def make_key(secret: bytes, parts: Iterable[str | int]) -> str:
+    """Return a key shaped like a UUIDv4, made from what names one logical operation.
+
+    The parts are source, event id, generation, step and successor. The key is unpredictable without the
+    secret, unique for each operation, and the same again if its row was lost.
+    """
+    return str(UUID(bytes=_mac(secret, "key", *map(str, parts))[:16], version=4))
+
+
+def credential_marks(secrets: Sequence[bytes], api: str, credential: str) -> tuple[str, ...]:
+    """Return a credential's HMACs under each secret key, in hex, for the ledger; the first is current."""
+    return tuple(_mac(secret, "credential", api, credential).hex() for secret in secrets)
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Return a SHA-256 in hex over parts, each with its length, so that no two lists run together."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "big") + part)
+    return whole.hexdigest()
+
+
+def _mac(secret: bytes, *parts: str) -> bytes:
+    encoded = (part.encode("utf-8", "surrogatepass") for part in parts)
+    text = b"".join(len(part).to_bytes(8, "big") + part for part in encoded)
+    return hmac.digest(secret, text, "sha256")
+
 
 BODY_MAX = 1024 * 1024
 """Bytes of a request's body: it is stored, for as long as the event's payload."""
@@ -23,7 +56,9 @@ UNFINGERPRINTED = frozenset({"user-agent", "traceparent", "tracestate"})
 """Headers that may differ between two sends of one call: they change nothing about what it does."""
 
 AGENT = "Firstseen"
+
 FORM = "application/x-www-form-urlencoded"
+
 DECODINGS = 5
 """How many times a path is percent-decoded to find `..` in it: more than any server on the way does."""
 
@@ -31,6 +66,7 @@ PLAIN = str | int | float | bool | None
 """What a form or a query says the same way in every run: the text of an object may hold its address."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 

@@ -1,9 +1,11 @@
 """One call from its plan to its end: plan, mark, send, record, and what the answer means for the handler."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from random import Random
 from typing import Never
 from uuid import UUID
 
@@ -11,6 +13,7 @@ import httpx
 
 from config.apis import Api
 from config.dialects import Dialect
+from config.settings import Settings
 from receiver.ledger.calls import (
     Answered,
     Lost,
@@ -32,9 +35,9 @@ from receiver.ledger.calls import (
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import CallState, Judgement, Protection, SendOutcome, Standing
-from worker.backoff import backoff
-from worker.calls.answers import Answer, Failure
-from worker.calls.classify import classify
+from receiver.ledger.store import Store
+from worker.attempt import backoff
+from worker.calls.classify import Answer, Failure, classify
 from worker.calls.errors import (
     CallChanged,
     CallLater,
@@ -45,11 +48,46 @@ from worker.calls.errors import (
     CallUnknown,
     ClaimLost,
 )
-from worker.calls.keys import credential_marks, make_key
-from worker.calls.outbound import Outbound
-from worker.calls.requests import OutboundRequest, complete, respond
-from worker.calls.wire import NoReply, Outgoing, Reply
-from worker.observing import came_back, traced, watched_send
+from worker.calls.request import OutboundRequest, complete, credential_marks, make_key, respond
+from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply, Wire
+from worker.telemetry import came_back, traced, watched_send
+
+# What every attempt of a worker process calls out with.
+
+
+@dataclass(frozen=True)
+class Outbound:
+    """The ledger, the APIs with their wires, and the limits. `secrets` are the secret keys, current first."""
+
+    store: Store
+    apis: Mapping[str, Api]
+    wires: Mapping[str, Wire]
+    secrets: tuple[bytes, ...] = field(repr=False)
+    lease: timedelta
+    max_runtime: timedelta
+    give_up_after: timedelta
+    backoff_max: timedelta
+    rng: Random = field(default_factory=Random)
+
+
+DEV_SECRET = b"firstseen make run"
+"""Keys what `make run` calls out with when it has no secret key; elsewhere one is required."""
+
+
+def outbound_of(settings: Settings, store: Store, apis: Mapping[str, Api]) -> Outbound:
+    """Wire up every API."""
+    secrets = tuple(key.get_secret_value().encode() for key in settings.secret_keys)
+    return Outbound(
+        store=store,
+        apis=apis,
+        wires={name: HttpWire(api) for name, api in apis.items()},
+        secrets=secrets or (DEV_SECRET,),
+        lease=settings.lease,
+        max_runtime=settings.max_runtime,
+        give_up_after=settings.give_up_after,
+        backoff_max=settings.backoff_max,
+    )
+
 
 LOCKED_PAUSE, LOCKED_PAUSE_MAX = 0.1, 0.5
 """Seconds between two sends of a call that still runs there, growing: what Telness's document advises."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from config.logs import about
 from config.tracing import Span, here, span
 from receiver.ledger.lease import Claim
-from worker.calls.wire import Outgoing
+from worker.calls.transport import Outgoing
 
 log = logging.getLogger(__name__)
 
