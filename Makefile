@@ -45,7 +45,7 @@ COMPILE := pyproject.toml --universal --python-version 3.11 --upgrade --no-emit-
 	--custom-compile-command "make requirements"
 
 providers: $(VENV)/.test  ## Write the tables of docs/providers.md from the catalogue
-	$(PY) -m firstseen.providers_page docs/providers.md
+	$(PY) -m firstseen.providers docs/providers.md
 
 clean:  ## Remove .venv, caches and build output; var/ and .env stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from config.catalogue import load_providers
 from config.sources import load_sources
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from receiver.ledger.control import Resolution
 from receiver.ledger.counters import Rejected, record_rejections
 from receiver.ledger.reports import models as shapes

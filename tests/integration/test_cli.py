@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import update
 
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from receiver.ledger.control import discard, plan, progress
 from receiver.ledger.counters import Rejected, record_rejections
 from receiver.ledger.filter import EventFilter

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from receiver.ledger.lease import Outcome as End
 from receiver.ledger.queue import settle
 from receiver.ledger.states import Move, SendOutcome

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from receiver.ledger.schema import migrate
 from receiver.ledger.store import Store
 from tests.services.databases import Databases, driver_url

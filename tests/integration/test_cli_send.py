@@ -12,7 +12,7 @@ from config.catalogue import load_providers
 from config.secrets import generate_secret
 from config.settings import Settings
 from config.sources import load_sources
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.deployment import Deployment
 from tests.services.waiting import free_port

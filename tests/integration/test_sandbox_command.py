@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from config.settings import Settings
 from firstseen import dev
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from receiver.ledger.schema import migrate
 from receiver.ledger.store import Store
 from receiver.sandbox.server import is_loopback

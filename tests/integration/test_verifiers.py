@@ -7,20 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import firstseen.sending
 import pytest
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from twilio.request_validator import RequestValidator
 from werkzeug.test import TestResponse
 
-import firstseen.sending
 import receiver.app
 import receiver.endpoints
 from config.errors import ConfigError
 from config.settings import Settings
-from firstseen.cli import cli
-from firstseen.samples import Sample
-from firstseen.sending import DeliveryAnswer
+from firstseen.__main__ import cli
+from firstseen.send import DeliveryAnswer, Sample
 from receiver.app import create_app
 from receiver.ledger.store import Store
 from receiver.verifiers.remote_keys import FetchedKeys, Keys

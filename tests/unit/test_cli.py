@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstseen.options import Moment, filter_of
-from firstseen.output import moment, plural, visible, visible_lines
+from firstseen.console import Moment, filter_of, moment, plural, visible, visible_lines
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.states import State
 

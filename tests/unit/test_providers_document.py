@@ -8,8 +8,8 @@ from click.testing import CliRunner, Result
 
 from config.catalogue import load_providers
 from config.providers import Provider
-from firstseen.cli import cli
-from firstseen.providers_page import updated
+from firstseen.__main__ import cli
+from firstseen.providers import updated
 from receiver import describe as wording
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "providers.md"

@@ -11,7 +11,7 @@ from config.providers import Provider
 from config.schemes import PUBLIC_KEY
 from config.secrets import generate_secret
 from config.sources import SOURCES, Source, load_sources
-from firstseen.samples import Sample, sample, signed_file
+from firstseen.send import Sample, sample, signed_file
 from receiver.endpoints import Item, build_endpoints, compile_extractor
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme, verify

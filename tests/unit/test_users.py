@@ -7,8 +7,8 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from config.errors import ConfigError
 from config.settings import load_settings
 from config.users import find_user, parse_users
-from firstseen.cli import cli
-from firstseen.passwords import entry
+from firstseen.__main__ import cli
+from firstseen.admin import entry
 
 HASH = generate_password_hash("correct horse battery", "scrypt")
 

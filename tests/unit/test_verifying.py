@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from config.catalogue import load_providers
-from firstseen.cli import cli
-from firstseen.verifying import STEPS
+from firstseen.__main__ import cli
+from firstseen.verify import STEPS
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request
 from receiver.signatures.errors import REASONS
 from receiver.verifiers.base import OwnVerifier
