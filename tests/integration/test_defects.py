@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.defects.pairs import DefectError, read_defects
 from tests.services.checkout import CHECKOUT
 
-PATCH = """promise: {promise}
-tests: {tests}
---- a/shop/__init__.py
-+++ b/shop/__init__.py
-@@ -1 +1 @@
--PRICE = {before}
-+PRICE = 2
+DEFECT = """[dearer]
+promise = "It costs 1."
+find = "PRICE = {before}"
+replace = "PRICE = 2"
+tests = {tests}
 """
 TESTS = """import pytest, shop
 
@@ -32,6 +31,14 @@ def test_set_up(broken):
     pass
 """
 
+FILE_TEST = """from pathlib import Path
+
+import shop
+
+def test_file():
+    assert "4" not in Path(shop.__file__).with_name("prices.toml").read_text()
+"""
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -43,10 +50,10 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(checkout: Path, tests: str, *, promise: str = "It costs 1.", before: int = 1) -> tuple[int, str]:
+def run(checkout: Path, *tests: str, before: int = 1) -> tuple[int, str]:
     """Run the runner on one defect; return its exit code and what it prints."""
-    patch = PATCH.format(promise=promise, tests=tests, before=before)
-    (checkout / "tests" / "defects" / "01-dearer.patch").write_text(patch)
+    defect = DEFECT.format(tests=list(tests), before=before)
+    (checkout / "tests" / "defects" / "shop.toml").write_text(defect)
     argv = [sys.executable, "-m", "tests.defects.run", "--root", str(checkout)]
     ended = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout + ended.stderr
@@ -54,28 +61,61 @@ def run(checkout: Path, tests: str, *, promise: str = "It costs 1.", before: int
 
 def test_a_defect_is_caught(checkout: Path) -> None:
     """When the named test fails on the broken copy all is well, and the checkout itself is untouched."""
-    code, said = run(checkout, "tests/test_shop.py::test_price")
-    assert (code, "caught 01-dearer" in said, "1 of 1 defects caught" in said) == (0, True, True), said
+    code, said = run(checkout, "test_shop.py::test_price")
+    assert (code, "caught dearer" in said, "1 of 1 defects caught" in said) == (0, True, True), said
     assert (checkout / "shop" / "__init__.py").read_text() == "PRICE = 1\n"
+
+
+def test_further_pairs_are_applied_too(checkout: Path) -> None:
+    """A defect of several changes is caught where only the last one breaks something."""
+    (checkout / "shop" / "prices.toml").write_text("price = 3\n")
+    (checkout / "tests" / "test_file.py").write_text(FILE_TEST)
+    also = 'find = "price = 3"\nreplace = "price = 4"\n'
+    (checkout / "tests" / "defects" / "more.toml").write_text(
+        DEFECT.format(tests=["test_file.py::test_file"], before=1).replace("[dearer]", "[more]")
+        + f"[[more.also]]\n{also}"
+    )
+    code, said = run(checkout, "test_shop.py::test_price")
+    assert (code, "2 of 2 defects caught" in said) == (0, True), said
 
 
 @pytest.mark.parametrize(
     ("tests", "reason"),
     [
-        ("tests/test_shop.py::test_nothing", "test_nothing still passes"),
-        ("tests/test_shop.py::test_price tests/test_shop.py::test_nothing", "test_nothing still passes"),
-        ("tests/test_shop.py::test_gone", "pytest exits 4"),
-        ("tests/test_shop.py::test_set_up", "test_set_up still passes"),
-        ("", "needs a `promise:` and a `tests:` line"),
+        (["test_shop.py::test_nothing"], "test_nothing still passes"),
+        (["test_shop.py::test_price", "test_shop.py::test_nothing"], "test_nothing still passes"),
+        (["test_shop.py::test_set_up"], "test_set_up still passes"),
+        (["test_shop.py::test_price[7]"], "pytest exits 4"),
+        (["test_shop.py::test_gone"], "must be defined in one test file but is in 0"),
+        (["test_gone.py::test_price"], "must be defined in one test file but is in 0"),
     ],
 )
-def test_a_defect_is_not_caught(checkout: Path, tests: str, reason: str) -> None:
+def test_a_defect_is_not_caught(checkout: Path, tests: list[str], reason: str) -> None:
     """A test that passes, is missing, or cannot be set up notices nothing."""
-    code, said = run(checkout, tests)
+    code, said = run(checkout, *tests)
     assert (code, reason in said) == (1, True), said
 
 
-def test_a_patch_that_no_longer_applies_fails(checkout: Path) -> None:
-    """The product moved on and the patch did not: somebody must look."""
-    code, said = run(checkout, "tests/test_shop.py::test_price", before=7)
-    assert (code, "does not apply" in said) == (1, True), said
+def test_two_tests_of_one_name_are_refused(checkout: Path) -> None:
+    """Nobody could say which of them must fail."""
+    (checkout / "tests" / "more").mkdir()
+    (checkout / "tests" / "more" / "test_shop.py").write_text(TESTS)
+    code, said = run(checkout, "test_shop.py::test_price")
+    assert (code, "is in 2" in said) == (1, True), said
+
+
+@pytest.mark.parametrize(("before", "times"), [(7, "occurs 0 times (nowhere)"), (1, "occurs 2 times")])
+def test_a_text_that_does_not_occur_once_is_refused(checkout: Path, before: int, times: str) -> None:
+    """The product moved on and the defect did not: somebody must look."""
+    (checkout / "shop" / "more.py").write_text("PRICE = 1\n")
+    code, said = run(checkout, "test_shop.py::test_price", before=before)
+    assert (code, times in said) == (1, True), said
+
+
+@pytest.mark.parametrize("part", ["promise", "find", "replace", "tests"])
+def test_a_defect_that_lacks_a_part_is_refused(checkout: Path, part: str) -> None:
+    """Before anything runs."""
+    kept = [line for line in DEFECT.format(tests=[], before=1).splitlines() if not line.startswith(part)]
+    (checkout / "tests" / "defects" / "less.toml").write_text("\n".join(kept))
+    with pytest.raises(DefectError, match=f"dearer has no '{part}'"):
+        read_defects(checkout)
