@@ -8,7 +8,7 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from config.errors import ConfigError
+from config.toml import ConfigError
 from firstseen.admin import hash_password, migrate, prune, release, sandbox, version
 from firstseen.calls import call, calls
 from firstseen.console import CommandFailed, Context

@@ -3,6 +3,7 @@
 import logging
 import sys
 import tomllib
+from contextlib import ExitStack, closing
 from importlib import metadata
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import click
 from sqlalchemy import URL
 from werkzeug.security import generate_password_hash
 
-from config.users import check_name
+from config.credentials import check_name
 from firstseen.console import Context, json_option, pass_context, print_json
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.idempotency_keys import prune_keys
@@ -147,17 +148,17 @@ def sandbox(port: int, host: str, *, allow_remote: bool, database: Path) -> None
             " use 127.0.0.1, or add --allow-remote."
         )
     logging.basicConfig(level="INFO", format=LINE, force=True)
-    try:
-        store = Store(URL.create("sqlite", database=str(database)).render_as_string(), pool=POOL)
-        app = create_sandbox(store)
-        listener = listen(host, port)
-    except LedgerError as error:
-        raise click.ClickException(f"{database} cannot be used: {error}") from error
-    except OSError as error:
-        raise click.ClickException(f"The sandbox cannot start: {error.strerror or error}.") from error
-    with listener:
+    url = URL.create("sqlite", database=str(database)).render_as_string()
+    with ExitStack() as opened:
+        try:
+            store = opened.enter_context(closing(Store(url, pool=POOL)))
+            app = create_sandbox(store)
+            listener = opened.enter_context(listen(host, port))
+        except LedgerError as error:
+            raise click.ClickException(f"{database} cannot be used: {error}") from error
+        except OSError as error:
+            raise click.ClickException(f"The sandbox cannot start: {error.strerror or error}.") from error
         serve(app, listener, _greet)
-    store.close()
 
 
 def _greet(address: str) -> None:

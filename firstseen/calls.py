@@ -1,6 +1,5 @@
 """`calls`, `call show`, `call resolve`: what handlers asked of other APIs, and what a person says of it."""
 
-import json
 import mimetypes
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from uuid import UUID
 
 import click
 
+from config.nesting import load_json
 from firstseen.console import (
     CommandFailed,
     Context,
@@ -252,7 +252,7 @@ def _content_type(file: Path, body: bytes) -> str:
     if named not in (None, "text/plain"):
         return named
     try:
-        json.loads(body)
+        load_json(body)
     except ValueError:
         return named or "application/octet-stream"
     return "application/json"

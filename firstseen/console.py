@@ -11,11 +11,11 @@ from uuid import UUID
 import click
 
 from config.apis import Api, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
-from config.durations import parse_duration
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
+from config.toml import parse_duration
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.schema import check_schema
 from receiver.ledger.states import State

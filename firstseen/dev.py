@@ -21,12 +21,11 @@ from typing import IO
 from urllib.parse import quote
 
 from config.apis import load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
-from config.errors import ConfigError
-from config.secrets import generate_secret
+from config.providers import generate_secret, load_providers
 from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources
+from config.toml import ConfigError
 from firstseen.admin import PORT as SANDBOX_PORT
 from firstseen.admin import entry
 from receiver.ledger.errors import LedgerError

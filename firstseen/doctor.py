@@ -16,9 +16,8 @@ from sqlalchemy.engine import make_url
 
 from config.apis import Api
 from config.broker import publisher_options
-from config.durations import in_words
-from config.errors import ConfigError
 from config.sources import Source
+from config.toml import ConfigError, in_words
 from firstseen.console import Context, json_option, print_json, tinted, visible
 from receiver.endpoints import build_endpoints
 from receiver.ledger.errors import LedgerError, LedgerUnavailable

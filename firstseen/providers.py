@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from config.catalogue import load_providers
-from config.durations import in_words
-from config.providers import Provider
-from config.tables import suggest
+from config.providers import Provider, load_providers
+from config.toml import in_words, suggest
 from firstseen.console import CommandFailed, json_option, print_json, print_table, visible
 from receiver import describe as wording
 

@@ -16,9 +16,8 @@ from uuid import uuid4
 
 import click
 
-from config.locators import Locator, Locators
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY
+from config.nesting import load_json
+from config.providers import PUBLIC_KEY, Locator, Locators, Provider
 from config.sources import Source
 from firstseen.console import CommandFailed, Context, json_option, pass_context, print_json, visible
 from receiver.endpoints import POSITION, build_scheme, compile_extractor
@@ -343,7 +342,7 @@ def _post(delivery: Sample) -> DeliveryAnswer:
 
 def _parsed(body: bytes) -> Any:
     with suppress(ValueError):
-        return json.loads(body)
+        return load_json(body)
     return body.decode(errors="replace")
 
 

@@ -11,16 +11,14 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 
 import click
 
-from config.locators import Locator
-from config.providers import Provider
-from config.scheme_parts import KeyTable
-from config.schemes import SchemeTable
+from config.nesting import load_json
+from config.providers import KeyTable, Locator, Provider, SchemeTable
 from config.sources import Source
 from firstseen.console import Command, Context, json_option, pass_context, print_json, visible
 from receiver.endpoints import Endpoint, build_endpoints
 from receiver.payload import is_form
 from receiver.signatures import CannotVerify, InvalidSignature, Request, Scheme, compile_scheme
-from receiver.signatures.request import MAX_QUERY_FIELDS, Request, put
+from receiver.signatures.request import MAX_QUERY_FIELDS, put
 
 # What the world does to bodies, URLs and secrets between a provider and a receiver.
 
@@ -57,10 +55,7 @@ def _jsons(request: Request) -> Iterator[tuple[str, bytes]]:
     if not isinstance(value, dict | list):
         return
     for (what, style), plain in itertools.product(JSON_STYLES, (True, False)):
-        try:
-            text = json.dumps(value, ensure_ascii=plain, **style)
-        except RecursionError:
-            return
+        text = json.dumps(value, ensure_ascii=plain, **style)
         letters = "every other letter escaped" if plain else "letters as they are"
         for escaped, spelt in (("", text), (" and slashes escaped", text.replace("/", "\\/"))):
             yield f"as JSON {what}, {letters}{escaped}", spelt.encode("utf-8", "surrogatepass")
@@ -343,12 +338,12 @@ def _request(context: Context, name: str, what: dict[str, Any]) -> Request:
 
 def _read_headers(file: Path) -> tuple[tuple[str, str], ...]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        found = load_json(file.read_text(encoding="utf-8-sig"))
         pairs = found.items() if isinstance(found, dict) else [(name, value) for name, value in found]
         flat = [
             (name, one) for name, value in pairs for one in (value if isinstance(value, list) else [value])
         ]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         flat = [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, str) for name, value in flat):
         raise click.BadParameter(

@@ -7,12 +7,12 @@ from functools import partial
 from flask import Blueprint, Flask, Response, jsonify
 
 from config.apis import Api, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
-from config.errors import ConfigError
 from config.logs import set_up_logs
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
+from config.toml import ConfigError
 from receiver.api.views import Parts as ApiParts
 from receiver.api.views import api_views
 from receiver.dashboard.auth import set_up_sessions

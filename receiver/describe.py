@@ -8,12 +8,20 @@ from typing import Any
 
 from config.apis import Api
 from config.dialects import Dialect, Error
-from config.durations import in_words
-from config.handshakes import ABSENT, ANY, VERIFY_TOKEN, HandshakeTable
-from config.providers import Provider
-from config.scheme_parts import KeyTable, SignatureTable, TimestampTable
-from config.schemes import PUBLIC_KEY, SchemeTable
+from config.providers import (
+    ABSENT,
+    ANY,
+    PUBLIC_KEY,
+    VERIFY_TOKEN,
+    HandshakeTable,
+    KeyTable,
+    Provider,
+    SchemeTable,
+    SignatureTable,
+    TimestampTable,
+)
 from config.sources import Source, can_be_replayed
+from config.toml import in_words
 from receiver.ledger.control import Resolution
 from receiver.ledger.states import Move, State, leaves
 

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from config.errors import ConfigError
-from config.locators import Locator, Locators, parse_locator
+from config.providers import Locator, Locators, parse_locator
 from config.sources import Source
-from config.tables import suggest
+from config.toml import ConfigError, suggest
 from config.tracing import here
 from receiver.handshakes import Handshakes
 from receiver.ledger.intake import Delivery
@@ -90,7 +89,7 @@ class Extractor:
             bodies = [
                 json.dumps(element, separators=(",", ":"), allow_nan=False).encode() for element in elements
             ]
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return [self._whole(request, f"It is not the list of events that this provider sends: {error}.")]
         pairs = enumerate(zip(elements, bodies, strict=True))
         return [self._item(request, el, body, "application/json", number) for number, (el, body) in pairs]

@@ -4,12 +4,12 @@ import os
 import sys
 
 from config.apis import load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
-from config.errors import ConfigError
 from config.logs import log_uncaught, set_up_logs
+from config.providers import load_providers
 from config.settings import environment, load_settings
 from config.sources import load_sources
+from config.toml import ConfigError
 from config.tracing import set_up_traces
 from receiver.ledger.queue import Retention
 from worker.app import Worker

@@ -30,8 +30,7 @@ import httpx
 from sqlalchemy import Row, func, select
 
 from config.apis import APIS, Api, load_apis
-from config.dialects import load_dialects
-from config.operations import METHODS
+from config.dialects import METHODS, load_dialects
 from config.settings import environment
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Claim, Outcome

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, after_this_request, g, jsonify, make_response, request
 
-from config.api_keys import ApiKey, find_api_key
+from config.credentials import ApiKey, find_api_key
 from config.dialects import load_dialects
 from config.sources import Source
 from receiver.api.openapi import document, render_page

@@ -28,7 +28,7 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.wrappers import Response as AnyResponse
 
-from config.users import User, find_user
+from config.credentials import User, find_user
 from receiver.problems import Problem, unavailable
 
 # Who is signed in: a signed cookie that scripts cannot read, and the token that every action must carry.

@@ -163,7 +163,7 @@ def size(count: int | None) -> str:
 
 
 def written(value: Any, most: int) -> tuple[str, bool]:
-    """Return parsed JSON indented, so many characters of it, and whether that is all; raises RecursionError.
+    """Return parsed JSON indented, so many characters of it, and whether that is all.
 
     It is cut while it is written: indented, a deep array is a thousand times longer than what came.
     """

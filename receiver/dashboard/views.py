@@ -28,6 +28,7 @@ from flask import url_for as place_of
 from werkzeug.wrappers import Response as AnyResponse
 
 from config.apis import Api
+from config.nesting import load_json
 from config.sources import Source
 from receiver.api.requests import GivenResponse, read_time
 from receiver.dashboard.auth import SigningIn, Throttle, guard, local, token, who
@@ -347,8 +348,6 @@ def _payload(hides: Redactor, body: bytes | None, content_type: str | None) -> T
         return {"kind": "none", "value": "It was erased after payload_retention."}
     try:
         return _json(hides.payload(parse_payload(body, content_type)))
-    except RecursionError:
-        return {"kind": "none", "value": "It is nested too deeply to be shown. The raw download has it."}
     except UnreadablePayloadError as error:
         if hides.active:
             hidden = f"It is not shown: its source leaves places out, and {error}. The raw download has it."
@@ -366,9 +365,9 @@ def _content(hides: Redactor, content: Told | None) -> Told | None:
         return None
     shown = {"kind": "text", "value": content["body"][:SHOWN]}
     if content["encoding"] == "utf-8" and len(content["body"]) <= SHOWN:
-        with suppress(ValueError, RecursionError):
+        with suppress(ValueError):
             # Parsed, an escape becomes a character: what is hidden may turn up anew.
-            shown = _json(hides.data(json.loads(content["body"])))
+            shown = _json(hides.data(load_json(content["body"])))
     return {**content, "payload": shown}
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 from sqlmodel import UTCDateTime
 
+from config.nesting import load_json
 from receiver.idempotency import Refusal
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.idempotency_keys import KEY
@@ -156,8 +157,8 @@ class Desk:
     def json(self) -> Fields:
         """Return the request's JSON object, {} for an empty body; raise Refusal 400 for anything else."""
         try:
-            found = json.loads(self.request.get_data() or b"{}")
-        except (ValueError, RecursionError):
+            found = load_json(self.request.get_data() or b"{}")
+        except ValueError:
             raise Refusal(400, "invalid_json", "The body is not JSON.") from None
         if not isinstance(found, dict):
             raise Refusal(400, "invalid_json", "The body must be a JSON object.")

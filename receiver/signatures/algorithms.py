@@ -7,9 +7,8 @@ from base64 import b64decode
 from functools import lru_cache
 from typing import Any, Protocol
 
-from config.errors import ConfigError
-from config.scheme_parts import KeyTable
-from config.secrets import key_bytes
+from config.providers import KeyTable, key_bytes
+from config.toml import ConfigError
 
 
 class Signer(Protocol):

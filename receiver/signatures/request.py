@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from config.locators import Locator, Locators
+from config.providers import Locator, Locators
 from receiver.payload import UnreadablePayloadError, is_form, parse_form, parse_payload
 from receiver.signatures.errors import InvalidSignature
 

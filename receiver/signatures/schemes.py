@@ -8,11 +8,19 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol
 
-from config.locators import Locator, Locators, parse_locator, parse_locators
-from config.scheme_parts import KeyTable, SignatureTable, TimestampTable
-from config.schemes import SchemeTable
-from config.secrets import key_bytes
-from config.templates import Literal, Part, Placeholder
+from config.providers import (
+    KeyTable,
+    Locator,
+    Locators,
+    Part,
+    Placeholder,
+    SchemeTable,
+    SignatureTable,
+    TimestampTable,
+    key_bytes,
+    parse_locator,
+    parse_locators,
+)
 from receiver.signatures.algorithms import Hmac, PlainHash, PublicKey, Signer
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import (
@@ -64,8 +72,8 @@ def compile_content(parts: Sequence[Part], options: Mapping[str, str]) -> Piece:
 
 
 def _compile_part(part: Part, options: Mapping[str, str]) -> Piece:
-    if isinstance(part, Literal):
-        return _constant(part.text)
+    if isinstance(part, str):
+        return _constant(part)
     if part.kind == "config":
         return _constant(options[part.name])
     return _PLAIN[part.kind] if part.kind in _PLAIN else _located(part)

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from config.errors import ConfigError
-from config.locators import Locators, parse_locator
+from config.providers import Locators, parse_locator
+from config.toml import ConfigError
 from receiver.signatures.errors import CannotVerify, InvalidSignature
 from receiver.signatures.request import CannotSign, Request, one_text
 

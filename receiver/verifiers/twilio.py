@@ -8,7 +8,7 @@ import hmac
 from base64 import b64encode
 from collections.abc import Sequence
 
-from config.locators import Locator
+from config.providers import Locator
 from receiver.payload import is_form
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import Request, from_base64, put, wire

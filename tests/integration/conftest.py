@@ -10,6 +10,7 @@ from receiver.ledger.schema import migrate
 from receiver.ledger.store import Store
 from receiver.ledger.tables import metadata
 from tests.services.databases import Databases, driver_url
+from tests.services.sandbox import Lingering
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,15 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
     yield found
     found.shift = timedelta(0)
     _empty(found)
+
+
+@pytest.fixture
+def lingering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lingering]:
+    """Let the sandbox's faults linger until the test lets them go on."""
+    made = Lingering()
+    monkeypatch.setattr("receiver.sandbox.app.time", made)
+    yield made
+    made.over.set()
 
 
 def _empty(store: Store) -> None:

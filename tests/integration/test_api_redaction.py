@@ -6,9 +6,8 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import update
 
-from config.catalogue import load_providers
-from config.redaction import parse_json_path
-from config.sources import SOURCES, load_sources
+from config.providers import load_providers
+from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.ledger.reports import original
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store

@@ -13,11 +13,10 @@ from sqlalchemy import update
 from werkzeug.security import generate_password_hash
 
 from config.apis import APIS, load_apis
-from config.catalogue import load_providers
+from config.credentials import User
 from config.dialects import load_dialects
-from config.redaction import parse_json_path
-from config.sources import SOURCES, load_sources
-from config.users import User
+from config.providers import load_providers
+from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
 from receiver.dashboard.views import SHOWN
 from receiver.ledger.filter import EventFilter
@@ -131,7 +130,7 @@ def test_only_a_form_is_a_try(board: Board) -> None:
 def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes while four wait is sent away at once."""
     leave, token = threading.Event(), board.token()
-    monkeypatch.setattr("receiver.dashboard.auth.check_password_hash", lambda *_: leave.wait(30))
+    monkeypatch.setattr("receiver.dashboard.auth.check_password_hash", lambda *_: leave.wait(60))
     given = {"csrf": token, "name": "ada", "password": PASSWORD}
     cookie = board.client.get_cookie("firstseen")
     assert cookie

@@ -1,6 +1,5 @@
 """Keys that are fetched: how often, from where, in which bounds, and what a delivery gets when they fail."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,10 +50,11 @@ def test_a_key_is_fetched_once_and_again_when_it_is_old(publisher: Publisher) ->
 def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> None:
     """Twelve deliveries that need the same key at once make one request."""
     publisher.gate.clear()
-    keys = FetchedKeys(publisher.transport(), Once(patience=30))
+    once = Once(patience=60)
+    keys = FetchedKeys(publisher.transport(), once)
     with ThreadPoolExecutor(12) as pool:
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(12)]
-        time.sleep(0.2)  # no longer than it helps: whoever comes later finds the answer kept
+        wait_until(lambda: once.waiting == 12, "the deliveries to wait")
         publisher.gate.set()
     assert [one.result() for one in found] == [b"a key"] * 12
     assert len(publisher.asked) == 1
@@ -102,7 +102,7 @@ def test_nobody_waits_for_a_server_that_drips(publisher: Publisher, monkeypatch:
     with pytest.raises(CannotVerify, match="did not arrive"):
         keys.get(KEY, DAY)
     assert once.making == 1
-    wait_until(lambda: not once.making, 30, "the request to be given up")
+    wait_until(lambda: not once.making, "the request to be given up")
 
 
 def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
@@ -115,18 +115,18 @@ def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
             keys.get(Ask(f"https://keys.example.com/{number}"), DAY)
     assert once.making == AT_ONCE
     publisher.gate.set()
-    wait_until(lambda: not once.making, 30, "the requests to end")
+    wait_until(lambda: not once.making, "the requests to end")
     assert len(publisher.asked) == AT_ONCE
 
 
 def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
     """However many deliveries need it, only some wait; the next is told at once to come again."""
     publisher.gate.clear()
-    once = Once(patience=30)
+    once = Once(patience=60)
     keys = FetchedKeys(publisher.transport(), once)
     with ThreadPoolExecutor(WAITING) as pool:
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(WAITING)]
-        wait_until(lambda: once.waiting == WAITING, 30, "the deliveries to wait")
+        wait_until(lambda: once.waiting == WAITING, "the deliveries to wait")
         with pytest.raises(CannotVerify, match="too many deliveries wait"):
             keys.get(KEY, DAY)
         publisher.gate.set()

@@ -73,7 +73,7 @@ def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeAp
 
     yield make
     for store in stores:
-        wait_until(lambda store=store: not store.engine.pool.checkedout(), 10, "connections to be put back")
+        wait_until(lambda store=store: not store.engine.pool.checkedout(), "connections to be put back")
         store.close()
 
 
@@ -180,7 +180,7 @@ def test_a_forgery_is_refused_and_counted(
     """What does not verify gets 401 and leaves a count and no event; nothing of it is repeated anywhere."""
     body = json.dumps(stripe_event("evt_1", note=CANARY)).encode()
     assert_problem(deliver(client, *FORGERIES[reason](body)), 401, "invalid-signature")
-    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), "the refusal to be counted")
     (counted,) = ledger.rows("SELECT source, reason, count FROM rejection")
     assert counted == {"source": "stripe", "reason": reason, "count": 1}
     (sample,) = ledger.rows("SELECT * FROM rejection_sample")
@@ -220,7 +220,7 @@ def test_a_source_without_a_secret(client: FlaskClient, ledger: Ledger) -> None:
     answer = deliver(client, body, headers, "later")
     assert_problem(answer, 503, "unavailable")
     assert int(answer.headers["Retry-After"]) > 0
-    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), "the refusal to be counted")
     assert ledger.rows("SELECT reason FROM rejection") == [{"reason": "no_secret"}]
     assert ledger.states() == {}
 
@@ -272,7 +272,7 @@ def test_the_limit_is_exact(client: FlaskClient, ledger: Ledger, length: int, st
         assert len(ledger.event(f"evt_{length}_sized")["body"]) == length
     else:
         assert_problem(answer, 413, "too-large")
-        wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+        wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), "the refusal to be counted")
         assert ledger.rows("SELECT reason FROM rejection") == [{"reason": "too_large"}]
         assert ledger.states() == {}
 
@@ -322,23 +322,25 @@ def test_readiness_reports_the_broker_and_needs_none(client: FlaskClient) -> Non
     """With the broker down web is ready, and says so."""
     assert client.get("/readyz").json == {"status": "ok", "ledger": "ok", "broker": "untried"}
     deliver_event(client, "evt_1")
-    wait_until(
-        lambda: (client.get("/readyz").json or {})["broker"] == "unreachable", 10, "the broker's state"
-    )
+    wait_until(lambda: (client.get("/readyz").json or {})["broker"] == "unreachable", "the broker's state")
     assert client.get("/readyz").status_code == 200
 
 
-def test_a_frozen_broker_holds_no_answer(make_app: MakeApp, migrated_url: str, valkey: Valkey) -> None:
-    """Answers wait for no broker: with it frozen they are as quick as ever; nudges follow the thaw."""
+def test_a_frozen_broker_holds_no_answer(
+    make_app: MakeApp, migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the broker frozen no answer waits for as long as a nudge does; nudges follow the thaw."""
+    patience = 30.0
+    monkeypatch.setattr("config.broker.PUBLISH_TIMEOUT", patience)
     client = make_app(migrated_url, valkey.url).test_client()
     deliver_event(client, "evt_warm")
-    wait_until(lambda: valkey.queue_length("firstseen") == 1, 10, "the first nudge")
+    wait_until(lambda: valkey.queue_length("firstseen") == 1, "the first nudge")
     valkey.freeze()
     begun = time.monotonic()
     assert [deliver_event(client, f"evt_{number}").status_code for number in range(4)] == [200] * 4
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < patience
     valkey.thaw()
-    wait_until(lambda: valkey.queue_length("firstseen") >= 3, 10, "the nudges that had not timed out")
+    wait_until(lambda: valkey.queue_length("firstseen") == 5, "all nudges")
 
 
 def test_a_full_broker_is_said_once(
@@ -350,10 +352,10 @@ def test_a_full_broker_is_said_once(
         broker.config_set("maxmemory", 1)
         for number in range(5):
             assert deliver_event(client, f"evt_{number}").status_code == 200
-        wait_until(lambda: "Broker unreachable" in caplog.text, 10, "the line")
+        wait_until(lambda: "Broker unreachable" in caplog.text, "the line")
         broker.config_set("maxmemory", 0)
         deliver_event(client, "evt_last")
-        wait_until(lambda: "Broker ok" in caplog.text, 10, "the other line")
+        wait_until(lambda: "Broker ok" in caplog.text, "the other line")
     assert caplog.text.count("Broker unreachable") == 1
     assert "Traceback" not in caplog.text
 
@@ -397,7 +399,7 @@ def test_the_limit_is_exact_over_http(web: Deployment, length: int, status: int,
 
 def test_an_endless_body_is_not_awaited(web: Deployment) -> None:
     """One byte over the limit is enough for a 413: a chunked body without end is neither awaited nor kept."""
-    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=60) as connection:
         connection.sendall(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         connection.sendall(f"{LIMIT + 1:x}\r\n".encode() + bytes(LIMIT + 1) + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
@@ -409,7 +411,7 @@ def test_a_body_that_breaks_off_is_not_recorded(web: Deployment) -> None:
     body, headers = stripe_delivery(stripe_event("evt_broken"))
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=60) as connection:
         connection.sendall(head.encode() + body[:-1])
     assert web.deliver("evt_whole").status_code == 200
     ledger = Ledger(web.database_url)

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 import receiver.app
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.settings import Settings
 from receiver.app import create_app
 from receiver.ledger.store import Store
@@ -61,7 +61,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_url: str) -
     monkeypatch.setenv("BROKER_URL", NO_BROKER)
     yield create_app(Settings(_env_file=None)).test_client()
     for store in stores:
-        wait_until(lambda store=store: not store.engine.pool.checkedout(), 10, "connections to be put back")
+        wait_until(lambda store=store: not store.engine.pool.checkedout(), "connections to be put back")
         store.close()
 
 

@@ -16,8 +16,8 @@ from werkzeug.test import TestResponse
 
 import receiver.app
 import receiver.endpoints
-from config.errors import ConfigError
 from config.settings import Settings
+from config.toml import ConfigError
 from firstseen.__main__ import cli
 from firstseen.send import DeliveryAnswer, Sample
 from receiver.app import create_app

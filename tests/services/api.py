@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from config.api_keys import ApiKey
+from config.credentials import ApiKey
 from config.sources import Source
 from receiver.api.views import Parts, api_views
 from receiver.ledger.store import Store

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import structlog
 
-from config.logs import about, bind, line_formatter, unbind
-from config.stderr import Stderr
+from config.logs import Stderr, about, bind, line_formatter, unbind
+from config.nesting import MAX_DEPTH
 
 CANARY = "canary-51c0"
 
@@ -137,6 +137,8 @@ def test_what_a_library_adds_to_a_record_is_left_out() -> None:
 
 def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """`structlog.get_logger()` in a handler needs no set-up of its own."""
+    endless: list[Any] = []
+    endless.append(endless)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(line_formatter("json"))
     log = logging.getLogger("my.handlers")
@@ -146,11 +148,12 @@ def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFi
     processors = [structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
                   structlog.processors.TimeStamper(key="time"), wrap]  # fmt: skip
     structlog.wrap_logger(log, processors=processors, wrapper_class=structlog.stdlib.BoundLogger).error(
-        "Shipped.", order=7
+        "Shipped.", order=7, cycle=endless
     )
     log.removeHandler(handler)
     found = json.loads(capsys.readouterr().out)
     assert (found["message"], found["order"]) == ("Shipped.", 7)
+    assert found["cycle"] == f"nested too deeply (more than {MAX_DEPTH} levels)", "no line fails its attempt"
 
 
 def test_an_error_of_ours_by_structlog_is_a_type_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +183,7 @@ class Slow(io.StringIO):
     def write(self, text: str) -> int:
         """Wait, then write."""
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         return super().write(text)
 
 
@@ -190,11 +193,11 @@ def test_a_line_that_comes_during_a_write_is_written() -> None:
     handler = Stderr(stream)
     first = threading.Thread(target=handler.handle, args=(record("first"),), daemon=True)
     first.start()
-    assert stream.begun.wait(10)
+    assert stream.begun.wait(60)
     second = threading.Thread(target=handler.handle, args=(record("second"),), daemon=True)
     second.start()
-    second.join(10)
+    second.join(60)
     assert not second.is_alive()
     stream.go_on.set()
-    first.join(10)
+    first.join(60)
     assert stream.getvalue() == "first\nsecond\n"

@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from config.catalogue import load_providers
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY
-from config.secrets import generate_secret
+from config.providers import PUBLIC_KEY, Provider, generate_secret, load_providers
 from config.sources import SOURCES, Source, load_sources
 from firstseen.send import Sample, sample, signed_file
 from receiver.endpoints import Item, build_endpoints, compile_extractor

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from firstseen.__main__ import cli
 from firstseen.verify import STEPS
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request

@@ -1,6 +1,5 @@
 """What an answer means for its call: pure, by dialect, into a closed set of outcomes."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from config.dialects import Dialect, Error
+from config.nesting import load_json
 from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
 
 # What came back of a send, as the rules read it.
@@ -49,8 +49,8 @@ class Answer:
     def boolean(self, name: str) -> bool | None:
         """Read a boolean at the top of the JSON body; None where there is none."""
         try:
-            parsed = json.loads(self.body)
-        except (ValueError, RecursionError):
+            parsed = load_json(self.body)
+        except ValueError:
             return None
         value = parsed.get(name) if isinstance(parsed, dict) else None
         return value if isinstance(value, bool) else None
