@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, StrictStr, model_validator
 
-from config.locators import HEADER_NAME
+from config.providers import HEADER_NAME
 from config.tables import Table, is_variable, kind_of
 
 OURS = frozenset(

@@ -12,9 +12,8 @@ from pydantic import Field, StrictInt, StrictStr, ValidationError
 
 from config.api_parts import Auth, AuthTable, BaseUrl, Headers, auth_of
 from config.dialects import Dialect
-from config.durations import in_words
+from config.durations import WrittenDuration, in_words
 from config.errors import ConfigError
-from config.provider_parts import WrittenDuration
 from config.tables import Table, explain, kind_of, read_toml, suggest
 
 APIS = Path(__file__).with_name("apis.toml")

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from config.tables import kind_of
+
+LONGEST = timedelta(days=36_500)  # a longer one, taken from today, leaves the calendar
 UNITS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 _SHAPE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
 
@@ -35,3 +38,15 @@ def _coerce(value: Any) -> Any:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_coerce)]
+
+
+def _read_written(value: Any) -> timedelta:
+    if not isinstance(value, str):
+        raise ValueError(f'found {kind_of(value)}; write a number with its unit in quotes, such as "30d"')  # noqa: TRY004 - pydantic turns only this one into a sentence
+    span = parse_duration(value)
+    if not timedelta(0) < span <= LONGEST:
+        raise ValueError(f"{value!r} is out of range; it must be more than 0s and at most {LONGEST.days}d")
+    return span
+
+
+WrittenDuration = Annotated[timedelta, BeforeValidator(_read_written)]

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from config.providers import Provider
-from config.secrets import is_usable
+from config.providers import Provider, is_usable
 from config.tables import is_variable, kind_of
 
 

@@ -9,13 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from config.custom import describe_provider
-from config.durations import in_words
+from config.durations import WrittenDuration, in_words
 from config.errors import ConfigError
-from config.provider_parts import HeaderNames, WrittenDuration
-from config.providers import Provider
+from config.providers import HeaderNames, Provider, SchemeTable, describe_provider
 from config.redaction import JsonPath, JsonPaths
-from config.schemes import SchemeTable
 from config.source_secrets import (
     Variable,
     Variables,

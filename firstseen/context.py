@@ -9,8 +9,8 @@ from uuid import UUID
 import click
 
 from config.apis import Api, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
 from receiver.ledger import Store, check_schema

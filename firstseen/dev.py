@@ -15,10 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from config.apis import load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
 from config.errors import ConfigError
-from config.secrets import generate_secret
+from config.providers import generate_secret, load_providers
 from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources
 from firstseen.foreground import Foreground, Screen

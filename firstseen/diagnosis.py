@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from config.locators import Locator
-from config.scheme_parts import KeyTable
-from config.schemes import SchemeTable
+from config.providers import KeyTable, Locator, SchemeTable
 from config.sources import Source
 from firstseen.variants import bodies, secret_texts, urls
 from receiver.signatures import CannotVerify, InvalidSignature, Request, Scheme, compile_scheme

@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
-from config.locators import Locator, Locators
-from config.providers import Provider
+from config.providers import Locator, Locators, Provider
 from receiver.extraction import POSITION
 from receiver.ledger.payload import FORM
 from receiver.signatures import CannotSign, Request

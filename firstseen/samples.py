@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from config.schemes import PUBLIC_KEY
+from config.providers import PUBLIC_KEY
 from config.sources import Source
 from firstseen.filling import Filling
 from receiver.extraction import compile_extractor

@@ -3,10 +3,18 @@
 from collections.abc import Iterator, Mapping
 
 from config.durations import in_words
-from config.handshakes import ABSENT, ANY, VERIFY_TOKEN, HandshakeTable
-from config.providers import Provider
-from config.scheme_parts import KeyTable, SignatureTable, TimestampTable
-from config.schemes import PUBLIC_KEY, SchemeTable
+from config.providers import (
+    ABSENT,
+    ANY,
+    PUBLIC_KEY,
+    VERIFY_TOKEN,
+    HandshakeTable,
+    KeyTable,
+    Provider,
+    SchemeTable,
+    SignatureTable,
+    TimestampTable,
+)
 
 ALGORITHMS = {"ed25519": "Ed25519", "ecdsa": "ECDSA", "rsa": "RSA (PKCS #1 v1.5)", "hash": "plain"}
 KEYS = {

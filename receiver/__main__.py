@@ -8,9 +8,9 @@ from flask import Flask
 from granian import Granian
 from granian.constants import Interfaces
 
-from config.catalogue import load_providers
 from config.errors import ConfigError
 from config.logs import Form, log_uncaught
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.shared_metrics import shared_metrics
 from config.sources import load_sources

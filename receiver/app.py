@@ -7,10 +7,10 @@ from functools import partial
 from flask import Flask
 
 from config.apis import Api, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
 from config.errors import ConfigError
 from config.logs import set_up_logs
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
 from receiver.addressing import trust_proxies

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from config.locators import Locator, Locators, parse_locator
+from config.providers import Locator, Locators, parse_locator
 from config.sources import Source
 from receiver.ledger.ids import uuid7
 from receiver.ledger.payload import UnreadablePayloadError, parse_json

@@ -7,11 +7,17 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from config.handshakes import ABSENT, ANY, VERIFY_TOKEN, HandshakeTable, ProofTable
-from config.locators import parse_locators
-from config.provider_parts import VALUE_KINDS
-from config.scheme_parts import KeyTable
-from config.secrets import key_bytes
+from config.providers import (
+    ABSENT,
+    ANY,
+    VALUE_KINDS,
+    VERIFY_TOKEN,
+    HandshakeTable,
+    KeyTable,
+    ProofTable,
+    key_bytes,
+    parse_locators,
+)
 from config.sources import Source
 from receiver.extraction import one
 from receiver.signatures.decoding import wire

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from config.apis import Api
 from config.dialects import Dialect, Error
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY, SchemeTable
+from config.providers import PUBLIC_KEY, Provider, SchemeTable
 from config.sources import Source, can_be_replayed
 from receiver.dashboard.words import duration
 

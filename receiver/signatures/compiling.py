@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from config.scheme_parts import KeyTable, SignatureTable
-from config.schemes import SchemeTable
+from config.providers import KeyTable, SchemeTable, SignatureTable
 from receiver.signatures.finding import SignatureFinder
 from receiver.signatures.keys import Hmac, PlainHash, PublicKey, Signer
 from receiver.signatures.schemes import AnyOf, BasicScheme, Scheme, SignedScheme, TokenScheme

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from config.locators import Locators, parse_locator
-from config.templates import Literal, Part, Placeholder
+from config.providers import Locators, Part, Placeholder, parse_locator
 from receiver.signatures.decoding import wire
 from receiver.signatures.reading import one_text
 from receiver.signatures.request import Request
@@ -45,8 +44,8 @@ def compile_content(parts: Sequence[Part], options: Mapping[str, str]) -> Piece:
 
 
 def _compile_part(part: Part, options: Mapping[str, str]) -> Piece:
-    if isinstance(part, Literal):
-        return _constant(part.text)
+    if isinstance(part, str):
+        return _constant(part)
     if part.kind == "config":
         return _constant(options[part.name])
     return _PLAIN[part.kind] if part.kind in _PLAIN else _located(part)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import urlencode
 
-from config.locators import Locator
+from config.providers import Locator
 from receiver.signatures.request import Request
 
 

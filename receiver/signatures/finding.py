@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from config.scheme_parts import SignatureTable
+from config.providers import SignatureTable
 from receiver.signatures.decoding import DECODERS, encode
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.reading import candidates

@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from config.errors import ConfigError
-from config.scheme_parts import KeyTable
-from config.secrets import key_bytes
+from config.providers import KeyTable, key_bytes
 
 
 class Signer(Protocol):

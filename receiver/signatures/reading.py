@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from config.locators import Locator, Locators
+from config.providers import Locator, Locators
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import Request
 

@@ -7,11 +7,16 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Protocol
 
-from config.locators import Locator, Locators, parse_locator, parse_locators
-from config.scheme_parts import TimestampTable
-from config.schemes import SchemeTable
-from config.secrets import key_bytes
-from config.templates import Placeholder
+from config.providers import (
+    Locator,
+    Locators,
+    Placeholder,
+    SchemeTable,
+    TimestampTable,
+    key_bytes,
+    parse_locator,
+    parse_locators,
+)
 from receiver.signatures.clock import check_age, format_time
 from receiver.signatures.content import Signing, compile_content
 from receiver.signatures.decoding import from_base64, wire

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from config.secrets import key_bytes
+from config.providers import key_bytes
 from receiver.signatures.decoding import from_base64
 from receiver.signatures.editing import CannotSign
 from receiver.signatures.errors import InvalidSignature

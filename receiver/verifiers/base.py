@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from config.locators import Locators, parse_locator
+from config.providers import Locators, parse_locator
 from receiver.signatures.editing import CannotSign
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.reading import one_text

@@ -8,7 +8,7 @@ import hmac
 from base64 import b64encode
 from collections.abc import Sequence
 
-from config.locators import Locator
+from config.providers import Locator
 from receiver.ledger.payload import is_form
 from receiver.signatures.decoding import from_base64, wire
 from receiver.signatures.editing import put

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import load_sources
 from firstseen.cli import cli
 from receiver.ledger import Move, Rejected, Store, record_rejections

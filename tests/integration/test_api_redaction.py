@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import update
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from receiver.ledger import Move, Store, original

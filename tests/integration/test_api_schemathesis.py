@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.core.parameters import ParameterLocation
 from sqlalchemy import delete, update
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
 from receiver.ledger import Filter, Move, Store

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.catalogue import load_providers
-from config.secrets import generate_secret
+from config.providers import generate_secret, load_providers
 from config.settings import Settings
 from config.sources import load_sources
 from firstseen.cli import cli

@@ -13,8 +13,8 @@ from sqlalchemy import update
 from werkzeug.security import generate_password_hash
 
 from config.apis import APIS, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
+from config.providers import load_providers
 from config.redaction import parse_json_path
 from config.sources import SOURCES, load_sources
 from config.users import User

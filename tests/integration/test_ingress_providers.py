@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 import receiver.app
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.settings import Settings
 from receiver.app import create_app
 from receiver.ledger import Store

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import Source
 from receiver.compression import unpacked
 from receiver.endpoints import build_endpoints

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.catalogue import load_providers
-from config.handshakes import HandshakeTable
+from config.providers import HandshakeTable, load_providers
 from config.sources import Source
 from receiver.endpoints import build_endpoints
 from receiver.handshakes import Answer, Handshakes

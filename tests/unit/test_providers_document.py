@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from config.catalogue import load_providers
-from config.providers import Provider
+from config.providers import Provider, load_providers
 from firstseen import wording
 from firstseen.cli import cli
 from firstseen.providers_page import updated

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from config.apis import APIS, Api, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
+from config.providers import load_providers
 from config.sources import Source
 from receiver.dashboard.rules import dialect_rules, source_rules
 from receiver.dashboard.timeline import timeline

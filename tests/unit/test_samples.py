@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from config.catalogue import load_providers
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY
-from config.secrets import generate_secret
+from config.providers import PUBLIC_KEY, Provider, generate_secret, load_providers
 from config.sources import SOURCES, Source, load_sources
 from firstseen.samples import Sample, sample, signed_file
 from receiver.endpoints import build_endpoints

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from config.catalogue import load_providers
 from config.durations import in_words
 from config.errors import ConfigError
+from config.providers import load_providers
 from config.sources import SOURCES, Source, load_sources
 
 PROVIDERS = load_providers()

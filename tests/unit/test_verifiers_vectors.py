@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import Source
 from receiver.extraction import compile_extractor
 from receiver.signatures import InvalidSignature, Request

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from firstseen.cli import cli
 from firstseen.verifying import STEPS
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request
