@@ -14,8 +14,8 @@ from sqlalchemy.engine import make_url
 
 from config.apis import Api
 from config.broker import publisher_options
-from config.durations import in_words
 from config.sources import Source
+from config.toml import in_words
 from firstseen.context import Context
 from receiver.endpoints import build_endpoints
 from receiver.ledger import Store, check_schema

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from config.errors import ConfigError
+from config.toml import ConfigError
 from firstseen.acting import discard, rerun, retry
 from firstseen.calling import call, calls
 from firstseen.context import Context, No

@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 from config.apis import load_apis
 from config.dialects import load_dialects
-from config.errors import ConfigError
 from config.providers import generate_secret, load_providers
 from config.settings import DEV_SOCKET, Settings, environment, load_settings
 from config.sources import load_sources
+from config.toml import ConfigError
 from firstseen.foreground import Foreground, Screen
 from firstseen.passwords import entry
 from firstseen.sandbox import PORT as SANDBOX_PORT

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from config.errors import ConfigError
+from config.toml import ConfigError
 from firstseen.checks import CHECKS, Check, Finding, Level
 from firstseen.context import Context
 from firstseen.options import json_option

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from config.durations import parse_duration
+from config.toml import parse_duration
 from receiver.ledger import Filter, State
 
 Command = Callable[..., Any]

@@ -5,7 +5,7 @@ import sys
 import click
 from werkzeug.security import generate_password_hash
 
-from config.users import check_name
+from config.credentials import check_name
 
 SHORTEST = 10
 """Characters: guesses are throttled, but a hash may leak."""

@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from config.durations import in_words
 from config.providers import Provider, load_providers
-from config.tables import suggest
+from config.toml import in_words, suggest
 from firstseen import wording
 from firstseen.context import No
 from firstseen.options import json_option

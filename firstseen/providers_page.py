@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from config.durations import in_words
 from config.providers import Provider, load_providers
+from config.toml import in_words
 from firstseen import wording
 
 HEAD = ("name", "provider", "proof", "event id", "type", "items", "answer", "window", "verified")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 
-from config.durations import in_words
 from config.providers import (
     ABSENT,
     ANY,
@@ -15,6 +14,7 @@ from config.providers import (
     SignatureTable,
     TimestampTable,
 )
+from config.toml import in_words
 
 ALGORITHMS = {"ed25519": "Ed25519", "ecdsa": "ECDSA", "rsa": "RSA (PKCS #1 v1.5)", "hash": "plain"}
 KEYS = {

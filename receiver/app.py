@@ -8,11 +8,11 @@ from flask import Flask
 
 from config.apis import Api, load_apis
 from config.dialects import load_dialects
-from config.errors import ConfigError
 from config.logs import set_up_logs
 from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
+from config.toml import ConfigError
 from receiver.addressing import trust_proxies
 from receiver.background import Background
 from receiver.dashboard.board import board_views

@@ -7,8 +7,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 from uuid import UUID
 
-from config.redaction import EVERY, JsonPath
-from config.sources import Source
+from config.sources import EVERY, JsonPath, Source
 from receiver.ledger import Store, original
 from receiver.ledger.original import Original
 from receiver.ledger.payload import UnreadablePayloadError, parse_payload

@@ -5,11 +5,11 @@ import sys
 
 from config.apis import load_apis
 from config.dialects import load_dialects
-from config.errors import ConfigError
 from config.logs import log_uncaught, set_up_logs
 from config.providers import load_providers
 from config.settings import environment, load_settings
 from config.sources import load_sources
+from config.toml import ConfigError
 from config.tracing import set_up_traces
 from receiver.ledger import Windows
 from worker.app import Worker

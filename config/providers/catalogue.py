@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from config.errors import ConfigError
 from config.providers.models import Provider
 from config.providers.schemes import SchemeTable
-from config.tables import explain, kind_of, read_toml, suggest
+from config.toml import ConfigError, explain, kind_of, read_toml, suggest
 
 CATALOGUE = Path(__file__).parent
 
@@ -102,14 +101,21 @@ def describe_provider(
     """Return the provider of a source and the values of its options; ValueError with a sentence."""
     _check_verifier(provider, verifier)
     if verifier is not None:
-        return _with_verifier(provider, options, verifier, keyless=secrets_env is None), {}
-    described = EVENT_KEYS | SCHEME_KEYS if provider.custom else frozenset()
+        known = EVENT_KEYS | OWN_KEYS
+        for key in options:
+            if key not in known:
+                raise ValueError(f"options.{key} is not a known option{suggest(key, known)}")
+        return _fill(provider, options, {"code": verifier, "keyless": secrets_env is None}), {}
+    if not provider.custom:
+        return provider, _check_values(provider, options)
+    described = EVENT_KEYS | SCHEME_KEYS
     values = {key: value for key, value in options.items() if key not in described}
     for key in values:  # first: a misspelt key is also a missing one, and this sentence helps more
-        if f"{{config:{key}}}" not in str(options) and provider.custom:
+        if f"{{config:{key}}}" not in str(options):
             raise ValueError(f"options.{key} is not a known option{suggest(key, described)}")
-    if provider.custom:
-        provider = _complete(provider, {key: value for key, value in options.items() if key in described})
+    event = {key: value for key, value in options.items() if key in EVENT_KEYS}
+    scheme = {key: value for key, value in options.items() if key in SCHEME_KEYS}
+    provider = _fill(provider, event, {"scheme": {"type": "hmac", **scheme}})
     return provider, _check_values(provider, values)
 
 
@@ -124,31 +130,16 @@ def _check_verifier(provider: Provider, verifier: str | None) -> None:
         raise ValueError(f"verifier is {verifier!r}; write module:function, such as my_webhooks:verify")
 
 
-def _with_verifier(
-    provider: Provider, options: Mapping[str, Any], verifier: str, *, keyless: bool
-) -> Provider:
-    known = EVENT_KEYS | OWN_KEYS
-    for key in options:
-        if key not in known:
-            raise ValueError(f"options.{key} is not a known option{suggest(key, known)}")
-    return _filled(provider, options, {"code": verifier, "keyless": keyless})
-
-
-def _complete(provider: Provider, options: Mapping[str, Any]) -> Provider:
-    scheme = {"type": "hmac", **{key: value for key, value in options.items() if key in SCHEME_KEYS}}
-    event = {key: value for key, value in options.items() if key in EVENT_KEYS}
-    return _filled(provider, event, {"scheme": scheme})
-
-
-def _filled(provider: Provider, event: Mapping[str, Any], way: Mapping[str, Any]) -> Provider:
+def _fill(provider: Provider, event: Mapping[str, Any], proof: Mapping[str, Any]) -> Provider:
+    """Return the entry with what a source says of its events and of the way to verify them."""
     reason = {"window_reason": "the source's own options say so"} if "window" in event else {}
-    entry = {**provider.model_dump(by_alias=True, exclude_unset=True), "window": f"{provider.window.days}d"}
+    entry = provider.model_dump(by_alias=True, exclude_unset=True)
     try:
-        return Provider.model_validate({**entry, **event, **reason, **way, "custom": False})
+        return Provider.model_validate({**entry, **event, **reason, **proof, "custom": False})
     except ValidationError as error:
         sentence = explain(error, SILENT)
-        inner = sentence.removeprefix("scheme.") if sentence.startswith("scheme.") else sentence
-        raise ValueError(f"options.{inner}".replace("options.scheme:", "options:")) from None
+        where = f"options.{sentence.removeprefix('scheme.')}".replace("options.scheme:", "options:")
+        raise ValueError(where) from None
 
 
 def _check_values(provider: Provider, values: Mapping[str, Any]) -> Mapping[str, str]:

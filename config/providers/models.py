@@ -42,11 +42,9 @@ from pydantic import (
     model_validator,
 )
 
-from config.durations import WrittenDuration
-from config.errors import ConfigError
 from config.providers.locators import HEADER_NAME, VALUE_KINDS, Locators, parse_locator, parse_locators
 from config.providers.schemes import SchemeTable
-from config.tables import Table
+from config.toml import ConfigError, Duration, Table
 
 SHORTEST_WINDOW = timedelta(days=1)  # the shortest retry horizon of any provider, with its margin
 
@@ -213,9 +211,9 @@ class Provider(Table):
     success_status: Annotated[StrictInt, Field(ge=200, le=299)] = 200
     success_body: StrictStr | None = None
     empty_rejection: StrictBool = False
-    deadline: WrittenDuration | None = None
+    deadline: Duration | None = None
     handshake: Annotated[tuple[HandshakeTable, ...], BeforeValidator(_as_tables)] = ()
-    window: WrittenDuration
+    window: Duration
     window_reason: Annotated[StrictStr, Field(min_length=1)]
     note: StrictStr = ""
     docs: StrictStr = ""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
 
 from config.providers.locators import Kind, Locator, Locators, parse_locator, parse_locators
-from config.tables import Table
+from config.toml import Table
 
 Hash = Literal["sha1", "sha256", "sha384", "sha512"]
 SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]

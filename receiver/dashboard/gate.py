@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Response, g, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from config.users import User
+from config.credentials import User
 from receiver.dashboard.sessions import came_by_https, has_token, signed_in
 from receiver.problems import Problem
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from config.apis import Api
+from config.credentials import User
 from config.sources import Source
-from config.users import User
 from receiver.ledger import Store
 
 

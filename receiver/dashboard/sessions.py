@@ -8,7 +8,7 @@ from datetime import timedelta
 from flask import Flask, Request, request, session
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 
-from config.users import User, find_user
+from config.credentials import User, find_user
 
 COOKIE = "firstseen"
 LIFE = timedelta(hours=12)

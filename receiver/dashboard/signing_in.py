@@ -8,7 +8,7 @@ from flask import Response, g, make_response, redirect, render_template, request
 from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.wrappers import Response as AnyResponse
 
-from config.users import User, find_user
+from config.credentials import User, find_user
 from receiver.dashboard import sessions
 from receiver.dashboard.gate import local
 from receiver.dashboard.throttle import Throttle

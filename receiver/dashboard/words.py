@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from config.durations import in_words
+from config.toml import in_words
 from receiver.ledger import Move
 from receiver.ledger.texts import plain
 

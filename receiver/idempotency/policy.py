@@ -8,8 +8,7 @@ from enum import StrEnum
 
 from flask import Request
 
-from config.dialects import Dialect, Error, Replay
-from config.operations import ends_with
+from config.dialects import Dialect, Error, Replay, ends_with
 
 OF_REQUEST = frozenset({"method", "path"})
 """The scope parts that every request has; an API names the others."""

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from flask import Blueprint, Response, jsonify, make_response, request
 
-from config.api_keys import ApiKey
+from config.credentials import ApiKey
 from config.dialects import load_dialects
 from config.sources import Source
 from receiver.idempotency import Engine, policy_of

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flask import g, request
 
-from config.api_keys import ApiKey, find_api_key
+from config.credentials import ApiKey, find_api_key
 from receiver.problems import Problem
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})

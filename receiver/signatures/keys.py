@@ -7,8 +7,8 @@ from base64 import b64decode
 from functools import lru_cache
 from typing import Any, Protocol
 
-from config.errors import ConfigError
 from config.providers import KeyTable, key_bytes
+from config.toml import ConfigError
 
 
 class Signer(Protocol):

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from config.errors import ConfigError
 from config.sources import Source
-from config.tables import suggest
+from config.toml import ConfigError, suggest
 from receiver.signatures import Scheme, compile_scheme
 from receiver.verifiers.adyen import Adyen
 from receiver.verifiers.aws_sns import AwsSns

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from config.errors import ConfigError
+from config.toml import ConfigError
 from receiver.signatures.editing import CannotSign
 from receiver.signatures.errors import CannotVerify, InvalidSignature
 from receiver.signatures.request import Request

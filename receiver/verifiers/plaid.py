@@ -7,7 +7,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 
-from config.errors import ConfigError
+from config.toml import ConfigError
 from receiver.signatures.errors import CannotVerify, InvalidSignature
 from receiver.signatures.request import Request
 from receiver.verifiers.base import Verifier, header

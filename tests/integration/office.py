@@ -10,8 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Row, func, select, update
 
-from config.api_parts import Auth
-from config.apis import Api
+from config.apis import Api, Auth
 from config.dialects import load_dialects
 from receiver.ledger import Claim, Outcome, Store, retry, settle
 from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record

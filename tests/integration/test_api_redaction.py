@@ -7,8 +7,7 @@ import pytest
 from sqlalchemy import update
 
 from config.providers import load_providers
-from config.redaction import parse_json_path
-from config.sources import SOURCES, load_sources
+from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.ledger import Move, Store, original
 from receiver.ledger.calls.models import CALL
 from tests.integration.steps import ONLY_SQLITE, change, end

@@ -13,11 +13,10 @@ from sqlalchemy import update
 from werkzeug.security import generate_password_hash
 
 from config.apis import APIS, load_apis
+from config.credentials import User
 from config.dialects import load_dialects
 from config.providers import load_providers
-from config.redaction import parse_json_path
-from config.sources import SOURCES, load_sources
-from config.users import User
+from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.dashboard.gate import FORM_MAX, local
 from receiver.dashboard.one import SHOWN
 from receiver.dashboard.signing_in import CROWD, TRIES_OF_BOTH

@@ -16,8 +16,8 @@ from werkzeug.test import TestResponse
 import firstseen.sending
 import receiver.app
 import receiver.endpoints
-from config.errors import ConfigError
 from config.settings import Settings
+from config.toml import ConfigError
 from firstseen.cli import cli
 from firstseen.samples import Sample
 from firstseen.sending import Answer

@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from config.api_keys import ApiKey
+from config.credentials import ApiKey
 from config.sources import Source
 from receiver.ledger import Store
 from receiver.management.api import Parts, api_views

@@ -10,8 +10,8 @@ from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
 from config.apis import Api
+from config.credentials import User
 from config.sources import Source
-from config.users import User
 from receiver.dashboard.board import board_views
 from receiver.dashboard.parts import Parts
 from receiver.dashboard.sessions import set_up_sessions

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from config.logs import about, bind, line_formatter, unbind
-from config.stderr import Stderr
+from config.logs import Stderr, about, bind, line_formatter, unbind
 
 CANARY = "canary-51c0"
 

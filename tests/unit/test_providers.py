@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import ConfigError
 from config.providers import PUBLIC_KEY, Provider, generate_secret, is_usable, load_providers
 from config.providers.catalogue import CATALOGUE
+from config.toml import ConfigError
 
 ENTRY = """\
 title = "Acme"

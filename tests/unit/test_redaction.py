@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from config.redaction import parse_json_path
+from config.sources import parse_json_path
 from receiver.redaction import HIDDEN, Redactor, shown_body
 
 PAYLOAD: dict[str, Any] = {

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from config.api_parts import Auth
-from config.apis import Api
+from config.apis import Api, Auth
 from config.dialects import Dialect, load_dialects
-from config.errors import ConfigError
+from config.toml import ConfigError
 from worker.calls.errors import CallRefused
 from worker.calls.requests import BODY_MAX, Given, Request, build, complete, respond
 

@@ -9,8 +9,7 @@ from urllib.parse import unquote, urlencode
 
 import httpx
 
-from config.api_parts import OURS, SECRETS
-from config.apis import Api, header_of
+from config.apis import OURS, SECRETS, Api, header_of
 from config.dialects import Dialect
 from worker.calls.errors import CallRefused
 from worker.calls.keys import digest

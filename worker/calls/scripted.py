@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import httpx
 
 from config.apis import Api
-from config.operations import METHODS
+from config.dialects import METHODS
 from worker.calls.wire import Mark, NoReply, Outgoing, Reply
 
 UNWRITTEN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
