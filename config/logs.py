@@ -15,6 +15,7 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from config.nesting import NestedTooDeeplyError, check_depth
 from config.stderr import Stderr
 
 Form = Literal["auto", "json", "text"]
@@ -173,14 +174,14 @@ def _about(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
 
 def _json() -> list[structlog.typing.Processor]:
     names = structlog.processors.EventRenamer("message", "_event")
-    return [_failed, names, _ordered, structlog.processors.JSONRenderer()]
+    return [_failed, _shallow, names, _ordered, structlog.processors.JSONRenderer()]
 
 
 def _text() -> list[structlog.typing.Processor]:
     shape = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
     )
-    return [_failed, _flat, _visible, structlog.processors.EventRenamer("message", "_event"), shape]
+    return [_failed, _shallow, _flat, _visible, structlog.processors.EventRenamer("message", "_event"), shape]
 
 
 def _failed(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
@@ -191,6 +192,16 @@ def _failed(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     error = found[1] if isinstance(found, tuple) else found
     if isinstance(error, BaseException):
         line["failure"] = [{"type": _type(one), "at": list(_places(one))} for one in _chain(error)]
+    return line
+
+
+def _shallow(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Replace values too deep to be written: a line that a handler logs must not fail its attempt."""
+    for name, value in line.items():
+        try:
+            check_depth(value)
+        except NestedTooDeeplyError as error:
+            line[name] = str(error)
     return line
 
 

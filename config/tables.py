@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from config.errors import ConfigError
+from config.nesting import NestedTooDeeplyError, check_depth, check_toml
 
 LONGEST_ECHO = 80
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -73,11 +74,15 @@ def read_text(path: Path) -> str:
 def parse_toml(path: Path, text: str) -> dict[str, Any]:
     """Parse TOML that was read from a file; raise ConfigError with a sentence and the line."""
     try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(f"{path}: it is nested too deeply") from None
+        check_toml(text)
+        tables = tomllib.loads(text)
+        # Dotted keys nest without brackets.
+        check_depth(tables)
+    except NestedTooDeeplyError as error:
+        raise ConfigError(f"{path}: it is {error}") from None
     except ValueError as error:
         raise ConfigError(f"{path}: it is not valid TOML: {error}") from None
+    return tables
 
 
 def explain(error: ValidationError, silent: Collection[str] = ()) -> str:

@@ -1,6 +1,5 @@
 """`calls`, `call show`, `call resolve`: what handlers asked of other APIs, and what a person says of it."""
 
-import json
 import mimetypes
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from uuid import UUID
 
 import click
 
+from config.nesting import load_json
 from firstseen.context import Context, No, pass_context, system_user
 from firstseen.options import json_option
 from firstseen.output import moment, print_json, print_table, visible
@@ -131,7 +131,7 @@ def _content_type(file: Path, body: bytes) -> str:
     if named not in (None, "text/plain"):
         return named
     try:
-        json.loads(body)
+        load_json(body)
     except ValueError:
         return named or "application/octet-stream"
     return "application/json"

@@ -1,6 +1,5 @@
 """`send`: a delivery signed as its provider would sign it, to try a deployment without an account."""
 
-import json
 import time
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from config.nesting import load_json
 from firstseen.context import Context, No, pass_context
 from firstseen.options import json_option
 from firstseen.output import print_json, visible
@@ -116,7 +116,7 @@ def _post(delivery: Sample) -> Answer:
 
 def _parsed(body: bytes) -> Any:
     with suppress(ValueError):
-        return json.loads(body)
+        return load_json(body)
     return body.decode(errors="replace")
 
 

@@ -1,6 +1,5 @@
 """`verify`: is a captured delivery genuine, and if not, which step fails and why."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import click
 
+from config.nesting import load_json
 from config.providers import Provider
 from firstseen.context import Context, pass_context
 from firstseen.diagnosis import Case, hints
@@ -108,12 +108,12 @@ def _request(context: Context, name: str, what: dict[str, Any]) -> Request:
 
 def _read_headers(file: Path) -> tuple[tuple[str, str], ...]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        found = load_json(file.read_text(encoding="utf-8-sig"))
         pairs = found.items() if isinstance(found, dict) else [(name, value) for name, value in found]
         flat = [
             (name, one) for name, value in pairs for one in (value if isinstance(value, list) else [value])
         ]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         flat = [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, str) for name, value in flat):
         raise click.BadParameter(

@@ -68,7 +68,7 @@ class Extractor:
             bodies = [
                 json.dumps(element, separators=(",", ":"), allow_nan=False).encode() for element in elements
             ]
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return [self._whole(request, f"It is not the list of events that this provider sends: {error}.")]
         pairs = enumerate(zip(elements, bodies, strict=True))
         return [self._item(request, el, body, "application/json", number) for number, (el, body) in pairs]

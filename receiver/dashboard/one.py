@@ -9,6 +9,7 @@ from uuid import UUID
 
 from flask import Response, make_response, render_template, request
 
+from config.nesting import load_json
 from receiver.dashboard.choosing import call_choices, deciding_call, event_choices, why
 from receiver.dashboard.parts import Parts
 from receiver.dashboard.timeline import timeline
@@ -106,8 +107,6 @@ def _payload(hides: Redactor, body: bytes | None, content_type: str | None) -> T
         return {"kind": "none", "value": "It was erased after payload_retention."}
     try:
         return _json(hides.payload(parse_payload(body, content_type)))
-    except RecursionError:
-        return {"kind": "none", "value": "It is nested too deeply to be shown. The raw download has it."}
     except UnreadablePayloadError as error:
         if hides.active:
             hidden = f"It is not shown: its source leaves places out, and {error}. The raw download has it."
@@ -125,7 +124,7 @@ def _content(hides: Redactor, content: Told | None) -> Told | None:
         return None
     shown = {"kind": "text", "value": content["body"][:SHOWN]}
     if content["encoding"] == "utf-8" and len(content["body"]) <= SHOWN:
-        with suppress(ValueError, RecursionError):
+        with suppress(ValueError):
             # Parsed, an escape becomes a character: what is hidden may turn up anew.
-            shown = _json(hides.data(json.loads(content["body"])))
+            shown = _json(hides.data(load_json(content["body"])))
     return {**content, "payload": shown}

@@ -87,7 +87,7 @@ def duration(value: timedelta) -> str:
 
 
 def written(value: Any, most: int) -> tuple[str, bool]:
-    """Return parsed JSON indented, so many characters of it, and whether that is all; raises RecursionError.
+    """Return parsed JSON indented, so many characters of it, and whether that is all.
 
     It is cut while it is written: indented, a deep array is a thousand times longer than what came.
     """

@@ -5,6 +5,8 @@ from codecs import BOM_UTF8
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
+from config.nesting import NestedTooDeeplyError, load_json
+
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_FIELDS = 10_000  # far above any provider's form; without a bound one body could hold a million
 
@@ -39,11 +41,11 @@ def parse_json(body: bytes) -> Any:
     if not body:
         raise UnreadablePayloadError("the body is empty")
     try:
-        return _JSON.decode(body.removeprefix(BOM_UTF8).decode())
+        return load_json(body.removeprefix(BOM_UTF8).decode(), _JSON.decode)
     except UnicodeDecodeError:
         raise UnreadablePayloadError("the body is not UTF-8") from None
-    except RecursionError:
-        raise UnreadablePayloadError("the body is nested too deeply") from None
+    except NestedTooDeeplyError as error:
+        raise UnreadablePayloadError(f"the body is {error}") from None
     except json.JSONDecodeError as error:
         raise UnreadablePayloadError(f"the body is not JSON (at character {error.pos})") from None
     except ValueError:

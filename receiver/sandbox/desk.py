@@ -9,6 +9,7 @@ from flask import Request
 from flask.typing import ResponseReturnValue
 from sqlalchemy import ColumnElement, and_, delete, insert, select, update
 
+from config.nesting import load_json
 from receiver.idempotency import Refusal
 from receiver.ledger import Store
 from receiver.sandbox.journal import note_effect
@@ -32,8 +33,8 @@ class Desk:
     def json(self) -> Fields:
         """Return the request's JSON object, {} for an empty body; raise Refusal 400 for anything else."""
         try:
-            found = json.loads(self.request.get_data() or b"{}")
-        except (ValueError, RecursionError):
+            found = load_json(self.request.get_data() or b"{}")
+        except ValueError:
             raise Refusal(400, "invalid_json", "The body is not JSON.") from None
         if not isinstance(found, dict):
             raise Refusal(400, "invalid_json", "The body must be a JSON object.")

@@ -1,10 +1,11 @@
 """JSON Web Tokens (RFC 7519) under a public key, by way of PyJWT, with the algorithm pinned."""
 
-import json
 import re
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from typing import Any
 
+from config.nesting import load_json
 from receiver.signatures.errors import CannotVerify, InvalidSignature
 
 LONGEST = 8_192
@@ -32,8 +33,9 @@ def key_id(token: str, algorithm: str) -> str:
     if len(token) > LONGEST:
         raise InvalidSignature("malformed_signature", "the token is too long")
     try:
+        _check_parts(token)
         header = jwt.get_unverified_header(token)
-    except (jwt.PyJWTError, ValueError, RecursionError):
+    except (jwt.PyJWTError, ValueError):
         raise InvalidSignature("malformed_signature", "it is no JSON Web Token") from None
     if header.get("alg") != algorithm:
         raise InvalidSignature("refused_algorithm", f"only {algorithm} is taken")
@@ -55,10 +57,11 @@ def claims(token: str, key: Mapping[str, Any], algorithm: str) -> Mapping[str, A
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         raise CannotVerify("the key that was fetched is not one") from None
     try:
+        _check_parts(token)
         found: Mapping[str, Any] = jwt.decode(token, public, algorithms=[algorithm], options=NO_CHECKS)  # type: ignore[arg-type]
     except jwt.InvalidSignatureError:
         raise InvalidSignature("bad_signature") from None
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+    except (jwt.PyJWTError, ValueError, TypeError):
         raise InvalidSignature("malformed_signature", "it is no JSON Web Token") from None
     return found
 
@@ -74,9 +77,15 @@ def number(found: Mapping[str, Any], name: str) -> float:
 def parse_key(raw: bytes, *path: str) -> Any:
     """Return what stands at a path of a fetched JSON document; raise CannotVerify when it is none."""
     try:
-        value = json.loads(raw)
+        value = load_json(raw)
         for step in path:
             value = value[step]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise CannotVerify("what was fetched holds no key") from None
     return value
+
+
+def _check_parts(token: str) -> None:
+    """Raise ValueError where header or claims are no JSON, or deeper than PyJWT should be given."""
+    for part in token.split(".")[:2]:
+        load_json(urlsafe_b64decode(part.encode() + b"=" * (-len(part) % 4)))

@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from config.logs import about, bind, line_formatter, unbind
+from config.nesting import MAX_DEPTH
 from config.stderr import Stderr
 
 CANARY = "canary-51c0"
@@ -137,6 +138,8 @@ def test_what_a_library_adds_to_a_record_is_left_out() -> None:
 
 def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """`structlog.get_logger()` in a handler needs no set-up of its own."""
+    endless: list[Any] = []
+    endless.append(endless)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(line_formatter("json"))
     log = logging.getLogger("my.handlers")
@@ -146,11 +149,12 @@ def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFi
     processors = [structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
                   structlog.processors.TimeStamper(key="time"), wrap]  # fmt: skip
     structlog.wrap_logger(log, processors=processors, wrapper_class=structlog.stdlib.BoundLogger).error(
-        "Shipped.", order=7
+        "Shipped.", order=7, cycle=endless
     )
     log.removeHandler(handler)
     found = json.loads(capsys.readouterr().out)
     assert (found["message"], found["order"]) == ("Shipped.", 7)
+    assert found["cycle"] == f"nested too deeply (more than {MAX_DEPTH} levels)", "no line fails its attempt"
 
 
 def test_an_error_of_ours_by_structlog_is_a_type_too(capsys: pytest.CaptureFixture[str]) -> None:

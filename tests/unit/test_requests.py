@@ -14,6 +14,7 @@ from config.api_parts import Auth
 from config.apis import Api
 from config.dialects import Dialect, load_dialects
 from config.errors import ConfigError
+from config.nesting import MAX_DEPTH
 from worker.calls.errors import CallRefused
 from worker.calls.requests import BODY_MAX, Given, Request, build, complete, respond
 
@@ -331,3 +332,13 @@ def test_an_answer_is_shown_as_httpx_does() -> None:
     )
     assert (answer.status_code, answer.json(), answer.headers.get_list("x-a")) == (404, {"a": 1}, ["1", "2"])
     assert answer.request.url.path == "/api/v1/letters"
+
+
+def test_a_body_is_as_deep_as_what_is_read() -> None:
+    """The bound is one, and what is deeper is refused with it."""
+    value: list[Any] = []
+    for _ in range(MAX_DEPTH - 1):
+        value = [value]
+    assert made(json=value).body == b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    with pytest.raises(CallRefused, match=f"more than {MAX_DEPTH} levels"):
+        made(json=[value])

@@ -1,6 +1,5 @@
 """What came back of a send, as the rules read it."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from config.dialects import Error
+from config.nesting import load_json
 
 RETRY_AFTER_MAX = timedelta(hours=24)
 """No API puts a call off for longer: keys are forgotten meanwhile."""
@@ -44,8 +44,8 @@ class Answer:
     def boolean(self, name: str) -> bool | None:
         """Read a boolean at the top of the JSON body; None where there is none."""
         try:
-            parsed = json.loads(self.body)
-        except (ValueError, RecursionError):
+            parsed = load_json(self.body)
+        except ValueError:
             return None
         value = parsed.get(name) if isinstance(parsed, dict) else None
         return value if isinstance(value, bool) else None

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from config.apis import Api
+from config.nesting import dump_json
 from receiver.ledger import Claim
 from receiver.ledger.calls.states import Protection
 from receiver.ledger.calls.values import remember
@@ -199,8 +200,8 @@ def _checked(once: str | None) -> str | None:
 
 def _json(step: str, value: Any) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        text = dump_json(value, ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise CallRefused(f"The value of {step!r} is not JSON: {error}.") from None
     if len(text) > VALUE_MAX:
         raise CallRefused(f"The value of {step!r} is longer than {VALUE_MAX} characters.")

@@ -12,6 +12,7 @@ import httpx
 from config.api_parts import OURS, SECRETS
 from config.apis import Api, header_of
 from config.dialects import Dialect
+from config.nesting import dump_json
 from worker.calls.errors import CallRefused
 from worker.calls.keys import digest
 from worker.calls.wire import Outgoing
@@ -208,6 +209,6 @@ def _content(content: Any) -> bytes:
 def _json(value: Any) -> bytes:
     # Ours, so that the bytes do not change with a library's version.
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
+        return dump_json(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
         raise CallRefused(f"json= cannot be sent: {type(error).__name__}: {error}") from None
