@@ -1,6 +1,7 @@
 """`firstseen sandbox`: the five APIs of `docs/dialects.md` on this machine."""
 
 import logging
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import click
@@ -39,17 +40,17 @@ def sandbox(port: int, host: str, *, allow_remote: bool, database: Path) -> None
             " use 127.0.0.1, or add --allow-remote."
         )
     logging.basicConfig(level="INFO", format=LINE, force=True)
-    try:
-        store = Store(URL.create("sqlite", database=str(database)).render_as_string(), pool=POOL)
-        app = create_sandbox(store)
-        listener = listen(host, port)
-    except LedgerError as error:
-        raise click.ClickException(f"{database} cannot be used: {error}") from error
-    except OSError as error:
-        raise click.ClickException(f"The sandbox cannot start: {error.strerror or error}.") from error
-    with listener:
+    url = URL.create("sqlite", database=str(database)).render_as_string()
+    with ExitStack() as opened:
+        try:
+            store = opened.enter_context(closing(Store(url, pool=POOL)))
+            app = create_sandbox(store)
+            listener = opened.enter_context(listen(host, port))
+        except LedgerError as error:
+            raise click.ClickException(f"{database} cannot be used: {error}") from error
+        except OSError as error:
+            raise click.ClickException(f"The sandbox cannot start: {error.strerror or error}.") from error
         serve(app, listener, _greet)
-    store.close()
 
 
 def _greet(address: str) -> None:
