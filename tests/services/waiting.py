@@ -1,12 +1,15 @@
 """Waiting on conditions instead of sleeping."""
 
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 POLL = 0.03
 """Seconds between two looks: short beside every wait here, and no load worth counting."""
+
+_reserved: list[socket.socket] = []
 
 T = TypeVar("T")
 
@@ -30,11 +33,20 @@ def wait_until(
 
 
 def free_port() -> int:
-    """Return a loopback TCP port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback TCP port that nothing listens on, and that nobody else is given while this run lasts.
+
+    It stays bound: the kernel then hands it to no other socket that asks for any port. A server that sets
+    SO_REUSEADDR, as all of ours do, can listen on it all the same, because this socket does not listen.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = int(probe.getsockname()[1])
+    if sys.platform == "linux":  # elsewhere a bound port is refused to every server
+        _reserved.append(probe)
+    else:
+        probe.close()
+    return port
 
 
 def answers(port: int) -> bool:
