@@ -34,7 +34,7 @@ def call(deployment: Deployment, method: str, path: str, *, web: int = -1, **opt
 def done(deployment: Deployment, ledger: Ledger, events: list[str]) -> None:
     """Deliver these events and wait until all are done."""
     deployment.deliver_many(events)
-    wait_until(lambda: ledger.states() == {"done": len(events)}, 60, lambda: f"all done: {ledger.states()}")
+    wait_until(lambda: ledger.states() == {"done": len(events)}, lambda: f"all done: {ledger.states()}")
 
 
 def test_a_rerun_is_nudged_after_its_commit(database: str, valkey: Valkey, deploy: Deploy) -> None:
@@ -45,7 +45,7 @@ def test_a_rerun_is_nudged_after_its_commit(database: str, valkey: Valkey, deplo
     event = call(deployment, "GET", "/v1/events").json()["data"][0]["id"]
     answer = call(deployment, "POST", f"/v1/events/{event}/rerun", json={"generation": 0})
     assert answer.status_code == 200, answer.text
-    wait_until(lambda: deployment.handlers.lines().count("evt_1") == 2, 20, lambda: "the second run")
+    wait_until(lambda: deployment.handlers.lines().count("evt_1") == 2, lambda: "the second run")
 
 
 def test_copies_at_several_webs_are_one(database: str, valkey: Valkey, deploy: Deploy) -> None:
@@ -74,11 +74,11 @@ def test_a_bulk_run_survives_its_worker(database: str, valkey: Valkey, deploy: D
     done(deployment, ledger, events)
     started = call(deployment, "POST", "/v1/replays", json={"what": "rerun", "filter": {"state": "done"}})
     path = started.headers["Location"]
-    wait_until(lambda: call(deployment, "GET", path).json()["done"] > 0, 30, lambda: "its first step")
+    wait_until(lambda: call(deployment, "GET", path).json()["done"] > 0, lambda: "its first step")
     deployment.forget(deployment.workers[0])
     deployment.start_worker()
-    wait_until(lambda: call(deployment, "GET", path).json()["finished_at"], 60, lambda: "the end of it")
-    wait_until(lambda: ledger.states() == {"done": 400}, 90, lambda: f"all done: {ledger.states()}")
+    wait_until(lambda: call(deployment, "GET", path).json()["finished_at"], lambda: "the end of it")
+    wait_until(lambda: ledger.states() == {"done": 400}, lambda: f"all done: {ledger.states()}", timeout=90)
     assert ledger.rows("SELECT DISTINCT generation FROM event") == [{"generation": 1}]
     assert len(ledger.rows("SELECT event FROM action WHERE what = 'rerun'")) == 400
 

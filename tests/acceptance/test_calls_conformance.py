@@ -166,7 +166,6 @@ class Matrix:
         self.expire()
         wait_until(
             lambda: self.ledger.states().keys() <= {"done", "dead", "parked"},
-            60,
             lambda: f"{self.ledger.states()} to end:\n{self.deployment.logs('worker')[-3000:]}",
         )
         return self
@@ -177,7 +176,7 @@ class Matrix:
 
     def misuse(self, case: Case) -> None:
         """Send another request under the key that a call, put off by its 429, is waiting to send again."""
-        wait_until(lambda: self.outcome(case) == "later", 30, lambda: f"{case.event} to be put off")
+        wait_until(lambda: self.outcome(case) == "later", lambda: f"{case.event} to be put off")
         (call,) = self.ledger.calls(case.event)
         stranger = replace(case.client, fields={**case.client.fields, case.client.changing: FOREIGN})
         path, content = "", stranger.body()
@@ -189,9 +188,7 @@ class Matrix:
     def expire(self) -> None:
         """Let keys of 4 s grow 5 s old here, 25 h old there, and the second attempts go on."""
         for case in self.of("expired"):
-            wait_until(
-                lambda case=case: self.outcome(case) == "unknown", 30, f"{case.event} to lose its answer"
-            )
+            wait_until(lambda case=case: self.outcome(case) == "unknown", f"{case.event} to lose its answer")
         time.sleep(5)
         self.sandboxes["expired"].advance(hours=25)
         self.handlers.release()

@@ -39,7 +39,6 @@ def wait_state(deployment: Deployment, event: str, *states: str) -> None:
     ledger = Ledger(deployment.database_url)
     wait_until(
         lambda: ledger.state(event) in states,
-        30,
         lambda: f"{ledger.event(event)}:\n{deployment.logs('worker')}",
     )
 
@@ -88,10 +87,10 @@ def test_a_stopping_worker_waits_for_its_answer(
     deployment = calling(deploy, databases.migrated("sqlite"), valkey.url, target).start()
     sandbox.fault("/telness", "slow", seconds=1.5)
     deployment.deliver("evt_1", calls=[target.order("call-1")]).raise_for_status()
-    wait_until(lambda: sandbox.effects, 30, deployment.logs)
+    wait_until(lambda: sandbox.effects, deployment.logs)
     (worker,) = deployment.workers
     stop(worker)  # type: ignore[operator]
-    assert worker.wait_exit(40) == 0
+    assert worker.wait_exit() == 0
     ledger = Ledger(deployment.database_url)
     assert ledger.outcomes("evt_1") == ["finish"]
     assert [send["outcome"] for send in ledger.sends("evt_1")] == ["succeeded"]
@@ -118,9 +117,9 @@ def test_an_answer_waits_for_a_frozen_database(
     deployment.start()
     sandbox.fault("/telness", "slow", seconds=1)
     deployment.deliver("evt_1", calls=[target.order("call-1")]).raise_for_status()
-    wait_until(lambda: sandbox.effects, 30, deployment.logs)
+    wait_until(lambda: sandbox.effects, deployment.logs)
     own_postgres.freeze()
-    wait_until(lambda: sandbox.requests[0]["status"] == 201, 30, "the answer to leave")
+    wait_until(lambda: sandbox.requests[0]["status"] == 201, "the answer to leave")
     own_postgres.thaw()
     wait_state(deployment, "evt_1", "done")
     ledger = Ledger(deployment.database_url)

@@ -144,7 +144,7 @@ class Interruption:
 
     def wait(self, condition: object, what: str) -> None:
         """Wait; the workers' output says why it failed."""
-        wait_until(condition, 60, lambda: f"{what}:\n{self.deployment.logs('worker')[-4000:]}")  # type: ignore[arg-type]
+        wait_until(condition, lambda: f"{what}:\n{self.deployment.logs('worker')[-4000:]}")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

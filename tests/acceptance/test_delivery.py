@@ -76,7 +76,7 @@ def test_every_event_runs_once(deployed: Deployment) -> None:
     assert len({answer.body for answer in answers}) == EVENTS, "a duplicate's answer is the first's"
     deployed.wait_handled(ids, 60)
     ledger = Ledger(deployed.database_url)
-    wait_until(lambda: ledger.states() == {"done": EVENTS}, 30, "every event to be done")
+    wait_until(lambda: ledger.states() == {"done": EVENTS}, "every event to be done")
     assert Counter(deployed.handlers.lines()) == Counter(ids), "each event's handler ran once"
     sums = "sum(duplicates) AS duplicates, sum(conflicts) AS conflicts, max(attempts) AS attempts"
     (found,) = ledger.rows(f"SELECT {sums} FROM event")

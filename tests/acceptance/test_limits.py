@@ -122,7 +122,7 @@ def test_four_processes_share_twenty_connections(
     assert Counter(deployment.handlers.lines()) == Counter(ids)
     assert "does not answer" not in deployment.logs()
     assert 8 <= peak[0] <= CONNECTIONS - 3, "PostgreSQL keeps three for its owner"
-    wait_until(lambda: Ledger(deployment.database_url).states() == {"done": len(ids)}, 30, "all to be done")
+    wait_until(lambda: Ledger(deployment.database_url).states() == {"done": len(ids)}, "all to be done")
 
 
 def watch_connections(server: Postgres, peak: list[int], over: threading.Event) -> None:

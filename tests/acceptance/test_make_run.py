@@ -48,14 +48,14 @@ def make_run(clone: Path, tmp_path: Path) -> Iterator[MakeRun]:
 
 def wait_listening(make: Process) -> list[psutil.Process]:
     """Wait until it greets; return all of its processes, which are in sessions of their own."""
-    wait_until(lambda: "listens at" in make.logs() or not make.running, INSTALL, make.logs)
+    wait_until(lambda: "listens at" in make.logs() or not make.running, make.logs, timeout=INSTALL)
     assert make.running, make.logs()
     return make.family()
 
 
 def check_nothing_left(family: list[psutil.Process], port: int) -> None:
     """Check that every process of that run is gone, and that its port is free."""
-    wait_until(lambda: not [process for process in family if lives(process)], 10, "all processes to be gone")
+    wait_until(lambda: not [process for process in family if lives(process)], "all processes to be gone")
     assert not answers(port)
 
 
@@ -94,11 +94,11 @@ def deliver(clone: Path, port: int) -> httpx.Response:
 
 def check_one_effect(make: Process, clone: Path) -> None:
     """Run what it says to try next: five deliveries are one contact and one letter, and `show` says so."""
-    wait_until(lambda: "says what happened" in make.logs(), 60, make.logs)
+    wait_until(lambda: "says what happened" in make.logs(), make.logs)
     sent = run_here(clone, next_command(make))
     assert (sent.count("first seen"), sent.count("duplicate")) == (1, 4)
     show = f"{next_command(make).partition(' send ')[0]} show stripe {sent.split()[4]}"
-    wait_until(lambda: "state       done" in run_here(clone, show), 60, make.logs)
+    wait_until(lambda: "state       done" in run_here(clone, show), make.logs)
     assert effects(make) == [("salesly", "POST"), ("stannp", "POST")]
     assert "thank-you letter" in run_here(clone, show)
 

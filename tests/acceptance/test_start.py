@@ -35,7 +35,7 @@ def start_unready_web(deployment: Deployment) -> Process:
         except httpx.TransportError:
             return False
 
-    wait_until(lives, 60, web.logs)
+    wait_until(lives, web.logs)
     return web
 
 
@@ -50,7 +50,7 @@ def test_processes_wait_for_migration(database_url: str, valkey: Valkey, deploy:
     refused = deployment.deliver("evt_1")
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) > 0
-    wait_until(lambda: "run `firstseen migrate`" in worker.logs(), 30, worker.logs)
+    wait_until(lambda: "run `firstseen migrate`" in worker.logs(), worker.logs)
     deployment.migrate()
     deployment.wait_ready()
     assert deployment.deliver("evt_1").status_code == 200
@@ -69,7 +69,7 @@ def test_processes_wait_for_the_database(valkey: Valkey, deploy: Deploy) -> None
         (worker,) = deployment.start_worker()
         start_unready_web(deployment)
         assert deployment.deliver("evt_1").status_code == 503
-        wait_until(lambda: "Waiting for the ledger" in worker.logs(), 30, worker.logs)
+        wait_until(lambda: "Waiting for the ledger" in worker.logs(), worker.logs)
         server.start()
         deployment.wait_ready()
         assert deployment.deliver("evt_1").status_code == 200

@@ -49,7 +49,9 @@ class Running(Deployment):
         """Wait until both workers have swept once more."""
         at = self.ledger.rows("SELECT max(seen_at) AS at FROM worker")[0]["at"]
         later = f"{SWEEPING} WHERE seen_at > :at"
-        wait_until(lambda: self.ledger.rows(later, at=at)[0]["n"] == 2, timeout, "both workers to sweep")
+        wait_until(
+            lambda: self.ledger.rows(later, at=at)[0]["n"] == 2, "both workers to sweep", timeout=timeout
+        )
 
     def scrape(self) -> dict[tuple[str, ...], float]:
         """Return the samples by name and label values, over a connection of its own."""
@@ -68,7 +70,7 @@ def running(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> I
     broker = Valkey().start()
     made = Running(tmp_path_factory.mktemp("telemetry"), databases, broker)
     made.start(worker=2)
-    wait_until(lambda: made.ledger.rows(SWEEPING)[0]["n"] == 2, 60, made.logs)
+    wait_until(lambda: made.ledger.rows(SWEEPING)[0]["n"] == 2, made.logs)
     yield made
     made.stop()
     made.alerts.stop()
@@ -84,7 +86,7 @@ def test_a_dead_event_is_told_once(running: Running) -> None:
     )
     assert text in json.loads(heard.body)["text"]
     told = "SELECT told FROM alert WHERE kind = 'dead' AND told_at IS NOT NULL"
-    assert wait_until(lambda: running.ledger.rows(told), 30, running.logs) == [{"told": 1}]
+    assert wait_until(lambda: running.ledger.rows(told), running.logs) == [{"told": 1}]
     running.wait_swept(30)
     assert len(running.alerts.heard) == 1
 
@@ -98,10 +100,10 @@ def test_any_process_answers_for_all(running: Running) -> None:
         running.post("stripe", body, headers | {"Connection": "close"}).raise_for_status()
     running.wait_handled(ids)
     unfinished = "SELECT id FROM event WHERE state NOT IN ('done', 'dead')"
-    wait_until(lambda: not running.ledger.rows(unfinished), 30, running.logs)
+    wait_until(lambda: not running.ledger.rows(unfinished), running.logs)
     total = len(running.ledger.rows("SELECT id FROM event"))
     nudges = ("firstseen_nudges_total", "taken")
-    wait_until(lambda: running.scrape().get(nudges) == total, 30, lambda: str(running.scrape()))
+    wait_until(lambda: running.scrape().get(nudges) == total, lambda: str(running.scrape()))
     for _ in range(6):
         read = running.scrape()
         assert read[nudges] == read["firstseen_record_batch_events_count",] == total

@@ -41,7 +41,7 @@ def tls_port(tmp_path: Path, valkey: Valkey) -> Iterator[int]:
     thread.start()
     yield server.sockets[0].getsockname()[1]
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(60)
     server.close()
     for task in asyncio.all_tasks(loop):
         task.cancel()

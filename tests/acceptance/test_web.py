@@ -36,12 +36,12 @@ def test_a_stopping_web_answers_what_it_was_asked(
         other.execute(text("LOCK TABLE event IN EXCLUSIVE MODE"))
         asked = pool.submit(deployed.deliver, "evt_1")
         # A connection alone proves nothing: one that is stopped before its view begins is closed unanswered.
-        wait_until(lambda: ledger.rows(WAITS_FOR_EVENT), 30, "the delivery to be recorded")
+        wait_until(lambda: ledger.rows(WAITS_FOR_EVENT), "the delivery to be recorded")
         stop(web)
-        wait_until(lambda: "hutting down" in web.logs(), 30, web.logs)
+        wait_until(lambda: "hutting down" in web.logs(), web.logs)
         other.rollback()
     assert asked.result().status_code == 200
-    assert web.wait_exit(30) == 0
+    assert web.wait_exit() == 0
     assert "Killing" not in web.logs()
     assert ledger.state("evt_1") == "received"
     assert "Traceback" not in web.logs()
@@ -54,8 +54,6 @@ def test_a_dead_server_process_is_replaced(deployed: Deployment) -> None:
     assert servers, "web serves from processes of its own"
     for server in servers:
         server.kill()
-    wait_until(
-        lambda: [new for new in web.family() if new not in (first, *servers) and lives(new)], 30, web.logs
-    )
+    wait_until(lambda: [new for new in web.family() if new not in (first, *servers) and lives(new)], web.logs)
     deployed.wait_ready()
     assert deployed.deliver("evt_1").status_code == 200

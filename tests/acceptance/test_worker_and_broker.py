@@ -26,7 +26,7 @@ def test_a_stray_nudge_harms_nothing(celery_setup: CeleryTestSetup, valkey: Valk
     assert len(celery_setup) == 2, "one broker, one worker, no result backend"
     for row in ("00000000-0000-7000-8000-000000000000", "no id at all"):
         celery_setup.app.send_task(**wake_message(row), queue=QUEUE)
-    wait_until(lambda: valkey.messages() == 0, 30, "the nudges to be taken")
+    wait_until(lambda: valkey.messages() == 0, "the nudges to be taken")
     assert celery_setup.worker.container.status == "running"
 
 
@@ -37,7 +37,7 @@ def test_an_event_outlives_worker_and_broker(
     deployment.start_web()
     celery_setup.worker.kill()
     assert deployment.deliver("evt_outlives").status_code == 200
-    wait_until(lambda: valkey.messages() == 1, 10, "the nudge to be queued")
+    wait_until(lambda: valkey.messages() == 1, "the nudge to be queued")
     celery_setup.broker.restart()
     assert valkey.messages() == 0
     celery_setup.worker.restart()

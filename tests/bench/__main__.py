@@ -112,7 +112,7 @@ class Bench:
         for body, headers in read_deliveries(write_deliveries(self.folder / "storm.txt", ids)):
             deployment.post("stripe", body, headers).raise_for_status()
         ledger = Ledger(deployment.database_url)
-        wait_until(lambda: ledger.states()["done"] == STORM, 60, "the storm's events to be done")
+        wait_until(lambda: ledger.states()["done"] == STORM, "the storm's events to be done")
         contestants = [self.start(serve_app(self.folder, "bare")), firstseen]
         options: dict[str, Any] = {"folder": self.folder, "storm": ids, **self.lengths}
         self.found["storm"] = measure(contestants, ("storm",), connections=(64,), **options)

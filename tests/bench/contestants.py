@@ -82,7 +82,7 @@ def serve_app(folder: Path, name: str, server: str = "granian", **env: str) -> C
     log = folder / f"{name}-{server}.log"
     process = Process(name, [sys.executable, *lines[server]], log=log, env=environ, cwd=folder)
     made = Contestant(name, f"http://127.0.0.1:{port}{ENDPOINT}", [process], process.kill)
-    wait_until(lambda: _listens(port), 60, lambda: f"{name} to listen:\n{log.read_text()}")
+    wait_until(lambda: _listens(port), lambda: f"{name} to listen:\n{log.read_text()}")
     return made
 
 

@@ -143,7 +143,7 @@ def latencies(
         deployment.start()
         deployment.deliver("evt_warm_up")
         ledger = Ledger(deployment.database_url)
-        wait_until(lambda: ledger.states()["done"] == 1, 60, "the first event to be done")
+        wait_until(lambda: ledger.states()["done"] == 1, "the first event to be done")
         web, worker = rss(deployment.webs[0]), rss(deployment.workers[0])
         for number in range(count):
             deployment.deliver(f"evt_idle_{number}")

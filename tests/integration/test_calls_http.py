@@ -161,7 +161,7 @@ def test_no_database_connection_is_held_while_it_waits(
     go = threading.Event()
 
     def wait(connection: Any) -> None:
-        go.wait(20)
+        go.wait(60)
         connection.sendall(CREATED)
 
     with RawServer(wait) as server, ThreadPoolExecutor(8) as pool:
@@ -172,7 +172,7 @@ def test_no_database_connection_is_held_while_it_waits(
             event = record(small, [Delivery("stripe", f"evt_w{number}", "x", b"{}")])[0].event
             helds.append(claim(small, event, lease=LEASE, worker="test"))
         answers = [pool.submit(post, None, Calls(outbound, held)) for held in helds if held]
-        wait_until(lambda: len(server.requests) == len(answers) == 8, 20, "8 requests to wait")
+        wait_until(lambda: len(server.requests) == len(answers) == 8, "8 requests to wait")
         begun = time.monotonic()
         for number in range(20):
             record(small, [Delivery("stripe", f"evt_m{number}", "x", b"{}")])
@@ -365,7 +365,7 @@ def test_a_silent_server_costs_its_read_timeout(prepare: Prepare) -> None:
 
         end = attempts.run(handler)
         assert (end.move, bool(attempts.sends[0]["open"])) == (Move.RETRY_LATER, True)
-        wait_until(lambda: attempts.run(handler).move == Move.FINISH, 10, "the quiet time to end")
+        wait_until(lambda: attempts.run(handler).move == Move.FINISH, "the quiet time to end")
     assert [bool(send["open"]) for send in attempts.sends] == [False, False], "the answer speaks for both"
 
 

@@ -183,7 +183,7 @@ def test_of_several_people_at_once_one_decides(store: Store, parked: tuple[UUID,
             connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
             attempts = [pool.submit(attempt, how) for how in WAYS]
             if not store.sqlite:
-                wait_until(lambda: waiting(connection) == len(WAYS), 4, "all of them to meet at the event")
+                wait_until(lambda: waiting(connection) == len(WAYS), "all of them to meet at the event")
         (taken,) = [found for found in (one.result() for one in attempts) if found]
     (action,) = rows_of(store, ACTION, event)
     assert action.what == taken

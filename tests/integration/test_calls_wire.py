@@ -156,7 +156,7 @@ def test_a_full_pool_sends_nothing(connect: Connect) -> None:
     with RawServer(stay, reply()) as server, ThreadPoolExecutor(1) as pool:
         line = connect(server.url, deadline="2s", connect_timeout="200ms", max_connections=1)
         first = pool.submit(line.send)
-        wait_until(lambda: server.requests, 10, "the first request")
+        wait_until(lambda: server.requests, "the first request")
         got = line.send()
         assert isinstance(got, NoReply)
         assert not got.written

@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_where_it_was(store: Store, run: Run, environ: dict
     assert command.stderr
     replay = re.search(r"--resume ([0-9a-f-]{36})", command.stderr.readline())
     assert replay
-    wait_until(lambda: count(store, EVENT.c.generation == 1) > 0, 30, "the run to be under way")
+    wait_until(lambda: count(store, EVENT.c.generation == 1) > 0, "the run to be under way")
     command.kill()
     command.communicate()
     assert count(store, EVENT.c.generation == 1) < 4000, "it was over before it was killed"

@@ -46,7 +46,7 @@ class Held:
 
         def alone(of: Store) -> Any:
             self.begun.release()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(60)
             return real(of)
 
         monkeypatch.setattr(Store, "alone", alone)
@@ -62,7 +62,7 @@ class Held:
 
         with ThreadPoolExecutor(len(batches)) as pool:
             first = pool.submit(one, batches[0])
-            assert self.begun.acquire(timeout=30)
+            assert self.begun.acquire(timeout=60)
             rest = [pool.submit(one, batch) for batch in batches[1:]]
             while waiting() < len(rest):
                 threading.Event().wait(0.01)
@@ -115,7 +115,7 @@ def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.Monk
 
     def alone(_: Store) -> Any:
         held.begun.release()
-        assert held.go_on.wait(30)
+        assert held.go_on.wait(60)
         raise LedgerUnavailable
 
     with monkeypatch.context() as patch:
@@ -131,14 +131,14 @@ def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) ->
     batches = [[delivery(f"evt_{number}")] for number in range(3)]
     threads = [threading.Thread(target=held.recorder.record, args=(one,), daemon=True) for one in batches]
     threads[0].start()
-    assert held.begun.acquire(timeout=30)
+    assert held.begun.acquire(timeout=60)
     for thread in threads[1:]:
         thread.start()
     while len(held.recorder._waiting) < 2:
         threading.Event().wait(0.01)
     held.go_on.set()
     for thread in threads:
-        thread.join(3)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     with store.read() as connection:
         assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]

@@ -130,7 +130,7 @@ def test_only_a_form_is_a_try(board: Board) -> None:
 def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes while four wait is sent away at once."""
     leave, token = threading.Event(), board.token()
-    monkeypatch.setattr("receiver.dashboard.signing_in.check_password_hash", lambda *_: leave.wait(30))
+    monkeypatch.setattr("receiver.dashboard.signing_in.check_password_hash", lambda *_: leave.wait(60))
     given = {"csrf": token, "name": "ada", "password": PASSWORD}
     cookie = board.client.get_cookie("firstseen")
     assert cookie

@@ -105,13 +105,13 @@ def test_a_locked_policy_answers_at_once(guarded: Guarded) -> None:
 
     def view() -> Any:
         inside.set()
-        leave.wait(10)
+        leave.wait(60)
         return guarded.deed()
 
     guarded.view = view
 
     def second() -> Any:
-        assert inside.wait(10)
+        assert inside.wait(60)
         try:
             return guarded.send(), guarded.send(body=b"other")
         finally:
@@ -148,12 +148,12 @@ def test_a_late_finisher_rolls_back_whole(make: Make) -> None:
     def stall() -> None:
         if not late.is_set():
             late.set()
-            taken.wait(10)
+            taken.wait(60)
 
     guarded.engine.stall = stall
 
     def second() -> Any:
-        assert late.wait(10)
+        assert late.wait(60)
         try:
             return guarded.send()
         finally:
@@ -424,7 +424,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[httpx
     argv = [sys.executable, "-m", "tests.services.guarded", url, str(port)]
     env = clean_environment(PYTHONPATH=str(CHECKOUT))
     process = Process("guarded", argv, log=folder / "log", env=env, cwd=folder)
-    wait_until(lambda: answers(port), 30, lambda: f"the server to listen:\n{process.logs()}")
+    wait_until(lambda: answers(port), lambda: f"the server to listen:\n{process.logs()}")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as found:
         yield found
     process.kill()
@@ -439,7 +439,7 @@ def test_a_killed_server_has_one_effect(client: httpx.Client, guarded: Guarded, 
     assert guarded.deeds == (point == "committed")
     at_once = client.post("/things", headers=headers)
     assert at_once.status_code in ({201} if point == "committed" else {201, 409}), at_once.text
-    wait_until(lambda: client.post("/things", headers=headers).status_code == 201, 5, "the lease to end")
+    wait_until(lambda: client.post("/things", headers=headers).status_code == 201, "the lease to end")
     assert guarded.deeds == 1
 
 

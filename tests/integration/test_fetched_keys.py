@@ -103,7 +103,7 @@ def test_nobody_waits_for_a_server_that_drips(publisher: Publisher, monkeypatch:
     with pytest.raises(CannotVerify, match="did not arrive"):
         keys.get(KEY, DAY)
     assert once.making == 1
-    wait_until(lambda: not once.making, 30, "the request to be given up")
+    wait_until(lambda: not once.making, "the request to be given up")
 
 
 def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
@@ -116,7 +116,7 @@ def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
             keys.get(Ask(f"https://keys.example.com/{number}"), DAY)
     assert once.making == AT_ONCE
     publisher.gate.set()
-    wait_until(lambda: not once.making, 30, "the requests to end")
+    wait_until(lambda: not once.making, "the requests to end")
     assert len(publisher.asked) == AT_ONCE
 
 
@@ -127,7 +127,7 @@ def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
     keys = FetchedKeys(publisher.transport(), once)
     with ThreadPoolExecutor(WAITING) as pool:
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(WAITING)]
-        wait_until(lambda: once.waiting == WAITING, 30, "the deliveries to wait")
+        wait_until(lambda: once.waiting == WAITING, "the deliveries to wait")
         with pytest.raises(CannotVerify, match="too many deliveries wait"):
             keys.get(KEY, DAY)
         publisher.gate.set()

@@ -38,7 +38,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         code = PROGRAM.format(server=server, client=client)
         env = clean_environment(PYTHONPATH=str(CHECKOUT))
         made.append(Process("foreground", [sys.executable, "-c", code], log=tmp_path / "log", env=env))
-        wait_until(lambda: made[0].logs().count("| up") >= 2, 30, made[0].logs)
+        wait_until(lambda: made[0].logs().count("| up") >= 2, made[0].logs)
         return made[0]
 
     yield run
@@ -51,7 +51,7 @@ def test_the_server_ends_last(start: Start) -> None:
     running = start()
     family = running.family()
     running.interrupt()
-    assert running.wait_exit(20) == 0
+    assert running.wait_exit() == 0
     lines = running.logs().splitlines()
     assert "client  | up hello" in lines
     assert lines.index("client  | bye") < lines.index("server  | bye")
@@ -66,7 +66,7 @@ def test_a_second_interrupt_stops_waiting(start: Start) -> None:
     time.sleep(HURRY_AFTER + 0.2)  # a shorter pause is the same key press
     assert running.running
     running.interrupt()
-    assert running.wait_exit(20) == 0
+    assert running.wait_exit() == 0
     assert time.monotonic() - begun < GRACE
 
 
@@ -75,7 +75,7 @@ def test_one_key_press_may_arrive_twice(start: Start) -> None:
     running = start(client="trap 'sleep 1.5; echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         running.signal(number, alone=True)
-    assert running.wait_exit(20) == 0
+    assert running.wait_exit() == 0
     assert "client  | bye" in running.logs()
 
 
@@ -83,7 +83,7 @@ def test_one_key_press_may_arrive_twice(start: Start) -> None:
 def test_an_end_by_itself_ends_all(start: Start, line: str, code: int) -> None:
     """A process that ends unasked is named with its code, whatever the code, and the whole fails."""
     running = start(client=line)
-    assert running.wait_exit(20) == 1
+    assert running.wait_exit() == 1
     assert f"run     | client ended by itself with exit code {code}: stopping all." in running.logs()
     assert "server  | bye" in running.logs()
 
@@ -95,6 +95,6 @@ def test_children_of_a_dead_process_end_too(start: Start) -> None:
     client = next(process for process in family if process.cmdline()[-1].startswith("sleep 600 &"))
     sleeper = client.children()[0]
     client.kill()
-    assert running.wait_exit(20) == 1
-    wait_until(lambda: not lives(sleeper), 10, "the sleeper to be gone")
-    wait_until(lambda: not any(map(lives, family)), 10, "everything to be gone")
+    assert running.wait_exit() == 1
+    wait_until(lambda: not lives(sleeper), "the sleeper to be gone")
+    wait_until(lambda: not any(map(lives, family)), "everything to be gone")

@@ -73,7 +73,7 @@ def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeAp
 
     yield make
     for store in stores:
-        wait_until(lambda store=store: not store.engine.pool.checkedout(), 10, "connections to be put back")
+        wait_until(lambda store=store: not store.engine.pool.checkedout(), "connections to be put back")
         store.close()
 
 
@@ -180,7 +180,7 @@ def test_a_forgery_is_refused_and_counted(
     """What does not verify gets 401 and leaves a count and no event; nothing of it is repeated anywhere."""
     body = json.dumps(stripe_event("evt_1", note=CANARY)).encode()
     assert_problem(deliver(client, *FORGERIES[reason](body)), 401, "invalid-signature")
-    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), "the refusal to be counted")
     (counted,) = ledger.rows("SELECT source, reason, count FROM rejection")
     assert counted == {"source": "stripe", "reason": reason, "count": 1}
     (sample,) = ledger.rows("SELECT * FROM rejection_sample")
@@ -220,7 +220,7 @@ def test_a_source_without_a_secret(client: FlaskClient, ledger: Ledger) -> None:
     answer = deliver(client, body, headers, "later")
     assert_problem(answer, 503, "unavailable")
     assert int(answer.headers["Retry-After"]) > 0
-    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+    wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), "the refusal to be counted")
     assert ledger.rows("SELECT reason FROM rejection") == [{"reason": "no_secret"}]
     assert ledger.states() == {}
 
@@ -272,7 +272,7 @@ def test_the_limit_is_exact(client: FlaskClient, ledger: Ledger, length: int, st
         assert len(ledger.event(f"evt_{length}_sized")["body"]) == length
     else:
         assert_problem(answer, 413, "too-large")
-        wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), 10, "the refusal to be counted")
+        wait_until(lambda: ledger.rows("SELECT 1 FROM rejection"), "the refusal to be counted")
         assert ledger.rows("SELECT reason FROM rejection") == [{"reason": "too_large"}]
         assert ledger.states() == {}
 
@@ -322,9 +322,7 @@ def test_readiness_reports_the_broker_and_needs_none(client: FlaskClient) -> Non
     """With the broker down web is ready, and says so."""
     assert client.get("/readyz").json == {"status": "ok", "ledger": "ok", "broker": "untried"}
     deliver_event(client, "evt_1")
-    wait_until(
-        lambda: (client.get("/readyz").json or {})["broker"] == "unreachable", 10, "the broker's state"
-    )
+    wait_until(lambda: (client.get("/readyz").json or {})["broker"] == "unreachable", "the broker's state")
     assert client.get("/readyz").status_code == 200
 
 
@@ -332,13 +330,13 @@ def test_a_frozen_broker_holds_no_answer(make_app: MakeApp, migrated_url: str, v
     """Answers wait for no broker: with it frozen they are as quick as ever; nudges follow the thaw."""
     client = make_app(migrated_url, valkey.url).test_client()
     deliver_event(client, "evt_warm")
-    wait_until(lambda: valkey.queue_length("firstseen") == 1, 10, "the first nudge")
+    wait_until(lambda: valkey.queue_length("firstseen") == 1, "the first nudge")
     valkey.freeze()
     begun = time.monotonic()
     assert [deliver_event(client, f"evt_{number}").status_code for number in range(4)] == [200] * 4
     assert time.monotonic() - begun < 1
     valkey.thaw()
-    wait_until(lambda: valkey.queue_length("firstseen") >= 3, 10, "the nudges that had not timed out")
+    wait_until(lambda: valkey.queue_length("firstseen") >= 3, "the nudges that had not timed out")
 
 
 def test_a_full_broker_is_said_once(
@@ -350,10 +348,10 @@ def test_a_full_broker_is_said_once(
         broker.config_set("maxmemory", 1)
         for number in range(5):
             assert deliver_event(client, f"evt_{number}").status_code == 200
-        wait_until(lambda: "Broker unreachable" in caplog.text, 10, "the line")
+        wait_until(lambda: "Broker unreachable" in caplog.text, "the line")
         broker.config_set("maxmemory", 0)
         deliver_event(client, "evt_last")
-        wait_until(lambda: "Broker ok" in caplog.text, 10, "the other line")
+        wait_until(lambda: "Broker ok" in caplog.text, "the other line")
     assert caplog.text.count("Broker unreachable") == 1
     assert "Traceback" not in caplog.text
 

@@ -61,7 +61,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_url: str) -
     monkeypatch.setenv("BROKER_URL", NO_BROKER)
     yield create_app(Settings(_env_file=None)).test_client()
     for store in stores:
-        wait_until(lambda store=store: not store.engine.pool.checkedout(), 10, "connections to be put back")
+        wait_until(lambda store=store: not store.engine.pool.checkedout(), "connections to be put back")
         store.close()
 
 

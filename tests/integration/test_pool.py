@@ -95,7 +95,7 @@ def test_no_thread_starves(store: Store) -> None:
     done, gate, told = [0] * 16, threading.Barrier(16), list[list[int]]()
 
     def work(n: int) -> None:
-        gate.wait(10)
+        gate.wait(60)
         for k in range(10):
             deliver(narrow, f"{n}-{k}")
             done[n] += 1

@@ -58,7 +58,7 @@ def record_batches(store: Store, seed: int) -> list[str]:
     gate = threading.Barrier(EACH)
 
     def work(number: int) -> None:
-        gate.wait(30)
+        gate.wait(60)
         for names in batches(number):
             verdicts = record_as_sent(store, names)
             first.extend(one.event_id for one in verdicts if one.first_seen)

@@ -142,9 +142,9 @@ def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
     all_done(store, 3000)
     replay = plan(store, Move.RERUN, Filter(), "ann")
     runner = start(store, replay.id, 1)
-    wait_until(lambda: progress(store, replay.id)["done"] > 20, 60, "the run to be under way")
+    wait_until(lambda: progress(store, replay.id)["done"] > 20, "the run to be under way")
     runner.kill()
-    runner.wait(10)
+    runner.wait(60)
     before = progress(store, replay.id)
     assert before["open"] > 0, "it was over before it was killed"
     assert before["done"] == count(store, EVENT.c.generation == 1), "marks and actions differ"

@@ -34,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def run() -> tuple[Process, httpx.Client]:
         process = Process("sandbox", argv, log=tmp_path / f"log-{len(started)}", env=env, cwd=tmp_path)
-        found = wait_until(lambda: re.search(r"is at (http://\S+);", process.logs()), 30, process.logs)
+        found = wait_until(lambda: re.search(r"is at (http://\S+);", process.logs()), process.logs)
         started.append((process, httpx.Client(base_url=found[1], timeout=20, trust_env=False)))
         return started[-1]
 
@@ -109,7 +109,7 @@ def test_it_needs_no_settings_and_ends_when_told(start: Start) -> None:
         )
         assert answer.status_code == status
     process.terminate()
-    assert process.wait_exit(10) == 0, process.logs()
+    assert process.wait_exit() == 0, process.logs()
     assert f"The sandbox is at {address}".rstrip("/") in process.logs()
     assert "sandbox: POST /stannp/api/v1/letters/create 409" in process.logs()
     _, client = start()
@@ -129,7 +129,7 @@ def test_a_killed_sandbox_has_one_effect(start: Start) -> None:
 
     thread = threading.Thread(target=doomed)
     thread.start()
-    wait_until(lambda: not client.get("/_faults").json()["faults"], 10, "the request to hold its key")
+    wait_until(lambda: not client.get("/_faults").json()["faults"], "the request to hold its key")
     process.kill()
     thread.join()
     _, client = start()

@@ -38,7 +38,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 def family(tmp_path: Path) -> Iterator[Process]:
     """Start a process that waits for its child, which sleeps."""
     process = Process("family", [sys.executable, "-c", FAMILY], log=tmp_path / "log", env=clean_environment())
-    wait_until(lambda: len(process.family()) == 2, 10, "the child to start")
+    wait_until(lambda: len(process.family()) == 2, "the child to start")
     yield process
     process.kill()
 
@@ -57,7 +57,7 @@ def test_a_server_freezes_and_thaws(server: Server) -> None:
     assert answers(server.port), "the kernel accepts for a frozen server"
     assert all(member.status() == psutil.STATUS_STOPPED for member in server.process.family())
     server.thaw()
-    wait_until(server.answers, 30, "an answer after the thaw")
+    wait_until(server.answers, "an answer after the thaw")
 
 
 def test_a_killed_server_comes_back_on_its_port(server: Server) -> None:
@@ -143,12 +143,12 @@ def test_rabbitmq_runs_beside_any_other(rabbitmq: RabbitMQ) -> None:
         channel = connection.channel()
         channel.queue_declare(QUEUE, auto_delete=False)
         channel.basic_publish(rabbit_message("hello"), routing_key=QUEUE)
-        wait_until(lambda: rabbitmq.queue_length(url) == 1, 10, "the message to be queued")
+        wait_until(lambda: rabbitmq.queue_length(url) == 1, "the message to be queued")
         rabbitmq.wipe(url)
         assert rabbitmq.queue_length(url) == 0
     rabbitmq.freeze()
     rabbitmq.thaw()
-    wait_until(rabbitmq.answers, 30, "an answer after the thaw")
+    wait_until(rabbitmq.answers, "an answer after the thaw")
     rabbitmq.delete_vhost(url)
     assert "test_" not in rabbitmq.ctl("list_vhosts")
 
@@ -178,7 +178,7 @@ def test_signals_reach_the_family_or_one(family: Process) -> None:
     family.freeze()
     assert child.status() == psutil.STATUS_STOPPED
     family.thaw()
-    wait_until(lambda: child.status() != psutil.STATUS_STOPPED, 10, "the child to go on")
+    wait_until(lambda: child.status() != psutil.STATUS_STOPPED, "the child to go on")
     family.kill(alone=True)
     assert lives(child), "it outlives its parent"
     family.kill()
@@ -188,10 +188,10 @@ def test_signals_reach_the_family_or_one(family: Process) -> None:
 def test_an_exit_code_is_reported(tmp_path: Path) -> None:
     """The code of a normal end is its own, that of a signal the signal's negative number; output is kept."""
     settings = {"log": tmp_path / "log", "env": clean_environment()}
-    assert Process("three", ["/bin/sh", "-c", "echo hello; exit 3"], **settings).wait_exit(10) == 3
+    assert Process("three", ["/bin/sh", "-c", "echo hello; exit 3"], **settings).wait_exit() == 3
     sleeper = Process("sleeper", ["/bin/sh", "-c", "exec sleep 600"], **settings)
     sleeper.terminate()
-    assert sleeper.wait_exit(10) == -signal.SIGTERM
+    assert sleeper.wait_exit() == -signal.SIGTERM
     assert sleeper.logs() == "hello\n"
 
 
@@ -214,11 +214,11 @@ def test_a_run_that_is_told_to_stop_cleans_up(tmp_path: Path) -> None:
     log, env = tmp_path / "log", clean_environment(PYTHONPATH=str(CHECKOUT))
     run = Process("pytest", argv, log=log, env=env, cwd=CHECKOUT)
     try:
-        wait_until(lambda: "up" in run.logs().split() or not run.running, 30, run.logs)
+        wait_until(lambda: "up" in run.logs().split() or not run.running, run.logs)
         family = run.family()
         assert len(family) == 2, run.logs()
         run.terminate()
-        assert run.wait_exit(30) == 143
+        assert run.wait_exit() == 143
         assert not any(map(lives, family))
     finally:
         run.kill()
@@ -240,4 +240,4 @@ def test_the_procfile_has_three_lines() -> None:
 def test_waiting_ends(predicate: Callable[[], bool | None]) -> None:
     """A condition that never holds fails the test with its name."""
     with pytest.raises(AssertionError, match=r"waited 0\.1 s for the moon"):
-        wait_until(predicate, 0.1, "the moon")
+        wait_until(predicate, "the moon")

@@ -233,7 +233,7 @@ def test_a_deadlock_is_unavailable(store: Store) -> None:
                     one = EVENT.update().where(EVENT.c.event_id == name)
                     connection.execute(one.values(duplicates=EVENT.c.duplicates + 1))
                     if name == first:
-                        both.wait(10)
+                        both.wait(60)
         except LedgerUnavailable:
             return "unavailable"
         return "done"
@@ -308,7 +308,7 @@ def test_a_stricter_default_isolation_changes_nothing(store: Store, own: Callabl
     gate = threading.Barrier(4)
 
     def send(_: int) -> bool:
-        gate.wait(10)
+        gate.wait(60)
         return deliver(other).first_seen
 
     with ThreadPoolExecutor(4) as pool:
@@ -353,7 +353,7 @@ def test_sqlite_locked_by_another_process_is_unavailable(store: Store, own: Call
             jobs = [pool.submit(deliver, other) for _ in range(3)]
             for job in jobs:
                 with pytest.raises(LedgerUnavailable):
-                    job.result(timeout=10)
+                    job.result(timeout=60)
         assert starved(other, SWEEP) is False
         foreign.execute("ROLLBACK")
     assert deliver(other).first_seen

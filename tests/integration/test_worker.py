@@ -56,7 +56,7 @@ class Hands:
         """Note, wait, finish."""
         self.ran.append(held.event_id)
         self.begun.release()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(60)
         return DONE
 
 
@@ -115,7 +115,7 @@ def test_many_nudges_at_once_run_it_once(store: Store, make_runner: MakeRunner, 
     (event,) = add(store, "evt_1")
     threads = [in_thread(lambda: runner.run(event)) for _ in range(8)]
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert hands.ran == ["evt_1"]
 
 
@@ -129,12 +129,12 @@ def test_no_more_run_at_once_than_there_are_slots(
     hands.go_on.clear()
     threads = [in_thread(lambda event=event: runner.run(event)) for event in events[:3]]
     for _ in range(2):
-        assert hands.begun.acquire(timeout=30)
+        assert hands.begun.acquire(timeout=60)
     assert runner.run_unattended() == 0, "no thread is idle"
     assert not hands.begun.acquire(timeout=0.3), "a third one runs"
     hands.go_on.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(hands.ran) == 3
 
 
@@ -149,12 +149,12 @@ def test_unattended_events_are_drained(
     hands.go_on.clear()
     assert runner.run_unattended() == 4
     for _ in range(4):
-        assert hands.begun.acquire(timeout=30)
+        assert hands.begun.acquire(timeout=60)
     assert runner.run_unattended() == 0
     hands.go_on.set()
-    wait_until(lambda: ledger.states() == {"done": 20}, 30, "all to be done")
+    wait_until(lambda: ledger.states() == {"done": 20}, "all to be done")
     assert sorted(hands.ran) == sorted(names)
-    wait_until(lambda: runner.run_unattended() == 4, 10, "the threads to be idle again")
+    wait_until(lambda: runner.run_unattended() == 4, "the threads to be idle again")
 
 
 def test_a_claim_in_the_making_is_not_idle(
@@ -167,17 +167,17 @@ def test_a_claim_in_the_making_is_not_idle(
     def slow(*arguments: Any, **named: Any) -> Claim | None:
         held = real(*arguments, **named)
         claiming.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         return held
 
     monkeypatch.setattr(runner_module, "claim", slow)
     runner = make_runner(hands)
     (event,) = add(store, "evt_1")
     thread = in_thread(lambda: runner.run(event))
-    assert claiming.wait(30)
+    assert claiming.wait(60)
     assert not runner.idle
     go_on.set()
-    thread.join(30)
+    thread.join(60)
     assert runner.idle
 
 
@@ -191,7 +191,7 @@ def test_a_stopping_process_claims_nothing(
     runner.stopping.set()
     assert not runner.run(event)
     runner.run_unattended()
-    wait_until(lambda: runner.run_unattended() == 4, 10, "the threads to come back")
+    wait_until(lambda: runner.run_unattended() == 4, "the threads to come back")
     assert (hands.ran, ledger.state("evt_1"), runner.idle) == ([], "received", True)
 
 
@@ -203,12 +203,12 @@ def test_release_gives_the_attempt_back(
     (event,) = add(store, "evt_1")
     hands.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=30)
+    assert hands.begun.acquire(timeout=60)
     assert runner.release() == 1
     found = ledger.event("evt_1")
     assert (found["state"], found["attempts"], found["crashes"]) == ("waiting", 0, 0)
     hands.go_on.set()
-    thread.join(30)
+    thread.join(60)
     assert ledger.state("evt_1") == "waiting", "the old run settles nothing"
     assert make_runner(hands).run(event)
     assert ledger.outcomes("evt_1") == ["release", "finish"]
@@ -220,7 +220,7 @@ def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Han
     (event,) = add(store, "evt_1")
     hands.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=30)
+    assert hands.begun.acquire(timeout=60)
     store.shift = LEASE * 0.9
     assert runner.renew() == 1
     store.shift = LEASE * 1.5
@@ -231,7 +231,7 @@ def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Han
     store.shift = LEASE * 3
     assert other.run(event)
     hands.go_on.set()
-    thread.join(30)
+    thread.join(60)
 
 
 def test_a_lost_claim_is_said_once(
@@ -242,7 +242,7 @@ def test_a_lost_claim_is_said_once(
     (event,) = add(store, "evt_1")
     hands.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=30)
+    assert hands.begun.acquire(timeout=60)
     store.shift = LEASE * 2
     assert make_runner(lambda _held: DONE).run(event)
     with caplog.at_level(logging.WARNING):
@@ -250,7 +250,7 @@ def test_a_lost_claim_is_said_once(
     assert caplog.text.count("taken over") == 1
     assert not runner.idle, "its handler still runs"
     hands.go_on.set()
-    thread.join(30)
+    thread.join(60)
 
 
 def test_a_retry_waits_in_the_ledger(store: Store, make_runner: MakeRunner, ledger: Ledger) -> None:
@@ -315,14 +315,14 @@ def test_a_sweep_takes_expired_leases_back(
     hands.go_on.clear()
     runner = make_runner(hands)
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=30)
+    assert hands.begun.acquire(timeout=60)
     sweeper = make_sweeper(store, make_runner(Hands()), lambda _event: True)
     assert sweeper.run_once() == Swept()
     store.shift = LEASE
     assert sweeper.run_once() == Swept(expired=1, nudged=1)
     assert ledger.event("evt_1")["crashes"] == 1
     hands.go_on.set()
-    thread.join(30)
+    thread.join(60)
 
 
 def test_a_deaf_broker_starves_nothing(
@@ -336,7 +336,7 @@ def test_a_deaf_broker_starves_nothing(
         assert sweeper.run_once().set_to_work == 0
     store.shift = SWEEP * 15
     assert sweeper.run_once().set_to_work == 4
-    wait_until(lambda: ledger.states() == {"done": 2}, 30, "both to run")
+    wait_until(lambda: ledger.states() == {"done": 2}, "both to run")
 
 
 def test_a_refusing_broker_stops_no_sweep(
@@ -355,7 +355,7 @@ def test_a_refusing_broker_stops_no_sweep(
         store.shift = SWEEP * sweeps
         assert sweeper.run_once().nudged == 0
         assert len(asked) == times
-    wait_until(lambda: ledger.states() == {"done": 5}, 30, "all to run")
+    wait_until(lambda: ledger.states() == {"done": 5}, "all to run")
 
 
 @pytest.fixture
@@ -421,10 +421,10 @@ def test_what_a_handler_worked_on_is_parked_without_it(
     runner = make_runner(hands)
     (event,) = add(store, "evt_1")
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=30)
+    assert hands.begun.acquire(timeout=60)
     runner.release()
     hands.go_on.set()
-    thread.join(30)
+    thread.join(60)
     policy = Policy(3, timedelta(seconds=1))
     assert make_runner(lambda held: attempt(held, Registry([]), policy, no_calls)).run(event)
     assert ledger.outcomes("evt_1") == ["release", "park"]

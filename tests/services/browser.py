@@ -25,7 +25,7 @@ FLAGS = (
     "--no-pings",
 )
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-PATIENCE = 15_000
+PATIENCE = 60_000
 """Milliseconds that a page gets for what it should show, on a busy machine."""
 
 GRAVE = ("serious", "critical")

@@ -35,7 +35,7 @@ class BrokerContainer:
 
     def ready(self) -> bool:
         """Wait until it answers."""
-        return wait_until(self.valkey.answers, PATIENCE, "the broker to answer")
+        return wait_until(self.valkey.answers, "the broker to answer", timeout=PATIENCE)
 
     def reload(self) -> None:
         """Nothing is cached, so nothing needs to be read again."""
@@ -87,7 +87,7 @@ class WorkerContainer:
 
     def ready(self) -> bool:
         """Wait for the line that says so."""
-        return wait_until(lambda: self.ready_prompt in self.logs(), PATIENCE, self.logs)
+        return wait_until(lambda: self.ready_prompt in self.logs(), self.logs, timeout=PATIENCE)
 
     def reload(self) -> None:
         """Nothing is cached, so nothing needs to be read again."""

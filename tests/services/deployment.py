@@ -126,7 +126,9 @@ class Deployment:
     def wait_ready(self, timeout: float = BOOT) -> None:
         """Wait until every web process answers /readyz with 200; fail with its output if one ends."""
         for web in self.webs:
-            wait_until(partial(self._ready, web), timeout, lambda web=web: f"web to be ready:\n{web.logs()}")
+            wait_until(
+                partial(self._ready, web), lambda web=web: f"web to be ready:\n{web.logs()}", timeout=timeout
+            )
 
     def _ready(self, web: Process) -> bool:
         assert web.running, f"web ended with {web.popen.returncode}:\n{web.logs()}"
@@ -191,11 +193,11 @@ class Deployment:
         wanted = set(ids)
         wait_until(
             lambda: wanted <= set(self.handlers.lines()),
-            timeout,
             lambda: (
                 f"{len(wanted - set(self.handlers.lines()))} of {len(wanted)} events to be handled;"
                 f" the workers say:\n{self.logs('worker')[-3000:]}\n"
             ),
+            timeout=timeout,
         )
 
     def logs(self, name: str = "") -> str:

@@ -57,7 +57,9 @@ class Listener:
 
     def wait(self, count: int, timeout: float = 30) -> list[Heard]:
         """Wait until it heard so many requests, and return them."""
-        wait_until(lambda: len(self.heard) >= count, timeout, lambda: f"{count} requests, not {self.heard}")
+        wait_until(
+            lambda: len(self.heard) >= count, lambda: f"{count} requests, not {self.heard}", timeout=timeout
+        )
         return list(self.heard)
 
     def stop(self) -> None:

@@ -96,24 +96,24 @@ class Process:
         """Kill -9; the whole family unless told otherwise. Waits until it is gone."""
         if alone:
             self.signal(signal.SIGKILL, alone=True)
-            self.popen.wait(30)
+            self.popen.wait(60)
             return
         family = self.family()
         self.signal(signal.SIGKILL)
-        self.popen.wait(30)
-        wait_until(lambda: not any(map(lives, family)), 30, f"{self.name} to be gone after SIGKILL")
+        self.popen.wait(60)
+        wait_until(lambda: not any(map(lives, family)), f"{self.name} to be gone after SIGKILL")
 
     def freeze(self, *, alone: bool = False) -> None:
         """SIGSTOP, and wait until it holds."""
         self.signal(signal.SIGSTOP, alone=alone)
         held = self.family()[:1] if alone else self.family()
-        wait_until(lambda: all(map(_stopped, held)), 10, f"{self.name} to freeze")
+        wait_until(lambda: all(map(_stopped, held)), f"{self.name} to freeze")
 
     def thaw(self, *, alone: bool = False) -> None:
         """SIGCONT."""
         self.signal(signal.SIGCONT, alone=alone)
 
-    def wait_exit(self, timeout: float = 30) -> int:
+    def wait_exit(self, timeout: float = 60) -> int:
         """Return the exit code (negative: the signal that ended it); fail with the output at `timeout`."""
         try:
             return self.popen.wait(timeout)

@@ -47,7 +47,7 @@ class RabbitMQ(Server):
             self._epmd_port, self._dist_port = free_port(), free_port()
             argv = [str(_epmd()), "-port", str(self._epmd_port), "-address", "127.0.0.1"]
             self._epmd = Process("epmd", argv, log=self.folder / "epmd.log", env=self.env())
-            wait_until(lambda: answers(self._epmd_port), 10, "the Erlang port mapper to listen")
+            wait_until(lambda: answers(self._epmd_port), "the Erlang port mapper to listen")
         return super().start()
 
     def argv(self) -> list[str]:

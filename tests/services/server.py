@@ -63,7 +63,7 @@ class Server:
         for _ in range(tries):
             self.port = self.port if tries == 1 else free_port()
             self._process = Process(self.name, self.argv(), log=self.log, env=self.env(), **self.popen())
-            wait_until(lambda: not self.running or self.answers(), PATIENCE, f"{self.name} to answer")
+            wait_until(lambda: not self.running or self.answers(), f"{self.name} to answer", timeout=PATIENCE)
             if self.running:
                 return self
         raise AssertionError(f"{self.name} does not start:\n{self.log.read_text(errors='replace')[-3000:]}")

@@ -15,11 +15,12 @@ T = TypeVar("T")
 
 
 def wait_until(
-    predicate: Callable[[], T], timeout: float = 30, message: str | Callable[[], str] = "the condition"
+    predicate: Callable[[], T], message: str | Callable[[], str] = "the condition", *, timeout: float = 60
 ) -> T:
     """Return the first true answer of `predicate`; fail the test at `timeout`.
 
-    The failure names `message` and the last answer. A function as message is called only then.
+    The timeout bounds a failure, and is longer than any busy machine takes. The failure
+    names `message` and the last answer. A function as message is called only then.
     """
     deadline = time.monotonic() + timeout
     while True:

@@ -19,7 +19,7 @@ class Work:
     def __call__(self, batch: Sequence[int]) -> None:
         """Wait to be let go, then note the batch."""
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         self.batches.append(list(batch))
 
 
@@ -47,7 +47,7 @@ def test_items_are_worked_off_in_order_and_in_batches() -> None:
     work = Work()
     background = Background("ordered", work, room=10, batch=4)
     background.put(0)
-    assert work.begun.wait(10)
+    assert work.begun.wait(60)
     assert all(background.put(item) for item in range(1, 10))
     work.go_on.set()
     assert drained(work, 10) == list(range(10))
@@ -59,7 +59,7 @@ def test_full_means_dropped() -> None:
     work = Work()
     background = Background("full", work, room=2, batch=1)
     assert background.put(0)
-    assert work.begun.wait(10)
+    assert work.begun.wait(60)
     assert [background.put(item) for item in (1, 2, 3)] == [True, True, False]
     work.go_on.set()
     assert drained(work, 3) == [0, 1, 2]
@@ -80,7 +80,7 @@ def test_failing_work_drops_its_batch_and_goes_on(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.ERROR):
         background.put(1)
         background.put(2)
-        assert done.wait(10)
+        assert done.wait(60)
     assert "brittle dropped 1 items" in caplog.text
 
 
@@ -114,7 +114,7 @@ class Rest:
         """Note for how long, and rest."""
         self.asked.append(seconds)
         self.begun.release()
-        assert self.over.acquire(timeout=10)
+        assert self.over.acquire(timeout=60)
 
 
 def test_what_comes_in_a_pause_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +124,12 @@ def test_what_comes_in_a_pause_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("receiver.background.time", rest)
     background = Background("rarely", work, room=10, batch=10, pause=0.5)
     background.put(1)
-    assert rest.begun.acquire(timeout=10)
+    assert rest.begun.acquire(timeout=60)
     for item in (2, 3):
         background.put(item)
     rest.over.release()
     assert drained(work, 3) == [1, 2, 3]
     assert work.batches == [[1], [2, 3]]
-    assert rest.begun.acquire(timeout=10)
+    assert rest.begun.acquire(timeout=60)
     assert rest.asked == [0.5, 0.5]
     rest.over.release()

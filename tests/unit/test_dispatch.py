@@ -52,7 +52,7 @@ class Broker:
         monkeypatch.setattr(dispatcher._app, "send_task", self._send)
 
     def _send(self, *, args: tuple[str], **_: Any) -> None:
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(60)
         self.sent.append(args[0])
 
     def heard_of(self, event: UUID) -> list[str]:

@@ -180,7 +180,7 @@ class Slow(io.StringIO):
     def write(self, text: str) -> int:
         """Wait, then write."""
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         return super().write(text)
 
 
@@ -190,11 +190,11 @@ def test_a_line_that_comes_during_a_write_is_written() -> None:
     handler = Stderr(stream)
     first = threading.Thread(target=handler.handle, args=(record("first"),), daemon=True)
     first.start()
-    assert stream.begun.wait(10)
+    assert stream.begun.wait(60)
     second = threading.Thread(target=handler.handle, args=(record("second"),), daemon=True)
     second.start()
-    second.join(10)
+    second.join(60)
     assert not second.is_alive()
     stream.go_on.set()
-    first.join(10)
+    first.join(60)
     assert stream.getvalue() == "first\nsecond\n"
