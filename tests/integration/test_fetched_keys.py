@@ -1,6 +1,5 @@
 """Keys that are fetched: how often, from where, in which bounds, and what a delivery gets when they fail."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,10 +51,11 @@ def test_a_key_is_fetched_once_and_again_when_it_is_old(publisher: Publisher) ->
 def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> None:
     """Twelve deliveries that need the same key at once make one request."""
     publisher.gate.clear()
-    keys = FetchedKeys(publisher.transport(), Once(patience=30))
+    once = Once(patience=60)
+    keys = FetchedKeys(publisher.transport(), once)
     with ThreadPoolExecutor(12) as pool:
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(12)]
-        time.sleep(0.2)  # no longer than it helps: whoever comes later finds the answer kept
+        wait_until(lambda: once.waiting == 12, "the deliveries to wait")
         publisher.gate.set()
     assert [one.result() for one in found] == [b"a key"] * 12
     assert len(publisher.asked) == 1
@@ -123,7 +123,7 @@ def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
 def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
     """However many deliveries need it, only some wait; the next is told at once to come again."""
     publisher.gate.clear()
-    once = Once(patience=30)
+    once = Once(patience=60)
     keys = FetchedKeys(publisher.transport(), once)
     with ThreadPoolExecutor(WAITING) as pool:
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(WAITING)]

@@ -326,17 +326,21 @@ def test_readiness_reports_the_broker_and_needs_none(client: FlaskClient) -> Non
     assert client.get("/readyz").status_code == 200
 
 
-def test_a_frozen_broker_holds_no_answer(make_app: MakeApp, migrated_url: str, valkey: Valkey) -> None:
-    """Answers wait for no broker: with it frozen they are as quick as ever; nudges follow the thaw."""
+def test_a_frozen_broker_holds_no_answer(
+    make_app: MakeApp, migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the broker frozen no answer waits for as long as a nudge does; nudges follow the thaw."""
+    patience = 30.0
+    monkeypatch.setattr("config.broker.PUBLISH_TIMEOUT", patience)
     client = make_app(migrated_url, valkey.url).test_client()
     deliver_event(client, "evt_warm")
     wait_until(lambda: valkey.queue_length("firstseen") == 1, "the first nudge")
     valkey.freeze()
     begun = time.monotonic()
     assert [deliver_event(client, f"evt_{number}").status_code for number in range(4)] == [200] * 4
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < patience
     valkey.thaw()
-    wait_until(lambda: valkey.queue_length("firstseen") >= 3, "the nudges that had not timed out")
+    wait_until(lambda: valkey.queue_length("firstseen") == 5, "all nudges")
 
 
 def test_a_full_broker_is_said_once(
@@ -395,7 +399,7 @@ def test_the_limit_is_exact_over_http(web: Deployment, length: int, status: int,
 
 def test_an_endless_body_is_not_awaited(web: Deployment) -> None:
     """One byte over the limit is enough for a 413: a chunked body without end is neither awaited nor kept."""
-    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=60) as connection:
         connection.sendall(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         connection.sendall(f"{LIMIT + 1:x}\r\n".encode() + bytes(LIMIT + 1) + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
@@ -407,7 +411,7 @@ def test_a_body_that_breaks_off_is_not_recorded(web: Deployment) -> None:
     body, headers = stripe_delivery(stripe_event("evt_broken"))
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), timeout=60) as connection:
         connection.sendall(head.encode() + body[:-1])
     assert web.deliver("evt_whole").status_code == 200
     ledger = Ledger(web.database_url)

@@ -4,13 +4,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import psycopg
 import pytest
 
 from receiver.ledger import Move, Outcome, Store, claim, expire, record, renew, settle, take_nudges
 from tests.integration.steps import LEASE, ONLY_POSTGRES, SWEEP, deliver, delivery, take
+from tests.services.waiting import wait_until
 
 POOL = 3
 
@@ -85,17 +86,17 @@ def test_a_closed_store_leaves_no_connection(small: Store) -> None:
     """A process that stops gives its connections back."""
     deliver(small)
     small.close()
-    assert Watch(small).now() == 0
+    wait_until(lambda: Watch(small).now() == 0, "the server to see them closed")
 
 
 def test_no_thread_starves(store: Store) -> None:
     """Sixteen threads on two connections: when the first has recorded ten events, each other has two."""
     url = store.url.render_as_string(hide_password=False)
     narrow = Store(url, pool=2)
-    done, gate, told = [0] * 16, threading.Barrier(16), list[list[int]]()
+    done, told = [0] * 16, list[list[int]]()
+    queue, width = (narrow._writer, 1) if narrow._writer else (narrow._pool, 2)
 
     def work(n: int) -> None:
-        gate.wait(60)
         for k in range(10):
             deliver(narrow, f"{n}-{k}")
             done[n] += 1
@@ -103,7 +104,15 @@ def test_no_thread_starves(store: Store) -> None:
 
     try:
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(work, range(16)))
+            with ExitStack() as taken:
+                for _ in range(width):
+                    taken.enter_context(queue.turn(60))
+                jobs = [pool.submit(work, n) for n in range(16)]
+                # All stand in the queue before the first one runs: the machine starts threads as it likes.
+                wait_until(lambda: len(queue._waiting) == 16, "all threads to wait")
+            wait(jobs)
+            for job in jobs:
+                job.result()
     finally:
         narrow.close()
     assert min(told[0]) >= 2, f"when the first thread ended, the others had recorded {told[0]}"

@@ -1,7 +1,6 @@
 """Recording: what is first seen, what a duplicate leaves behind, and that nothing verified is lost."""
 
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -380,10 +379,8 @@ def test_a_lock_that_lasts_too_long_is_unavailable(
     """A transaction that holds a row for ever makes a 503, not a hang, and no half of the batch stands."""
     batch = [delivery("a"), locked_row, delivery("z")]
     monkeypatch.setattr("receiver.ledger.store._LOCAL", "SET LOCAL lock_timeout = 300")
-    begun = time.monotonic()
     with pytest.raises(LedgerUnavailable):
         record(store, batch)
-    assert 0.3 <= time.monotonic() - begun < 5
     assert count(store, EVENT.c.event_id.in_(["a", "z"])) == 0
 
 

@@ -251,7 +251,7 @@ def test_an_exhausted_pool_is_unavailable(store: Store, own: Callable[..., Store
         begun = time.monotonic()
         with pytest.raises(LedgerUnavailable):
             deliver(small)
-        assert 0.5 < time.monotonic() - begun < 5
+        assert time.monotonic() - begun >= 1
     assert deliver(small).first_seen
 
 
