@@ -10,10 +10,10 @@ from typing import Self
 Answer = bytes | Callable[[socket.socket], None]
 """Bytes to send, or what to do with the connection; None of both ends it unless it says so."""
 
-SILENCE = 20
+SILENCE = 60
 """Seconds after which a connection is given up: longer than any test."""
 
-DRIP, DRIPS = 0.1, 40
+DRIP, DRIPS = 0.1, 400
 """Seconds between two parts of an answer that drips, and how many come: longer than anybody should wait."""
 
 
@@ -52,14 +52,15 @@ def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
 class RawServer:
     """Gives its n-th request the n-th answer, and the last answer to all that follow, on a loopback port.
 
-    `requests` holds the raw bytes of each, `connections` how many were opened. With `reads=False` it answers
+    `requests` holds the raw bytes of each, `connections` how many were opened, `ended` how many of them this
+    side has closed. With `reads=False` it answers
     a connection before it reads anything, as one that speaks no HTTP does.
     """
 
     def __init__(self, *answers: Answer, reads: bool = True) -> None:
         self.answers, self.reads = answers or (reply(),), reads
         self.requests: list[bytes] = []
-        self.connections = 0
+        self.connections = self.ended = 0
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -99,17 +100,22 @@ class RawServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            while request := self._next(connection):
-                with self._lock:
-                    self.requests.append(request)
-                    place = min(len(self.requests), len(self.answers)) - 1
-                answer = self.answers[place]
-                if callable(answer):
-                    answer(connection)
-                else:
-                    connection.sendall(answer)
-                if not self.reads:
-                    return
+            self._converse(connection)
+        with self._lock:
+            self.ended += 1
+
+    def _converse(self, connection: socket.socket) -> None:
+        while request := self._next(connection):
+            with self._lock:
+                self.requests.append(request)
+                place = min(len(self.requests), len(self.answers)) - 1
+            answer = self.answers[place]
+            if callable(answer):
+                answer(connection)
+            else:
+                connection.sendall(answer)
+            if not self.reads:
+                return
 
     def _next(self, connection: socket.socket) -> bytes:
         """Read one request; b"" at the end of the connection."""
