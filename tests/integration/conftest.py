@@ -9,6 +9,7 @@ from sqlalchemy import delete, text
 from receiver.ledger import Store, migrate
 from receiver.ledger.models import metadata
 from tests.services.databases import Databases, driver_url
+from tests.services.sandbox import Lingering
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,15 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
     yield found
     found.shift = timedelta(0)
     _empty(found)
+
+
+@pytest.fixture
+def lingering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lingering]:
+    """Let the sandbox's faults linger until the test lets them go on."""
+    made = Lingering()
+    monkeypatch.setattr("receiver.sandbox.guarding.time", made)
+    yield made
+    made.over.set()
 
 
 def _empty(store: Store) -> None:

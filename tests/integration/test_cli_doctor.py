@@ -168,7 +168,7 @@ def test_a_frozen_broker_fails_in_time(examine: Examine, broker: Valkey) -> None
     finally:
         broker.thaw()
     assert list(found) == ["broker"]
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60
 
 
 def test_a_source_without_its_secret_fails(examine: Examine) -> None:

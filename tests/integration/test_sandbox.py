@@ -1,7 +1,7 @@
 """What holds for all five APIs of the sandbox: credentials, keys, bodies, faults, the clock, the journal."""
 
 import json
-import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,10 @@ from tests.services.sandbox import (
     STANNP,
     TELNESS,
     Client,
+    Lingering,
     Sandbox,
     together,
 )
-from tests.services.waiting import wait_until
 
 every_api = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 WORDS = {
@@ -189,21 +189,18 @@ def test_429_and_503_come_before_the_engine(sandbox: Sandbox, client: Client, ki
 
 
 @every_api
-def test_slow_answers_late_after_the_effect(sandbox: Sandbox, client: Client) -> None:
+def test_slow_answers_late_after_the_effect(sandbox: Sandbox, client: Client, lingering: Lingering) -> None:
     """The client that gives up finds the effect done, and the same request its stored answer at once."""
     sandbox.fault(client.prefix, "slow", seconds=0.4)
-    begun = time.monotonic()
-    answers = together([partial(client.send, sandbox, KEY), lambda: _replayed(sandbox, client, begun)])
-    assert time.monotonic() - begun >= 0.4
-    assert answers[0].text == answers[1].text
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(client.send, sandbox, KEY)
+        lingering.wait()
+        again = client.send(sandbox, KEY)
+        assert not slow.done()
+        lingering.over.set()
+    assert lingering.asked == [0.4], "a replay does not wait"
+    assert slow.result().text == again.text
     assert len(sandbox.effects) == 1
-
-
-def _replayed(sandbox: Sandbox, client: Client, begun: float) -> httpx.Response:
-    wait_until(lambda: sandbox.effects, "the effect of the slow request")
-    again = client.send(sandbox, KEY)
-    assert time.monotonic() - begun < 0.4, "the effect comes before the wait, and a replay does not wait"
-    return again
 
 
 @every_api

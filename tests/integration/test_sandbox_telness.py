@@ -1,8 +1,8 @@
 """Telness in the sandbox: one test for each of its rows in docs/dialects.md."""
 
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 
-from tests.services.sandbox import KEY, TELNESS, Sandbox, together
+from tests.services.sandbox import KEY, TELNESS, Lingering, Sandbox
 
 send = TELNESS.send
 
@@ -60,23 +60,31 @@ def test_telness_fingerprint_is_method_url_body_and_headers(sandbox: Sandbox) ->
     assert send(sandbox, KEY, method="PUT", path=path, User_Agent="other").status_code == 200
 
 
-def test_telness_mismatch_is_409_idempotency_key_mismatch(sandbox: Sandbox) -> None:
+def test_telness_mismatch_is_409_idempotency_key_mismatch(sandbox: Sandbox, lingering: Lingering) -> None:
     """A modified request is refused, also while the first one runs."""
-    sandbox.fault("/telness", "hold", seconds=0.2)
-    answers = together([partial(send, sandbox, KEY, n=n) for n in (1, 2)])
-    assert sorted(answer.status_code for answer in answers) == [201, 409]
-    late = send(sandbox, KEY, n=3)
-    said = {answer.json()["error"] for answer in (*answers, late) if answer.status_code == 409}
-    assert (late.status_code, said) == (409, {"idempotency_key_mismatch"})
+    sandbox.fault("/telness", "hold")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(send, sandbox, KEY)
+        lingering.wait()
+        meanwhile = send(sandbox, KEY, n=2)
+        lingering.over.set()
+    assert first.result().status_code == 201
+    for answer in (meanwhile, send(sandbox, KEY, n=3)):
+        assert (answer.status_code, answer.json()["error"]) == (409, "idempotency_key_mismatch")
     assert len(sandbox.effects) == 1
 
 
-def test_telness_concurrent_duplicates_get_409_idempotency_key_locked(sandbox: Sandbox) -> None:
+def test_telness_concurrent_duplicates_get_409_idempotency_key_locked(
+    sandbox: Sandbox, lingering: Lingering
+) -> None:
     """While the first one runs, the same request is locked out; after it, it gets the stored answer."""
-    sandbox.fault("/telness", "hold", seconds=0.5)
-    answers = together([partial(send, sandbox, KEY)] * 3)
-    assert sorted(answer.status_code for answer in answers) == [201, 409, 409]
-    locked = next(answer for answer in answers if answer.status_code == 409)
+    sandbox.fault("/telness", "hold")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(send, sandbox, KEY)
+        lingering.wait()
+        locked = send(sandbox, KEY)
+        lingering.over.set()
+    assert (first.result().status_code, locked.status_code) == (201, 409)
     assert (locked.json()["error"], locked.headers["Retry-After"]) == ("idempotency_key_locked", "1")
     assert send(sandbox, KEY).status_code == 201
     assert len(sandbox.effects) == 1

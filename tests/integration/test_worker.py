@@ -391,7 +391,7 @@ def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -
     valkey.freeze()
     begun = time.monotonic()
     assert not worker.nudge(UUID(int=2))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     valkey.thaw()
     assert worker.nudge(UUID(int=3))
 

@@ -15,6 +15,7 @@ import httpx
 from receiver.ledger import Store
 from receiver.sandbox.app import create_sandbox
 from receiver.sandbox.server import build_server, listen
+from tests.services.waiting import wait_until
 
 KEY = "e367c03e-3082-4c8e-b647-d6810761dcd4"
 T = TypeVar("T")
@@ -71,6 +72,23 @@ class Sandbox:
         """How many keys its database holds, answered or not."""
         with self.store.read() as connection:
             return int(connection.exec_driver_sql("SELECT count(*) FROM idempotency_key").scalar_one())
+
+
+class Lingering:
+    """The sandbox's time where a fault lingers: no second passes until the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.over = threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        """Note for how long, and stay."""
+        self.asked.append(seconds)
+        self.over.wait(60)
+
+    def wait(self) -> None:
+        """Wait until a request lingers."""
+        wait_until(lambda: self.asked, "a request to linger")
 
 
 @dataclass(frozen=True)
