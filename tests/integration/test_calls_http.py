@@ -251,7 +251,7 @@ def test_a_kept_connection_that_dies_doubles_nothing(prepare: Prepare) -> None:
 def test_an_expired_key_is_not_sent_again(prepare: Prepare, store: Store) -> None:
     """Past `expires_at - margin` an open send is never resent: the call parks, and the event with it."""
     with RawServer(hang_up, CREATED) as server:
-        attempts = prepare(server.url, key_life="4m")
+        attempts = prepare(server.url, key_life="4min")
         attempts.run(post)
         store.shift += timedelta(minutes=3)
         assert attempts.run(post).move == Move.PARK
