@@ -1,6 +1,6 @@
 """Short words for what the ledger's tests do, so that each test says only what it is about."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -114,6 +114,24 @@ def later(store: Store, **span: float) -> None:
 
 
 @contextmanager
+def hooked(store: Store, name: str, hook: Callable[..., object]) -> Iterator[None]:
+    """Call a function at one of SQLAlchemy's events for as long as the block lasts."""
+    event.listen(store.engine, name, hook)
+    try:
+        yield
+    finally:
+        event.remove(store.engine, name, hook)
+
+
+@contextmanager
+def statements(store: Store) -> Iterator[list[str]]:
+    """Keep the statements that the ledger is sent while the block lasts."""
+    seen: list[str] = []
+    with hooked(store, "before_cursor_execute", lambda *given: seen.append(given[2])):
+        yield seen
+
+
+@contextmanager
 def worst_plan(store: Store) -> Iterator[None]:
     """Leave PostgreSQL only the joins that run a subquery again for each row."""
 
@@ -121,8 +139,5 @@ def worst_plan(store: Store) -> Iterator[None]:
         for kind in ("hashjoin", "hashagg", "mergejoin", "material", "sort"):
             connection.execute(text(f"SET LOCAL enable_{kind} = off"))
 
-    event.listen(store.engine, "begin", worst)
-    try:
+    with hooked(store, "begin", worst):
         yield
-    finally:
-        event.remove(store.engine, "begin", worst)

@@ -1,14 +1,13 @@
 """Group commit and storms: what requests share, and what none of them may notice."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import event
 
 from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.errors import LedgerUnavailable
@@ -34,11 +33,11 @@ def flushed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def commits(store: Store) -> list[int]:
+def commits(store: Store) -> Iterator[list[int]]:
     """Count the transactions that end from here on, by the connections that are given back for them."""
     ended: list[int] = []
-    event.listen(store.engine, "checkin", lambda *_: ended.append(1))
-    return ended
+    with steps.hooked(store, "checkin", lambda *_: ended.append(1)):
+        yield ended
 
 
 class Held:

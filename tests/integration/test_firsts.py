@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.intake import Recorder
@@ -15,7 +15,7 @@ from receiver.ledger.intake.group_commit import SHORT
 from receiver.ledger.intake.insert import TooStrict
 from receiver.ledger.intake.record import record_first_seen
 from receiver.ledger.store import Store
-from tests.integration.steps import ONLY_POSTGRES, count, delivery, row
+from tests.integration.steps import ONLY_POSTGRES, count, delivery, row, statements
 
 FOUR = 4
 
@@ -102,10 +102,9 @@ def test_it_writes_what_the_general_way_writes(store: Store) -> None:
 
 def test_large_bodies_go_the_general_way(store: Store) -> None:
     """A batch is one text on the short way, so what would make it huge is left out."""
-    ways: list[str] = []
-    event.listen(store.engine, "before_cursor_execute", lambda *given: ways.append(given[2]))
     recorder = Recorder(store)
-    assert recorder.record([delivery("evt_1")])[0].first_seen
-    assert not ways
-    assert recorder.record([replace(delivery("evt_2"), body=b"x" * (SHORT + 1))])[0].first_seen
-    assert ways
+    with statements(store) as ways:
+        assert recorder.record([delivery("evt_1")])[0].first_seen
+        assert not ways
+        assert recorder.record([replace(delivery("evt_2"), body=b"x" * (SHORT + 1))])[0].first_seen
+        assert ways

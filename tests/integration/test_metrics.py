@@ -7,7 +7,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from receiver import metrics
 from receiver.ledger.counters import Rejected, count_sweep, record_rejections
@@ -19,7 +19,7 @@ from receiver.ledger.store import Store
 from receiver.metrics import Instruments, metrics_views
 from receiver.problems import answer_problems
 from receiver.telemetry import Observer
-from tests.integration.steps import LEASE, deliver
+from tests.integration.steps import LEASE, deliver, hooked, statements
 
 TOKEN = "metrics-token-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -134,14 +134,14 @@ def test_an_attempt_that_was_taken_over_counts_once(store: Store, client: FlaskC
     assert scrape(client)["firstseen_attempts_total", ("finish", "stripe")] == 1
 
 
-def test_scrapes_share_one_look_at_the_ledger(store: Store) -> None:
+def test_scrapes_share_one_look_at_the_ledger(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a few seconds the ledger is read once, however many ask."""
+    monkeypatch.setattr(metrics, "KEPT", 3600.0)
     client = client_of(store)
-    asked: list[str] = []
-    event.listen(store.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
-    scrape(client)
-    once = len(asked)
-    scrape(client)
+    with statements(store) as asked:
+        scrape(client)
+        once = len(asked)
+        scrape(client)
     assert len(asked) == once > 0
 
 
@@ -160,8 +160,8 @@ def test_without_a_ledger_it_says_so(tmp_path: Path) -> None:
 def test_no_event_that_is_done_is_read(store: Store) -> None:
     """Every table that grows is searched by an index: a million done events cost nothing."""
     asked: list[tuple[str, object]] = []
-    event.listen(store.engine, "before_cursor_execute", lambda *a: asked.append((a[2], a[3])))
-    figures(store)
+    with hooked(store, "before_cursor_execute", lambda *given: asked.append((given[2], given[3]))):
+        figures(store)
     explain = "EXPLAIN QUERY PLAN" if store.sqlite else "EXPLAIN"
     questions = [(f"{explain} {one}", values) for one, values in asked if one.startswith("SELECT")]
     with store.read() as connection:

@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import event as sql_event
 
 from receiver.ledger.counters import Again, Rejected, count_duplicates, record_rejections
 from receiver.ledger.queue import forget_worker, note_worker
@@ -12,7 +11,7 @@ from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import DUPLICATE_MINUTE
 from receiver.ledger.text import uuid7
-from tests.integration.steps import change, crowd, deliver, deliver_all, end, later
+from tests.integration.steps import change, crowd, deliver, deliver_all, end, hooked, later
 
 
 def test_each_minute_has_its_counts(store: Store) -> None:
@@ -61,11 +60,8 @@ def test_a_span_reads_no_older_rows(store: Store) -> None:
             cursor.execute(f"{kind} {statement}", given)
             plans.extend(" ".join(map(str, row)) for row in cursor.fetchall())
 
-    sql_event.listen(store.engine, "before_cursor_execute", explain)
-    try:
+    with hooked(store, "before_cursor_execute", explain):
         pace(store, 60)
-    finally:
-        sql_event.remove(store.engine, "before_cursor_execute", explain)
     assert ("event_done" if store.sqlite else "Index") in " ".join(plans), plans
     assert not [line for line in plans if "Seq Scan on event" in line or line.endswith("SCAN event")], plans
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, exc, text
+from sqlalchemy import delete, exc, text
 
 from receiver.ledger.control import discard
 from receiver.ledger.errors import LedgerUnavailable
@@ -24,6 +24,7 @@ from tests.integration.steps import (
     delivery,
     duplicates,
     end,
+    hooked,
     later,
     row,
     state,
@@ -319,7 +320,15 @@ def test_a_tombstone_still_knows_its_id(store: Store) -> None:
 def test_an_id_that_is_pruned_in_the_midst_is_first_seen(store: Store) -> None:
     """Between the insert that an old row stopped and the update that misses it, nothing falls through."""
     old = deliver(store)
-    with _Pruned(store, old.event):
+    left = [old.event]
+
+    def prune_it(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if left and statement.startswith("INSERT INTO event"):
+            victim = left.pop()
+            with store.write() as connection:
+                connection.execute(delete(EVENT).where(EVENT.c.id == victim))
+
+    with hooked(store, "after_cursor_execute", prune_it):
         again = deliver(store)
     assert again.first_seen
     assert again.event != old.event
@@ -335,34 +344,10 @@ def test_whoever_inserts_first_is_first_seen(store: Store) -> None:
             theirs.append(None)
             theirs[0] = deliver(store)
 
-    event.listen(store.engine, "before_cursor_execute", overtake)
-    try:
+    with hooked(store, "before_cursor_execute", overtake):
         ours = deliver(store)
-    finally:
-        event.remove(store.engine, "before_cursor_execute", overtake)
     assert (theirs[0].first_seen, ours.first_seen, ours.event) == (True, False, theirs[0].event)
     assert row(store, ours.event).duplicates == 1
-
-
-class _Pruned:
-    """Deletes an event from another connection right after the first INSERT of `record`."""
-
-    def __init__(self, store: Store, victim: Any) -> None:
-        self.store, self.victim = store, victim
-
-    def __enter__(self) -> None:
-        event.listen(self.store.engine, "after_cursor_execute", self.hook)
-
-    def __exit__(self, *_: object) -> None:
-        event.remove(self.store.engine, "after_cursor_execute", self.hook)
-
-    def hook(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        victim, self.victim = self.victim, None
-        if victim is None or not statement.startswith("INSERT INTO event"):
-            self.victim = victim
-            return
-        with self.store.write() as connection:
-            connection.execute(delete(EVENT).where(EVENT.c.id == victim))
 
 
 @pytest.fixture

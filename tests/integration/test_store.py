@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from receiver.ledger.queue import claim, expire, prune, starved, take_nudges
 from receiver.ledger.schema import check_schema, migrate
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
-from tests.integration.steps import LEASE, ONLY_POSTGRES, ONLY_SQLITE, SWEEP, count, deliver, delivery
+from tests.integration.steps import LEASE, ONLY_POSTGRES, ONLY_SQLITE, SWEEP, count, deliver, delivery, hooked
 from tests.services.databases import driver_url
 from tests.services.postgres import Postgres
 
@@ -64,16 +64,6 @@ def mortal() -> Iterator[Postgres]:
         yield server.start()
     finally:
         server.stop()
-
-
-@contextmanager
-def hooked(store: Store, name: str, hook: Callable[..., None]) -> Iterator[None]:
-    """Call a function at one of SQLAlchemy's events."""
-    event.listen(store.engine, name, hook)
-    try:
-        yield
-    finally:
-        event.remove(store.engine, name, hook)
 
 
 def as_role(store: Store, setting: str) -> str:

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from receiver.ledger.intake import record
 from receiver.ledger.queue import (
@@ -36,6 +36,7 @@ from tests.integration.steps import (
     deliver_all,
     delivery,
     end,
+    hooked,
     later,
     row,
     state,
@@ -257,7 +258,8 @@ def test_nothing_reads_the_whole_table(store: Store, due_in: int, monkeypatch: p
         with store.write() as connection:
             connection.execute(text("ANALYZE event"))
     for name, operation in OPERATIONS.items():
-        with Explained(store) as plans:
+        plans = Explained(store)
+        with hooked(store, "before_cursor_execute", plans.hook):
             operation(store)
         for statement, bad in plans.complaints:
             pytest.fail(f"{name}: {bad}\n{statement}")
@@ -273,13 +275,6 @@ class Explained:
         self.store = store
         self.seen = 0
         self.complaints: list[tuple[str, str]] = []
-
-    def __enter__(self) -> Self:
-        event.listen(self.store.engine, "before_cursor_execute", self.hook)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        event.remove(self.store.engine, "before_cursor_execute", self.hook)
 
     def hook(self, _: Any, cursor: Any, statement: str, values: Any, *__: Any) -> None:
         """Explain what reads or writes events, on the same cursor's connection."""
