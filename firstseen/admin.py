@@ -20,7 +20,7 @@ from receiver.ledger.queue import prune as prune_once
 from receiver.ledger.schema import found
 from receiver.ledger.schema import migrate as bring_up
 from receiver.ledger.store import Store
-from receiver.sandbox.app import create_sandbox
+from receiver.sandbox.factory import create_sandbox
 from receiver.sandbox.server import is_loopback, listen, serve
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"

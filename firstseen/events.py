@@ -26,7 +26,7 @@ from firstseen.console import (
     visible,
     visible_lines,
 )
-from receiver.api.views import describe
+from receiver.api.routes import describe
 from receiver.ledger.control import actions as ledger
 from receiver.ledger.control import candidates, plan, progress, step
 from receiver.ledger.filter import EventFilter

@@ -13,10 +13,10 @@ from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
 from config.toml import ConfigError
-from receiver.api.views import Parts as ApiParts
-from receiver.api.views import api_views
+from receiver.api.routes import Parts as ApiParts
+from receiver.api.routes import api_views
 from receiver.dashboard.auth import set_up_sessions
-from receiver.dashboard.views import board_views
+from receiver.dashboard.pages import board_views
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
 from receiver.ingress import Counts, Ingress, trust_proxies

@@ -12,7 +12,7 @@ from config.sources import load_sources
 from config.toml import ConfigError
 from config.tracing import set_up_traces
 from receiver.ledger.queue import Retention
-from worker.app import Worker
+from worker.consumer import Worker
 from worker.registry import HandlerError, load_handlers
 
 

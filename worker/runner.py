@@ -18,7 +18,7 @@ from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import claim, claim_due, claim_next, finish_several, renew, settle, unattended
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
-from worker.telemetry import concerning, watched
+from worker.instrumentation import concerning, watched
 
 # Writing down how attempts ended: together where that is possible, and for as long as it takes.
 

@@ -42,8 +42,8 @@ from receiver.ledger.tables import CALL, EVENT
 from receiver.ledger.text import uuid7
 from worker.attempt import AttemptPolicy, Event, attempt
 from worker.calls.client import Calls
+from worker.calls.outbound import OutboundRequest
 from worker.calls.perform import Outbound
-from worker.calls.request import OutboundRequest
 from worker.calls.transport import Mark, NoReply, Outgoing, Reply
 from worker.registry import Function, Handler, Registry
 

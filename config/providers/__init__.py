@@ -18,7 +18,8 @@ from config.providers.models import (
     ProofTable,
     Provider,
 )
-from config.providers.schemes import (
+from config.providers.secrets import generate_secret, is_usable, key_bytes
+from config.providers.signing import (
     PUBLIC_KEY,
     KeyTable,
     Part,
@@ -27,7 +28,6 @@ from config.providers.schemes import (
     SignatureTable,
     TimestampTable,
 )
-from config.providers.secrets import generate_secret, is_usable, key_bytes
 
 __all__ = [
     "ABSENT",

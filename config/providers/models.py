@@ -43,7 +43,7 @@ from pydantic import (
 )
 
 from config.providers.locators import HEADER_NAME, VALUE_KINDS, Locators, parse_locator, parse_locators
-from config.providers.schemes import SchemeTable
+from config.providers.signing import SchemeTable
 from config.toml import ConfigError, Duration, Table
 
 SHORTEST_WINDOW = timedelta(days=1)  # the shortest retry horizon of any provider, with its margin

@@ -5,7 +5,7 @@ from base64 import b64decode, b64encode
 from functools import lru_cache
 
 from config.providers.models import Provider
-from config.providers.schemes import PUBLIC_KEY, KeyTable, SchemeTable
+from config.providers.signing import PUBLIC_KEY, KeyTable, SchemeTable
 from config.toml import ConfigError
 
 SECRET_BYTES = 32  # as long as SHA-256, whose HMACs these keys make

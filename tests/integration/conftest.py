@@ -42,7 +42,7 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
 def lingering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lingering]:
     """Let the sandbox's faults linger until the test lets them go on."""
     made = Lingering()
-    monkeypatch.setattr("receiver.sandbox.app.time", made)
+    monkeypatch.setattr("receiver.sandbox.factory.time", made)
     yield made
     made.over.set()
 

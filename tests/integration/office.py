@@ -22,8 +22,8 @@ from tests.integration.steps import change, row, take
 from worker.attempt import AttemptPolicy, attempt
 from worker.calls.classify import Answer, classify
 from worker.calls.client import Calls
+from worker.calls.outbound import credential_marks
 from worker.calls.perform import Outbound
-from worker.calls.request import credential_marks
 from worker.calls.transport import Mark, NoReply, Outgoing, Reply
 from worker.registry import Handler, Registry
 

@@ -18,7 +18,7 @@ from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.integration.steps import LEASE, deliver
 from tests.services.listener import Listener
-from worker.alerts import AT_ONCE, Alerts, Post, sentence
+from worker.notifier import AT_ONCE, Alerts, Post, sentence
 
 BACKLOG = timedelta(minutes=10)
 DEAD = Subject(Topic.DEAD, "stripe", "invoice.paid")

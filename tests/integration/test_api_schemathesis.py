@@ -15,7 +15,7 @@ from config.providers import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
 from receiver.api.openapi import KEY_FORM, document
-from receiver.api.views import Parts, list_operations
+from receiver.api.routes import Parts, list_operations
 from receiver.ledger.control import plan
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.idempotency_keys import KEY

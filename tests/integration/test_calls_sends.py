@@ -18,7 +18,7 @@ from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office
 from tests.integration.steps import LEASE, change, deliver, later, row, state
 from worker.calls.client import Calls
 from worker.calls.errors import CallLater, CallLocked, CallRefused, CallRejected, ClaimLost
-from worker.calls.request import CallArguments, build, complete
+from worker.calls.outbound import CallArguments, build, complete
 from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply
 
 

@@ -17,7 +17,7 @@ from config.dialects import load_dialects
 from config.providers import load_providers
 from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
-from receiver.dashboard.views import SHOWN
+from receiver.dashboard.pages import SHOWN
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.queue import note_worker
 from receiver.ledger.reports import list_events, story

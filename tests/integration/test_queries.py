@@ -12,8 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from receiver.ledger.errors import BadCursor, UnknownEvent
 from receiver.ledger.filter import EventFilter, conditions
 from receiver.ledger.reports import find_event, list_events
-from receiver.ledger.reports.events import count_events
 from receiver.ledger.reports.models import Page
+from receiver.ledger.reports.timeline import count_events
 from receiver.ledger.states import Move, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT

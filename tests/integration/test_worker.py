@@ -23,8 +23,8 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 from worker import runner as runner_module
 from worker import runner as settling
-from worker.app import Worker
 from worker.attempt import AttemptPolicy, attempt
+from worker.consumer import Worker
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
 from worker.sweeper import Reopener, Sweeper, Swept

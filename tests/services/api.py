@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 
 from config.credentials import ApiKey
 from config.sources import Source
-from receiver.api.views import Parts, api_views
+from receiver.api.routes import Parts, api_views
 from receiver.ledger.store import Store
 from receiver.problems import answer_problems
 

@@ -13,7 +13,7 @@ from config.apis import Api
 from config.credentials import User
 from config.sources import Source
 from receiver.dashboard.auth import set_up_sessions
-from receiver.dashboard.views import board_views
+from receiver.dashboard.pages import board_views
 from receiver.ledger.store import Store
 from receiver.problems import answer_problems
 from receiver.service import DashboardParts

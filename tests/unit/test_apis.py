@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from config.apis import APIS, Api, check_base_url, header_of, load_apis
 from config.dialects import load_dialects
 from config.toml import ConfigError
-from receiver.sandbox.app import APIS as SANDBOX
+from receiver.sandbox.factory import APIS as SANDBOX
 
 DIALECTS = load_dialects()
 SECRET = "hunter2-hunter2"

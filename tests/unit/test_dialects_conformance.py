@@ -11,7 +11,7 @@ from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
 from receiver.idempotency import Refusal
 from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
 from receiver.sandbox.apis import SandboxApi
-from receiver.sandbox.app import APIS as SANDBOX
+from receiver.sandbox.factory import APIS as SANDBOX
 from worker.calls.classify import Answer, classify, protection
 
 DIALECTS = load_dialects()

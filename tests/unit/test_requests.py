@@ -15,7 +15,7 @@ from config.dialects import Dialect, load_dialects
 from config.nesting import MAX_DEPTH
 from config.toml import ConfigError
 from worker.calls.errors import CallRefused
-from worker.calls.request import BODY_MAX, CallArguments, OutboundRequest, build, complete, respond
+from worker.calls.outbound import BODY_MAX, CallArguments, OutboundRequest, build, complete, respond
 
 DIALECTS = load_dialects()
 KEY = "4f0c2c1e-8a4d-4d53-9d54-2c2a6a3b7f10"

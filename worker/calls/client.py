@@ -15,10 +15,10 @@ from receiver.ledger.lease import Claim
 from receiver.ledger.states import Protection
 from worker.calls.classify import Answer, protection
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
+from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, digest, respond
 from worker.calls.perform import Outbound, Performance, Step
-from worker.calls.request import CallArguments, OutboundRequest, build, complete, digest, respond
 from worker.calls.transport import NoReply, Reply
-from worker.telemetry import traced, watched_send
+from worker.instrumentation import traced, watched_send
 
 STEP_MAX = 200
 """Characters of a step's name: it must fit its column."""

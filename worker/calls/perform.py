@@ -48,9 +48,9 @@ from worker.calls.errors import (
     CallUnknown,
     ClaimLost,
 )
-from worker.calls.request import OutboundRequest, complete, credential_marks, make_key, respond
+from worker.calls.outbound import OutboundRequest, complete, credential_marks, make_key, respond
 from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply, Wire
-from worker.telemetry import came_back, traced, watched_send
+from worker.instrumentation import came_back, traced, watched_send
 
 # What every attempt of a worker process calls out with.
 

@@ -1,6 +1,7 @@
 """The outbound journal: plan a call, begin a send, record its response."""
 
 from receiver.ledger.calls.journal import Place, Planned, Wanted, plan, remember
+from receiver.ledger.calls.outcome import none_unfinished, outcome_given_calls, replace_rejected, try_again
 from receiver.ledger.calls.sends import (
     Answered,
     Lost,
@@ -15,7 +16,6 @@ from receiver.ledger.calls.sends import (
     record_response,
     shown_status,
 )
-from receiver.ledger.calls.settle import none_unfinished, outcome_given_calls, replace_rejected, try_again
 
 __all__ = [
     "Answered",

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from receiver.ledger.calls.settle import is_last
+from receiver.ledger.calls.outcome import is_last
 from receiver.ledger.lease import Claim, lock_alive
 from receiver.ledger.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome
 from receiver.ledger.store import Store

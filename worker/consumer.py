@@ -25,7 +25,8 @@ from receiver.ledger.errors import LedgerError
 from receiver.ledger.queue import Retention, forget_worker
 from receiver.ledger.schema import check_schema
 from receiver.ledger.store import Store
-from worker import alerts, sweeper
+from worker import notifier as alerts
+from worker import sweeper
 from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
 from worker.calls.perform import outbound_of

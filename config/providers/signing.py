@@ -15,17 +15,22 @@ from config.providers.locators import Kind, Locator, Locators, parse_locator, pa
 from config.toml import Table
 
 Hash = Literal["sha1", "sha256", "sha384", "sha512"]
+
 SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]
 
 SIGNED_KINDS: tuple[Kind, ...] = ("header", "json", "query", "form")
+
 URL_KINDS = frozenset({"url", "url_no_query", "path_query"})
 
 SHARED: frozenset[SchemeType] = frozenset({"token", "basic"})
+
 PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
     "ed25519": frozenset({"ed25519-hex", "ed25519-base64", "spki-base64", "pem"}),
     "ecdsa": frozenset({"spki-base64", "pem"}),
     "rsa": frozenset({"spki-base64", "pem"}),
 }
+
+
 # One line each: what a type needs, and what would be ignored beside it.
 NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "hmac": frozenset({"signature", "content", "hash"}),
@@ -37,6 +42,7 @@ NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "basic": frozenset({"signature"}),
     "any_of": frozenset({"schemes"}),
 }
+
 MAY: Mapping[SchemeType, frozenset[str]] = {
     "hmac": frozenset({"key", "timestamp", "id", "require", "nonce_field"}),
     "hash": frozenset({"timestamp", "id", "require", "nonce_field"}),
@@ -51,6 +57,7 @@ MAY: Mapping[SchemeType, frozenset[str]] = {
 PLAIN_PLACEHOLDERS = frozenset(
     {"body", "body_sha256_hex", "timestamp", "id", "url", "url_no_query", "path_query", "method", "secret"}
 )
+
 NAMED_PLACEHOLDERS = frozenset({"json", "header", "query", "form", "config"})
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
