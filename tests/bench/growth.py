@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from receiver.ledger.intake import Delivery, record
-from receiver.ledger.intake.record import record_first_seen
+from receiver.ledger.intake.recording import record_first_seen
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.bench.accept import new_ids

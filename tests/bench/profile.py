@@ -24,7 +24,7 @@ from receiver import ingress
 from receiver.app import create_app
 from receiver.endpoints import Endpoint
 from receiver.ledger.intake import Delivery, Recorder, Verdict
-from receiver.ledger.intake.record import record_first_seen
+from receiver.ledger.intake.recording import record_first_seen
 from receiver.ledger.store import Store
 from receiver.telemetry import Observer
 from tests.bench.accept import new_ids

@@ -130,8 +130,8 @@ def test_successors_and_generations_stand_in_order(store: Store) -> None:
 
 def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of very many calls and sends the latest are told, and all are counted."""
-    monkeypatch.setattr("receiver.ledger.reports.call_story.CALLS_SHOWN", 3)
-    monkeypatch.setattr("receiver.ledger.reports.call_story.SENDS_SHOWN", 2)
+    monkeypatch.setattr("receiver.ledger.reports.call_timeline.CALLS_SHOWN", 3)
+    monkeypatch.setattr("receiver.ledger.reports.call_timeline.SENDS_SHOWN", 2)
     event = deliver(store).event
     held = take(store, event)
     for number in range(4):

@@ -16,7 +16,7 @@ from receiver.ledger.intake import group_commit as storms_module
 from receiver.ledger.intake import insert as firsts
 from receiver.ledger.intake.group_commit import FIRST, MEMORY, DuplicateCache
 from receiver.ledger.intake.insert import insert_new
-from receiver.ledger.intake.record import _row
+from receiver.ledger.intake.recording import _row
 from receiver.ledger.queue import finish_several
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store

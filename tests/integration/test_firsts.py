@@ -13,7 +13,7 @@ from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.intake import Recorder
 from receiver.ledger.intake.group_commit import SHORT
 from receiver.ledger.intake.insert import TooStrict
-from receiver.ledger.intake.record import record_first_seen
+from receiver.ledger.intake.recording import record_first_seen
 from receiver.ledger.store import Store
 from tests.integration.steps import ONLY_POSTGRES, count, delivery, row, statements
 

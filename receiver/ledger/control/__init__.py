@@ -2,7 +2,7 @@
 
 from receiver.ledger.control.actions import Acted, discard, promote, rerun, retry
 from receiver.ledger.control.bulk import candidates, plan, progress, step, unfinished
-from receiver.ledger.control.resolve import Resolution, StatedResponse, resolve
+from receiver.ledger.control.resolution import Resolution, StatedResponse, resolve
 
 __all__ = [
     "Acted",

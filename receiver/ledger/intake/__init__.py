@@ -1,7 +1,7 @@
 """Deliveries in: one INSERT decides which are first-seen."""
 
 from receiver.ledger.intake.group_commit import Recorder
-from receiver.ledger.intake.record import Delivery, Verdict, record
+from receiver.ledger.intake.recording import Delivery, Verdict, record
 
 __all__ = [
     "Delivery",

@@ -11,7 +11,7 @@ from uuid import UUID
 from receiver.ledger.counters import CounterKind, bump
 from receiver.ledger.errors import LedgerError, LedgerUnavailable
 from receiver.ledger.intake.duplicates import RING, Repeated, note_duplicates
-from receiver.ledger.intake.record import (
+from receiver.ledger.intake.recording import (
     Delivery,
     Key,
     Verdict,

@@ -1,7 +1,7 @@
 """Events out: claim, renew, settle, release, sweep."""
 
-from receiver.ledger.queue.claim import claim, claim_due, claim_next, expire, renew
-from receiver.ledger.queue.settle import finish_several, settle
+from receiver.ledger.queue.claims import claim, claim_due, claim_next, expire, renew
+from receiver.ledger.queue.settlement import finish_several, settle
 from receiver.ledger.queue.sweep import (
     Retention,
     forget_worker,

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from receiver.ledger.queue.claim import due
+from receiver.ledger.queue.claims import due
 from receiver.ledger.states import REOPEN_WINDOW, UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
 from receiver.ledger.tables import (

@@ -1,9 +1,18 @@
 """What people see: lists, timelines, next steps, statistics, alerts."""
 
 from receiver.ledger.reports.alerts import News, Topic, next_news, told
-from receiver.ledger.reports.call_story import call_story, list_calls
+from receiver.ledger.reports.call_timeline import call_story, list_calls
 from receiver.ledger.reports.models import Calls, CallStory, Problem
-from receiver.ledger.reports.stats import Figures, figures, flow, pace, pending, rejections, stats, workers
+from receiver.ledger.reports.statistics import (
+    Figures,
+    figures,
+    flow,
+    pace,
+    pending,
+    rejections,
+    stats,
+    workers,
+)
 from receiver.ledger.reports.timeline import Original, conflicts, find_event, list_events, original, story
 
 __all__ = [

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 
 from receiver.ledger.errors import UnknownEvent
 from receiver.ledger.filter import EventFilter, conditions
-from receiver.ledger.reports.call_story import calls_of
+from receiver.ledger.reports.call_timeline import calls_of
 from receiver.ledger.reports.models import PAGE_MAX, SHOWN, Page, event_json, paged, read_cursor
 from receiver.ledger.reports.next_step import deciding, outlook
 from receiver.ledger.store import Store
