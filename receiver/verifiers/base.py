@@ -8,7 +8,7 @@ from typing import Any
 from config.providers import Locators, parse_locator
 from config.toml import ConfigError
 from receiver.signatures.errors import CannotVerify, InvalidSignature
-from receiver.signatures.request import CannotSign, Request, one_text
+from receiver.signatures.request import CannotSign, Request, required_text
 
 
 class Verifier:
@@ -43,7 +43,7 @@ class Unverified(Verifier):
 
 def header(request: Request, name: str) -> str:
     """Return a header that must stand once; raise InvalidSignature otherwise."""
-    return one_text(Locators((parse_locator(f"header:{name}"),)), request, "missing_signature")
+    return required_text(Locators((parse_locator(f"header:{name}"),)), request, "missing_signature")
 
 
 def usable(secrets: Sequence[str]) -> list[bytes]:
