@@ -92,7 +92,7 @@ class Engine:
     answer: the application words it as 503.
     """
 
-    def __init__(  # noqa: PLR0913 - all but two have names at the call
+    def __init__(
         self,
         store: Store,
         policy: KeyPolicy,
