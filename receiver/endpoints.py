@@ -11,7 +11,7 @@ from typing import Any
 from config.providers import Locator, Locators, parse_locator
 from config.sources import Source
 from config.toml import ConfigError, suggest
-from config.tracing import here
+from config.tracing import current_traceparent
 from receiver.handshakes import Handshakes
 from receiver.ledger.intake import Delivery
 from receiver.ledger.text import uuid7
@@ -292,7 +292,7 @@ class Endpoint:
             address=address,
             problem=item.problem,
             replay_guard=self.source.replay_guard,
-            traceparent=here(),
+            traceparent=current_traceparent(),
         )
 
     def _kept_headers(self, request: Request) -> dict[str, str]:
