@@ -1,7 +1,6 @@
 """What a server promises about idempotency keys, as data; `config/dialects.toml` has one a dialect."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -9,6 +8,7 @@ from enum import StrEnum
 from flask import Request
 
 from config.dialects import Dialect, Error, Replay, ends_with
+from receiver.ledger.text import digest
 
 OF_REQUEST = frozenset({"method", "path"})
 """The scope parts that every request has; an API names the others."""
@@ -74,14 +74,6 @@ class KeyPolicy:
 
 Scope = Callable[[Request], str]
 """Names one part of a scope from an authenticated request: its API key, company or connected account."""
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """Return a SHA-256 in hex over parts, each with its length, so that no two lists run together."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "big") + part)
-    return whole.hexdigest()
 
 
 def fingerprint(policy: KeyPolicy, request: Request, body: bytes) -> str:
