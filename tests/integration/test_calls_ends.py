@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger.calls import Marked, begin_send
+from receiver.ledger.calls import SendBegun, begin_send
 from receiver.ledger.control import Resolution, discard, rerun, resolve, retry
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.lease import Outcome
@@ -272,7 +272,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
     fresh = office.take(event)
     call = office.call(event)
     send = office.sends(call.id)[0]
-    assert isinstance(begin_send(store, fresh, call.id, office.terms()), Marked)
+    assert isinstance(begin_send(store, fresh, call.id, office.terms()), SendBegun)
     gate = threading.Barrier(8)
 
     def act(n: int) -> object:
@@ -281,7 +281,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
             if n % 4 == 0:
                 office.late(held, send, reply(500))
             elif n % 4 == 1:
-                assert isinstance(begin_send(store, fresh, call.id, office.terms()), Marked)
+                assert isinstance(begin_send(store, fresh, call.id, office.terms()), SendBegun)
             elif n % 4 == 2:
                 with pytest.raises(NotAllowed):
                     resolve(store, call.id, Resolution.HAPPENED, "ada")

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, select, update
 
-from receiver.ledger.calls import try_again
+from receiver.ledger.calls import retry_calls
 from receiver.ledger.control.actions import Acted, note_action
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
@@ -54,7 +54,7 @@ def resolve(
         if how == Resolution.HAPPENED:
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
         if row.generation != row.present:
-            try_again(store, connection, [row.event])
+            retry_calls(store, connection, [row.event])
         return _go_on(store, connection, row, how, who)
 
 
