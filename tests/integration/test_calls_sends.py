@@ -15,8 +15,11 @@ from receiver.ledger.calls.resolving import Resolution, resolve
 from receiver.ledger.errors import NotAllowed
 from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office, crash, letter, posts, reply
 from tests.integration.steps import LEASE, change, deliver, later, row, state
+from tests.services.clock import Clock
+from worker.calls import performing
 from worker.calls.client import Calls
 from worker.calls.errors import CallLater, CallLocked, CallRefused, CallRejected, ClaimLost
+from worker.calls.performing import LOCKED_PAUSE_MAX, LOCKED_SHARE
 from worker.calls.requests import Given, build, complete
 from worker.calls.wire import HttpWire, NoReply, Outgoing, Reply
 
@@ -204,13 +207,18 @@ def test_a_locked_call_is_waited_for_in_its_attempt(office: Office, event: UUID)
     assert row(office.store, event).attempts == 2
 
 
-def test_a_call_that_stays_locked_becomes_later(office: Office, event: UUID) -> None:
+def test_a_call_that_stays_locked_becomes_later(
+    office: Office, event: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The wait in the attempt ends long before its lease; then it costs no attempt."""
-    office.lease = timedelta(seconds=1.8)
-    office.wire.script = [reply(409)] * 20
+    clock = Clock()
+    monkeypatch.setattr(performing, "time", clock)
+    office.wire.script = [reply(409)] * 99
     with pytest.raises(CallLocked):
         letter(None, Calls(office.outbound(), office.take(event)))
-    assert 2 <= len(office.wire.sent) <= 4
+    share = office.lease.total_seconds() / LOCKED_SHARE
+    assert share - LOCKED_PAUSE_MAX < clock.slept <= share
+    assert 2 <= len(office.wire.sent) < 99
     change(office.store, event, state="waiting", lease_until=None, attempts=0)
     assert office.run(event, letter) == "waiting"
     assert row(office.store, event).attempts == 0
