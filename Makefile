@@ -45,7 +45,7 @@ COMPILE := pyproject.toml --universal --python-version 3.11 --upgrade --no-emit-
 	--custom-compile-command "make requirements"
 
 providers: $(VENV)/.test  ## Write the tables of docs/providers.md from the catalogue
-	$(PY) -m firstseen.providers_page docs/providers.md
+	$(PY) -m firstseen.providers docs/providers.md
 
 clean:  ## Remove .venv, caches and build output; var/ and .env stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -67,11 +67,11 @@ $(VENV)/.bench: $(VENV)/.test
 	@touch $@
 
 $(VENV)/.pinned: pyproject.toml $(PINS)
-	@python=; for found in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	@python=; for found in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 		if $$found -c '$(SUPPORTED)' 2>/dev/null; then python=$$found; break; fi; done; \
 	if [ -z "$$python" ]; then \
 		echo "Firstseen needs Python 3.11 or newer, and python3 here is $$(python3 --version 2>&1):" \
-			"install one, or name it: make run PYTHON=/path/to/python3.13" >&2; exit 1; fi; \
+			"install one, or name it: make run PYTHON=/path/to/python3.14" >&2; exit 1; fi; \
 	$$python -m venv $(VENV) || { \
 		echo "python3 cannot make virtual environments here; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 		exit 1; }

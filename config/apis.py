@@ -2,20 +2,20 @@
 
 import keyword
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, StrictInt, StrictStr, ValidationError
+from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
 
-from config.api_parts import Auth, AuthTable, BaseUrl, Headers, auth_of
 from config.dialects import Dialect
-from config.durations import in_words
-from config.errors import ConfigError
-from config.provider_parts import WrittenDuration
-from config.tables import Table, explain, kind_of, read_toml, suggest
+from config.providers import HEADER_NAME
+from config.toml import ConfigError, Duration, Table, in_words, load_tables, suggest, variable_of
 
 APIS = Path(__file__).with_name("apis.toml")
 CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -38,6 +38,124 @@ SILENT = frozenset({"auth", "base_url", "headers"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
+OURS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers in lower case that the client writes itself."""
+
+SECRETS = frozenset({"authorization", "proxy-authorization", "cookie"})
+"""Headers in lower case that carry a secret: never written in the file."""
+
+
+def check_base_url(url: str) -> str:
+    """Accept an address to put paths after and cut its last slash; a ValueError never shows it."""
+    if not (url.isascii() and url.isprintable()) or {" ", "\\"} & set(url):
+        raise ValueError("it holds blanks, backslashes or other characters that an address cannot have")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("its host or port cannot be read") from None
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise ValueError("it must begin with https:// and a host, such as https://api.example.com/v1")
+    if "@" in parts.netloc:
+        raise ValueError("it holds a user or password before @; credentials belong into auth")
+    if "?" in url or "#" in url:
+        raise ValueError("it holds ? or #; paths are put after it, so it must end before them")
+    if {"", ".", ".."} & set(parts.path.strip("/").split("/")) and parts.path.strip("/"):
+        raise ValueError("its path holds an empty, . or .. segment")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError("it is plain http, which shows credentials to everyone on the way; use https")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_name(name: str) -> str:
+    if not HEADER_NAME.fullmatch(name):
+        raise ValueError("found a string that is not a header's name")
+    if name.lower() in OURS:
+        raise ValueError(f"{name} is the client's own to write")
+    return name
+
+
+def _check_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    seen: set[str] = set()
+    for name, value in headers.items():
+        if _check_name(name).lower() in SECRETS:
+            raise ValueError(f"{name} carries a secret; auth reads it from a variable")
+        if name.lower() in seen:
+            raise ValueError(f"{name} is there twice")
+        if not _fits_header(value):
+            raise ValueError(f"{name} must have a value of printable ASCII characters")
+        seen.add(name.lower())
+    return headers
+
+
+def _fits_header(value: str) -> bool:
+    return value.isascii() and value.isprintable() and value == value.strip() != ""
+
+
+HeaderName = Annotated[StrictStr, AfterValidator(_check_name)]
+Headers = Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_headers)]
+BaseUrl = Annotated[StrictStr, AfterValidator(check_base_url)]
+
+
+class AuthTable(Table):
+    """How the credential travels, and the variable that holds it; `name` is for `type = "header"`."""
+
+    type: Literal["bearer", "basic", "header"]
+    value_env: Annotated[StrictStr, variable_of("credential itself")]
+    name: HeaderName | None = None
+
+    @model_validator(mode="after")
+    def _names_its_header(self) -> Self:
+        if (self.type == "header") != (self.name is not None):
+            raise ValueError("name goes with type 'header', and only with it")
+        return self
+
+
+@dataclass(frozen=True)
+class Auth:
+    """How a credential travels; `header` is its header's name, `variable` the environment's."""
+
+    type: Literal["bearer", "basic", "header"]
+    variable: str
+    header: str
+
+    def problem_with(self, credential: str) -> str | None:
+        """Say in a clause why this credential cannot be sent, or None; it is never shown."""
+        if self.type == "basic":
+            return None if ":" in credential else f"{self.variable} is not written as user:password"
+        blank = self.type == "bearer" and " " in credential
+        if blank or not _fits_header(credential):
+            return f"{self.variable} holds characters that {self.header} cannot carry"
+        return None
+
+    def value(self, credential: str) -> str:
+        """Return the header's value. `basic` sends UTF-8 (RFC 7617)."""
+        match self.type:
+            case "bearer":
+                return f"Bearer {credential}"
+            case "basic":
+                # Whatever bytes the environment held are sent.
+                return f"Basic {b64encode(credential.encode('utf-8', 'surrogateescape')).decode()}"
+            case "header":
+                return credential
+
 
 class ApiTable(Table):
     """An API as it is written."""
@@ -46,13 +164,13 @@ class ApiTable(Table):
     dialect: StrictStr
     auth: AuthTable
     headers: Headers = Field(default_factory=dict)
-    connect_timeout: WrittenDuration | None = None
-    read_timeout: WrittenDuration | None = None
-    deadline: WrittenDuration = DEADLINE
+    connect_timeout: Duration | None = None
+    read_timeout: Duration | None = None
+    deadline: Duration = DEADLINE
     max_connections: Annotated[StrictInt, Field(ge=1, le=1_000)] = MAX_CONNECTIONS
-    quiet: WrittenDuration = QUIET
-    key_life: WrittenDuration | None = None
-    key_margin: WrittenDuration | None = None
+    quiet: Duration = QUIET
+    key_life: Duration | None = None
+    key_margin: Duration | None = None
 
 
 @dataclass(frozen=True)
@@ -89,22 +207,29 @@ def header_of(api: Api) -> tuple[str, str]:
 
 def load_apis(path: Path, dialects: Mapping[str, Dialect], environ: Mapping[str, str]) -> Mapping[str, Api]:
     """Load every API; raise ConfigError with one sentence for the first thing that is wrong."""
-    return {name: _load(path, name, entry, dialects, environ) for name, entry in read_toml(path).items()}
+
+    def build(name: str, entry: dict[str, Any]) -> Api:
+        if name in RESERVED:
+            raise ValueError(f"is no name for an API: calls.{name} is something of its own")
+        if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+            raise ValueError(
+                "is no name for an API, since handlers write calls.<name>;"
+                " allowed are 1 to 64 of a-z, 0-9 and _, a letter first, and no word of Python's"
+            )
+        return _build(name, ApiTable.model_validate(entry), dialects, environ)
+
+    return load_tables(path, "API must be a table such as [salesly]", build, SILENT)
 
 
-def _load(
-    path: Path, name: str, entry: Any, dialects: Mapping[str, Dialect], environ: Mapping[str, str]
-) -> Api:
-    try:
-        table = _read(name, entry)
-        dialect = _known(table.dialect, dialects)
-        _check_headers(table, dialect)
-        key_life = _key_life(table, dialect)
-        connect_timeout, read_timeout = _timeouts(table)
-        key_margin = _key_margin(table, key_life)
-    except ValueError as error:
-        raise ConfigError(f"{path}: [{name}] {error}") from None
-    auth = auth_of(table.auth)
+def _build(name: str, table: ApiTable, dialects: Mapping[str, Dialect], environ: Mapping[str, str]) -> Api:
+    if table.dialect not in dialects:
+        hint = suggest(table.dialect, dialects)
+        raise ValueError(f"dialect is {table.dialect!r}, which is not in the catalogue{hint}")
+    dialect = dialects[table.dialect]
+    _check_headers_against(table, dialect)
+    key_life = _key_life(table, dialect)
+    connect_timeout, read_timeout = _timeouts(table)
+    auth = Auth(table.auth.type, table.auth.value_env, table.auth.name or "Authorization")
     credential, problem = _credential(auth, environ)
     return Api(
         name=name,
@@ -114,7 +239,7 @@ def _load(
         auth=auth,
         credential=credential,
         key_life=key_life,
-        key_margin=key_margin,
+        key_margin=_key_margin(table, key_life),
         problem=f"[{name}] has no credential: {problem}" if problem else None,
         headers=table.headers,
         connect_timeout=connect_timeout,
@@ -125,29 +250,7 @@ def _load(
     )
 
 
-def _read(name: str, entry: Any) -> ApiTable:
-    if not isinstance(entry, dict):
-        raise ValueError(f"is {kind_of(entry)}; every API must be a table such as [salesly]")  # noqa: TRY004 - one kind of error carries the sentence
-    if name in RESERVED:
-        raise ValueError(f"is no name for an API: calls.{name} is something of its own")
-    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise ValueError(
-            "is no name for an API, since handlers write calls.<name>;"
-            " allowed are 1 to 64 of a-z, 0-9 and _, a letter first, and no word of Python's"
-        )
-    try:
-        return ApiTable.model_validate(entry)
-    except ValidationError as error:
-        raise ValueError(explain(error, SILENT)) from None
-
-
-def _known(name: str, dialects: Mapping[str, Dialect]) -> Dialect:
-    if name not in dialects:
-        raise ValueError(f"dialect is {name!r}, which is not in the catalogue{suggest(name, dialects)}")
-    return dialects[name]
-
-
-def _check_headers(table: ApiTable, dialect: Dialect) -> None:
+def _check_headers_against(table: ApiTable, dialect: Dialect) -> None:
     key_header = (dialect.header or "").lower()
     if table.auth.name and table.auth.name.lower() == key_header:
         raise ValueError(f"auth.name is {dialect.header}, which carries the idempotency key")

@@ -2,26 +2,15 @@
 
 import functools
 import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from config.durations import Duration
-from config.errors import ConfigError
-from config.operations import METHODS, OPERATION, names
+from config.toml import Duration, Table, load_tables
 
 DIALECTS = Path(__file__).with_name("dialects.toml")
 KEY_LENGTH = 36
@@ -36,24 +25,23 @@ UNPUBLISHED = timedelta(hours=1)
 PARTS = ("method", "path", "target", "body")
 """What a fingerprint is made of, besides `header:<name>`; `target` is the path with the query."""
 
+METHODS = ("POST", "PUT", "PATCH", "DELETE")
+
+_OPERATION = re.compile(rf"({'|'.join(METHODS)}) (\*|(?:/[^/\s?#]+)+)")
 _NAME = r"[A-Za-z0-9-]+"
 _PART = re.compile(rf"{'|'.join(PARTS)}|header:{_NAME}")
 Token = Annotated[str, Field(pattern=f"^{_NAME}$")]
 """A header's name, without `_`: servers drop or forge such."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Error(_Table):
+class Error(Table):
     """A status and the code that stands in its body; without a code the status alone says it."""
 
     status: Annotated[int, Field(ge=400, le=599)]
     code: str = ""
 
 
-class Replay(_Table):
+class Replay(Table):
     """How a replay looks: a marker header that is `true`, another status, or neither.
 
     `also` is another spelling of the header that clients read. `outcome` goes with `status`: the name of the
@@ -72,7 +60,7 @@ class Replay(_Table):
         return self
 
 
-class Server(_Table):
+class Server(Table):
     """What serving needs besides: what keys are unique within, and what must be the same."""
 
     scope: tuple[str, ...]
@@ -87,7 +75,7 @@ class Server(_Table):
         return value
 
 
-class Dialect(_Table):
+class Dialect(Table):
     """One API's way with keys. Lengths are in characters; `life` counts from a key's first use."""
 
     title: str
@@ -132,25 +120,18 @@ class Dialect(_Table):
 
     def is_keyed(self, method: str, path: str) -> bool:
         """Say whether the API keys this request; `path` is the URL's, and its end counts."""
-        return names(self.covers, method, path)
+        return _has(self.covers, method, path)
 
     def is_repeatable(self, method: str, path: str) -> bool:
         """Say whether this request may be sent again without a key; `path` as above."""
-        return names(self.repeatable, method, path)
+        return _has(self.repeatable, method, path)
 
     @field_validator("covers", "repeatable")
     @classmethod
     def _are_methods_with_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
-            if not OPERATION.fullmatch(entry):
+            if not _OPERATION.fullmatch(entry):
                 raise ValueError(f"{entry!r} is not one of {', '.join(METHODS)} with a path or *")
-        return value
-
-    @field_validator("life")
-    @classmethod
-    def _is_a_life(cls, value: timedelta) -> timedelta:
-        if value <= timedelta(0):
-            raise ValueError("a key lives longer than 0s")
         return value
 
     @model_validator(mode="after")
@@ -178,13 +159,28 @@ class Dialect(_Table):
 @functools.cache
 def load_dialects(path: Path = DIALECTS) -> Mapping[str, Dialect]:
     """Read every dialect by name; raise ConfigError that names file, entry and key."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    try:
-        return MappingProxyType(TypeAdapter(dict[str, Dialect]).validate_python(tables))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']} (found {first['input']!r}).") from None
+
+    def build(_name: str, entry: dict[str, Any]) -> Dialect:
+        return Dialect.model_validate(entry)
+
+    return MappingProxyType(load_tables(path, "dialect must be a table such as [stripe]", build))
+
+
+def _has(entries: Iterable[str], method: str, path: str) -> bool:
+    """Say whether one of the entries is this method with the end of this path, in whole segments.
+
+    The end, because APIs live below a version, a gateway or a proxy: the base URL is nobody's to know here.
+    """
+    split = [entry.partition(" ") for entry in entries]
+    return any(method == verb and ends_with(path, pattern) for verb, _, pattern in split)
+
+
+def ends_with(path: str, pattern: str) -> bool:
+    """Say whether a path ends with a pattern: `{id}` is one segment that is not empty, `*` all of it."""
+    if pattern == "*":
+        return True
+    wanted = pattern.split("/")[1:]
+    found = path.split("/")[1:][-len(wanted) :]
+    return len(wanted) == len(found) and all(
+        part and want in (part, "{id}") for want, part in zip(wanted, found, strict=True)
+    )

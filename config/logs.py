@@ -1,21 +1,23 @@
-"""Log lines of every process: JSON, or readable in a terminal; what they are about, never what it says."""
+"""Log lines of every process: JSON, or text in a terminal. They hold facts, never an event's data."""
 
 import copy
 import json
 import logging
+import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from config.stderr import Stderr
+from config.nesting import NestedTooDeeplyError, check_depth
 
 Form = Literal["auto", "json", "text"]
 
@@ -42,6 +44,12 @@ EXTRA = ("status", "ms", "send", "outcome", "verdicts")
 PLACES = 12
 """Frames shown of an error, the innermost."""
 
+TURNS, MANY = 4, 1000
+"""Times that one thread writes for the others, and lines that may wait; then each waits for its turn."""
+
+PATIENCE = 1.0
+"""Seconds that a process which ends waits for the thread that writes."""
+
 
 def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
     """Send every logger's lines, and Python's warnings, to stderr in one form."""
@@ -52,7 +60,7 @@ def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
-        processors=[*_told(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*_shared_processors(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
@@ -76,7 +84,7 @@ def line_formatter(form: Form = "auto") -> logging.Formatter:
     readable = form == "text" or (form == "auto" and sys.stderr.isatty())
     kind, shape = (_Lines, _text()) if readable else (_JsonLines, _json())
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    return kind(foreign_pre_chain=_told(), processors=[meta, *shape])
+    return kind(foreign_pre_chain=_shared_processors(), processors=[meta, *shape])
 
 
 _FACTS: ContextVar[Mapping[str, object]] = ContextVar("facts", default={})  # noqa: B039 - never written to
@@ -84,12 +92,12 @@ _FACTS: ContextVar[Mapping[str, object]] = ContextVar("facts", default={})  # no
 
 def bind(**facts: object) -> None:
     """Put facts on every line that this thread logs from now on."""
-    _FACTS.set({**_FACTS.get(), **_told_as(facts)})
+    _FACTS.set({**_FACTS.get(), **_as_facts(facts)})
 
 
 def begin(**facts: object) -> None:
     """Forget this thread's facts, as it begins something else, and put these on its lines."""
-    _FACTS.set(_told_as(facts))
+    _FACTS.set(_as_facts(facts))
 
 
 def unbind() -> None:
@@ -100,14 +108,14 @@ def unbind() -> None:
 @contextmanager
 def about(**facts: object) -> Iterator[None]:
     """Put facts on every line that is logged inside."""
-    before = _FACTS.set({**_FACTS.get(), **_told_as(facts)})
+    before = _FACTS.set({**_FACTS.get(), **_as_facts(facts)})
     try:
         yield
     finally:
         _FACTS.reset(before)
 
 
-def _told_as(facts: Mapping[str, object]) -> dict[str, object]:
+def _as_facts(facts: Mapping[str, object]) -> dict[str, object]:
     return {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
 
 
@@ -154,7 +162,7 @@ def _typed(argument: object) -> object:
     return type(argument).__qualname__ if isinstance(argument, BaseException) else argument
 
 
-def _told() -> list[structlog.typing.Processor]:
+def _shared_processors() -> list[structlog.typing.Processor]:
     return [
         _about,
         structlog.contextvars.merge_contextvars,
@@ -173,14 +181,14 @@ def _about(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
 
 def _json() -> list[structlog.typing.Processor]:
     names = structlog.processors.EventRenamer("message", "_event")
-    return [_failed, names, _ordered, structlog.processors.JSONRenderer()]
+    return [_failed, _shallow, names, _ordered, structlog.processors.JSONRenderer()]
 
 
 def _text() -> list[structlog.typing.Processor]:
     shape = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
     )
-    return [_failed, _flat, _visible, structlog.processors.EventRenamer("message", "_event"), shape]
+    return [_failed, _shallow, _flat, _visible, structlog.processors.EventRenamer("message", "_event"), shape]
 
 
 def _failed(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
@@ -191,6 +199,16 @@ def _failed(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     error = found[1] if isinstance(found, tuple) else found
     if isinstance(error, BaseException):
         line["failure"] = [{"type": _type(one), "at": list(_places(one))} for one in _chain(error)]
+    return line
+
+
+def _shallow(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Replace values too deep to be written: a line that a handler logs must not fail its attempt."""
+    for name, value in line.items():
+        try:
+            check_depth(value)
+        except NestedTooDeeplyError as error:
+            line[name] = str(error)
     return line
 
 
@@ -237,3 +255,68 @@ def _places(error: BaseException) -> Iterable[str]:
 
 def _place(frame: FrameType, line: int) -> str:
     return f"{frame.f_globals.get('__name__', '?')}:{line} {frame.f_code.co_name}"
+
+
+class Stderr(logging.StreamHandler[TextIO]):
+    """Of threads that log at once, one writes the lines of all.
+
+    A write lets another thread run, and coming back costs more than the line.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: deque[str] = deque()
+        self._writing, self._crowded = threading.Lock(), False
+        os.register_at_fork(after_in_child=self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        # A thread that was writing at the fork writes in the parent only.
+        self._lines, self._writing, self._crowded = deque(), threading.Lock(), False
+
+    def createLock(self) -> None:  # noqa: N802 - logging's own name
+        """Create none: threads would queue for it."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a record that the filters let through; the inherited method takes the lock."""
+        passed: bool | logging.LogRecord = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
+    def flush(self) -> None:
+        """Write what is left as the process ends; wait for the lock only PATIENCE seconds."""
+        if self._writing.acquire(timeout=PATIENCE):
+            try:
+                self.stream.write("".join(self._taken()))
+                self.stream.flush()
+            finally:
+                self._writing.release()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or leave it to the thread that is writing."""
+        try:
+            self._lines.append(f"{self.format(record)}\n")
+            self._write()
+        except RecursionError:
+            raise
+        except Exception:  # noqa: BLE001 - as every handler of logging does
+            self.handleError(record)
+
+    def _write(self) -> None:
+        # Looked at again after each turn: a line may have come just before the lock was free.
+        turns = 0
+        while self._lines and self._writing.acquire(blocking=self._crowded or len(self._lines) > MANY):
+            try:
+                self.stream.write("".join(self._taken()))
+            finally:
+                self._writing.release()
+            turns += 1
+            # The others wait for their turn now, or this thread would write for them as long as they log.
+            self._crowded = turns >= TURNS
+        if turns:
+            self._crowded = False
+
+    def _taken(self) -> Iterator[str]:
+        while self._lines:
+            yield self._lines.popleft()

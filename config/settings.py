@@ -10,19 +10,18 @@ from urllib.parse import quote
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from config.api_keys import ApiKey, parse_api_keys
-from config.durations import Duration
-from config.errors import ConfigError
-from config.telemetry import TelemetrySettings
-from config.users import User, parse_users
+from config.credentials import ApiKey, User, parse_api_keys, parse_users
+from config.logs import Form
+from config.toml import ConfigError, Duration
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
 DEV_SOCKET = Path("var/valkey.sock")
 THROWAWAY_DISKS = ("DYNO", "RENDER", "FLY_APP_NAME")
 SQLITE = "sqlite"
 IN_MEMORY = (":memory:", "mode=memory")
+ALERT_URL = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}")
 PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?", re.ASCII)
 DATABASE_SCHEMES = (SQLITE, "postgres", "postgresql", "postgresql+psycopg")
@@ -45,10 +44,13 @@ SECRET_NAMES = frozenset(
 )
 """Variables whose value never stands in an error; people write passwords into URLs."""
 
+METRICS_TOKEN_MIN = 16
+"""Characters; a shorter token could be guessed by asking often."""
+
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
-class Settings(TelemetrySettings):
+class Settings(BaseSettings):
     """What this process was told; see the README's table of configuration."""
 
     model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", env_ignore_empty=True)
@@ -85,6 +87,12 @@ class Settings(TelemetrySettings):
     web_concurrency: Count = Field(default=1, validation_alias="WEB_CONCURRENCY")
     web_threads: Count = Field(default=16, validation_alias="FIRSTSEEN_WEB_THREADS")
     worker_concurrency: Count = Field(default=16, validation_alias="WORKER_CONCURRENCY")
+    logs: Form = Field(default="auto", validation_alias="FIRSTSEEN_LOGS")
+    metrics_token: SecretStr = Field(
+        default=SecretStr(""), validation_alias="FIRSTSEEN_METRICS_TOKEN", repr=False
+    )
+    alert_url: SecretStr = Field(default=SecretStr(""), validation_alias="FIRSTSEEN_ALERT_URL", repr=False)
+    alert_backlog: Duration = Field(default=timedelta(minutes=10), validation_alias="FIRSTSEEN_ALERT_BACKLOG")
 
     @field_validator("secret_keys", "handlers", mode="before")
     @classmethod
@@ -114,12 +122,21 @@ class Settings(TelemetrySettings):
             )
         return value.rstrip("/")
 
-    @field_validator("lease", "sweep", "max_runtime", "backoff_max", "give_up_after")
+    @field_validator("metrics_token")
     @classmethod
-    def _positive(cls, value: timedelta) -> timedelta:
-        if value <= timedelta(0):
-            raise ValueError("a duration must be longer than 0s")
-        return value
+    def _check_metrics_token(cls, token: SecretStr) -> SecretStr:
+        if 0 < len(token.get_secret_value()) < METRICS_TOKEN_MIN:
+            raise ValueError(
+                f"it must have {METRICS_TOKEN_MIN} characters or more, as a shorter one can be guessed"
+            )
+        return token
+
+    @field_validator("alert_url")
+    @classmethod
+    def _check_alert_url(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() and not ALERT_URL.fullmatch(url.get_secret_value()):
+            raise ValueError("it must be an address that begins with https:// or http:// and a host")
+        return url
 
     @model_validator(mode="after")
     def _refuse_what_would_lose_events(self) -> Self:

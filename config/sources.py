@@ -5,60 +5,96 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
-from config.custom import describe_provider
-from config.durations import in_words
-from config.errors import ConfigError
-from config.provider_parts import HeaderNames, WrittenDuration
-from config.providers import Provider
-from config.redaction import JsonPath, JsonPaths
-from config.schemes import SchemeTable
-from config.source_secrets import (
-    Variable,
-    Variables,
-    check_proof,
-    missing_token,
-    read_list,
-    read_secrets,
-    variables,
-)
-from config.tables import Table, explain, kind_of, read_toml, suggest
+from config.providers import HeaderNames, Provider, SchemeTable, describe_provider, is_usable
+from config.toml import Duration, Table, in_words, is_variable, kind_of, load_tables, suggest, variable_of
 
 SOURCES = Path(__file__).with_name("sources.toml")
 MEBIBYTE = 1_048_576
 LARGEST_BODY = 100 * MEBIBYTE
-DEFAULT_RETENTION = timedelta(
-    days=400
-)  # a tombstone outlives every provider's manual resend, and one year's audit
+DEFAULT_RETENTION = timedelta(days=400)
+"""A tombstone outlives every provider's manual resend, and one year's audit."""
+
 DEFAULT_PAYLOAD_RETENTION = timedelta(days=30)
 NEVER_KEPT = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
 SILENT = frozenset({"secrets_env", "secret", "secrets", "key", "options"})
 """Keys whose values an error never repeats: a secret may stand there by mistake."""
 
+EVERY: Final = "*"
+"""A step that leads into every member or element."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_STEP = re.compile(r"\.([^.\[\]*\s]+|\*)|\[\*\]")
 
 OnReplay = Literal["run", "park"]
+
+
+@dataclass(frozen=True)
+class JsonPath:
+    """A place, or several, in a payload that screens, logs and `/v1` leave out: `$.data.items[*].email`.
+
+    `steps` lead from the top of the payload; `*` goes into every member or element.
+    """
+
+    steps: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "".join(["$", *(f".{step}" for step in self.steps)])
+
+
+def parse_json_path(text: str) -> JsonPath:
+    """Read `$.data.items[*].email` or `$.data.*.email`; raise ValueError with a sentence."""
+    steps, place = [], 1
+    while text.startswith("$") and (match := _STEP.match(text, place)):
+        steps.append(match[1] or EVERY)
+        place = match.end()
+    if not steps or place != len(text):
+        raise ValueError(
+            f"{text!r} is not a path; write $ and the keys after dots, such as $.data.object.email,"
+            " and [*] for every element of an array"
+        )
+    return JsonPath(tuple(steps))
+
+
+def _read_json_paths(value: Any) -> tuple[JsonPath, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"found {kind_of(value)}; it must be an array of paths such as $.data.object.email")  # noqa: TRY004 - pydantic makes sentences of ValueErrors alone
+    return tuple(parse_json_path(str(path)) for path in value)
+
+
+def _read_variables(value: Any) -> str | tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and names and all(map(is_variable, names)):
+        return value if isinstance(value, str) else tuple(names)
+    raise ValueError(
+        f"found {kind_of(value)} that is no variable's name, nor a list of such names;"
+        " write capitals, digits and _, never the secret itself"
+    )
+
+
+Variables = str | tuple[str, ...]
+"""One variable with secrets separated by commas, or several with one secret each."""
 
 
 class SourceTable(Table):
     """A source as it is written."""
 
     provider: StrictStr
-    secrets_env: Variables | None = None
+    secrets_env: Annotated[Variables | None, BeforeValidator(_read_variables)] = None
     verifier: StrictStr | None = None
     unverified: StrictBool = False
     tolerance: Annotated[StrictInt, Field(ge=1, le=31_536_000)] | None = None
-    retention: WrittenDuration = DEFAULT_RETENTION
-    payload_retention: WrittenDuration | None = None
+    retention: Duration = DEFAULT_RETENTION
+    payload_retention: Duration | None = None
     max_body: Annotated[StrictInt, Field(ge=1, le=LARGEST_BODY)] = MEBIBYTE
     keep_headers: HeaderNames = ()
     on_replay: OnReplay = "run"
-    redact: JsonPaths = ()
+    redact: Annotated[tuple[JsonPath, ...], BeforeValidator(_read_json_paths)] = ()
     handshake: StrictBool = False
-    verify_token_env: Variable | None = None
+    verify_token_env: Annotated[str, variable_of("token")] | None = None
     options: Mapping[str, Any] = {}
 
 
@@ -108,60 +144,52 @@ def load_sources(
     path: Path, providers: Mapping[str, Provider], environ: Mapping[str, str]
 ) -> Mapping[str, Source]:
     """Load every source; raise ConfigError with one sentence for the first thing that is wrong."""
-    return {name: _load(path, name, entry, providers, environ) for name, entry in read_toml(path).items()}
+
+    def build(name: str, entry: dict[str, Any]) -> Source:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "is no name for a source; allowed are 1 to 64 of a-z, 0-9, _ and -, a letter or digit first"
+            )
+        return _build(name, SourceTable.model_validate(entry), providers, environ)
+
+    return load_tables(path, "source must be a table such as [stripe]", build, SILENT)
 
 
-def _load(
-    path: Path, name: str, entry: Any, providers: Mapping[str, Provider], environ: Mapping[str, str]
+def _build(
+    name: str, table: SourceTable, providers: Mapping[str, Provider], environ: Mapping[str, str]
 ) -> Source:
-    try:
-        table = _read(name, entry)
-        known = _known(table.provider, providers)
-        provider, options = describe_provider(known, table.options, table.verifier, table.secrets_env)
-        check_proof(provider, table.secrets_env, unverified=table.unverified)
-        _check_against(table, provider)
-        secrets, warnings = read_secrets(provider, table.secrets_env, environ)
-        payload_retention = table.payload_retention or min(DEFAULT_PAYLOAD_RETENTION, table.retention)
-    except ValueError as error:
-        raise ConfigError(f"{path}: [{name}] {error}") from None
+    if table.provider not in providers:
+        hint = suggest(table.provider, providers, "firstseen providers")
+        raise ValueError(f"provider is {table.provider!r}, which is not in the catalogue{hint}")
+    provider, options = describe_provider(
+        providers[table.provider], table.options, table.verifier, table.secrets_env
+    )
+    _check_proof(provider, table.secrets_env, unverified=table.unverified)
+    _check_against(table, provider)
+    secrets, warnings = _read_secrets(provider, table.secrets_env, environ)
+    verify_tokens = _split(table.verify_token_env, environ)
+    tokenless = (
+        f"the environment variable {table.verify_token_env} holds no verify token,"
+        " so the handshake gets no answer"
+    )
     return Source(
         name=name,
         provider=provider,
         secrets=secrets,
         problem=f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None,
-        warnings=(*warnings, *missing_token(table.verify_token_env, environ)),
+        warnings=(*warnings, tokenless) if table.verify_token_env and not verify_tokens else warnings,
         tolerance=table.tolerance,
         retention=table.retention,
-        payload_retention=payload_retention,
+        payload_retention=table.payload_retention or min(DEFAULT_PAYLOAD_RETENTION, table.retention),
         max_body=table.max_body,
         keep_headers=table.keep_headers,
         on_replay=table.on_replay,
         handshake=table.handshake,
-        verify_tokens=read_list(table.verify_token_env, environ),
+        verify_tokens=verify_tokens,
         options=options,
-        secret_names=variables(table.secrets_env),
+        secret_names=_listed(table.secrets_env),
         redact=table.redact,
     )
-
-
-def _read(name: str, entry: Any) -> SourceTable:
-    if not isinstance(entry, dict):
-        raise ValueError(f"is {kind_of(entry)}; every source must be a table such as [stripe]")  # noqa: TRY004 - one kind of error carries the sentence
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            "is no name for a source; allowed are 1 to 64 of a-z, 0-9, _ and -, a letter or digit first"
-        )
-    try:
-        return SourceTable.model_validate(entry)
-    except ValidationError as error:
-        raise ValueError(explain(error, SILENT)) from None
-
-
-def _known(name: str, providers: Mapping[str, Provider]) -> Provider:
-    if name not in providers:
-        hint = suggest(name, providers, "firstseen providers")
-        raise ValueError(f"provider is {name!r}, which is not in the catalogue{hint}")
-    return providers[name]
 
 
 def _check_against(table: SourceTable, provider: Provider) -> None:
@@ -218,3 +246,50 @@ def _why_no_replay(provider: Provider) -> str:
     if provider.id_is_signed:
         return f"the event's id is inside the bytes that {provider.name} signs"
     return f"equal deliveries of {provider.name} are events of their own"
+
+
+def _check_proof(provider: Provider, names: Variables | None, *, unverified: bool) -> None:
+    """Refuse a source without the secret that it needs, or with one that nobody uses; ValueError says why."""
+    if unverified and provider.verification is None:
+        raise ValueError(f"unverified is true, but {provider.name} can be verified; leave it out")
+    if provider.verification is not None and not unverified:
+        raise ValueError(
+            f"unverified is missing: {provider.name} signs nothing, so whoever knows the address can post"
+            " events; write unverified = true if your handler asks the provider before it believes one"
+        )
+    if provider.needs_secret and names is None:
+        raise ValueError("secrets_env is missing; name the variable that holds the secret")
+    if not provider.needs_secret and names is not None:
+        raise ValueError(f"secrets_env is set, but {provider.name} shares no secret; leave it out")
+
+
+def _read_secrets(
+    provider: Provider, names: Variables | None, environ: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the usable secrets, each once, and a sentence for each that is missing or cannot be used."""
+    found: dict[str, None] = {}
+    warnings = []
+    for variable in _listed(names):
+        whole = environ.get(variable, "").strip()
+        secrets = _split(variable, environ) if isinstance(names, str) else (whole,) if whole else ()
+        if not secrets:
+            warnings.append(
+                f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
+            )
+        for number, secret in enumerate(secrets, 1):
+            if is_usable(secret, provider.scheme):
+                found[secret] = None
+            else:
+                warnings.append(
+                    f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
+                )
+    return tuple(found), tuple(warnings)
+
+
+def _listed(names: Variables | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names or ()
+
+
+def _split(variable: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    values = environ.get(variable, "").split(",") if variable else []
+    return tuple(value.strip() for value in values if value.strip())

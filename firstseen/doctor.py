@@ -1,18 +1,206 @@
 """`doctor`: is everything there that this deployment needs? Each check ends in time, whatever is frozen."""
 
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+from uuid import uuid4
 
 import click
+from kombu import Connection
+from sqlalchemy import select
+from sqlalchemy.engine import make_url
 
-from config.errors import ConfigError
-from firstseen.checks import CHECKS, Check, Finding, Level
-from firstseen.context import Context
-from firstseen.options import json_option
-from firstseen.output import print_json, tinted, visible
-from receiver.ledger import LedgerError, LedgerUnavailable
-from worker.registry import HandlerError
+from config.apis import Api
+from config.broker import publisher_options
+from config.sources import Source
+from config.toml import ConfigError, in_words
+from firstseen.console import Context, json_option, print_json, tinted, visible
+from receiver.endpoints import build_endpoints
+from receiver.ledger.errors import LedgerError, LedgerUnavailable
+from receiver.ledger.schema import check_schema, head
+from receiver.ledger.store import DURABLE, Store
+from worker.registry import HandlerError, Registry, load_handlers
+
+# What `doctor` looks at: each check yields findings, one sentence each.
+
+
+SKEW_WARN, SKEW_FAIL = 2.0, 3600.0
+"""Seconds between the host's clock and the database's. Lists by time allow for an hour of it."""
+
+BROKER_WAIT = 3.0
+
+SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
+
+
+class Level(StrEnum):
+    """How bad it is; a failure makes `doctor` exit 1."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `doctor`."""
+
+    check: str
+    level: Level
+    text: str
+
+
+Verdict = tuple[Level, str]
+
+Check = Callable[[Context], Iterator[Verdict]]
+
+
+def configuration(context: Context) -> Iterator[Verdict]:
+    """Read the environment."""
+    settings = context.settings
+    database = make_url(settings.database).render_as_string(hide_password=True)
+    yield Level.OK, f"The environment is complete; the database is {database}."
+    if settings.dev:
+        yield Level.WARN, "FIRSTSEEN_DEV is set: this is for make run and tests, not for deployments."
+
+
+def sources(context: Context) -> Iterator[Verdict]:
+    """Read and compile the sources."""
+    build_endpoints(context.sources)
+    if not context.sources:
+        yield Level.WARN, f"{context.settings.sources_path} names no source, so every delivery gets a 404."
+    for source in context.sources.values():
+        if source.problem:
+            yield Level.FAIL, f"{source.problem}; its deliveries get a 503."
+            continue
+        yield from _proof(context, source)
+        for warning in source.warnings:
+            yield Level.WARN, f"{source.name}: {warning}."
+
+
+def apis(context: Context) -> Iterator[Verdict]:
+    """Read the APIs, and say for each how long its keys are trusted."""
+    if not context.apis:
+        yield Level.OK, f"{context.settings.apis_path} names no API, so handlers call nothing through calls."
+    for api in context.apis.values():
+        if api.problem:
+            yield Level.FAIL, f"{api.problem}; calls.{api.name} sends nothing."
+        else:
+            yield Level.OK, f"{api.name}: {api.dialect.title} at {api.base_url}; {_keys_of(api)}."
+
+
+def _keys_of(api: Api) -> str:
+    if not api.dialect.carries_keys:
+        return "it knows no keys, so only unprotected calls are sent"
+    return f"a key lives {in_words(api.key_life)} and is not used in its last {in_words(api.key_margin)}"
+
+
+def _proof(context: Context, source: Source) -> Iterator[Verdict]:
+    provider, settings = source.provider, context.settings
+    if provider.verification is not None:
+        yield Level.WARN, f"{source.name}: {provider.name}, unverified: whoever knows the address can post."
+    elif provider.keyless:
+        yield Level.OK, f"{source.name}: {provider.name}, which shares no secret."
+    else:
+        yield Level.OK, f"{source.name}: {provider.name}, {len(source.secrets)} secret(s) in use."
+    if provider.signs_url and not (settings.public_url or settings.proxy_hops or settings.dev):
+        advice = "set FIRSTSEEN_PUBLIC_URL to what it calls if a proxy is in front"
+        yield Level.WARN, f"{source.name}: {provider.name} signs the URL; {advice}."
+
+
+def database(context: Context) -> Iterator[Verdict]:
+    """Reach the database and read its durability settings back, from inside a writing transaction."""
+    store = context.database
+    with store.write() as connection:
+        names = ("journal_mode", "synchronous") if store.sqlite else ("synchronous_commit", "fsync")
+        ask = "PRAGMA" if store.sqlite else "SHOW"
+        found = {name: connection.exec_driver_sql(f"{ask} {name}").scalar_one() for name in names}
+    yield from _durability(store, found)
+
+
+def _durability(store: Store, found: dict[str, str | int]) -> Iterator[Verdict]:
+    if store.sqlite:
+        found["synchronous"] = SYNCHRONOUS.get(int(found["synchronous"]), "?")
+        durable = found["journal_mode"] == "wal" and found["synchronous"] in ("FULL", "EXTRA")
+    else:
+        durable = found["synchronous_commit"] in DURABLE and found["fsync"] == "on"
+    told = ", ".join(f"{name} = {value}" for name, value in found.items())
+    if durable:
+        yield Level.OK, f"It answers, and a commit is on disk: {told}."
+    else:
+        yield Level.FAIL, f"A crash of the database's machine can lose acknowledged events: {told}."
+
+
+def schema(context: Context) -> Iterator[Verdict]:
+    """Compare the database's schema with this release's."""
+    check_schema(context.database)
+    yield Level.OK, f"The schema fits this release ({head()})."
+
+
+def clock(context: Context) -> Iterator[Verdict]:
+    """Compare the host's clock with the database's."""
+    with context.database.read() as connection:
+        before = time.time()
+        there = connection.execute(select(context.database.now())).scalar_one()
+        after = time.time()
+    here = datetime.fromtimestamp((before + after) / 2, UTC)
+    skew = abs((there - here).total_seconds())
+    if skew < SKEW_WARN:
+        yield Level.OK, f"Host and database agree to {skew:.3f} s."
+        return
+    level = Level.WARN if skew < SKEW_FAIL else Level.FAIL
+    yield level, f"The host's clock is {skew:.1f} s off the database's: signatures with times may be refused."
+
+
+def broker(context: Context) -> Iterator[Verdict]:
+    """Send the broker a message and get it back."""
+    options = publisher_options(context.settings.broker)
+    begun = time.monotonic()
+    connection = Connection(
+        options["broker_url"],
+        ssl=options.get("broker_use_ssl", False),
+        connect_timeout=options["broker_connection_timeout"],
+        transport_options=options["broker_transport_options"],
+    )
+    with connection, connection.SimpleBuffer(f"firstseen.doctor.{uuid4()}") as mailbox:
+        mailbox.put({"ping": 1})
+        mailbox.get(timeout=BROKER_WAIT)
+        # Cancelled first: RabbitMQ tells a consumer whose queue goes away, as an error.
+        mailbox.consumer.cancel()
+        mailbox.queue.delete()
+    took = 1000 * (time.monotonic() - begun)
+    yield Level.OK, f"{connection.as_uri()} took a message and gave it back in {took:.0f} ms."
+
+
+def handlers(context: Context) -> Iterator[Verdict]:
+    """Import the handlers and match them with the sources."""
+    registry = load_handlers(context.settings.handlers)
+    if not registry.handlers:
+        yield Level.WARN, "There is no handler, so every event is ignored: put one into worker/handlers/."
+        return
+    yield Level.OK, f"{len(registry.handlers)} handler(s) can be imported."
+    yield from _unmatched(context, registry)
+
+
+def _unmatched(context: Context, registry: Registry) -> Iterator[Verdict]:
+    for handler in registry.handlers:
+        if not any(handler.matches(name, handler.type) for name in context.sources):
+            yield Level.WARN, f"{handler.name} never runs: no source is called {handler.source!r}."
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "configuration": configuration,
+    "sources": sources,
+    "apis": apis,
+    "database": database,
+    "schema": schema,
+    "clock": clock,
+    "broker": broker,
+    "handlers": handlers,
+}
 
 DEADLINE = 10.0
 """Seconds for one check: a frozen database or broker does not answer at all."""

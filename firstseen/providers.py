@@ -1,20 +1,19 @@
 """`providers`: the catalogue, searched and shown."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from config.catalogue import load_providers
-from config.durations import in_words
-from config.providers import Provider
-from config.tables import suggest
-from firstseen import wording
-from firstseen.context import No
-from firstseen.options import json_option
-from firstseen.output import print_json, print_table, visible
+from config.providers import Provider, load_providers
+from config.toml import in_words, suggest
+from firstseen.console import CommandFailed, json_option, print_json, print_table, visible
+from receiver import describe as wording
 
 SHOW = "show"
+
 HEAD = ("name", "title", "proof", "event id", "window", "verified")
 
 
@@ -39,7 +38,7 @@ def _list(search: str, *, as_json: bool) -> None:
     elif found:
         print_table(HEAD, map(_row, found))
     if not found:
-        raise No(
+        raise CommandFailed(
             f'No provider\'s name or title holds {search!r}; provider = "hmac" describes any that signs.'
         )
 
@@ -58,7 +57,7 @@ def _show(name: str, *, as_json: bool) -> None:
     catalogue = load_providers()
     if name not in catalogue:
         hint = suggest(name, catalogue, "firstseen providers")
-        raise No(f"There is no provider {name!r}{hint}{'' if hint.endswith('?') else '.'}")
+        raise CommandFailed(f"There is no provider {name!r}{hint}{'' if hint.endswith('?') else '.'}")
     if as_json:
         print_json(facts(catalogue[name]))
         return
@@ -90,3 +89,77 @@ def facts(provider: Provider) -> dict[str, Any]:
         "docs": provider.docs,
         "verified": wording.verified(provider),
     }
+
+
+# The tables of docs/providers.md, written from the catalogue: `python -m firstseen.providers_page FILE`.
+
+
+PAGE_HEAD = ("name", "provider", "proof", "event id", "type", "items", "answer", "window", "verified")
+
+
+def updated(text: str) -> str:
+    """Return a page with its tables as the catalogue has them now; each stands between two comments."""
+    for name, lines in tables(list(load_providers().values())).items():
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not (begin and end):
+            raise ValueError(f"the page has no place for {name}")
+        text = "".join([before, begin, "\n", *(f"{line}\n" for line in lines), "\n", end, after])
+    return text
+
+
+def tables(catalogue: list[Provider]) -> dict[str, list[str]]:
+    """Return each table's lines by its name."""
+    presets = [provider for provider in catalogue if not provider.custom]
+    return {
+        "providers": list(_table(PAGE_HEAD, map(_table_row, presets))),
+        "handshakes": list(_table(("name", "handshake"), _handshakes(presets))),
+        "notes": list(_table(("name", "note"), ((_code(p.name), p.note) for p in presets if p.note))),
+    }
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    names = list(head)
+    yield _line(names)
+    yield _line(["---"] * len(names))
+    yield from map(_line, rows)
+
+
+def _line(cells: Iterable[str]) -> str:
+    # A bar would end the cell, and an angle bracket could begin a tag.
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+
+
+def _table_row(provider: Provider) -> tuple[str, ...]:
+    title = f"[{provider.title}]({provider.docs})" if provider.docs else provider.title
+    return (
+        _code(provider.name),
+        title,
+        wording.proof(provider),
+        " ".join(map(_code, provider.event_id)) or wording.event_id(provider),
+        " ".join(map(_code, provider.event_type)),
+        _code(provider.batch) if provider.batch else "",
+        wording.answer(provider),
+        in_words(provider.window),
+        wording.trust(provider),
+    )
+
+
+def _handshakes(presets: Iterable[Provider]) -> Iterator[tuple[str, str]]:
+    for provider in presets:
+        for table in provider.handshake:
+            yield _code(provider.name), wording.handshake(table)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def main() -> None:
+    """Write the file anew."""
+    file = Path(sys.argv[1])
+    file.write_text(updated(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

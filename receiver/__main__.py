@@ -8,14 +8,14 @@ from flask import Flask
 from granian import Granian
 from granian.constants import Interfaces
 
-from config.catalogue import load_providers
-from config.errors import ConfigError
 from config.logs import Form, log_uncaught
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
-from config.shared_metrics import shared_metrics
 from config.sources import load_sources
+from config.toml import ConfigError
 from config.tracing import set_up_traces
 from receiver.endpoints import build_endpoints
+from receiver.metrics import shared_metrics
 
 KILL_AFTER = 10
 """Seconds that a stopping server's requests get; the platform kills at 30."""

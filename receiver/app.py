@@ -4,37 +4,58 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 
-from flask import Flask
+from flask import Blueprint, Flask, Response, jsonify
 
 from config.apis import Api, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
-from config.errors import ConfigError
 from config.logs import set_up_logs
+from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
-from receiver.addressing import trust_proxies
-from receiver.background import Background
-from receiver.dashboard.board import board_views
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.sessions import set_up_sessions
-from receiver.dispatch import Dispatcher
+from config.toml import ConfigError
+from receiver.api.routes import Parts as ApiParts
+from receiver.api.routes import api_views
+from receiver.dashboard.auth import set_up_sessions
+from receiver.dashboard.pages import board_views
+from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
-from receiver.health import health_views
-from receiver.ingress import Counts, Ingress
-from receiver.instruments import Instruments
-from receiver.ledger import LedgerError, Recorder, Store, check_schema, count_duplicates, record_rejections
-from receiver.management.api import Parts as ApiParts
-from receiver.management.api import api_views
-from receiver.metrics import metrics_views
-from receiver.observing import Observer
+from receiver.ingress import Counts, Ingress, trust_proxies
+from receiver.ledger.counters import count_duplicates, record_rejections
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.intake import Recorder
+from receiver.ledger.schema import check_schema
+from receiver.ledger.store import Store
+from receiver.metrics import Instruments, metrics_views
 from receiver.problems import answer_problems
+from receiver.service import DashboardParts
+from receiver.telemetry import Observer
+
+# `/healthz`: the process lives. `/readyz`: the ledger answers and has the right schema.
+
+
+def health_views(store: Store, dispatcher: Dispatcher) -> Blueprint:
+    """Build the two views. The broker is reported and fails nothing: without it events wait in the ledger."""
+    views = Blueprint("health", __name__)
+
+    @views.get("/healthz")
+    def healthz() -> Response:
+        return jsonify(status="ok")
+
+    @views.get("/readyz")
+    def readyz() -> tuple[Response, int]:
+        try:
+            check_schema(store)
+        except LedgerError as error:
+            return jsonify(status="unavailable", ledger=str(error), broker=dispatcher.state), 503
+        return jsonify(status="ok", ledger="ok", broker=dispatcher.state), 200
+
+    return views
+
 
 log = logging.getLogger(__name__)
 
 COUNTS_ROOM, COUNTS_PAUSE = 10_000, 1.0
 """A flood of forged or repeated deliveries is counted once in so many seconds, as far as there is room."""
-
 
 LEAST_PATIENCE = 20.0
 """Seconds: workers say at every sweep that they live, and a busy one may be late."""
@@ -69,8 +90,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _board(settings: Settings, store: Store, sources: Mapping[str, Source], dispatcher: Dispatcher) -> Parts:
-    return Parts(
+def _board(
+    settings: Settings, store: Store, sources: Mapping[str, Source], dispatcher: Dispatcher
+) -> DashboardParts:
+    return DashboardParts(
         store=store,
         users=settings.users,
         sources=sources,

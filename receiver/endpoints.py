@@ -1,18 +1,255 @@
 """A source made ready at start-up: its compiled scheme and extractor, and what it makes of a request."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
 
+from config.providers import Locator, Locators, parse_locator
 from config.sources import Source
+from config.toml import ConfigError, suggest
 from config.tracing import here
-from receiver.compression import unpacked
-from receiver.extraction import Extractor, Item, compile_extractor
 from receiver.handshakes import Handshakes
-from receiver.ledger import Delivery
-from receiver.signatures import InvalidSignature, Request, Scheme
-from receiver.verifiers.base import Verifier
-from receiver.verifiers.building import build_scheme
-from receiver.verifiers.fetching import FetchedKeys, Keys
+from receiver.ledger.intake import Delivery
+from receiver.ledger.text import uuid7
+from receiver.payload import UnreadablePayloadError, parse_json
+from receiver.signatures import InvalidSignature, Request, Scheme, compile_scheme
+from receiver.signatures.request import dig, reader
+from receiver.signatures.timestamps import parse_time
+from receiver.verifiers.adyen import Adyen
+from receiver.verifiers.aws_sns import AwsSns
+from receiver.verifiers.base import Unverified, Verifier, load_verifier
+from receiver.verifiers.google_pubsub import GooglePubSub
+from receiver.verifiers.mandrill import Mandrill
+from receiver.verifiers.paypal import PayPal
+from receiver.verifiers.plaid import Plaid
+from receiver.verifiers.remote_keys import FetchedKeys, Keys
+from receiver.verifiers.twilio import Twilio
+
+# What a verified delivery says: its events' ids, types, times and bodies.
+
+
+UNKNOWN_TYPE = "unknown"
+
+LONGEST = 255  # characters that the ledger's columns for ids and types hold
+
+MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
+
+POSITION = Locators((Locator("item", "#"),))  # where in its batch an item stands, for items without ids
+
+EVERY = "*"  # a step of a batch's place that goes into each element of an array
+
+
+@dataclass(frozen=True)
+class Item:
+    """One event of a delivery.
+
+    `body` is the raw body, or one element of a batch as JSON, and `content_type` is that of `body`. With a
+    `problem`, a sentence for the person who finds it parked, `event_id` is the body's hash.
+    """
+
+    event_id: str
+    type: str
+    body: bytes = field(repr=False)
+    created_at: datetime | None = None
+    problem: str | None = None
+    content_type: str | None = None
+
+
+class Extractor:
+    """Compiled from a source; never raises, for any bytes."""
+
+    def __init__(self, source: Source, new_id: Callable[[], str]) -> None:
+        provider = source.provider
+        self._policy = provider.policy
+        self._id_places = [
+            (where, None if where == POSITION else reader(where)) for where in provider.id_places
+        ]
+        self._type_places = [reader(where) for where in provider.type_places]
+        self._time = provider.created_at
+        self._read_time = reader(provider.created_at.places) if provider.created_at else None
+        self._without_id = provider.without_id
+        self._batch = parse_locator(provider.batch, ("json", "form"), root=True) if provider.batch else None
+        self._batch_type = provider.batch_type
+        self._empty_body = provider.empty_body
+        self._new_id = new_id
+
+    def items(self, request: Request) -> list[Item]:
+        """Return the delivery's events in order; an empty batch has none."""
+        content_type = request.header("content-type")
+        if request.payload.problem and (request.body or not self._empty_body):
+            return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
+        if self._batch is None or not self._is_batch_type(content_type):
+            return [self._item(request, request.payload.value, request.body, content_type)]
+        try:
+            elements = self._elements(request)
+            bodies = [
+                json.dumps(element, separators=(",", ":"), allow_nan=False).encode() for element in elements
+            ]
+        except ValueError as error:
+            return [self._whole(request, f"It is not the list of events that this provider sends: {error}.")]
+        pairs = enumerate(zip(elements, bodies, strict=True))
+        return [self._item(request, el, body, "application/json", number) for number, (el, body) in pairs]
+
+    def _is_batch_type(self, content_type: str | None) -> bool:
+        given = (content_type or "").partition(";")[0].strip().lower()
+        return self._batch_type in ("", given)
+
+    def _elements(self, request: Request) -> list[Any]:
+        place = self._batch
+        if place is None:
+            return []
+        if place.kind == "form":
+            text = request.form.get(place.name)
+            arrays: list[Any] = [parse_json(text.encode()) if isinstance(text, str) else None]
+        else:
+            arrays = _spread([request.payload.value], place.path)
+        if not all(isinstance(array, list) for array in arrays):
+            raise UnreadablePayloadError(f"there is no array at {place}")
+        if sum(map(len, arrays)) > MOST_ITEMS:
+            raise UnreadablePayloadError(f"it has more than {MOST_ITEMS} items")
+        return [element for array in arrays for element in array]
+
+    def _item(
+        self, request: Request, element: Any, body: bytes, content_type: str | None, number: int = 0
+    ) -> Item:
+        event_id = self._event_id(request, element, body, number)
+        return Item(
+            event_id=event_id or hashed(body),
+            type=self._type(request, element),
+            body=body,
+            created_at=self._moment(request, element),
+            problem=None if event_id else f"It has no event id at {self._id_names()}.",
+            content_type=content_type,
+        )
+
+    def _whole(self, request: Request, problem: str) -> Item:
+        item = self._item(request, None, request.body, request.header("content-type"))
+        return replace(item, event_id=hashed(request.body), problem=problem)
+
+    def _event_id(self, request: Request, element: Any, body: bytes, number: int) -> str | None:
+        if self._policy == "none":
+            return self._new_id()
+        if self._policy == "body_hash":
+            return hashed(body)
+        parts = [
+            (where, str(number) if read is None else read(request, element))
+            for where, read in self._id_places
+        ]
+        if all(text or where.optional for where, text in parts):
+            return storable("+".join(text for _, text in parts if text))
+        if self._without_id == "park":
+            return None
+        return hashed(body) if self._without_id == "body_hash" else self._new_id()
+
+    def _type(self, request: Request, element: Any) -> str:
+        parts = [part for read in self._type_places if (part := read(request, element))]
+        return storable(".".join(parts) or UNKNOWN_TYPE)
+
+    def _moment(self, request: Request, element: Any) -> datetime | None:
+        text = self._read_time(request, element) if self._read_time else None
+        seconds = parse_time(text, self._time.unit) if self._time and text else None
+        try:
+            return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    def _id_names(self) -> str:
+        return " and ".join(str(where) for where, _ in self._id_places)
+
+
+def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: str(uuid7())) -> Extractor:
+    """Compile a source's locators; `new_id` names the events of providers that have no ids."""
+    return Extractor(source, new_id)
+
+
+def storable(text: str) -> str:
+    """Return a text that every database keeps as it is; what none would is hashed, not cut."""
+    if len(text) <= LONGEST and "\0" not in text and (text.isascii() or not _has_surrogate(text)):
+        return text
+    return hashed(text.encode("utf-8", "surrogatepass"))
+
+
+def hashed(raw: bytes) -> str:
+    """Name bytes by their SHA-256: `sha256:<hex>`."""
+    return f"sha256:{sha256(raw).hexdigest()}"
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
+    found = list(values)
+    for step in path:
+        if step == EVERY:
+            found = [
+                element for value in found for element in (value if isinstance(value, list) else [value])
+            ]
+        else:
+            found = [dig(value, (step,)) for value in found]
+    return found
+
+
+# Compressed deliveries: verified as they came, understood and kept unpacked.
+
+
+GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say: a gzip header, and no other
+
+
+def unpacked(request: Request, limit: int) -> Request:
+    """Return a gzipped request with its body unpacked, any other as it is.
+
+    So is what does not unpack, or not into `limit` bytes: it will be kept, and a person can look at it.
+    """
+    if (request.header("content-encoding") or "").strip().lower() != "gzip":
+        return request
+    unpacking = zlib.decompressobj(GZIP)
+    try:
+        body = unpacking.decompress(request.body, limit + 1)
+    except zlib.error:
+        return request
+    whole = unpacking.eof and not unpacking.unused_data and len(body) <= limit
+    return replace(request, body=body) if whole else request
+
+
+# From a source to what verifies it, once at start-up.
+
+
+Options = Mapping[str, str]
+
+VERIFIERS: Mapping[str, Callable[[Options, Keys], Scheme]] = {
+    "adyen": lambda _options, _keys: Adyen(),
+    "aws-sns": AwsSns,
+    "google-pubsub": GooglePubSub,
+    "mandrill": lambda _options, _keys: Mandrill(),
+    "paypal": PayPal,
+    "plaid": Plaid,
+    "twilio": lambda _options, _keys: Twilio(),
+}
+"""By the catalogue's `code`."""
+
+
+def build_scheme(source: Source, keys: Keys) -> Scheme:
+    """Return what verifies a source's deliveries; raise ConfigError when it cannot be made."""
+    code = source.provider.code
+    if source.provider.verification is not None:
+        return Unverified()
+    if code is None:
+        return compile_scheme(source.scheme, source.options)
+    try:
+        return load_verifier(code) if ":" in code else _built_in(code)(source.options, keys)
+    except ConfigError as error:
+        raise ConfigError(f"[{source.name}] {error}.") from error
+
+
+def _built_in(code: str) -> Callable[[Options, Keys], Scheme]:
+    if code not in VERIFIERS:
+        raise ConfigError(f"the catalogue's code {code!r} is not written{suggest(code, VERIFIERS)}")
+    return VERIFIERS[code]
 
 
 @dataclass(frozen=True)

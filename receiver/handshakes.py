@@ -7,15 +7,19 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from config.handshakes import ABSENT, ANY, VERIFY_TOKEN, HandshakeTable, ProofTable
-from config.locators import parse_locators
-from config.provider_parts import VALUE_KINDS
-from config.scheme_parts import KeyTable
-from config.secrets import key_bytes
+from config.providers import (
+    ABSENT,
+    ANY,
+    VALUE_KINDS,
+    VERIFY_TOKEN,
+    HandshakeTable,
+    KeyTable,
+    ProofTable,
+    key_bytes,
+    parse_locators,
+)
 from config.sources import Source
-from receiver.extraction import one
-from receiver.signatures.decoding import wire
-from receiver.signatures.request import Request
+from receiver.signatures.request import Request, one, wire
 
 LONGEST_CHALLENGE = 1_024  # far above any provider's; an answer never repeats more of a request
 _WORD = re.compile(r"[A-Za-z0-9+/=_.~-]{1,256}")  # what a challenge may be whose HMAC we give to anybody
@@ -23,7 +27,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True)
-class Answer:
+class HandshakeAnswer:
     """The answer to a handshake."""
 
     status: int
@@ -43,11 +47,11 @@ class Handshakes:
         self.methods = frozenset(table.method for table in self._unsigned)
         self._proves_to_anybody = any(table.proof for table in self._unsigned)
 
-    def before_verifying(self, request: Request) -> Answer | None:
+    def before_verifying(self, request: Request) -> HandshakeAnswer | None:
         """Answer an unsigned handshake, in a source that opted in."""
         return self._first(self._unsigned, request)
 
-    def after_verifying(self, request: Request) -> Answer | None:
+    def after_verifying(self, request: Request) -> HandshakeAnswer | None:
         """Answer a handshake whose signature was verified."""
         return self._first(self._signed, request)
 
@@ -59,7 +63,7 @@ class Handshakes:
         """
         return self._proves_to_anybody and (not body or _WORD.fullmatch(body.decode("latin-1")) is not None)
 
-    def _first(self, tables: tuple[HandshakeTable, ...], request: Request) -> Answer | None:
+    def _first(self, tables: tuple[HandshakeTable, ...], request: Request) -> HandshakeAnswer | None:
         answers = (self._answer(table, request) for table in tables if self._meets(table, request))
         return next((answer for answer in answers if answer), None)
 
@@ -77,7 +81,7 @@ class Handshakes:
         tokens = self._source.verify_tokens if wanted == VERIFY_TOKEN else (wanted,)
         return any(hmac.compare_digest(wire(found), wire(token)) for token in tokens)
 
-    def _answer(self, table: HandshakeTable, request: Request) -> Answer | None:
+    def _answer(self, table: HandshakeTable, request: Request) -> HandshakeAnswer | None:
         values = self._values(table, request)
         if values is None:
             return None
@@ -86,9 +90,9 @@ class Handshakes:
             return None
         if isinstance(table.answer, str):
             body = _filled(table.answer, values).encode("utf-8", "replace")
-            return Answer(table.status, body, "text/plain; charset=utf-8", headers)
+            return HandshakeAnswer(table.status, body, "text/plain; charset=utf-8", headers)
         told = {k: _filled(v, values) if isinstance(v, str) else v for k, v in table.answer.items()}
-        return Answer(table.status, json.dumps(told).encode(), "application/json", headers)
+        return HandshakeAnswer(table.status, json.dumps(told).encode(), "application/json", headers)
 
     def _values(self, table: HandshakeTable, request: Request) -> dict[str, str] | None:
         values = {"verify_token": next(iter(self._source.verify_tokens), "")}

@@ -5,22 +5,112 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Flask, Response, request
+from flask import Request as FlaskRequest
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.exceptions import ClientDisconnected, MethodNotAllowed
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.sansio.utils import get_host
 
 from config.sources import Source
-from receiver.addressing import arrived_headers, delivered_url
-from receiver.background import Background
-from receiver.body import read_at_most
-from receiver.dispatch import Dispatcher
+from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import Endpoint
-from receiver.handshakes import Answer
-from receiver.ledger import Again, LedgerUnavailable, Recorder, Rejected, Verdict
-from receiver.observing import note_recorded, note_refused
+from receiver.handshakes import HandshakeAnswer
+from receiver.ledger.counters import Again, Rejected
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Recorder, Verdict
 from receiver.problems import Problem, unavailable
 from receiver.signatures import CannotVerify, InvalidSignature, Request
+from receiver.telemetry import note_recorded, note_refused
+
+# The body of the present request, exact and bounded.
+
+
+def read_at_most(limit: int) -> bytes:
+    """Return the body, or `limit` bytes of a longer one; raises ClientDisconnected when it ends too early.
+
+    werkzeug's own `max_content_length` silently cuts a chunked body, and a cut body may not be answered 200.
+    """
+    length = request.environ.get("CONTENT_LENGTH", "")
+    chunked = "HTTP_TRANSFER_ENCODING" in request.environ
+    if chunked or not (length.isascii() and length.isdecimal()):
+        return _read_stream(limit)
+    if int(length) > limit:
+        return bytes(limit)
+    return _read_exactly(int(length))
+
+
+def _read_exactly(length: int) -> bytes:
+    # No stream in between: that costs as much as the signature.
+    body: bytes = request.environ["wsgi.input"].read(length)
+    while len(body) < length:
+        part = request.environ["wsgi.input"].read(length - len(body))
+        if not part:
+            raise ClientDisconnected
+        body += part
+    return body
+
+
+def _read_stream(limit: int) -> bytes:
+    parts, room = [], limit
+    while room and (part := request.stream.read(room)):
+        parts.append(part)
+        room -= len(part)
+    return b"".join(parts)
+
+
+# The URL that a provider called and the address it came from, behind proxies that nobody trusts unasked.
+
+
+PATH_SAFE = "!$&'()*+,/:;=@%~"
+
+CONTENT = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
+"""Headers that WSGI spells without HTTP_."""
+
+
+def trust_proxies(app: Flask, hops: int) -> None:
+    """Read scheme, host and client address from the headers of `hops` proxies; with 0, from none.
+
+    Prefixes are left out: a proxy that does not set that header passes on whatever a client wrote there.
+    """
+    if hops:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=0)  # type: ignore[method-assign]
+
+
+def delivered_url(request: FlaskRequest, public_url: str) -> str:
+    """Return the URL as the provider wrote it, in full.
+
+    `public_url` stands in the place of scheme, host and whatever a proxy cuts off the path. The query is the
+    raw one: werkzeug's own `url` is decoded where it can be, and providers sign what they sent.
+    """
+    base = public_url or _base(
+        request.scheme, request.environ.get("HTTP_HOST"), request.server, request.root_path
+    )
+    query = request.query_string.decode("latin-1")
+    return f"{base.rstrip('/')}{_quoted(request.path)}{'?' if query else ''}{query}"
+
+
+def arrived_headers(environ: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return a request's headers as WSGI has them, in latin-1; repeated ones are joined there already."""
+    given = [(name[5:].replace("_", "-"), value) for name, value in environ.items() if name[:5] == "HTTP_"]
+    # What a client spells with an underscore must not stand beside the server's own.
+    others = [pair for pair in given if pair[0] not in CONTENT]
+    return (*others, *((name, value) for name, key in CONTENT.items() if (value := environ.get(key))))
+
+
+@lru_cache(maxsize=256)
+def _base(scheme: str, host: str | None, server: tuple[str, int | None] | None, root: str) -> str:
+    return f"{scheme}://{get_host(scheme, host, server)}{_quoted(root)}"
+
+
+@lru_cache(maxsize=256)
+def _quoted(path: str) -> str:
+    return quote(path, safe=PATH_SAFE)
+
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +250,7 @@ def _json(told: Mapping[str, object]) -> Response:
     return Response(json.dumps(told, separators=(",", ":")) + "\n", content_type="application/json")
 
 
-def _shaken(handshake: Answer) -> Response:
+def _shaken(handshake: HandshakeAnswer) -> Response:
     # What is repeated of a request is never to be taken for a page.
     headers = {**handshake.headers, "X-Content-Type-Options": "nosniff"}
     return Response(handshake.body, handshake.status, headers, content_type=handshake.content_type)

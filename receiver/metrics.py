@@ -1,37 +1,123 @@
 """`/metrics` for Prometheus: what the ledger counted, whoever did it, and what this server measured."""
 
 import hmac
+import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
 from flask import Blueprint, Response, request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from receiver.instruments import Instruments
-from receiver.ledger import LedgerError, Store
-from receiver.ledger.telemetry.figures import Figures, figures
-from receiver.ledger.telemetry.tally import Kind
+from receiver.ledger.counters import CounterKind
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.reports import Figures, figures
+from receiver.ledger.store import Store
 from receiver.problems import Problem
+
+# The folder in which a server's processes keep what they measure, so that any of them tells of all.
+
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable in which prometheus_client looks, once, when it is imported."""
+
+
+def is_shared() -> bool:
+    """Whether this process was started inside `shared_metrics`."""
+    return bool(os.environ.get(FOLDER))
+
+
+@contextmanager
+def shared_metrics() -> Iterator[None]:
+    """Give the processes that are started inside an empty folder of their own, and remove it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="firstseen-metrics-"))
+    os.environ[FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER, None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# What this process measures of itself; the ledger counts the rest. Several server processes add up.
+
+
+ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Seconds: a good answer takes a few milliseconds, and the ledger is given up after five seconds."""
+
+BATCH_BUCKETS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
+
+
+class Instruments:
+    """The measures of one web process."""
+
+    def __init__(self) -> None:
+        self.own = CollectorRegistry()
+        self._answers: dict[tuple[str, int], Histogram] = {}
+        self.answers = Histogram(
+            "firstseen_answer_seconds",
+            "Time from a request's arrival to its answer.",
+            ["route", "status"],
+            buckets=ANSWER_BUCKETS,
+            registry=self.own,
+        )
+        self.batches = Histogram(
+            "firstseen_record_batch_events",
+            "Events that one delivery recorded in one transaction.",
+            buckets=BATCH_BUCKETS,
+            registry=self.own,
+        )
+        self.nudges = Counter(
+            "firstseen_nudges", "Wake-ups that the broker took, or not.", ["result"], registry=self.own
+        )
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one answer and its time."""
+        found = self._answers.get((route, status))
+        if found is None:
+            found = self._answers[route, status] = self.answers.labels(route, str(status))
+        found.observe(seconds)
+
+    def nudged(self, result: str, count: int) -> None:
+        """Count nudges that the broker took, or that failed."""
+        self.nudges.labels(result).inc(count)
+
+    def registry(self) -> CollectorRegistry:
+        """Return a registry to read, of all processes of this server where they share a folder."""
+        if not is_shared():
+            return self.own
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return together
+
 
 KEPT = 5.0
 """Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
 must not answer with older totals than another did before."""
 
-TOTALS: Final[dict[Kind, tuple[str, str, tuple[str, ...]]]] = {
-    Kind.DELIVERY: (
+TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
+    CounterKind.DELIVERY: (
         "firstseen_deliveries",
         "Events in verified deliveries; first seen, duplicate or conflict.",
         ("source", "verdict"),
     ),
-    Kind.ATTEMPT: ("firstseen_attempts", "Runs of handlers, by how they ended.", ("source", "outcome")),
-    Kind.CALL: ("firstseen_calls", "Sends of outbound calls, by what came back.", ("api", "outcome")),
-    Kind.REJECTION: ("firstseen_rejections", "Deliveries that were refused.", ("source", "reason")),
-    Kind.SWEEP: ("firstseen_sweeps", "What the sweepers of all workers did.", ("what",)),
+    CounterKind.ATTEMPT: (
+        "firstseen_attempts",
+        "Runs of handlers, by how they ended.",
+        ("source", "outcome"),
+    ),
+    CounterKind.CALL: ("firstseen_calls", "Sends of outbound calls, by what came back.", ("api", "outcome")),
+    CounterKind.REJECTION: ("firstseen_rejections", "Deliveries that were refused.", ("source", "reason")),
+    CounterKind.SWEEP: ("firstseen_sweeps", "What the sweepers of all workers did.", ("what",)),
 }
 """Name, help and labels. The last labels of a total are taken: a sweep has one."""
 

@@ -7,12 +7,11 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 from uuid import UUID
 
-from config.redaction import EVERY, JsonPath
-from config.sources import Source
-from receiver.ledger import Store, original
-from receiver.ledger.original import Original
-from receiver.ledger.payload import UnreadablePayloadError, parse_payload
-from receiver.ledger.texts import plain
+from config.sources import EVERY, JsonPath, Source
+from receiver.ledger.reports import Original, original
+from receiver.ledger.store import Store
+from receiver.ledger.text import plain
+from receiver.payload import UnreadablePayloadError, parse_payload
 
 Told = dict[str, Any]
 HIDDEN = "[redacted]"
@@ -45,10 +44,7 @@ class Redactor:
         self.readable, self._values = True, tuple[str, ...]()
         if paths and body is not None:
             self.readable, payload = _parsed(body, content_type)
-            try:
-                found = {text for path in paths for text in _texts(payload, path.steps)}
-            except RecursionError:
-                self.readable, found = False, set[str]()
+            found = {text for path in paths for text in _texts(payload, path.steps)}
             written = {form for text in found for form in _forms(text)}
             self._values = _longest_first(written)
         self._blind = bool(paths) and (body is None or not self.readable)
@@ -84,12 +80,9 @@ def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None)
         return body
     readable, payload = _parsed(body, content_type)
     hides = Redactor(paths, body, content_type)
-    if not readable or not hides.readable:
+    if not readable:
         return HIDDEN.encode()
-    try:
-        return plain(json.dumps(hides.payload(payload), ensure_ascii=False)).encode()
-    except RecursionError:
-        return HIDDEN.encode()
+    return plain(json.dumps(hides.payload(payload), ensure_ascii=False)).encode()
 
 
 def redactor_of(sources: Mapping[str, Source], kept: Original) -> Redactor:

@@ -1,5 +1,6 @@
 """The queue side: claims events from the ledger and runs their handlers."""
 
+from worker.attempt import Dead, Event, Retry
 from worker.calls.client import Calls
 from worker.calls.errors import (
     CallChanged,
@@ -13,8 +14,6 @@ from worker.calls.errors import (
     CallUnknown,
     ClaimLost,
 )
-from worker.events import Event
-from worker.outcomes import Dead, Retry
 from worker.registry import handles
 
 __all__ = [

@@ -4,15 +4,15 @@ import os
 import sys
 
 from config.apis import load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
-from config.errors import ConfigError
 from config.logs import log_uncaught, set_up_logs
+from config.providers import load_providers
 from config.settings import environment, load_settings
 from config.sources import load_sources
+from config.toml import ConfigError
 from config.tracing import set_up_traces
-from receiver.ledger import Windows
-from worker.app import Worker
+from receiver.ledger.queue import Retention
+from worker.consumer import Worker
 from worker.registry import HandlerError, load_handlers
 
 
@@ -29,7 +29,9 @@ def main() -> int:
     except (ConfigError, HandlerError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    windows = {name: Windows(source.retention, source.payload_retention) for name, source in sources.items()}
+    windows = {
+        name: Retention(source.retention, source.payload_retention) for name, source in sources.items()
+    }
     return Worker(settings, registry, windows, apis).start()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from config.durations import parse_duration
+from config.toml import parse_duration
 from worker import handlers
 
 Function = Callable[[Any, Any], object]

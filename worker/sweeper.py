@@ -8,10 +8,12 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from receiver.ledger import (
-    LedgerError,
-    Store,
-    Windows,
+from receiver.ledger.control import step, unfinished
+from receiver.ledger.counters import count_sweep
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.idempotency_keys import prune_keys
+from receiver.ledger.queue import (
+    Retention,
     expire,
     ignored_types,
     note_worker,
@@ -20,9 +22,7 @@ from receiver.ledger import (
     starved,
     take_nudges,
 )
-from receiver.ledger.keys import prune_keys
-from receiver.ledger.replays import step, unfinished
-from receiver.ledger.telemetry.tally import count_sweep
+from receiver.ledger.store import Store
 from worker.registry import Registry
 from worker.runner import Runner
 
@@ -96,7 +96,7 @@ def carry_on(store: Store) -> int:
 class Pruner:
     """Erases payloads, and forgets ids and idempotency keys past their windows."""
 
-    def __init__(self, store: Store, windows: Mapping[str, Windows]) -> None:
+    def __init__(self, store: Store, windows: Mapping[str, Retention]) -> None:
         self._store, self._windows = store, windows
 
     def run_once(self) -> dict[str, int]:

@@ -1,20 +1,77 @@
 """`/`: whether anything is lost, stuck or doubled, at a glance."""
 
 import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flask import Response, jsonify, render_template, request
 
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.remembered import Remembered
-from receiver.dashboard.words import plural, span
-from receiver.ledger import LedgerError, check_schema, flow, pace, pending, workers
+from receiver.dashboard.presentation import plural, span
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.reports import flow, pace, pending, workers
+from receiver.ledger.schema import check_schema
+from receiver.service import DashboardParts
+
+# An answer that many ask for and that costs something: it is found anew only so often.
+
+
+Answer = TypeVar("Answer")
+
+LEAST = 2.0
+"""Seconds that an answer is good for at least."""
+
+SHARE = 20
+"""It is good for so many times as long as it took: asking may use a twentieth of one connection."""
+
+
+class Remembered(Generic[Answer]):
+    """Finds an answer once for everybody. `clock` is in seconds; what `find` raises is not remembered.
+
+    `turn` is held while it looks: answers that share one are found one after another.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Answer],
+        clock: Callable[[], float] = time.monotonic,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self._find, self._clock, self._turn = find, clock, turn or nullcontext()
+        self._lock = threading.Lock()
+        self._known: tuple[Answer, float] | None = None
+
+    def get(self) -> Answer:
+        """Return the answer; while another thread looks for a new one, the last one."""
+        known = self._known
+        if known and (self._clock() < known[1] or not self._lock.acquire(blocking=False)):
+            return known[0]
+        if not known:
+            self._lock.acquire()
+        try:
+            return self._renewed()
+        finally:
+            self._lock.release()
+
+    def _renewed(self) -> Answer:
+        # Whoever waited for the first answer finds it here.
+        if self._known and self._clock() < self._known[1]:
+            return self._known[0]
+        with self._turn:
+            begun = self._clock()
+            answer = self._find()
+            ended = self._clock()
+        self._known = answer, ended + max(LEAST, SHARE * (ended - begun))
+        return answer
+
 
 HOUR, DAY = 60, 1_440
 """Minutes: what the chart and the figures may span."""
 
 OPEN = ("received", "processing", "waiting")
+
 STUCK = 60.0
 """Seconds that a due event waits for a worker before the page says so."""
 
@@ -26,7 +83,7 @@ Told = dict[str, Any]
 class Overview:
     """The views of the whole. What they show is found once for everybody who looks."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DashboardParts) -> None:
         self._parts = parts
         # One connection for all of them: deliveries need the others.
         store, turn = parts.store, threading.Lock()

@@ -7,15 +7,55 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from flask import Response, current_app, g, make_response, request
+from flask import Request, Response, current_app, g, make_response, request
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from config.dialects import Error
-from receiver.idempotency.policy import OF_REQUEST, Policy, Refusal, Scope, fingerprint, read_key, scope
-from receiver.idempotency.reading import BODY_MAX, read_body
-from receiver.ledger import LedgerError, LedgerUnavailable, Store
-from receiver.ledger.keys import Answer, Held, Mismatch, Running, Slot, drop_key, finish_key, open_key
+from receiver.idempotency.policy import OF_REQUEST, KeyPolicy, Refusal, Scope, fingerprint, read_key, scope
+from receiver.ledger.errors import LedgerError, LedgerUnavailable
+from receiver.ledger.idempotency_keys import (
+    Held,
+    Mismatch,
+    Running,
+    Slot,
+    StoredAnswer,
+    drop_key,
+    finish_key,
+    open_key,
+)
+from receiver.ledger.store import Store
+
+# A request's body, read once and whole or refused.
+
+
+BODY_MAX = 1024 * 1024
+"""Bytes of a request that is guarded by a key: what is fingerprinted is held in memory."""
+
+
+def read_body(request: Request, limit: int = BODY_MAX) -> bytes:
+    """Return the body and leave it readable for the view.
+
+    Raises Refusal: 413 for more than `limit` bytes, 400 for a body that breaks off or is badly chunked.
+
+    werkzeug cuts a chunked body at its own limit without a word, so that limit is set one byte higher.
+    """
+    request.max_content_length = limit + 1
+    try:
+        body = request.get_data()
+    except RequestEntityTooLarge:
+        raise _too_large(limit) from None
+    except OSError:
+        raise Refusal(400, "body_broken", "The body breaks off or is badly chunked; send it again.") from None
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, "body_too_large", f"The body is longer than {limit} bytes.")
+
 
 LEASE = timedelta(seconds=30)
 """How long a view may take. A process that dies inside blocks its key for this long, and no longer."""
@@ -38,6 +78,7 @@ class TakenOver(Exception):
 
 
 View = Callable[..., Any]
+
 Guarded = Callable[..., Response]
 
 
@@ -54,7 +95,7 @@ class Engine:
     def __init__(  # noqa: PLR0913 - all but two have names at the call
         self,
         store: Store,
-        policy: Policy,
+        policy: KeyPolicy,
         *,
         scopes: Mapping[str, Scope],
         refuse: Callable[[Refusal], Response],
@@ -116,7 +157,7 @@ class Engine:
                     response = self._once(held, run)
                     if response is not None:
                         return response
-                case Answer() as answer:
+                case StoredAnswer() as answer:
                     return self._replay(answer)
                 case Mismatch():
                     raise self._misused()
@@ -159,7 +200,7 @@ class Engine:
         detail = "A request with this key is still running; send it again shortly."
         return Refusal(error.status, error.code, detail, retry_after=1)
 
-    def _replay(self, answer: Answer) -> Response:
+    def _replay(self, answer: StoredAnswer) -> Response:
         response = Response(answer.body, self.policy.replay.status or answer.status)
         response.headers.pop("Content-Type", None)
         for name, value in answer.headers:
@@ -188,10 +229,10 @@ def _run(store: Store, connection: Connection, run: View) -> Response:
     return response
 
 
-def _answer(response: Response) -> Answer:
+def _answer(response: Response) -> StoredAnswer:
     body = response.get_data()
     if len(body) > ANSWER_MAX:
         detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."
         raise Refusal(500, "answer_too_large", detail)
     kept = tuple((name, value) for name, value in response.headers.items() if name.lower() in HEADERS_KEPT)
-    return Answer(response.status_code, kept, body)
+    return StoredAnswer(response.status_code, kept, body)

@@ -8,14 +8,13 @@ from enum import StrEnum
 
 from flask import Request
 
-from config.dialects import Dialect, Error, Replay
-from config.operations import ends_with
+from config.dialects import Dialect, Error, Replay, ends_with
 
 OF_REQUEST = frozenset({"method", "path"})
 """The scope parts that every request has; an API names the others."""
 
 
-class Stored(StrEnum):
+class WhatIsStored(StrEnum):
     """Which answers a key keeps. `final` is all but 5xx and 404: what asking again could not change."""
 
     ALL = "all"
@@ -34,7 +33,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True)
-class Policy:
+class KeyPolicy:
     """One dialect's server half. `header` carries the key; lengths are in characters; `life` from first use.
 
     `fingerprint` lists what must be the same: `method`, `path`, `target` (path and query), `body`, and
@@ -52,7 +51,7 @@ class Policy:
     """What another request under a used key gets; None where it is a request of its own."""
     locked: Error | None
     """What a request gets while another with its key runs; None where it waits for that one's answer."""
-    stored: Stored
+    stored: WhatIsStored
     replay: Replay
     quoted: bool = False
     covers: tuple[tuple[str, str], ...] = ()
@@ -65,11 +64,11 @@ class Policy:
     def stores(self, status: int) -> bool:
         """Say whether an answer with this status is kept for replays."""
         match self.stored:
-            case Stored.ALL:
+            case WhatIsStored.ALL:
                 return True
-            case Stored.SUCCESS:
+            case WhatIsStored.SUCCESS:
                 return status // 100 == 2  # noqa: PLR2004 - the class of success
-            case Stored.FINAL:
+            case WhatIsStored.FINAL:
                 return status < 500 and status != 404  # noqa: PLR2004 - as the name says
 
 
@@ -85,12 +84,12 @@ def digest(parts: Iterable[bytes]) -> str:
     return whole.hexdigest()
 
 
-def fingerprint(policy: Policy, request: Request, body: bytes) -> str:
+def fingerprint(policy: KeyPolicy, request: Request, body: bytes) -> str:
     """Return the fingerprint of a request by its policy's parts."""
     return digest(_part(name, request, body) for name in policy.fingerprint)
 
 
-def scope(policy: Policy, request: Request, known: Mapping[str, Scope]) -> str:
+def scope(policy: KeyPolicy, request: Request, known: Mapping[str, Scope]) -> str:
     """Return the digest that a request's key is unique within."""
     parts = (
         known[name](request).encode() if name in known else _part(name, request, b"") for name in policy.scope
@@ -118,7 +117,7 @@ def _part(name: str, request: Request, body: bytes) -> bytes:
             raise ValueError(f"{name!r} is no part of a request")
 
 
-def read_key(policy: Policy, request: Request) -> str | None:
+def read_key(policy: KeyPolicy, request: Request) -> str | None:
     """Return the request's key, None when it has none; raise Refusal 400 for one that breaks the policy."""
     value = request.headers.get(policy.header)
     if value is None:
@@ -151,12 +150,12 @@ def _unquoted(value: str) -> str | None:
     return None
 
 
-def policy_of(name: str, dialect: Dialect, prefix: str = "") -> Policy:
+def policy_of(name: str, dialect: Dialect, prefix: str = "") -> KeyPolicy:
     """Build the policy of a dialect's server half, its paths below `prefix`; raise ValueError without one."""
     server, header, stored = dialect.server, dialect.header, dialect.stored
     if not (server and header and stored):
         raise ValueError(f"the dialect {name!r} has no server half")
-    return Policy(
+    return KeyPolicy(
         name=name,
         header=header,
         min_length=dialect.min_length,
@@ -166,7 +165,7 @@ def policy_of(name: str, dialect: Dialect, prefix: str = "") -> Policy:
         fingerprint=server.fingerprint,
         mismatch=dialect.misused,
         locked=dialect.locked,
-        stored=Stored(stored),
+        stored=WhatIsStored(stored),
         replay=dialect.replay,
         quoted=dialect.quoted,
         covers=tuple(_below(prefix, entry) for entry in dialect.covers),

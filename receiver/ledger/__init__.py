@@ -1,84 +1,10 @@
-"""The waist that web, worker and command line share: the ledger of events, and the rules for changing it."""
+"""The ledger, shared by web, worker and command line.
 
-from receiver.ledger.actions import Acted, discard, rerun, retry
-from receiver.ledger.claimed import Claim, Outcome
-from receiver.ledger.claims import claim, claim_due, claim_next, claim_several, due, expire, renew, settle
-from receiver.ledger.committing import Recorder
-from receiver.ledger.errors import LedgerError, LedgerUnavailable, NotAllowed, SchemaBehind, UnknownEvent
-from receiver.ledger.finishing import finish_several
-from receiver.ledger.original import Original, original
-from receiver.ledger.pace import Again, count_duplicates, flow, pace
-from receiver.ledger.pending import pending
-from receiver.ledger.presence import forget_worker, note_worker, workers
-from receiver.ledger.promotion import Promoted, promote
-from receiver.ledger.queries import BadCursor, Filter, Page, count_events, find_event, list_events
-from receiver.ledger.record import Delivery, Verdict, record
-from receiver.ledger.rejections import Rejected, record_rejections, rejections
-from receiver.ledger.schema import check_schema, migrate
-from receiver.ledger.states import Move, State
-from receiver.ledger.stats import stats
-from receiver.ledger.store import Store
-from receiver.ledger.story import story
-from receiver.ledger.sweep import Windows, ignored_types, prune, reopen, starved, take_nudges, unattended
+Five rooms on one ground floor. Code outside imports a room, never a file in it.
 
-__all__ = [
-    "Acted",
-    "Again",
-    "BadCursor",
-    "Claim",
-    "Delivery",
-    "Filter",
-    "LedgerError",
-    "LedgerUnavailable",
-    "Move",
-    "NotAllowed",
-    "Original",
-    "Outcome",
-    "Page",
-    "Promoted",
-    "Recorder",
-    "Rejected",
-    "SchemaBehind",
-    "State",
-    "Store",
-    "UnknownEvent",
-    "Verdict",
-    "Windows",
-    "check_schema",
-    "claim",
-    "claim_due",
-    "claim_next",
-    "claim_several",
-    "count_duplicates",
-    "count_events",
-    "discard",
-    "due",
-    "expire",
-    "find_event",
-    "finish_several",
-    "flow",
-    "forget_worker",
-    "ignored_types",
-    "list_events",
-    "migrate",
-    "note_worker",
-    "original",
-    "pace",
-    "pending",
-    "promote",
-    "prune",
-    "record",
-    "record_rejections",
-    "rejections",
-    "renew",
-    "reopen",
-    "rerun",
-    "retry",
-    "settle",
-    "starved",
-    "stats",
-    "story",
-    "take_nudges",
-    "unattended",
-    "workers",
-]
+intake    deliveries in: one INSERT decides which are first-seen
+queue     events out: claim, renew, release, settle, expire, sweep
+calls     the outbound journal: plan a call, begin a send, record its response
+control   what people do: retry, rerun, discard, promote, resolve, bulk operations
+reports   what people see: lists, timelines, next steps, statistics, alerts
+"""

@@ -23,3 +23,24 @@ class UnknownEvent(LedgerError):
 
 class NotAllowed(LedgerError):
     """The event's present state does not allow this."""
+
+
+# What a person says of a call that nobody else can decide about.
+
+
+class UnknownCall(LedgerError):
+    """No such call is in the ledger."""
+
+
+# Reading the ledger: which events there are. The command line, /v1 and the dashboard all ask here.
+
+
+class BadCursor(LedgerError):
+    """This cursor was not made here: leave it out to start from the newest."""
+
+
+# Bulk runs: the list of (event, generation) is written first, and guards each step, done at most once.
+
+
+class UnknownReplay(LedgerError):
+    """No such bulk run is in the ledger."""

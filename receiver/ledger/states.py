@@ -1,5 +1,8 @@
 """The event's states and the one table of transitions between them; docs/states.md draws it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -37,6 +40,7 @@ class Move(StrEnum):
 
 
 _S = State
+
 FIRST: Final = (State.RECEIVED, State.PARKED)
 """States in which an event enters the ledger; parked where a person must look first."""
 
@@ -76,3 +80,117 @@ def leaves(move: Move) -> tuple[State, ...]:
 def enters(move: Move) -> State:
     """Return the state that a move ends in."""
     return TRANSITIONS[move][1]
+
+
+# The words of the journal: a call's states, how it is protected, and what an answer can mean.
+
+
+class CallState(StrEnum):
+    """Where a call stands; docs/states.md draws it."""
+
+    PENDING = "pending"
+    """Not finished: it goes out, or out again, at the next attempt that may send it."""
+    SUCCEEDED = "succeeded"
+    """It happened, once; its stored response is returned from now on."""
+    REJECTED = "rejected"
+    """It certainly did not happen: the API said no."""
+    PARKED = "parked"
+    """Nobody but a person can say whether it happened, or what is to be sent."""
+    REPLACED = "replaced"
+    """A successor with a key of its own takes its place at the next attempt."""
+    GIVEN_UP = "given up"
+    """A person left it as it is, whatever became of it."""
+
+
+UNFINISHED_CALLS: Final = (CallState.PENDING, CallState.PARKED)
+"""While one of its calls is in these, an event is not done."""
+
+
+class Protection(StrEnum):
+    """What makes it safe to send a call again whose outcome is unknown."""
+
+    KEYED = "keyed"
+    REPEATABLE = "repeatable"
+    UNPROTECTED = "unprotected"
+
+
+class SendOutcome(StrEnum):
+    """What one answer, or its absence, means."""
+
+    SUCCEEDED = "succeeded"
+    REPLAYED = "replayed"
+    LOCKED = "locked"
+    LATER = "later"
+    UNKNOWN = "unknown"
+    MISMATCH = "mismatch"
+    REJECTED = "rejected"
+
+
+COSTS_NO_ATTEMPT: Final = (SendOutcome.LATER, SendOutcome.LOCKED, None)
+"""What a call was last told when waiting for it costs no attempt; None: nothing has gone out yet."""
+
+ENDS_CALL: Final = {
+    SendOutcome.SUCCEEDED: CallState.SUCCEEDED,
+    SendOutcome.REPLAYED: CallState.SUCCEEDED,
+    SendOutcome.REJECTED: CallState.REJECTED,
+}
+"""Outcomes that end a call, and where: they answer for every send of it, not for their own alone."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the ledger knows at the moment when an answer is recorded."""
+
+    open_before: bool
+    """Whether another send of this call may have been executed."""
+    live: bool
+    """Whether a key protects the call and its life, less the margin, is not over."""
+    protection: Protection
+    method: str
+    path: str = ""
+    """The URL's, without its query."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What an answer means for the call and the send that it answers."""
+
+    outcome: SendOutcome
+    park: bool = False
+    """Whether a person must look before anything is sent again."""
+    open: bool = False
+    """Whether this send may have been executed all the same."""
+    retry_after: timedelta | None = None
+    reason: str = ""
+    """One sentence for people, without any of the answer's body."""
+
+
+Judge = Callable[[Standing, datetime], Judgement]
+"""Classifies one answer, given what the ledger knows and its time; pure."""
+
+
+# The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome.
+
+
+CRASH_LIMIT = 5
+"""Expired leases after which an event waits for a person: something in it kills workers."""
+
+
+# What a second delivery of an event leaves behind: counts, the last 20, conflicting bodies, a revival.
+
+
+REVIVAL_PAUSE = timedelta(hours=1)
+"""A dead event is revived by a new delivery at most this often, or a provider's retries would spin it."""
+
+
+# Figures of the whole ledger, by source and by API.
+
+
+OPEN = (State.RECEIVED, State.PROCESSING, State.WAITING)
+"""States that an event leaves by itself."""
+
+
+# What the sweeper asks of the ledger: what to nudge, what nobody fetched, what to prune.
+
+
+REOPEN_WINDOW = timedelta(hours=24)

@@ -25,8 +25,7 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.pooling import ask_first, lent
-from receiver.ledger.turnstile import Turnstile
+from receiver.ledger.pool import FifoSemaphore, ask_first, lent
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +61,9 @@ class Store:
         self.shift = shift
         self.engine = self._sqlite_engine(pool) if self.sqlite else self._postgres_engine(pool)
         self._built: dict[Any, Any] = {}
-        self._pool = Turnstile(pool)
+        self._pool = FifoSemaphore(pool)
         # SQLite's own busy handler polls and is unfair; this process's threads queue up before it.
-        self._writer: Turnstile | None = Turnstile(1) if self.sqlite else None
+        self._writer: FifoSemaphore | None = FifoSemaphore(1) if self.sqlite else None
 
     def now(self) -> ColumnElement[datetime]:
         """Return the ledger's time: the database's own clock on PostgreSQL, the host's UTC on SQLite."""
@@ -121,7 +120,7 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def alone(self) -> Iterator[PoolProxiedConnection]:
+    def raw_connection(self) -> Iterator[PoolProxiedConnection]:
         """Lend a pooled connection of the driver's own, for one transaction that is sent as it is.
 
         Raises LedgerUnavailable as `write` does, but any other error, and one of a connection that broke, as
@@ -197,7 +196,7 @@ class _Joined(Store):
         """Return the transaction under way."""
         yield self._connection
 
-    def alone(self) -> NoReturn:
+    def raw_connection(self) -> NoReturn:
         """Refuse: a transaction of its own would not end with the one under way."""
         raise TypeError("A joined store has no transaction of its own.")
 

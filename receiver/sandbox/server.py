@@ -7,17 +7,18 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from flask import Flask
+from flask import Flask, Response, g, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 log = logging.getLogger("sandbox")
 
 BACKLOG = 128
+
 IDLE = 60
 """Seconds that a connection may stay silent before its thread is freed."""
 
 
-class Handler(WSGIRequestHandler):
+class SandboxHandler(WSGIRequestHandler):
     """One request, one line in the log."""
 
     timeout = IDLE
@@ -51,7 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
 def build_server(app: Flask, listener: socket.socket) -> BaseWSGIServer:
     """Make a threaded server on a socket that listens; `serve_forever()` runs it."""
     host, port = listener.getsockname()[:2]
-    return make_server(host, port, app, threaded=True, request_handler=Handler, fd=listener.fileno())
+    return make_server(host, port, app, threaded=True, request_handler=SandboxHandler, fd=listener.fileno())
 
 
 def serve(app: Flask, listener: socket.socket, ready: Callable[[str], None]) -> None:
@@ -65,3 +66,14 @@ def serve(app: Flask, listener: socket.socket, ready: Callable[[str], None]) -> 
 
 def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - as signal handlers are called
     raise KeyboardInterrupt
+
+
+# Ending a connection without an answer: what no framework offers, and every network does.
+
+
+def hang_up() -> Response:
+    """Close the request's connection now; the response that this returns reaches nobody."""
+    connection: socket.socket = request.environ["werkzeug.socket"]
+    connection.shutdown(socket.SHUT_RDWR)
+    g.dropped = True
+    return Response(status=500)

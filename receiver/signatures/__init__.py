@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from receiver.signatures.compiling import compile_scheme
-from receiver.signatures.editing import CannotSign
 from receiver.signatures.errors import REASONS, CannotVerify, InvalidSignature
-from receiver.signatures.request import Request
-from receiver.signatures.schemes import Scheme
+from receiver.signatures.request import CannotSign, Request
+from receiver.signatures.schemes import Scheme, compile_scheme
 
 __all__ = [
     "REASONS",

@@ -14,6 +14,6 @@ A verifier of your own is one function, named in the source's table as `verifier
 """
 
 from receiver.signatures import CannotVerify, InvalidSignature, Request
-from receiver.verifiers.own import verifies
+from receiver.verifiers.base import verifies
 
 __all__ = ["CannotVerify", "InvalidSignature", "Request", "verifies"]

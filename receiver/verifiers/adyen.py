@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from config.secrets import key_bytes
-from receiver.signatures.decoding import from_base64
-from receiver.signatures.editing import CannotSign
+from config.providers import key_bytes
 from receiver.signatures.errors import InvalidSignature
-from receiver.signatures.reading import as_text, dig
-from receiver.signatures.request import Request
+from receiver.signatures.request import CannotSign, Request, as_text, dig, from_base64
 from receiver.verifiers.base import Verifier
 
 FIELDS = tuple(

@@ -8,12 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from receiver.signatures.decoding import from_base64
 from receiver.signatures.errors import InvalidSignature
-from receiver.signatures.request import Request
+from receiver.signatures.request import Request, from_base64
 from receiver.verifiers.base import Verifier
-from receiver.verifiers.certificates import check_rsa, rsa_key
-from receiver.verifiers.fetching import DAY, Ask, Keys, own_address
+from receiver.verifiers.crypto import check_rsa, rsa_key
+from receiver.verifiers.remote_keys import DAY, Ask, Keys, own_address
 
 HOST = r"https://sns\.[a-z0-9-]{1,32}\.amazonaws\.com(\.cn)?"
 CERTIFICATES = re.compile(rf"{HOST}/[A-Za-z0-9_-]{{1,128}}\.pem", re.ASCII)

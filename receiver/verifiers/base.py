@@ -1,12 +1,14 @@
 """What verifiers written as code share."""
 
-from collections.abc import Sequence
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from config.locators import Locators, parse_locator
-from receiver.signatures.editing import CannotSign
-from receiver.signatures.errors import InvalidSignature
-from receiver.signatures.reading import one_text
-from receiver.signatures.request import Request
+from config.providers import Locators, parse_locator
+from config.toml import ConfigError
+from receiver.signatures.errors import CannotVerify, InvalidSignature
+from receiver.signatures.request import CannotSign, Request, one_text
 
 
 class Verifier:
@@ -50,3 +52,74 @@ def usable(secrets: Sequence[str]) -> list[bytes]:
     if not found:
         raise InvalidSignature("no_secret")
     return found
+
+
+# A user's own verifier: one decorated function, named in the source's table.
+
+
+log = logging.getLogger(__name__)
+
+Verify = Callable[[Request, Sequence[str], float], None]
+"""Of a request, the source's secrets and Unix time; returns None, or raises InvalidSignature."""
+
+MARK = "firstseen_verifier"
+
+
+def verifies(function: Verify) -> Verify:
+    """Declare a function as a verifier: `verifier = "module:function"` in a source's table names it.
+
+    It gets the request, the source's secrets and the time, and returns nothing when the delivery is genuine.
+    It raises InvalidSignature when it is not. Whatever else it raises or returns, the delivery is answered
+    503 and comes again: a mistake in it neither lets anything in nor throws anything away.
+    """
+    setattr(function, MARK, True)
+    return function
+
+
+class OwnVerifier(Verifier):
+    """A user's function behind the interface of all schemes."""
+
+    def __init__(self, name: str, function: Verify) -> None:
+        self._name, self._function = name, function
+
+    def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
+        """See `Verifier`."""
+        try:
+            found: Any = self._function(request, secrets, now)
+        except (InvalidSignature, CannotVerify):
+            raise
+        except Exception as error:  # noqa: BLE001 - a user's code raises whatever it likes
+            # Neither the message nor the traceback: both may hold what the function compared.
+            log.error("The verifier %s raises %s at %s.", self._name, type(error).__name__, _place(error))  # noqa: TRY400
+            raise CannotVerify(f"The verifier {self._name} breaks; the log says where") from None
+        if found is not None:
+            # A False that counts as genuine would let everything in.
+            log.error("The verifier %s returns a value; it must return None, or raise.", self._name)
+            raise CannotVerify(f"The verifier {self._name} returns a value; the log says more")
+
+    def sign(self, secret: str, request: Request, now: float, event_id: str) -> Request:  # noqa: ARG002
+        """See `Verifier`; a function that verifies cannot be turned around."""
+        raise CannotSign(f"{self._name} is code of your own: it verifies, and how to sign only you know")
+
+
+def load_verifier(name: str) -> OwnVerifier:
+    """Import `module:function`; raise ConfigError with one sentence when there is no such verifier."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"the verifier {name}: {module} fails to import: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"the verifier {name}: {module} has no function {attribute}")
+    if not getattr(found, MARK, False):
+        raise ConfigError(f"the verifier {name} is not decorated; write @verifies above it")
+    return OwnVerifier(name, found)
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "an unknown place"

@@ -10,8 +10,8 @@ from typing import Any
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import Request
 from receiver.verifiers.base import Verifier, header
-from receiver.verifiers.fetching import HOUR, Ask, Keys
-from receiver.verifiers.tokens import claims, key_id, number, parse_key
+from receiver.verifiers.crypto import claims, key_id, number, parse_key
+from receiver.verifiers.remote_keys import HOUR, Ask, Keys
 
 KEYS = Ask("https://www.googleapis.com/oauth2/v3/certs")
 ISSUERS = ("https://accounts.google.com", "accounts.google.com")

@@ -7,13 +7,11 @@ import hmac
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
-from receiver.ledger.payload import is_form
-from receiver.signatures.decoding import from_base64, wire
-from receiver.signatures.editing import CannotSign
+from receiver.payload import is_form
 from receiver.signatures.errors import InvalidSignature
-from receiver.signatures.request import Request
+from receiver.signatures.request import CannotSign, Request, from_base64, wire
 from receiver.verifiers.base import Verifier, header, usable
-from receiver.verifiers.forms import sorted_fields, with_header
+from receiver.verifiers.crypto import sorted_fields, with_header
 
 SIGNATURE = "X-Mandrill-Signature"
 

@@ -8,12 +8,11 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 
-from receiver.signatures.decoding import from_base64, wire
 from receiver.signatures.errors import InvalidSignature
-from receiver.signatures.request import Request
+from receiver.signatures.request import Request, from_base64, wire
 from receiver.verifiers.base import Verifier, header
-from receiver.verifiers.certificates import check_rsa, rsa_key
-from receiver.verifiers.fetching import DAY, Ask, Keys, own_address
+from receiver.verifiers.crypto import check_rsa, rsa_key
+from receiver.verifiers.remote_keys import DAY, Ask, Keys, own_address
 
 CERTIFICATES = re.compile(
     r"https://api(-m)?(\.sandbox)?\.paypal\.com/v1/notifications/certs/[A-Za-z0-9_-]{1,128}", re.ASCII

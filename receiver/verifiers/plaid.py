@@ -7,12 +7,12 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 
-from config.errors import ConfigError
+from config.toml import ConfigError
 from receiver.signatures.errors import CannotVerify, InvalidSignature
 from receiver.signatures.request import Request
 from receiver.verifiers.base import Verifier, header
-from receiver.verifiers.fetching import HOUR, Ask, Keys
-from receiver.verifiers.tokens import claims, key_id, number, parse_key
+from receiver.verifiers.crypto import claims, key_id, number, parse_key
+from receiver.verifiers.remote_keys import HOUR, Ask, Keys
 
 HOSTS = {"production": "https://production.plaid.com", "sandbox": "https://sandbox.plaid.com"}
 PATH = "/webhook_verification_key/get"

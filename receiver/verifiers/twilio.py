@@ -8,14 +8,12 @@ import hmac
 from base64 import b64encode
 from collections.abc import Sequence
 
-from config.locators import Locator
-from receiver.ledger.payload import is_form
-from receiver.signatures.decoding import from_base64, wire
-from receiver.signatures.editing import put
+from config.providers import Locator
+from receiver.payload import is_form
 from receiver.signatures.errors import InvalidSignature
-from receiver.signatures.request import Request
+from receiver.signatures.request import Request, from_base64, put, wire
 from receiver.verifiers.base import Verifier, header, usable
-from receiver.verifiers.forms import sorted_fields, url_spellings, with_header
+from receiver.verifiers.crypto import sorted_fields, url_spellings, with_header
 
 SIGNATURE = "X-Twilio-Signature"
 SETTINGS = "X-Twilio-Webhooks-Signature-Settings"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from firstseen.passwords import entry
-from receiver.ledger import Store
+from firstseen.admin import entry
+from receiver.ledger.store import Store
 from tests.services.browser import DESKTOP, MISSING, PHONE, PROGRAM, Tab, browsing
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases

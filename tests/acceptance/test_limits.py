@@ -11,8 +11,9 @@ import pytest
 from celery import Celery
 
 from config.broker import publisher_options, wake_message
-from receiver.ledger import Claim, Outcome, Store
-from receiver.ledger.models import EVENT
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.conftest import Deploy
 from tests.services.databases import driver_url
 from tests.services.ledger import Ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from firstseen.passwords import entry
+from firstseen.admin import entry
 from tests.conftest import Deploy
 from tests.services.checkout import CHECKOUT, copy_checkout
 from tests.services.deployment import Deployment

@@ -12,7 +12,8 @@ from threading import Thread
 import psutil
 from celery import Celery
 
-from receiver.ledger import Delivery, Store, record
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.store import Store
 from tests.bench.accept import new_ids
 from tests.bench.contestants import EMPTY, THREADS, deploy, rss
 from tests.services.databases import Databases, driver_url

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from receiver.ledger import Delivery, Store, record
-from receiver.ledger.models import EVENT
-from receiver.ledger.record import record_first_seen
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.intake.recording import record_first_seen
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.bench.accept import new_ids
 
 BATCH, REPEATS = 16, 40

@@ -23,9 +23,10 @@ from config.settings import load_settings
 from receiver import ingress
 from receiver.app import create_app
 from receiver.endpoints import Endpoint
-from receiver.ledger import Delivery, Recorder, Store, Verdict
-from receiver.ledger.record import record_first_seen
-from receiver.observing import Observer
+from receiver.ledger.intake import Delivery, Recorder, Verdict
+from receiver.ledger.intake.recording import record_first_seen
+from receiver.ledger.store import Store
+from receiver.telemetry import Observer
 from tests.bench.accept import new_ids
 from tests.bench.apps import bare
 from tests.bench.contestants import ENDPOINT

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from tests.bench.accept import Figure
 from tests.bench.tables import Found, table
 from tests.bench.targets import percentiles, targets

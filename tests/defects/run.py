@@ -1,8 +1,7 @@
 """Break each promise in a copy of the checkout, and fail if the tests that must notice still pass.
 
-A defect is a file `NN-name.patch` here: first the lines `promise:` (what it breaks) and `tests:` (pytest ids,
-separated by blanks; the line may be repeated), then a unified diff of product code. Every named test must
-fail, by an assertion or an error of its own and not because it cannot be collected or set up.
+The defects stand in the TOML files beside this one; `pairs.py` says what their tables hold. Every named test
+must fail, by an assertion or an error of its own and not because it cannot be collected or set up.
 
 Usage: python -m tests.defects.run [NAME ...]    (default: all; a name may be the beginning of one)
 """
@@ -16,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.defects.pairs import Checkout, Defect, DefectError, read_defects
 from tests.services.checkout import CHECKOUT, copy_checkout
 
 AT_ONCE = 3
@@ -37,65 +36,43 @@ FORK.set_forkserver_preload(
 """Importing the libraries takes longer than most defects' tests."""
 
 
-class DefectError(Exception):
-    """A defect was not caught, or could not be tried."""
-
-
-@dataclass(frozen=True)
-class Defect:
-    """One patch and the tests that must notice it."""
-
-    patch: Path
-    promise: str
-    tests: tuple[str, ...]
-
-
-def read(patch: Path) -> Defect:
-    """Read a patch's header; refuse one that names no promise or tests, or that changes the tests."""
-    promise, tests = "", []
-    for line in patch.read_text(encoding="utf-8").splitlines():
-        if line.startswith("promise:"):
-            promise = line.removeprefix("promise:").strip()
-        elif line.startswith("tests:"):
-            tests += line.removeprefix("tests:").split()
-        elif line.startswith(("--- a/tests/", "+++ b/tests/")):
-            raise DefectError("it changes the tests, which must be the product's own")
-    if not promise or not tests:
-        raise DefectError("its header needs a `promise:` and a `tests:` line")
-    return Defect(patch, promise, tuple(tests))
-
-
 def try_defect(defect: Defect, root: Path) -> None:
-    """Apply one defect to a copy of `root` and run its tests; raise DefectError unless each of them fails."""
+    """Break a copy of `root` and run the defect's tests there; DefectError unless each of them fails."""
     with tempfile.TemporaryDirectory(prefix="fs-defect-") as folder:
         copy = Path(folder).resolve() / "checkout"
         copy_checkout(copy, root)
-        apply(defect.patch, copy)
+        checkout = Checkout(copy)
+        tests = [checkout.resolve(test) for test in defect.tests]
+        places = [(checkout.locate(find), find, replace) for find, replace in defect.pairs]
+        for file, find, replace in places:
+            file.write_text(file.read_text(encoding="utf-8").replace(find, replace), encoding="utf-8")
         check_imports(copy)
-        for test, failed in run_tests(defect, copy).items():
+        for test, failed in run_tests(tests, copy).items():
             if not failed:
                 raise DefectError(f"{test} still passes")
 
 
-def apply(patch: Path, copy: Path) -> None:
-    """Apply the patch; git does it outside of any repository too."""
-    ended = run(["git", "apply", str(patch)], copy)
-    if ended.returncode:
-        raise DefectError(f"the patch does not apply:\n{ended.stdout}")
-
-
 def check_imports(copy: Path) -> None:
     """Make sure that Python finds the copy's packages, not those of an installed or editable checkout."""
-    names = sorted(init.parent.name for init in copy.glob("*/__init__.py"))
-    code = f"import {', '.join(names)}; print(*(m.__file__ for m in ({', '.join(names)},)), sep='\\n')"
-    ended = run([sys.executable, "-c", code], copy)
+    names = ", ".join(sorted(init.parent.name for init in copy.glob("*/__init__.py")))
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import {names}; print(*(m.__file__ for m in ({names},)), sep='\\n')"],
+        cwd=copy,
+        env=os.environ | environment(copy),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     strange = [line for line in ended.stdout.splitlines() if not line.startswith(f"{copy}{os.sep}")]
     if ended.returncode or strange:
         raise DefectError(f"its copy is not what Python imports:\n{ended.stdout}")
 
 
-def run_tests(defect: Defect, copy: Path) -> dict[str, bool]:
-    """Run the defect's tests in the copy; say for each named one whether a case of it failed."""
+def run_tests(tests: list[str], copy: Path) -> dict[str, bool]:
+    """Run the tests in the copy; say for each named one whether a case of it failed."""
     report = copy.parent / "report.xml"
     options = [
         "-q",
@@ -108,13 +85,13 @@ def run_tests(defect: Defect, copy: Path) -> dict[str, bool]:
         "junit_family=xunit1",
         f"--junitxml={report}",
     ]
-    code, said = run_pytest([*options, *defect.tests], copy)
+    code, said = run_pytest([*options, *tests], copy)
     if code not in (0, 1) or not report.exists():
         raise DefectError(f"pytest exits {code}:\n{said[-3000:]}")
     failed = list(failures(report))
     if not failed and " skipped" in said.splitlines()[-1]:
         raise DefectError(f"its tests were skipped here:\n{said[-1000:]}")
-    return {test: any(names(test, case) for case in failed) for test in defect.tests}
+    return {test: any(case == test or case.startswith(f"{test}[") for case in failed) for test in tests}
 
 
 def run_pytest(arguments: list[str], copy: Path) -> tuple[int, str]:
@@ -153,26 +130,6 @@ def failures(report: Path) -> Iterator[str]:
             yield f"{case.get('file')}::{case.get('name')}"
 
 
-def names(test: str, case: str) -> bool:
-    """Whether a named test (a file, a function, or one case of it) covers this case."""
-    return case == test or case.startswith((f"{test}[", f"{test}::"))
-
-
-def run(argv: list[str], copy: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in the copy, its code first on Python's path."""
-    return subprocess.run(
-        argv,
-        cwd=copy,
-        env=os.environ | environment(copy),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
 def environment(copy: Path) -> dict[str, str]:
     """Return what is different for whatever runs in the copy."""
     return {
@@ -182,16 +139,15 @@ def environment(copy: Path) -> dict[str, str]:
     }
 
 
-def attempt(patch: Path, root: Path) -> bool:
+def attempt(defect: Defect, root: Path) -> bool:
     """Try one defect and print a line about it; say whether it was caught."""
     begun = time.monotonic()
     try:
-        defect = read(patch)
         try_defect(defect, root)
     except DefectError as error:
-        say(f"NOT CAUGHT {patch.stem}: {error}")
+        say(f"NOT CAUGHT {defect.name}: {error}")
         return False
-    say(f"caught {patch.stem} in {time.monotonic() - begun:.0f} s: {defect.promise}")
+    say(f"caught {defect.name} in {time.monotonic() - begun:.0f} s: {defect.promise}")
     return True
 
 
@@ -207,12 +163,15 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="beginnings of defects' names (default: all)")
     parser.add_argument("--root", type=Path, default=CHECKOUT, help="the checkout")
     chosen = parser.parse_args()
-    patches = sorted((chosen.root / "tests" / "defects").glob("*.patch"))
-    wanted = [patch for patch in patches if not chosen.names or patch.name.startswith(tuple(chosen.names))]
-    if chosen.names and not wanted:
-        parser.error(f"no defect begins with {' or '.join(chosen.names)}")
+    try:
+        defects = read_defects(chosen.root)
+    except DefectError as error:
+        parser.error(str(error))
+    wanted = [defect for defect in defects if not chosen.names or defect.name.startswith(tuple(chosen.names))]
+    if not wanted:
+        parser.error("no defect has a name that begins so")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        caught = list(pool.map(lambda patch: attempt(patch, chosen.root), wanted))
+        caught = list(pool.map(lambda defect: attempt(defect, chosen.root), wanted))
     say(f"{sum(caught)} of {len(caught)} defects caught")
     return 0 if all(caught) else 1
 

@@ -6,13 +6,24 @@ from uuid import UUID
 
 from sqlalchemy import Row, select, update
 
-from receiver.ledger import Claim, Move, Store, settle
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.answers import Answered, Receipt, record
-from receiver.ledger.calls.journal import Place, Planned, Wanted, plan
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.sends import Marked, Terms, mark
-from receiver.ledger.calls.states import Outcome, Protection, Verdict
+from receiver.ledger.calls import (
+    Answered,
+    Marked,
+    Place,
+    Planned,
+    Receipt,
+    Terms,
+    Wanted,
+    begin_send,
+    plan,
+    record_response,
+)
+from receiver.ledger.lease import Claim
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.states import Judgement, Move, Protection, SendOutcome
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL
 from tests.integration.steps import deliver, state, take
 
 TERMS = Terms(
@@ -50,20 +61,20 @@ def planned(store: Store, held: Claim, step: str = "letter", position: int = 0, 
 
 def sent(store: Store, held: Claim, call: UUID) -> UUID:
     """Mark a send of a call; fail when it may not go out."""
-    done = mark(store, held, call, TERMS)
+    done = begin_send(store, held, call, TERMS)
     assert isinstance(done, Marked), done
     return done.send
 
 
 def answered(
-    store: Store, held: Claim, call: UUID, outcome: Outcome, status: int = 201, **verdict: Any
+    store: Store, held: Claim, call: UUID, outcome: SendOutcome, status: int = 201, **verdict: Any
 ) -> None:
     """Send a call and record an answer that means this; without a status nothing came back."""
     send = sent(store, held, call)
-    judged = Verdict(outcome, reason=f"It was {outcome}.", **verdict)
+    judged = Judgement(outcome, reason=f"It was {outcome}.", **verdict)
     answer = Answered(status, KEPT, b'{"id":7}') if status else None
     receipt = Receipt(send, answer, lambda _standing, _now: judged, TERMS, timedelta(seconds=5))
-    record(store, held, call, receipt)
+    record_response(store, held, call, receipt)
 
 
 def call_row(store: Store, call: UUID) -> Row[Any]:
@@ -83,7 +94,7 @@ def with_parked_call(store: Store, event_id: str = "evt_1", **change: Any) -> tu
     event = deliver(store, event_id).event
     held = take(store, event)
     call = planned(store, held, **change).id
-    answered(store, held, call, Outcome.UNKNOWN, 0, open=True, park=True)
+    answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
     assert settle(store, held, End(Move.FINISH))
     assert state(store, event) == "parked"
     return event, call

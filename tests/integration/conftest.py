@@ -6,8 +6,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, text
 
-from receiver.ledger import Store, migrate
-from receiver.ledger.models import metadata
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
+from receiver.ledger.tables import metadata
 from tests.services.databases import Databases, driver_url
 from tests.services.sandbox import Lingering
 
@@ -41,7 +42,7 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
 def lingering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lingering]:
     """Let the sandbox's faults linger until the test lets them go on."""
     made = Lingering()
-    monkeypatch.setattr("receiver.sandbox.guarding.time", made)
+    monkeypatch.setattr("receiver.sandbox.factory.time", made)
     yield made
     made.over.set()
 

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from tests.integration.office import SILENCE, UNSENT, Crash, reply
-from worker.calls.wire import Mark, NoReply, Outgoing, Reply
+from worker.calls.transport import Mark, NoReply, Outgoing, Reply
 
 LOCKED = b"idempotency_key_locked"
 SLOW = timedelta(seconds=30)

@@ -10,22 +10,22 @@ from uuid import UUID
 
 from sqlalchemy import Row, func, select, update
 
-from config.api_parts import Auth
-from config.apis import Api
+from config.apis import Api, Auth
 from config.dialects import load_dialects
-from receiver.ledger import Claim, Outcome, Store, retry, settle
-from receiver.ledger.calls.answers import Answered, Receipt, Recorded, record
-from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.sends import Terms
+from receiver.ledger.calls import Answered, Receipt, Recorded, Terms, record_response
+from receiver.ledger.control import retry
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import settle
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, SEND
 from tests.integration.steps import change, row, take
-from worker.calls.answers import Answer
-from worker.calls.classify import classify
+from worker.attempt import AttemptPolicy, attempt
+from worker.calls.classify import Answer, classify
 from worker.calls.client import Calls
-from worker.calls.keys import credential_marks
-from worker.calls.outbound import Outbound
-from worker.calls.wire import Mark, NoReply, Outgoing, Reply
+from worker.calls.outbound import credential_marks
+from worker.calls.perform import Outbound
+from worker.calls.transport import Mark, NoReply, Outgoing, Reply
 from worker.registry import Handler, Registry
-from worker.tasks import Policy, attempt
 
 SECRET = b"a secret key of thirty-two bytes"
 DAY = timedelta(hours=24)
@@ -93,7 +93,7 @@ class Office:
             **{"deadline": DEADLINE, "quiet": QUIET} | given,
         )
         self.lease = self.max_runtime = timedelta(seconds=60)
-        self.policy = Policy(3, timedelta(seconds=1), Random(1))
+        self.policy = AttemptPolicy(3, timedelta(seconds=1), Random(1))
 
     def rotate(self, credential: str) -> None:
         """Deploy another credential."""
@@ -186,7 +186,7 @@ class Office:
             self.terms(),
             timedelta(seconds=1),
         )
-        return record(self.store, held, send.call, receipt)
+        return record_response(self.store, held, send.call, receipt)
 
     def change_call(self, call: UUID, **values: Any) -> None:
         """Put a call into a shape that would take long to reach."""

@@ -8,8 +8,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, Table, bindparam, event, func, select, text, update
 
-from receiver.ledger import Claim, Delivery, Move, Outcome, Store, Verdict, claim, record, settle
-from receiver.ledger.models import ATTEMPT, CONFLICT, DUPLICATE, EVENT
+from receiver.ledger.intake import Delivery, Verdict, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ATTEMPT, CONFLICT, DUPLICATE, EVENT
 
 LEASE = timedelta(seconds=60)
 SWEEP = timedelta(seconds=5)

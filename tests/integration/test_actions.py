@@ -7,22 +7,13 @@ from uuid import uuid4
 
 import pytest
 
-from receiver.ledger import (
-    Move,
-    NotAllowed,
-    Outcome,
-    State,
-    Store,
-    UnknownEvent,
-    claim,
-    discard,
-    expire,
-    rerun,
-    retry,
-    settle,
-)
-from receiver.ledger.models import ACTION
-from receiver.ledger.states import leaves
+from receiver.ledger.control import discard, rerun, retry
+from receiver.ledger.errors import NotAllowed, UnknownEvent
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import claim, expire, settle
+from receiver.ledger.states import Move, State, leaves
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION
 from tests.integration.steps import change, deliver, end, later, row, rows_of, state, take
 
 ACTIONS = {Move.RETRY: retry, Move.RERUN: rerun, Move.DISCARD: discard}

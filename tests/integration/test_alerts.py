@@ -8,11 +8,17 @@ from datetime import timedelta
 
 import pytest
 
-from receiver.ledger import Delivery, Move, Outcome, Rejected, Store, claim, record, record_rejections, settle
-from receiver.ledger.telemetry.alerts import AGAIN, SPIKE_LEAST, TAKEN, News, Subject, Topic, next_news, told
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.reports import News, Topic, next_news, told
+from receiver.ledger.reports.alerts import AGAIN, SPIKE_LEAST, TAKEN, Subject
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.steps import LEASE, deliver
 from tests.services.listener import Listener
-from worker.alerts import AT_ONCE, Alerts, Post, sentence
+from worker.notifier import AT_ONCE, Alerts, Post, sentence
 
 BACKLOG = timedelta(minutes=10)
 DEAD = Subject(Topic.DEAD, "stripe", "invoice.paid")

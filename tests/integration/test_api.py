@@ -7,7 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Move, Rejected, Store, record_rejections, story
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.reports import story
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.steps import change, deliver, deliver_all, end, state
 from tests.services.api import BOARD, DEV, Api, problem
 

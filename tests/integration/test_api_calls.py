@@ -5,8 +5,8 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Store
-from receiver.management.call_shapes import Calls, CallStory
+from receiver.ledger.reports import Calls, CallStory
+from receiver.ledger.store import Store
 from tests.integration.call_steps import call_row, change_call, with_parked_call
 from tests.integration.steps import change, later, state
 from tests.services.api import Api, problem

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import load_sources
-from firstseen.cli import cli
-from receiver.ledger import Move, Rejected, Store, record_rejections
-from receiver.ledger.calls.resolving import Resolution
-from receiver.management import shapes
+from firstseen.__main__ import cli
+from receiver.ledger.control import Resolution
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.reports import models as shapes
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.call_steps import change_call, with_parked_call
 from tests.integration.steps import deliver, end
 from tests.services.api import Api

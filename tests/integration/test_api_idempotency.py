@@ -9,9 +9,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select, text
 
-from receiver.ledger import Move, Store, story
-from receiver.ledger.keys import KEY
-from receiver.ledger.models import ACTION, REPLAY
+from receiver.ledger.idempotency_keys import KEY
+from receiver.ledger.reports import story
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, REPLAY
 from tests.integration.call_steps import with_parked_call
 from tests.integration.steps import deliver, end, row
 from tests.services.api import DEV, Api, problem

@@ -6,11 +6,12 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import update
 
-from config.catalogue import load_providers
-from config.redaction import parse_json_path
-from config.sources import SOURCES, load_sources
-from receiver.ledger import Move, Store, original
-from receiver.ledger.calls.models import CALL
+from config.providers import load_providers
+from config.sources import SOURCES, load_sources, parse_json_path
+from receiver.ledger.reports import original
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL
 from tests.integration.steps import ONLY_SQLITE, change, end
 from tests.services.api import Api
 from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up

@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select, update
 
-from receiver.ledger import Store
-from receiver.ledger.models import ACTION, EVENT
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, EVENT
 from tests.integration.steps import change, count, deliver, deliver_all
 from tests.services.api import BOARD, Api, problem
 from worker.sweeper import REPLAY_BATCH, REPLAY_ROUNDS, carry_on

@@ -11,16 +11,17 @@ from hypothesis import HealthCheck, settings
 from schemathesis.core.parameters import ParameterLocation
 from sqlalchemy import delete, update
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
-from receiver.ledger import Filter, Move, Store
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.keys import KEY
-from receiver.ledger.models import EVENT
-from receiver.ledger.replays import plan
-from receiver.management.api import Parts, list_operations
-from receiver.management.openapi import KEY_FORM, document
+from receiver.api.openapi import KEY_FORM, document
+from receiver.api.routes import Parts, list_operations
+from receiver.ledger.control import plan
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.idempotency_keys import KEY
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, EVENT
 from tests.integration.call_steps import with_parked_call
 from tests.integration.steps import deliver
 from tests.services.api import KEYS, OPS, Api
@@ -63,7 +64,7 @@ class World:
         for number in range(20):
             deliver(store, f"evt_{number}", OTHER)
         self._calls = cycle([with_parked_call(store, f"evt_with_call_{n}") for n in range(4)])
-        self._replay = plan(store, Move.RETRY, Filter(), "nobody").id
+        self._replay = plan(store, Move.RETRY, EventFilter(), "nobody").id
 
     def prepare(self, case: schemathesis.Case) -> None:
         """Put the names of what exists into a request whose path is valid."""

@@ -7,13 +7,17 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Move, NotAllowed, Outcome, Store, discard, expire, rerun, retry, settle
-from receiver.ledger.calls.resolving import Resolution, UnknownCall, resolve
-from receiver.ledger.calls.sends import Marked, mark
+from receiver.ledger.calls import Marked, begin_send
+from receiver.ledger.control import Resolution, discard, rerun, resolve, retry
+from receiver.ledger.errors import NotAllowed, UnknownCall
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import expire, settle
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.office import SILENCE, UNSENT, Office, crash, letter, posts, reply, used_up
 from tests.integration.steps import ONLY_POSTGRES, deliver, later, row, state
 from worker import CallRejected, Dead
-from worker.calls.wire import Outgoing, Reply
+from worker.calls.transport import Outgoing, Reply
 
 
 @pytest.fixture
@@ -268,7 +272,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
     fresh = office.take(event)
     call = office.call(event)
     send = office.sends(call.id)[0]
-    assert isinstance(mark(store, fresh, call.id, office.terms()), Marked)
+    assert isinstance(begin_send(store, fresh, call.id, office.terms()), Marked)
     gate = threading.Barrier(8)
 
     def act(n: int) -> object:
@@ -277,7 +281,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
             if n % 4 == 0:
                 office.late(held, send, reply(500))
             elif n % 4 == 1:
-                assert isinstance(mark(store, fresh, call.id, office.terms()), Marked)
+                assert isinstance(begin_send(store, fresh, call.id, office.terms()), Marked)
             elif n % 4 == 2:
                 with pytest.raises(NotAllowed):
                     resolve(store, call.id, Resolution.HAPPENED, "ada")

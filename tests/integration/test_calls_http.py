@@ -11,15 +11,20 @@ from typing import Any
 
 import pytest
 
-from receiver.ledger import Delivery, Move, Outcome, Store, claim, migrate, record, settle
 from receiver.ledger.calls.sends import SLACK
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.schema import migrate
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.services.attempts import LEASE, Attempts, apis_of
 from tests.services.calling import Target
 from tests.services.raw_server import RawServer, hang_up, reply, stay
 from tests.services.sandbox import CHRONAPILOT, STANNP, TELNESS, Client
 from tests.services.waiting import free_port, wait_until
 from worker.calls.client import Calls
-from worker.calls.wire import ANSWER_MAX
+from worker.calls.transport import ANSWER_MAX
 
 CREATED = reply("201 Created", b'{"id": "made"}')
 Prepare = Callable[..., Attempts]

@@ -9,9 +9,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import delete, select, text
 
-from receiver.ledger import Store, rerun, retry, story
-from receiver.ledger.calls.models import CALL, VALUE
-from receiver.ledger.calls.resolving import Resolution, erase_contents, resolve
+from receiver.ledger.control import Resolution, rerun, resolve, retry
+from receiver.ledger.queue.sweep import erase_contents
+from receiver.ledger.reports import story
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, VALUE
 from tests.integration.office import (
     SECRET,
     SILENCE,
@@ -27,7 +29,7 @@ from tests.integration.office import (
 from tests.integration.steps import deliver, later, row, state
 from worker.calls.client import Calls
 from worker.calls.errors import CallChanged, ClaimLost
-from worker.calls.wire import Outgoing, Reply
+from worker.calls.transport import Outgoing, Reply
 
 
 @pytest.fixture

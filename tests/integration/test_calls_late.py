@@ -6,11 +6,14 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Move, Outcome, Store, retry, settle
-from receiver.ledger.calls.resolving import Resolution, resolve
+from receiver.ledger.control import Resolution, resolve, retry
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import settle
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.office import SILENCE, Office, crash, letter, posts, reply, used_up
 from tests.integration.steps import deliver, later, row, state, take
-from worker.calls.wire import Outgoing, Reply
+from worker.calls.transport import Outgoing, Reply
 
 TOO_LONG = replace(reply(), truncated=True)
 

@@ -8,8 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger import Store, claim, rerun, retry, settle, story
-from receiver.ledger.calls.resolving import Resolution, erase_contents, resolve
+from receiver.ledger.control import Resolution, rerun, resolve, retry
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue.sweep import erase_contents
+from receiver.ledger.reports import story
+from receiver.ledger.store import Store
 from tests.integration.office import SILENCE, Office, crash, posts, reply
 from tests.integration.steps import LEASE, ONLY_POSTGRES, deliver, later, row, state
 

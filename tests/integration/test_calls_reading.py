@@ -6,12 +6,14 @@ from uuid import uuid4
 
 import pytest
 
-from receiver.ledger import BadCursor, Move, Store, discard, retry, settle, stats, story
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.reading import CallFilter, list_calls
-from receiver.ledger.calls.resolving import Resolution, UnknownCall, resolve
-from receiver.ledger.calls.states import CallState, Outcome, Protection
-from receiver.ledger.calls.story import call_story
+from receiver.ledger.control import Resolution, discard, resolve, retry
+from receiver.ledger.errors import BadCursor, UnknownCall
+from receiver.ledger.filter import CallFilter
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.reports import call_story, list_calls, stats, story
+from receiver.ledger.states import CallState, Move, Protection, SendOutcome
+from receiver.ledger.store import Store
 from tests.integration.call_steps import (
     answered,
     call_row,
@@ -22,7 +24,7 @@ from tests.integration.call_steps import (
 )
 from tests.integration.steps import change, deliver, later, row, take
 
-YES = Outcome.SUCCEEDED
+YES = SendOutcome.SUCCEEDED
 
 
 def steps(store: Store, **which: object) -> list[str]:
@@ -82,7 +84,7 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held, once="letter-7").id
-    answered(store, held, call, Outcome.UNKNOWN, 0, open=True)
+    answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True)
     assert settle(store, held, End(Move.RETRY_LATER))
     later(store, minutes=1)
     held = take(store, event)
@@ -128,8 +130,8 @@ def test_successors_and_generations_stand_in_order(store: Store) -> None:
 
 def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of very many calls and sends the latest are told, and all are counted."""
-    monkeypatch.setattr("receiver.ledger.calls.story.CALLS_SHOWN", 3)
-    monkeypatch.setattr("receiver.ledger.calls.story.SENDS_SHOWN", 2)
+    monkeypatch.setattr("receiver.ledger.reports.call_timeline.CALLS_SHOWN", 3)
+    monkeypatch.setattr("receiver.ledger.reports.call_timeline.SENDS_SHOWN", 2)
     event = deliver(store).event
     held = take(store, event)
     for number in range(4):
@@ -218,7 +220,7 @@ def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
     """The sentence of a waiting event names its call, and that its key stays."""
     event = deliver(store).event
     held = take(store, event)
-    answered(store, held, planned(store, held).id, Outcome.LATER, 429, retry_after=timedelta(minutes=5))
+    answered(store, held, planned(store, held).id, SendOutcome.LATER, 429, retry_after=timedelta(minutes=5))
     settle(store, held, End(Move.FINISH))
     told = story(store, event)["next"]
     assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
@@ -238,7 +240,7 @@ def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
-    answered(store, held, call, Outcome.REJECTED, 422)
+    answered(store, held, call, SendOutcome.REJECTED, 422)
     settle(store, held, End(Move.GIVE_UP, reason="It was refused."))
     assert "A retry sends its rejected call 'letter' as a successor" in story(store, event)["next"]
     assert "did not happen" in call_story(store, call)["next"]
@@ -286,7 +288,7 @@ def test_calls_are_counted_by_api(store: Store) -> None:
     """By state, and by what they were told last; what was never sent was told nothing."""
     held = take(store, deliver(store).event)
     answered(store, held, planned(store, held, "one", 0).id, YES)
-    answered(store, held, planned(store, held, "two", 1).id, Outcome.LATER, 429)
+    answered(store, held, planned(store, held, "two", 1).id, SendOutcome.LATER, 429)
     planned(store, held, "three", 2, api="salesly", protection=Protection.UNPROTECTED)
     salesly, stannp = stats(store)["calls"]
     assert (salesly["api"], salesly["count"], salesly["states"]["pending"], salesly["outcomes"]) == (

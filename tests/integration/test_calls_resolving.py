@@ -8,14 +8,15 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, select, text
 
-from receiver.ledger import Move, NotAllowed, State, Store, settle, story
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.answers import Answered, Receipt, record
-from receiver.ledger.calls.models import SEND
-from receiver.ledger.calls.resolving import Resolution, Response, UnknownCall, resolve
-from receiver.ledger.calls.states import CallState, Outcome, Verdict
-from receiver.ledger.calls.story import call_story
-from receiver.ledger.models import ACTION, EVENT
+from receiver.ledger.calls import Answered, Receipt, record_response
+from receiver.ledger.control import Resolution, StatedResponse, resolve
+from receiver.ledger.errors import NotAllowed, UnknownCall
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.reports import call_story, story
+from receiver.ledger.states import CallState, Judgement, Move, SendOutcome, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, EVENT, SEND
 from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
 from tests.integration.steps import change, deliver, later, row, rows_of, state, take
 from tests.services.waiting import wait_until
@@ -42,7 +43,7 @@ def opened(store: Store, call: UUID) -> list[bool]:
 def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
     """The handler goes on with the given response, and the call never goes out again."""
     event, call = parked
-    given = Response(201, (("content-type", "application/json"),), b'{"id":7}')
+    given = StatedResponse(201, (("content-type", "application/json"),), b'{"id":7}')
     acted = resolve(store, call, Resolution.HAPPENED, "ann", response=given)
     assert (acted.event, acted.was, acted.state, acted.nudge) == (event, State.PARKED, State.WAITING, True)
     assert opened(store, call) == [False]
@@ -61,7 +62,7 @@ def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
     found = planned(store, held, fingerprint=OTHER)
     assert (found.state, found.key, found.sends) == ("pending", "key-letter-1", 0)
     assert (call_row(store, call).state, call_row(store, found.id).successor) == ("replaced", 1)
-    answered(store, held, found.id, Outcome.SUCCEEDED)
+    answered(store, held, found.id, SendOutcome.SUCCEEDED)
     assert settle(store, held, End(Move.FINISH))
     assert state(store, event) == "done"
 
@@ -205,13 +206,13 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
-    answered(store, held, call, Outcome.UNKNOWN, 0, open=True, park=True)
+    answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
     settle(store, held, End(Move.FINISH))
     with store.read() as connection:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
-    judged = Verdict(Outcome.SUCCEEDED, reason="201 Created.")
+    judged = Judgement(SendOutcome.SUCCEEDED, reason="201 Created.")
     answer = Answered(201, (), b"{}")
-    record(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
+    record_response(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
     refused(store, call, Resolution.GIVE_UP, "is succeeded; there is nothing left to resolve")
     assert state(store, event) == "waiting"
 
@@ -225,7 +226,7 @@ def test_a_broken_audit_resolves_nothing(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("receiver.ledger.calls.resolving.note_action", broken)
+    monkeypatch.setattr("receiver.ledger.control.actions.note_action", broken)
     with pytest.raises(RuntimeError):
         resolve(store, call, Resolution.HAPPENED, "ann")
     assert (call_row(store, call).state, state(store, event)) == ("parked", "parked")

@@ -10,18 +10,19 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from receiver.ledger import Store, claim, renew, retry, settle
-from receiver.ledger.calls.resolving import Resolution, resolve
+from receiver.ledger.control import Resolution, resolve, retry
 from receiver.ledger.errors import NotAllowed
+from receiver.ledger.queue import claim, renew, settle
+from receiver.ledger.store import Store
 from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office, crash, letter, posts, reply
 from tests.integration.steps import LEASE, change, deliver, later, row, state
 from tests.services.clock import Clock
-from worker.calls import performing
+from worker.calls import perform
 from worker.calls.client import Calls
 from worker.calls.errors import CallLater, CallLocked, CallRefused, CallRejected, ClaimLost
-from worker.calls.performing import LOCKED_PAUSE_MAX, LOCKED_SHARE
-from worker.calls.requests import Given, build, complete
-from worker.calls.wire import HttpWire, NoReply, Outgoing, Reply
+from worker.calls.outbound import CallArguments, build, complete
+from worker.calls.perform import LOCKED_PAUSE_MAX, LOCKED_SHARE
+from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_a_call_that_stays_locked_becomes_later(
 ) -> None:
     """The wait in the attempt ends long before its lease; then it costs no attempt."""
     clock = Clock()
-    monkeypatch.setattr(performing, "time", clock)
+    monkeypatch.setattr(perform, "time", clock)
     office.wire.script = [reply(409)] * 99
     with pytest.raises(CallLocked):
         letter(None, Calls(office.outbound(), office.take(event)))
@@ -432,7 +433,7 @@ def test_a_header_of_any_kept_character_can_be_sent(office: Office) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     target = replace(office.api, base_url=f"http://127.0.0.1:{port}")
-    request = build(target, "POST", "/a", Given(headers={"X-Note": "caf\xe9"}), "")
+    request = build(target, "POST", "/a", CallArguments(headers={"X-Note": "caf\xe9"}), "")
     wire = HttpWire(target)
     got = wire.send(complete(target, request, None), lambda: None)
     wire.close()

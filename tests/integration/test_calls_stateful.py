@@ -13,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sqlalchemy import Row, delete, select
 from sqlalchemy import event as engine_events
 
-from receiver.ledger import Claim, NotAllowed, Store, claim, expire, rerun, retry, settle
-from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.resolving import Resolution, Response, resolve
-from receiver.ledger.models import EVENT
+from receiver.ledger.control import Resolution, StatedResponse, rerun, resolve, retry
+from receiver.ledger.errors import NotAllowed
+from receiver.ledger.lease import Claim
+from receiver.ledger.queue import claim, expire, settle
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, EVENT, SEND
 from tests.integration.model_api import FAULTS, MANNERS, ModelApi
 from tests.integration.office import Crash, Office
 from tests.integration.steps import LEASE, deliver, row
@@ -233,7 +235,7 @@ class Journal(RuleBasedStateMachine):
         """Resolve the first call that can be."""
         unfinished = [one for one in self.office.calls(event) if one.state in ("pending", "parked")]
         if unfinished:
-            resolve(self.store, unfinished[0].id, how, "ada", response=Response())
+            resolve(self.store, unfinished[0].id, how, "ada", response=StatedResponse())
             if how == Resolution.HAPPENED:
                 self.told.add(unfinished[0].id)
 

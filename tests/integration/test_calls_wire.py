@@ -19,7 +19,7 @@ from tests.services.calling import Target
 from tests.services.raw_server import RawServer, drip, hang_up, reply, stay
 from tests.services.sandbox import TELNESS
 from tests.services.waiting import free_port, wait_until
-from worker.calls.wire import ANSWER_MAX, HttpWire, NoReply, Outgoing, Reply
+from worker.calls.transport import ANSWER_MAX, HttpWire, NoReply, Outgoing, Reply
 
 DEADLINE = 0.6
 """Seconds, where the deadline is what a test is about; elsewhere nothing comes near it."""

@@ -8,23 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import true
 
-from receiver.ledger import (
-    Claim,
-    Move,
-    NotAllowed,
-    Outcome,
-    Store,
-    claim,
-    claim_next,
-    expire,
-    record,
-    renew,
-    settle,
-    unattended,
-)
-from receiver.ledger.claims import CRASH_LIMIT, EXPIRE_BATCH
-from receiver.ledger.models import EVENT
-from receiver.ledger.states import State, leaves
+from receiver.ledger.errors import NotAllowed
+from receiver.ledger.intake import record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim, claim_next, expire, renew, settle, unattended
+from receiver.ledger.queue.claims import EXPIRE_BATCH
+from receiver.ledger.states import CRASH_LIMIT, Move, State, leaves
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import (
     LEASE,
     ONLY_POSTGRES,
@@ -321,7 +312,7 @@ def test_renewals_and_duplicates_do_not_deadlock(store: Store) -> None:
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL may join so that a subquery with a limit runs for each row; the limit holds all the same."""
-    monkeypatch.setattr("receiver.ledger.claims.EXPIRE_BATCH", 5)
+    monkeypatch.setattr("receiver.ledger.queue.claims.EXPIRE_BATCH", 5)
     for one in deliver_all(store, 20):
         take(store, one)
     later(store, seconds=61)

@@ -13,10 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import update
 
-from firstseen.cli import cli
-from receiver.ledger import Filter, Move, Rejected, State, Store, discard, record_rejections, story
-from receiver.ledger.models import EVENT
-from receiver.ledger.replays import plan, progress
+from firstseen.__main__ import cli
+from receiver.ledger.control import discard, plan, progress
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.reports import story
+from receiver.ledger.states import Move, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import change, count, deliver, deliver_all, end, row
 from tests.services.processes import clean_environment
 from tests.services.waiting import wait_until
@@ -171,7 +175,7 @@ def test_many_are_counted_before_anything_is_done(store: Store, run: Run) -> Non
 def test_a_listed_run_is_resumed_by_its_id(store: Store, run: Run) -> None:
     """An interrupted run goes on by its id, under its own action only, and once."""
     discard(store, deliver(store).event, "bob")
-    replay = plan(store, Move.RETRY, Filter(state=State.DEAD), "ann")
+    replay = plan(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
     assert (
         f"say firstseen retry --resume {replay.id}"
         in run("rerun", "--resume", str(replay.id), expect=1).stderr
@@ -252,7 +256,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -
 def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
     """A run that is over says so to whoever asks later."""
     deliver(store)
-    replay = plan(store, Move.DISCARD, Filter(), "ann")
+    replay = plan(store, Move.DISCARD, EventFilter(), "ann")
     run("discard", "--resume", str(replay.id))
     assert progress(store, replay.id)["finished_at"] is not None
 

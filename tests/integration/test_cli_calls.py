@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from firstseen.cli import cli
-from receiver.ledger import Move, Store, settle
-from receiver.ledger import Outcome as End
-from receiver.ledger.calls.states import Outcome
+from firstseen.__main__ import cli
+from receiver.ledger.lease import Outcome as End
+from receiver.ledger.queue import settle
+from receiver.ledger.states import Move, SendOutcome
+from receiver.ledger.store import Store
 from tests.integration.call_steps import answered, call_row, change_call, planned, with_parked_call
 from tests.integration.steps import deliver, later, state, take
 
@@ -43,7 +44,7 @@ def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
     """A line for each call under a head; the next page is named."""
     _, parked = with_parked_call(store)
     held = take(store, deliver(store, "evt_2", source="github").event)
-    answered(store, held, planned(store, held, "contact", api="salesly").id, Outcome.SUCCEEDED)
+    answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
     lines = run("calls").stdout.splitlines()
     assert lines[0].split() == ["created", "id", "api", "step", "state", "source", "event_id", "reason"]
     assert lines[1].split()[2:7] == ["salesly", "contact", "succeeded", "github", "evt_2"]
@@ -73,9 +74,9 @@ def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
     """Event, attempts, calls, their keys, sends and answers, and what a person may say."""
     event = deliver(store).event
     held = take(store, event)
-    answered(store, held, planned(store, held, "contact", api="salesly").id, Outcome.SUCCEEDED)
+    answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
     call = planned(store, held, "letter", 1).id
-    answered(store, held, call, Outcome.UNKNOWN, 0, open=True, park=True)
+    answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
     settle(store, held, End(Move.FINISH))
     shown = run("show", "stripe", "evt_1").stdout
     for words in (

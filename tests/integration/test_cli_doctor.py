@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from firstseen.cli import cli
-from receiver.ledger import Store, migrate
+from firstseen.__main__ import cli
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
 from tests.services.databases import Databases, driver_url
 from tests.services.postgres import Postgres
 from tests.services.valkey import Valkey

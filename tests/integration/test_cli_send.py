@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.catalogue import load_providers
-from config.secrets import generate_secret
+from config.providers import generate_secret, load_providers
 from config.settings import Settings
 from config.sources import load_sources
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.deployment import Deployment
 from tests.services.waiting import free_port

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from firstseen.cli import cli
+from firstseen.__main__ import cli
 from tests.services.waiting import free_port
 
 Run = Callable[..., Result]

@@ -9,13 +9,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from receiver.ledger import Delivery, LedgerUnavailable, Move, Recorder, Store, finish_several, firsts, record
-from receiver.ledger import storms as storms_module
-from receiver.ledger.insertion import insert_new
-from receiver.ledger.models import EVENT
-from receiver.ledger.record import _row
-from receiver.ledger.storms import FIRST, MEMORY, Storms
-from receiver.ledger.telemetry.tally import Kind, totals
+from receiver.ledger.counters import CounterKind, totals
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Delivery, Recorder, record
+from receiver.ledger.intake import group_commit as storms_module
+from receiver.ledger.intake import insert as firsts
+from receiver.ledger.intake.group_commit import FIRST, MEMORY, DuplicateCache
+from receiver.ledger.intake.insert import insert_new
+from receiver.ledger.intake.recording import _row
+from receiver.ledger.queue import finish_several
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration import steps
 from tests.integration.call_steps import planned
 from tests.integration.steps import count, deliver, delivery, duplicates, end, row
@@ -41,14 +46,14 @@ class Held:
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = threading.Semaphore(0), threading.Event()
         self.recorder = Recorder(store)
-        real = Store.alone
+        real = Store.raw_connection
 
         def alone(of: Store) -> Any:
             self.begun.release()
             assert self.go_on.wait(60)
             return real(of)
 
-        monkeypatch.setattr(Store, "alone", alone)
+        monkeypatch.setattr(Store, "raw_connection", alone)
 
     def together(self, batches: list[list[Delivery]], waiting: Callable[[], int]) -> list[Any]:
         """Record each batch from a thread of its own, all but the first while that one's commit hangs."""
@@ -118,7 +123,7 @@ def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.Monk
         raise LedgerUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "alone", alone)
+        patch.setattr(Store, "raw_connection", alone)
         batches = [[delivery(f"evt_{number}")] for number in range(4)]
         answers = held.together(batches, lambda: len(held.recorder._waiting))
     assert [type(answer) for answer in answers] == [LedgerUnavailable] * 4
@@ -140,7 +145,7 @@ def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) ->
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     with store.read() as connection:
-        assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]
+        assert [total.count for total in totals(connection, CounterKind.DELIVERY)] == [3]
 
 
 def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +193,7 @@ def done(store: Store, copies: int) -> Delivery:
 
 def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]) -> None:
     """Who goes on sending a done event is told so from memory; the counts are written together, later."""
-    storms, copy = Storms(store), done(store, FIRST)
+    storms, copy = DuplicateCache(store), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     commits.clear()
     answers = [storms.answer([copy]) for _ in range(30)]
@@ -205,7 +210,7 @@ def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]
 def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
     """A few duplicates, another body, an event that is not done, one asked about too long ago: the ledger."""
     clock = Mock(return_value=1000.0)
-    storms, copy = Storms(store, clock), done(store, 1 if change == "few" else FIRST)
+    storms, copy = DuplicateCache(store, clock), done(store, 1 if change == "few" else FIRST)
     if change == "unfinished":
         with store.write() as connection:
             connection.execute(EVENT.update().values(state="waiting"))
@@ -218,7 +223,7 @@ def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
 
 def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the ledger is away counts are kept, and written once it is back."""
-    storms, copy = Storms(store), done(store, FIRST)
+    storms, copy = DuplicateCache(store), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     assert storms.answer([copy])
     with monkeypatch.context() as patch:
@@ -230,7 +235,7 @@ def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
     """What came before the ledger was asked again is counted together with what comes after."""
-    storms, copy = Storms(store), done(store, FIRST)
+    storms, copy = DuplicateCache(store), done(store, FIRST)
     for _ in range(2):
         storms.learn([copy], record(store, [copy]))
         assert storms.answer([copy, copy])
@@ -241,7 +246,7 @@ def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
 def test_a_rerun_is_noticed_within_a_minute(store: Store) -> None:
     """The memory of done ends by itself: after it the ledger says what became of the event."""
     clock = Mock(return_value=1000.0)
-    storms, copy = Storms(store, clock), done(store, FIRST)
+    storms, copy = DuplicateCache(store, clock), done(store, FIRST)
     storms.learn([copy], record(store, [copy]))
     clock.return_value += MEMORY - 1
     assert storms.answer([copy])

@@ -12,17 +12,17 @@ from sqlalchemy import update
 from werkzeug.security import generate_password_hash
 
 from config.apis import APIS, load_apis
-from config.catalogue import load_providers
+from config.credentials import User
 from config.dialects import load_dialects
-from config.redaction import parse_json_path
-from config.sources import SOURCES, load_sources
-from config.users import User
-from receiver.dashboard.gate import FORM_MAX, local
-from receiver.dashboard.one import SHOWN
-from receiver.dashboard.signing_in import CROWD, TRIES_OF_BOTH
-from receiver.ledger import Store, list_events, note_worker, story
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.queries import Filter
+from config.providers import load_providers
+from config.sources import SOURCES, load_sources, parse_json_path
+from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
+from receiver.dashboard.pages import SHOWN
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.queue import note_worker
+from receiver.ledger.reports import list_events, story
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL
 from tests.integration.steps import ONLY_SQLITE, change, deliver_all, row, state, statements
 from tests.services.board import ADA, PASSWORD, SECRET_KEY, Board
 from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up
@@ -129,7 +129,7 @@ def test_only_a_form_is_a_try(board: Board) -> None:
 def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes while four wait is sent away at once."""
     leave, token = threading.Event(), board.token()
-    monkeypatch.setattr("receiver.dashboard.signing_in.check_password_hash", lambda *_: leave.wait(60))
+    monkeypatch.setattr("receiver.dashboard.auth.check_password_hash", lambda *_: leave.wait(60))
     given = {"csrf": token, "name": "ada", "password": PASSWORD}
     cookie = board.client.get_cookie("firstseen")
     assert cookie
@@ -415,7 +415,7 @@ def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
     board.entered()
     asked = board.get("/replays/new?what=discard&source=stripe")
     assert "Discard 7 events?" in asked.text
-    assert {event["state"] for event in list_events(store, Filter()).data} == {"received"}
+    assert {event["state"] for event in list_events(store, EventFilter()).data} == {"received"}
     place = board.post("/replays", what="discard", source="stripe").headers["Location"]
     page = board.get(place).text
     assert "Bulk discard of 7 events" in page

@@ -8,13 +8,11 @@ import pytest
 
 from tests.services.checkout import CHECKOUT
 
-PATCH = """promise: {promise}
-tests: {tests}
---- a/shop/__init__.py
-+++ b/shop/__init__.py
-@@ -1 +1 @@
--PRICE = {before}
-+PRICE = 2
+DEFECT = """[dearer]
+promise = "It costs 1."
+find = "PRICE = {before}"
+replace = "PRICE = 2"
+tests = {tests}
 """
 TESTS = """import pytest, shop
 
@@ -32,6 +30,14 @@ def test_set_up(broken):
     pass
 """
 
+FILE_TEST = """from pathlib import Path
+
+import shop
+
+def test_file():
+    assert "4" not in Path(shop.__file__).with_name("prices.toml").read_text()
+"""
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -43,10 +49,10 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(checkout: Path, tests: str, *, promise: str = "It costs 1.", before: int = 1) -> tuple[int, str]:
+def run(checkout: Path, *tests: str, before: int = 1) -> tuple[int, str]:
     """Run the runner on one defect; return its exit code and what it prints."""
-    patch = PATCH.format(promise=promise, tests=tests, before=before)
-    (checkout / "tests" / "defects" / "01-dearer.patch").write_text(patch)
+    defect = DEFECT.format(tests=list(tests), before=before)
+    (checkout / "tests" / "defects" / "shop.toml").write_text(defect)
     argv = [sys.executable, "-m", "tests.defects.run", "--root", str(checkout)]
     ended = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout + ended.stderr
@@ -54,28 +60,40 @@ def run(checkout: Path, tests: str, *, promise: str = "It costs 1.", before: int
 
 def test_a_defect_is_caught(checkout: Path) -> None:
     """When the named test fails on the broken copy all is well, and the checkout itself is untouched."""
-    code, said = run(checkout, "tests/test_shop.py::test_price")
-    assert (code, "caught 01-dearer" in said, "1 of 1 defects caught" in said) == (0, True, True), said
+    code, said = run(checkout, "test_shop.py::test_price")
+    assert (code, "caught dearer" in said, "1 of 1 defects caught" in said) == (0, True, True), said
     assert (checkout / "shop" / "__init__.py").read_text() == "PRICE = 1\n"
+
+
+def test_further_pairs_are_applied_too(checkout: Path) -> None:
+    """A defect of several changes is caught where only the last one breaks something."""
+    (checkout / "shop" / "prices.toml").write_text("price = 3\n")
+    (checkout / "tests" / "test_file.py").write_text(FILE_TEST)
+    also = 'find = "price = 3"\nreplace = "price = 4"\n'
+    (checkout / "tests" / "defects" / "more.toml").write_text(
+        DEFECT.format(tests=["test_file.py::test_file"], before=1).replace("[dearer]", "[more]")
+        + f"[[more.also]]\n{also}"
+    )
+    code, said = run(checkout, "test_shop.py::test_price")
+    assert (code, "2 of 2 defects caught" in said) == (0, True), said
 
 
 @pytest.mark.parametrize(
     ("tests", "reason"),
     [
-        ("tests/test_shop.py::test_nothing", "test_nothing still passes"),
-        ("tests/test_shop.py::test_price tests/test_shop.py::test_nothing", "test_nothing still passes"),
-        ("tests/test_shop.py::test_gone", "pytest exits 4"),
-        ("tests/test_shop.py::test_set_up", "test_set_up still passes"),
-        ("", "needs a `promise:` and a `tests:` line"),
+        (["test_shop.py::test_nothing"], "test_nothing still passes"),
+        (["test_shop.py::test_price", "test_shop.py::test_nothing"], "test_nothing still passes"),
+        (["test_shop.py::test_set_up"], "test_set_up still passes"),
+        (["test_shop.py::test_price[7]"], "pytest exits 4"),
     ],
 )
-def test_a_defect_is_not_caught(checkout: Path, tests: str, reason: str) -> None:
-    """A test that passes, is missing, or cannot be set up notices nothing."""
-    code, said = run(checkout, tests)
+def test_a_defect_is_not_caught(checkout: Path, tests: list[str], reason: str) -> None:
+    """A test that passes, cannot be set up, or has no such case notices nothing."""
+    code, said = run(checkout, *tests)
     assert (code, reason in said) == (1, True), said
 
 
-def test_a_patch_that_no_longer_applies_fails(checkout: Path) -> None:
-    """The product moved on and the patch did not: somebody must look."""
-    code, said = run(checkout, "tests/test_shop.py::test_price", before=7)
-    assert (code, "does not apply" in said) == (1, True), said
+def test_a_defect_that_does_not_fit_fails(checkout: Path) -> None:
+    """The product moved on and the defect did not: somebody must look."""
+    code, said = run(checkout, "test_shop.py::test_price", before=7)
+    assert (code, "NOT CAUGHT dearer" in said, "occurs 0 times" in said) == (1, True, True), said

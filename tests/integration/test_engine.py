@@ -19,9 +19,20 @@ from sqlalchemy import inspect, update
 
 from receiver.idempotency import engine as engine_module
 from receiver.idempotency.engine import ANSWER_MAX
-from receiver.idempotency.policy import Stored
-from receiver.ledger import LedgerUnavailable, Store, migrate
-from receiver.ledger.keys import KEY, Answer, Held, Slot, drop_key, finish_key, open_key, prune_keys
+from receiver.idempotency.policy import WhatIsStored
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.idempotency_keys import (
+    KEY,
+    Held,
+    Slot,
+    StoredAnswer,
+    drop_key,
+    finish_key,
+    open_key,
+    prune_keys,
+)
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import CHECKOUT
 from tests.services.guarded import FIRSTSEEN, POINTS, Guarded
@@ -34,7 +45,7 @@ WAITS = replace(FIRSTSEEN, locked=None)
 """The policy of our own API, but that a duplicate waits for the first one's answer."""
 
 Make = Callable[..., Guarded]
-ANSWER = Answer(201, (("Content-Type", "text/plain"),), b"done")
+ANSWER = StoredAnswer(201, (("Content-Type", "text/plain"),), b"done")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -256,7 +267,7 @@ def test_a_database_that_goes_away_is_503(
     make: Make, monkeypatch: pytest.MonkeyPatch, *, released: bool
 ) -> None:
     """Nothing is half stored, whatever the policy stores; the next request runs once the lease is over."""
-    guarded = make(replace(WAITS, stored=Stored.ALL), lease=0.3)
+    guarded = make(replace(WAITS, stored=WhatIsStored.ALL), lease=0.3)
 
     def view() -> Any:
         guarded.deed()
@@ -280,7 +291,7 @@ def test_a_database_that_goes_away_is_503(
 
 def test_an_unavailable_ledger_is_no_answer(make: Make) -> None:
     """A view that finds its ledger away gets 503, and even a policy that stores everything stores nothing."""
-    guarded = make(replace(WAITS, stored=Stored.ALL))
+    guarded = make(replace(WAITS, stored=WhatIsStored.ALL))
 
     def view() -> Any:
         guarded.deed()

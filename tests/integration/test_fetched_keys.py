@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from receiver.signatures import CannotVerify
-from receiver.verifiers import fetching
-from receiver.verifiers.fetching import DAY, LARGEST, Ask, FetchedKeys
-from receiver.verifiers.once import AT_ONCE, PAUSE, ROOM, WAITING, Once
+from receiver.verifiers import remote_keys as fetching
+from receiver.verifiers.remote_keys import AT_ONCE, DAY, LARGEST, PAUSE, ROOM, WAITING, Ask, FetchedKeys, Once
 from tests.services.publisher import Publisher
 from tests.services.waiting import wait_until
 

@@ -9,11 +9,12 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from receiver.ledger import Recorder, Store
-from receiver.ledger.committing import SHORT
-from receiver.ledger.firsts import TooStrict
-from receiver.ledger.record import record_first_seen
-from receiver.ledger.telemetry.tally import Kind, totals
+from receiver.ledger.counters import CounterKind, totals
+from receiver.ledger.intake import Recorder
+from receiver.ledger.intake.group_commit import SHORT
+from receiver.ledger.intake.insert import TooStrict
+from receiver.ledger.intake.recording import record_first_seen
+from receiver.ledger.store import Store
 from tests.integration.steps import ONLY_POSTGRES, count, delivery, row, statements
 
 FOUR = 4
@@ -96,7 +97,7 @@ def test_it_writes_what_the_general_way_writes(store: Store) -> None:
         del found["id"], found["event_id"], found["received_at"], found["due_at"]
     assert rows[0] == rows[1]
     with store.read() as connection:
-        assert [total.count for total in totals(connection, Kind.DELIVERY)] == [3]
+        assert [total.count for total in totals(connection, CounterKind.DELIVERY)] == [3]
 
 
 def test_large_bodies_go_the_general_way(store: Store) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from firstseen.foreground import GRACE, HURRY_AFTER
+from firstseen.dev import GRACE, HURRY_AFTER
 from tests.services.checkout import CHECKOUT
 from tests.services.processes import Process, clean_environment, lives
 from tests.services.waiting import wait_until

@@ -21,7 +21,7 @@ import receiver.app
 from config.settings import Settings
 from receiver.app import create_app
 from receiver.dispatch import Dispatcher
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger

@@ -10,10 +10,10 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 import receiver.app
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.settings import Settings
 from receiver.app import create_app
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from receiver.signatures import Request, compile_scheme, sign_request
 from tests.services.databases import NO_BROKER
 from tests.services.ledger import Ledger

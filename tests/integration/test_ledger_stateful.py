@@ -10,28 +10,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import delete, select, true
 
-from receiver.ledger import (
-    Claim,
-    Move,
-    NotAllowed,
-    Outcome,
-    State,
-    Store,
-    Windows,
+from receiver.ledger.control import discard, rerun, retry
+from receiver.ledger.errors import NotAllowed
+from receiver.ledger.intake import record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import (
+    Retention,
     claim,
     claim_next,
     expire,
     prune,
-    record,
     renew,
     reopen,
     settle,
     take_nudges,
 )
-from receiver.ledger.actions import discard, rerun, retry
-from receiver.ledger.claims import CRASH_LIMIT
-from receiver.ledger.models import EVENT
-from receiver.ledger.states import UNFINISHED, enters, leaves
+from receiver.ledger.states import CRASH_LIMIT, UNFINISHED, Move, State, enters, leaves
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import SWEEP, delivery
 
 # Every jump of the clock is longer than a lease, and a test runs for less than one: no boundary is near.
@@ -263,7 +259,7 @@ class Ledger(RuleBasedStateMachine):
                 old.append(model)
             if model.state in FINAL and age >= IDS_KEPT and quiet:
                 forgotten.append(name)
-        counts = prune(self.store, {"stripe": Windows(IDS_KEPT, PAYLOADS)})
+        counts = prune(self.store, {"stripe": Retention(IDS_KEPT, PAYLOADS)})
         assert counts == {"payloads": len(old), "ids": len(forgotten), "rejections": 0}
         for model in old:
             model.erased = True

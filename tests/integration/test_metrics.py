@@ -10,25 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from receiver import metrics
-from receiver.instruments import Instruments
-from receiver.ledger import (
-    Move,
-    Outcome,
-    Rejected,
-    Store,
-    Windows,
-    claim,
-    expire,
-    prune,
-    record_rejections,
-    settle,
-)
-from receiver.ledger.presence import note_worker
-from receiver.ledger.telemetry.figures import figures
-from receiver.ledger.telemetry.tally import count_sweep
-from receiver.metrics import metrics_views
-from receiver.observing import Observer
+from receiver.ledger.counters import Rejected, count_sweep, record_rejections
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import Retention, claim, expire, note_worker, prune, settle
+from receiver.ledger.reports import figures
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.metrics import Instruments, metrics_views
 from receiver.problems import answer_problems
+from receiver.telemetry import Observer
 from tests.integration.steps import LEASE, deliver, hooked, statements
 
 TOKEN = "metrics-token-0123456789"
@@ -129,7 +119,7 @@ def test_totals_only_grow(store: Store, client: FlaskClient) -> None:
     record_rejections(store, [Rejected("stripe", "expired")])
     before = scrape(client)
     store.shift += timedelta(days=500)
-    pruned = prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))})
+    pruned = prune(store, {"stripe": Retention(timedelta(days=400), timedelta(days=30))})
     assert (pruned["ids"], pruned["rejections"]) == (1, 1)
     after = scrape(client)
     totals = {key for key in before if key[0].endswith("_total")}

@@ -9,9 +9,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-from receiver.ledger import SchemaBehind, Store, check_schema, migrate
-from receiver.ledger.models import metadata
-from receiver.ledger.schema import MIGRATIONS, found, head
+from receiver.ledger.errors import SchemaBehind
+from receiver.ledger.schema import MIGRATIONS, check_schema, found, head, migrate
+from receiver.ledger.store import Store
+from receiver.ledger.tables import metadata
 from tests.integration.steps import count, deliver
 from tests.services.databases import driver_url
 

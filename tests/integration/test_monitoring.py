@@ -7,8 +7,9 @@ import subprocess
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from receiver.instruments import Instruments
-from receiver.ledger import Rejected, Store, record_rejections
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.store import Store
+from receiver.metrics import Instruments
 from tests.integration.test_metrics import BEARER, client_of
 from tests.services.checkout import CHECKOUT
 

@@ -4,22 +4,13 @@ from datetime import timedelta
 
 import pytest
 
-from receiver.ledger import (
-    Again,
-    Move,
-    Rejected,
-    Store,
-    count_duplicates,
-    flow,
-    forget_worker,
-    note_worker,
-    pace,
-    pending,
-    record_rejections,
-    workers,
-)
-from receiver.ledger.ids import uuid7
-from receiver.ledger.models import DUPLICATE_MINUTE
+from receiver.ledger.counters import Again, Rejected, count_duplicates, record_rejections
+from receiver.ledger.queue import forget_worker, note_worker
+from receiver.ledger.reports import flow, pace, pending, workers
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import DUPLICATE_MINUTE
+from receiver.ledger.text import uuid7
 from tests.integration.steps import change, crowd, deliver, deliver_all, end, hooked, later
 
 

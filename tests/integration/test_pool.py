@@ -9,7 +9,11 @@ from contextlib import ExitStack, closing
 import psycopg
 import pytest
 
-from receiver.ledger import Move, Outcome, Store, claim, expire, record, renew, settle, take_nudges
+from receiver.ledger.intake import record
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import claim, expire, renew, settle, take_nudges
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.steps import LEASE, ONLY_POSTGRES, SWEEP, deliver, delivery, take
 from tests.services.waiting import wait_until
 

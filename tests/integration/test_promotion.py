@@ -5,7 +5,10 @@ from uuid import uuid4
 
 import pytest
 
-from receiver.ledger import NotAllowed, Store, UnknownEvent, promote, story
+from receiver.ledger.control import promote
+from receiver.ledger.errors import NotAllowed, UnknownEvent
+from receiver.ledger.reports import story
+from receiver.ledger.store import Store
 from tests.integration.steps import conflicts, count, deliver, row, take
 
 

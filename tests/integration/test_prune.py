@@ -6,10 +6,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select
 
-from receiver.ledger import Move, Store, Windows, claim, prune
-from receiver.ledger.actions import discard
-from receiver.ledger.models import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
-from receiver.ledger.sweep import PRUNE_BATCH
+from receiver.ledger.control import discard
+from receiver.ledger.queue import Retention, claim, prune
+from receiver.ledger.queue.sweep import PRUNE_BATCH
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
 from tests.integration.steps import (
     LEASE,
     ONLY_POSTGRES,
@@ -27,7 +29,7 @@ from tests.integration.steps import (
     worst_plan,
 )
 
-WINDOWS = {"stripe": Windows(retention=timedelta(days=90), payload_retention=timedelta(days=30))}
+WINDOWS = {"stripe": Retention(retention=timedelta(days=90), payload_retention=timedelta(days=30))}
 ENDS = [Move.FINISH, Move.GIVE_UP, Move.IGNORE]
 
 
@@ -129,7 +131,7 @@ def test_each_source_has_its_own_windows(store: Store) -> None:
     for source in ("stripe", "github", "gone"):
         end(store, deliver(store, source=source).event)
     later(store, days=91)
-    long = Windows(retention=timedelta(days=400), payload_retention=timedelta(days=400))
+    long = Retention(retention=timedelta(days=400), payload_retention=timedelta(days=400))
     assert prune(store, WINDOWS | {"github": long})["ids"] == 1
     assert count(store, EVENT.c.body.is_not(None)) == 2
 
@@ -169,8 +171,8 @@ def test_one_pass_takes_several_batches(store: Store) -> None:
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL may join so that a subquery with a limit runs for each row; a pass ends all the same."""
-    monkeypatch.setattr("receiver.ledger.sweep.PRUNE_BATCH", 5)
-    monkeypatch.setattr("receiver.ledger.sweep.PRUNE_BATCHES", 2)
+    monkeypatch.setattr("receiver.ledger.queue.sweep.PRUNE_BATCH", 5)
+    monkeypatch.setattr("receiver.ledger.queue.sweep.PRUNE_BATCHES", 2)
     crowd(store, 30, state="done", finished_at=store.after(timedelta(days=-31)))
     with worst_plan(store):
         assert prune(store, WINDOWS)["payloads"] == 10
@@ -191,6 +193,6 @@ def test_tracebacks_go_with_the_payload(store: Store) -> None:
     event = deliver(store).event
     end(store, event, Move.GIVE_UP, reason="It failed.", error="KeyError: 'jenny@example.com'")
     later(store, days=31)
-    prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))})
+    prune(store, {"stripe": Retention(timedelta(days=400), timedelta(days=30))})
     (attempt,) = attempts(store, event)
     assert (attempt.error, attempt.reason, attempt.outcome) == (None, "It failed.", "give up")

@@ -9,9 +9,15 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from receiver.ledger import BadCursor, Filter, Move, State, Store, UnknownEvent
-from receiver.ledger.models import EVENT
-from receiver.ledger.queries import Page, conditions, count_events, find_event, list_events, rfc3339
+from receiver.ledger.errors import BadCursor, UnknownEvent
+from receiver.ledger.filter import EventFilter, conditions
+from receiver.ledger.reports import find_event, list_events
+from receiver.ledger.reports.models import Page
+from receiver.ledger.reports.timeline import count_events
+from receiver.ledger.states import Move, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
+from receiver.ledger.text import rfc3339
 from tests.integration.steps import change, deliver, deliver_all, end, later, row
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -30,7 +36,7 @@ def ids(page: Page) -> list[str]:
     return [event["event_id"] for event in page.data]
 
 
-def pages(store: Store, which: Filter, limit: int) -> Iterator[Page]:
+def pages(store: Store, which: EventFilter, limit: int) -> Iterator[Page]:
     """Read all pages."""
     page = list_events(store, which, limit=limit)
     yield page
@@ -45,7 +51,7 @@ def test_an_event_has_the_agreed_shape(store: Store) -> None:
     deliver(store)
     deliver(store, body=b"other")
     end(store, event, Move.RETRY_LATER, reason="Not now.")
-    shown = list_events(store, Filter()).data[0]
+    shown = list_events(store, EventFilter()).data[0]
     assert shown == {
         "id": str(event),
         "source": "stripe",
@@ -68,12 +74,12 @@ def test_each_part_of_a_filter_narrows(store: Store) -> None:
     end(store, deliver(store, "evt_1").event)
     deliver(store, "evt_2", type="invoice.failed")
     deliver(store, "evt_1", source="github")
-    assert ids(list_events(store, Filter())) == ["evt_1", "evt_2", "evt_1"]
-    assert ids(list_events(store, Filter(source="stripe"))) == ["evt_2", "evt_1"]
-    assert ids(list_events(store, Filter(state=State.DONE))) == ["evt_1"]
-    assert ids(list_events(store, Filter(type="invoice.failed"))) == ["evt_2"]
-    assert count_events(store, Filter(event_id="evt_1")) == 2
-    assert count_events(store, Filter(event_id="evt_1", source="github", state=State.DONE)) == 0
+    assert ids(list_events(store, EventFilter())) == ["evt_1", "evt_2", "evt_1"]
+    assert ids(list_events(store, EventFilter(source="stripe"))) == ["evt_2", "evt_1"]
+    assert ids(list_events(store, EventFilter(state=State.DONE))) == ["evt_1"]
+    assert ids(list_events(store, EventFilter(type="invoice.failed"))) == ["evt_2"]
+    assert count_events(store, EventFilter(event_id="evt_1")) == 2
+    assert count_events(store, EventFilter(event_id="evt_1", source="github", state=State.DONE)) == 0
 
 
 def test_since_is_inclusive_and_until_is_not(store: Store) -> None:
@@ -82,12 +88,12 @@ def test_since_is_inclusive_and_until_is_not(store: Store) -> None:
         deliver(store, f"evt_{number}")
     times = {
         one["event_id"]: datetime.fromisoformat(one["received_at"])
-        for one in list_events(store, Filter()).data
+        for one in list_events(store, EventFilter()).data
     }
     middle = times["evt_1"]
-    assert "evt_1" in ids(list_events(store, Filter(since=middle)))
-    assert "evt_1" not in ids(list_events(store, Filter(until=middle)))
-    both = count_events(store, Filter(since=middle)) + count_events(store, Filter(until=middle))
+    assert "evt_1" in ids(list_events(store, EventFilter(since=middle)))
+    assert "evt_1" not in ids(list_events(store, EventFilter(until=middle)))
+    both = count_events(store, EventFilter(since=middle)) + count_events(store, EventFilter(until=middle))
     assert both == 3
 
 
@@ -95,7 +101,9 @@ def test_a_shifted_clock_still_finds_events_by_time(store: Store) -> None:
     """A filter by time follows the ledger's clock, also where it is ahead of the host that made the ids."""
     later(store, days=3)
     deliver(store)
-    span = Filter(since=datetime.now(UTC) + timedelta(days=2), until=datetime.now(UTC) + timedelta(days=4))
+    span = EventFilter(
+        since=datetime.now(UTC) + timedelta(days=2), until=datetime.now(UTC) + timedelta(days=4)
+    )
     assert count_events(store, span) == 1
 
 
@@ -103,7 +111,9 @@ def test_a_shifted_clock_still_finds_events_by_time(store: Store) -> None:
 def test_any_time_can_be_asked_for(store: Store, moment: datetime) -> None:
     """The first and the last moment that a clock can name break nothing."""
     deliver(store)
-    assert count_events(store, Filter(since=moment)) + count_events(store, Filter(until=moment)) == 1
+    assert (
+        count_events(store, EventFilter(since=moment)) + count_events(store, EventFilter(until=moment)) == 1
+    )
 
 
 def test_pages_are_complete_and_disjoint_while_events_arrive(store: Store) -> None:
@@ -111,7 +121,7 @@ def test_pages_are_complete_and_disjoint_while_events_arrive(store: Store) -> No
     there = {f"evt_{n}" for n in range(25)}
     deliver_all(store, 25)
     seen: list[str] = []
-    for number, page in enumerate(pages(store, Filter(source="stripe"), 4)):
+    for number, page in enumerate(pages(store, EventFilter(source="stripe"), 4)):
         seen += ids(page)
         deliver(store, f"new_{number}")
     assert len(seen) == len(set(seen)), "an event stands on two pages"
@@ -121,25 +131,25 @@ def test_pages_are_complete_and_disjoint_while_events_arrive(store: Store) -> No
 def test_a_full_last_page_has_no_next(store: Store) -> None:
     """Exactly one page of events is one page; one more event makes two."""
     deliver_all(store, 5)
-    assert [len(page.data) for page in pages(store, Filter(), 5)] == [5]
+    assert [len(page.data) for page in pages(store, EventFilter(), 5)] == [5]
     deliver(store, "evt_9")
-    assert [len(page.data) for page in pages(store, Filter(), 5)] == [5, 1]
-    assert list_events(store, Filter(source="none")).as_json() == {"data": [], "next": None}
+    assert [len(page.data) for page in pages(store, EventFilter(), 5)] == [5, 1]
+    assert list_events(store, EventFilter(source="none")).as_json() == {"data": [], "next": None}
 
 
 @pytest.mark.parametrize("cursor", ["x", "ü", "=" * 9, "a" * 23, "\x00", "AAAA"])
 def test_a_foreign_cursor_is_refused(store: Store, cursor: str) -> None:
     """A cursor that was not made here is named as such, whatever it is."""
     with pytest.raises(BadCursor):
-        list_events(store, Filter(), cursor=cursor)
+        list_events(store, EventFilter(), cursor=cursor)
 
 
 def test_texts_that_no_column_holds_match_nothing(store: Store) -> None:
     """U+0000 and half a surrogate pair in a filter find nothing; such an id is found by its hash."""
     deliver(store, "evt_\x00")
-    assert count_events(store, Filter(source="\x00")) == 0
-    assert count_events(store, Filter(type="\ud800")) == 0
-    assert find_event(store, "stripe", "evt_\x00") == UUID(list_events(store, Filter()).data[0]["id"])
+    assert count_events(store, EventFilter(source="\x00")) == 0
+    assert count_events(store, EventFilter(type="\ud800")) == 0
+    assert find_event(store, "stripe", "evt_\x00") == UUID(list_events(store, EventFilter()).data[0]["id"])
 
 
 def test_an_unknown_event_is_named(store: Store) -> None:
@@ -155,13 +165,13 @@ def test_an_unknown_event_is_named(store: Store) -> None:
 )
 def test_lists_search_an_index_and_stop_early(store: Store, parts: tuple[str, ...]) -> None:
     """No list reads or sorts the whole table: the plan walks an index in the order of the page."""
-    plan = explained(store, Filter(**{part: EVERY_PART[part] for part in parts}))
+    plan = explained(store, EventFilter(**{part: EVERY_PART[part] for part in parts}))
     assert "sort" not in plan.lower().replace("temp b-tree", "sort") or "event_id" in parts, plan
     assert "Seq Scan" not in plan, plan
     assert "SCAN event\n" not in f"{plan}\n", plan
 
 
-def explained(store: Store, which: Filter) -> str:
+def explained(store: Store, which: EventFilter) -> str:
     """Return the database's plan for a first page, on PostgreSQL the one for a table too large to sort."""
     listed = (
         select(EVENT.c.id, EVENT.c.reason)
@@ -188,13 +198,13 @@ def escaped(query: str) -> str:
 def test_a_page_is_bounded(store: Store) -> None:
     """However much is asked for, a page holds at most 500 events, and at least one."""
     deliver_all(store, 502)
-    assert len(list_events(store, Filter(), limit=10_000).data) == 500
-    assert len(list_events(store, Filter(), limit=0).data) == 1
+    assert len(list_events(store, EventFilter(), limit=10_000).data) == 500
+    assert len(list_events(store, EventFilter(), limit=0).data) == 1
 
 
 def test_a_filter_by_state_sees_the_present_state(store: Store) -> None:
     """An event that moved on is listed where it is now."""
     event = deliver(store).event
     change(store, event, state=State.PARKED)
-    assert ids(list_events(store, Filter(state=State.PARKED))) == ["evt_1"]
-    assert ids(list_events(store, Filter(state=State.RECEIVED))) == []
+    assert ids(list_events(store, EventFilter(state=State.PARKED))) == ["evt_1"]
+    assert ids(list_events(store, EventFilter(state=State.RECEIVED))) == []

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from receiver.ledger import Move, Store
-from receiver.ledger.actions import discard
-from receiver.ledger.states import State
+from receiver.ledger.control import discard
+from receiver.ledger.states import Move, State
+from receiver.ledger.store import Store
 from tests.integration.steps import deliver, end, take
 
 AT = datetime(2026, 5, 6, 7, 8, 9, 10, tzinfo=timezone(timedelta(hours=-7)))

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, exc, text
 
-from receiver.ledger import Delivery, LedgerUnavailable, Move, Store, Windows, prune, record
-from receiver.ledger.actions import discard
-from receiver.ledger.models import EVENT
+from receiver.ledger.control import discard
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.queue import Retention, prune
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import (
     ONLY_POSTGRES,
     change,
@@ -236,7 +240,7 @@ def test_a_dead_event_without_its_body_is_not_revived(store: Store) -> None:
     first = deliver(store)
     end(store, first.event, Move.GIVE_UP)
     later(store, days=31)
-    prune(store, {"stripe": Windows(timedelta(days=90), timedelta(days=30))})
+    prune(store, {"stripe": Retention(timedelta(days=90), timedelta(days=30))})
     assert (deliver(store).nudge, state(store, first.event)) == (False, "dead")
 
 
@@ -277,7 +281,7 @@ def test_a_replay_of_an_erased_event_is_still_suspected(store: Store) -> None:
     first = deliver(store, "a", b"same", replay_guard="park")
     end(store, first.event)
     later(store, days=31)
-    prune(store, {"stripe": Windows(timedelta(days=90), timedelta(days=30))})
+    prune(store, {"stripe": Retention(timedelta(days=90), timedelta(days=30))})
     assert state(store, deliver(store, "b", b"same", replay_guard="park").event) == "parked"
 
 
@@ -304,7 +308,7 @@ def test_a_tombstone_still_knows_its_id(store: Store) -> None:
     first = deliver(store, address="192.0.2.1")
     end(store, first.event)
     later(store, days=31)
-    windows = {"stripe": Windows(timedelta(days=90), timedelta(days=30))}
+    windows = {"stripe": Retention(timedelta(days=90), timedelta(days=30))}
     assert prune(store, windows)["payloads"] == 1
     again = deliver(store, address="192.0.2.2")
     assert (again.first_seen, again.event, again.nudge, again.conflict) == (False, first.event, False, False)

@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 from sqlalchemy import text
 
-from receiver.ledger import LedgerUnavailable, Store, Verdict, record
-from receiver.ledger.models import EVENT
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Verdict, record
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import count, delivery
 from tests.services.checkout import CHECKOUT
 

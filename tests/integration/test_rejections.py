@@ -5,8 +5,10 @@ from datetime import datetime
 
 from sqlalchemy import func, select
 
-from receiver.ledger import Rejected, Store, record_rejections, rejections
-from receiver.ledger.models import SAMPLE
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.reports import rejections
+from receiver.ledger.store import Store
+from receiver.ledger.tables import SAMPLE
 from tests.integration.steps import later
 
 

@@ -9,9 +9,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select
 
-from receiver.ledger import Filter, Move, NotAllowed, State, Store, discard, rerun, retry
-from receiver.ledger.models import ACTION, EVENT
-from receiver.ledger.replays import UnknownReplay, candidates, plan, progress, step
+from receiver.ledger.control import candidates, discard, plan, progress, rerun, retry, step
+from receiver.ledger.errors import NotAllowed, UnknownReplay
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.states import Move, State
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, EVENT
 from tests.integration.steps import ONLY_POSTGRES, change, count, deliver, deliver_all, end, later, row
 from tests.services.processes import clean_environment
 from tests.services.waiting import wait_until
@@ -64,7 +67,7 @@ def test_a_bulk_run_acts_on_all_that_its_filter_finds(store: Store) -> None:
     """Every matching event is done once, in batches, and nothing else is touched."""
     events = all_done(store, 7)
     other = deliver(store, "evt_x", source="github").event
-    replay = plan(store, Move.RERUN, Filter(source="stripe"), "ann")
+    replay = plan(store, Move.RERUN, EventFilter(source="stripe"), "ann")
     assert replay.total == 7
     assert finish(store, replay.id, batch=3) == (7, 0)
     assert {row(store, event).generation for event in events} == {1}
@@ -76,15 +79,15 @@ def test_the_list_holds_only_what_the_action_allows(store: Store) -> None:
     events = all_done(store, 4)
     change(store, events[0], body=None)
     change(store, events[1], state=State.RECEIVED)
-    assert candidates(store, Move.RERUN, Filter()) == 2
-    assert plan(store, Move.RERUN, Filter(), "ann").total == 2
-    assert candidates(store, Move.DISCARD, Filter()) == 1
+    assert candidates(store, Move.RERUN, EventFilter()) == 2
+    assert plan(store, Move.RERUN, EventFilter(), "ann").total == 2
+    assert candidates(store, Move.DISCARD, EventFilter()) == 1
 
 
 def test_a_doubled_run_does_nothing_twice(store: Store) -> None:
     """Two lists of the same events: the second finds every event moved on."""
     all_done(store, 5)
-    first, second = (plan(store, Move.RERUN, Filter(), "ann") for _ in range(2))
+    first, second = (plan(store, Move.RERUN, EventFilter(), "ann") for _ in range(2))
     assert finish(store, first.id) == (5, 0)
     assert finish(store, second.id) == (0, 5)
     assert finish(store, first.id) == (0, 0), "a finished run did something again"
@@ -94,7 +97,7 @@ def test_a_doubled_run_does_nothing_twice(store: Store) -> None:
 def test_a_step_whose_event_moved_on_is_skipped(store: Store) -> None:
     """An event that someone reran since the list was written is left alone, and the run says so."""
     events = all_done(store, 3)
-    replay = plan(store, Move.RERUN, Filter(), "ann")
+    replay = plan(store, Move.RERUN, EventFilter(), "ann")
     rerun(store, events[0], "bob", generation=0)
     end(store, events[0])
     with store.write() as connection:
@@ -108,7 +111,7 @@ def test_a_retry_step_is_done_once_though_the_generation_stays(store: Store) -> 
     """An event that dies again after its step is not retried by the same run."""
     event = deliver(store).event
     end(store, event, Move.GIVE_UP)
-    replay = plan(store, Move.RETRY, Filter(state=State.DEAD), "ann")
+    replay = plan(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
     assert finish(store, replay.id) == (1, 0)
     end(store, event, Move.GIVE_UP)
     assert finish(store, replay.id) == (0, 0)
@@ -118,7 +121,7 @@ def test_a_retry_step_is_done_once_though_the_generation_stays(store: Store) -> 
 def test_concurrent_threads_do_each_event_once(store: Store) -> None:
     """Four runners of one list share it."""
     all_done(store, 200)
-    replay = plan(store, Move.RERUN, Filter(), "ann")
+    replay = plan(store, Move.RERUN, EventFilter(), "ann")
     with ThreadPoolExecutor(4) as pool:
         shares = list(pool.map(lambda _: finish(store, replay.id, batch=7), range(4)))
     assert sum(done for done, _ in shares) == 200
@@ -129,7 +132,7 @@ def test_concurrent_threads_do_each_event_once(store: Store) -> None:
 def test_two_processes_do_each_event_once(store: Store) -> None:
     """Two processes on one list, and both end by themselves."""
     all_done(store, 600)
-    replay = plan(store, Move.RERUN, Filter(), "ann")
+    replay = plan(store, Move.RERUN, EventFilter(), "ann")
     runners = [start(store, replay.id, 5) for _ in range(2)]
     assert [runner.wait(60) for runner in runners] == [0, 0]
     assert sorted(number for _, number in reruns(store)) == [1] * 600
@@ -140,7 +143,7 @@ def test_two_processes_do_each_event_once(store: Store) -> None:
 def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
     """Kill -9 in the middle loses no step and repeats none."""
     all_done(store, 3000)
-    replay = plan(store, Move.RERUN, Filter(), "ann")
+    replay = plan(store, Move.RERUN, EventFilter(), "ann")
     runner = start(store, replay.id, 1)
     wait_until(lambda: progress(store, replay.id)["done"] > 20, "the run to be under way")
     runner.kill()
@@ -157,7 +160,7 @@ def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
 def test_a_locked_event_is_left_for_later(store: Store) -> None:
     """A run waits for nobody: an event in another transaction's hands stays open."""
     events = all_done(store, 3)
-    replay = plan(store, Move.RERUN, Filter(), "ann")
+    replay = plan(store, Move.RERUN, EventFilter(), "ann")
     with store.write() as connection:
         connection.execute(select(EVENT.c.id).where(EVENT.c.id == events[1]).with_for_update())
         first = step(store, replay.id)
@@ -168,13 +171,13 @@ def test_a_locked_event_is_left_for_later(store: Store) -> None:
 def test_discarding_many_says_by_whom(store: Store) -> None:
     """A bulk discard reads like a single one."""
     events = deliver_all(store, 2)
-    finish(store, plan(store, Move.DISCARD, Filter(), "ann").id)
+    finish(store, plan(store, Move.DISCARD, EventFilter(), "ann").id)
     assert {row(store, event).reason for event in events} == {"Discarded by ann."}
 
 
 def test_a_run_of_nothing_is_over_at_once(store: Store) -> None:
     """An empty list has no step, and the run is closed."""
-    replay = plan(store, Move.RETRY, Filter(), "ann")
+    replay = plan(store, Move.RETRY, EventFilter(), "ann")
     assert (replay.total, finish(store, replay.id)) == (0, (0, 0))
     assert progress(store, replay.id)["finished_at"] is not None
 
@@ -183,7 +186,7 @@ def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> N
     """What comes after the list was written is another run's business."""
     dead = deliver(store, "evt_1").event
     end(store, dead, Move.GIVE_UP)
-    replay = plan(store, Move.RETRY, Filter(state=State.DEAD), "ann")
+    replay = plan(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
     late = deliver(store, "evt_2").event
     end(store, late, Move.GIVE_UP)
     assert finish(store, replay.id) == (1, 0)
@@ -193,7 +196,7 @@ def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> N
 def test_only_peoples_actions_run_in_bulk(store: Store) -> None:
     """A worker's move is refused, and so is an unknown run."""
     with pytest.raises(NotAllowed, match="not claim"):
-        plan(store, Move.CLAIM, Filter(), "ann")
+        plan(store, Move.CLAIM, EventFilter(), "ann")
     with pytest.raises(UnknownReplay):
         step(store, uuid4())
 
@@ -202,7 +205,7 @@ def test_progress_tells_what_was_asked_and_by_whom(store: Store) -> None:
     """The filter, the name and the times stand with the counts."""
     later(store, days=-3)
     discard(store, deliver(store).event, "bob")
-    replay = plan(store, Move.RETRY, Filter(source="stripe", state=State.DEAD), "ann")
+    replay = plan(store, Move.RETRY, EventFilter(source="stripe", state=State.DEAD), "ann")
     found = progress(store, replay.id)
     assert found["filter"] == {"source": "stripe", "state": "dead"}
     assert (found["what"], found["who"], found["open"], found["finished_at"]) == ("retry", "ann", 1, None)

@@ -8,10 +8,9 @@ import pytest
 from config.apis import APIS, Api, header_of, load_apis
 from config.dialects import load_dialects
 from firstseen.dev import sandbox_credentials
-from receiver.ledger.calls.states import Standing
+from receiver.ledger.states import Standing
 from tests.services.sandbox import CLIENTS, KEY, Client, Sandbox
-from worker.calls.answers import Answer
-from worker.calls.classify import classify, protection
+from worker.calls.classify import Answer, classify, protection
 
 OTHER = {
     "celper": "mismatch",

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from config.settings import Settings
 from firstseen import dev
-from firstseen.cli import cli
-from receiver.ledger import Store, migrate
+from firstseen.__main__ import cli
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
 from receiver.sandbox.server import is_loopback
 from tests.services.deployment import CHECKOUT
 from tests.services.processes import Process, clean_environment

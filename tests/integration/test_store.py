@@ -15,19 +15,12 @@ import psycopg
 import pytest
 from sqlalchemy import event, func, inspect, select, text
 
-from receiver.ledger import (
-    LedgerUnavailable,
-    Store,
-    claim,
-    expire,
-    migrate,
-    prune,
-    record,
-    starved,
-    take_nudges,
-)
-from receiver.ledger.models import EVENT
-from receiver.ledger.schema import check_schema
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import record
+from receiver.ledger.queue import claim, expire, prune, starved, take_nudges
+from receiver.ledger.schema import check_schema, migrate
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import LEASE, ONLY_POSTGRES, ONLY_SQLITE, SWEEP, count, deliver, delivery, hooked
 from tests.services.databases import driver_url
 from tests.services.postgres import Postgres

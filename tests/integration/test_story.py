@@ -5,19 +5,14 @@ from uuid import uuid4
 
 import pytest
 
-from receiver.ledger import (
-    Move,
-    Outcome,
-    Rejected,
-    Store,
-    UnknownEvent,
-    discard,
-    record_rejections,
-    rerun,
-    settle,
-    stats,
-    story,
-)
+from receiver.ledger.control import discard, rerun
+from receiver.ledger.counters import Rejected, record_rejections
+from receiver.ledger.errors import UnknownEvent
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import settle
+from receiver.ledger.reports import stats, story
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.integration.steps import deliver, end, later, take
 
 

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from receiver.ledger import (
-    Move,
-    Store,
-    Windows,
+from receiver.ledger.intake import record
+from receiver.ledger.queue import (
+    Retention,
     claim_next,
     expire,
     ignored_types,
     prune,
-    record,
     reopen,
     starved,
     take_nudges,
     unattended,
 )
-from receiver.ledger.models import EVENT
-from receiver.ledger.sweep import NUDGES_OPEN
+from receiver.ledger.queue.sweep import NUDGES_OPEN
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.integration.steps import (
     LEASE,
     ONLY_POSTGRES,
@@ -135,7 +135,7 @@ def test_sweepers_at_once_share_the_cap(store: Store) -> None:
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_pass_is_a_pass_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL may join so that a subquery with a limit runs for each row; the cap holds all the same."""
-    monkeypatch.setattr("receiver.ledger.sweep.NUDGES_OPEN", 5)
+    monkeypatch.setattr("receiver.ledger.queue.sweep.NUDGES_OPEN", 5)
     crowd(store, 30)
     with worst_plan(store):
         assert len(take_nudges(store, SWEEP)) == 5
@@ -208,7 +208,7 @@ def test_an_ignored_event_without_its_body_stays_ignored(store: Store) -> None:
 
 def test_more_ignored_events_than_a_batch_reopen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, in transactions of a batch each."""
-    monkeypatch.setattr("receiver.ledger.sweep.REOPEN_BATCH", 10)
+    monkeypatch.setattr("receiver.ledger.queue.sweep.REOPEN_BATCH", 10)
     crowd(store, 25, state="ignored", finished_at=store.now())
     assert reopen(store, "stripe", "invoice.paid") == 25
     assert count(store, EVENT.c.state == "waiting") == 25
@@ -241,7 +241,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "starved": lambda store: starved(store, SWEEP),
     "claim_next": lambda store: claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w"),
     "expire": expire,
-    "prune": lambda store: prune(store, {"stripe": Windows(timedelta(days=400), timedelta(days=30))}),
+    "prune": lambda store: prune(store, {"stripe": Retention(timedelta(days=400), timedelta(days=30))}),
     "reopen": lambda store: reopen(store, "stripe", "else"),
     "record": lambda store: record(store, [delivery("done_7"), delivery("new", replay_guard="park")]),
 }
@@ -250,7 +250,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 @pytest.mark.parametrize("due_in", [-1, 60])
 def test_nothing_reads_the_whole_table(store: Store, due_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 12,000 waiting rows among 30,000, each statement searches an index, and reads a batch at most."""
-    monkeypatch.setattr("receiver.ledger.sweep.NUDGES_OPEN", 100)
+    monkeypatch.setattr("receiver.ledger.queue.sweep.NUDGES_OPEN", 100)
     crowd(store, 15_000, "done", state="done", finished_at=store.after(timedelta(days=-2)))
     crowd(store, 3000, "ignored", state="ignored", finished_at=store.after(timedelta(days=-2)))
     crowd(store, 12_000, "waiting", due_at=store.after(timedelta(minutes=due_in)))

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from config.apis import load_apis
 from config.dialects import load_dialects
 from receiver.app import create_app
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases, driver_url
 from tests.services.deployment import SOURCES
@@ -25,12 +25,12 @@ from tests.services.ledger import Ledger
 from tests.services.listener import Listener
 from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event
 from worker import Dead, Retry
+from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.outbound import Outbound
-from worker.calls.wire import HttpWire
+from worker.calls.perform import Outbound
+from worker.calls.transport import HttpWire
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
-from worker.tasks import Policy, attempt
 
 STRANGER = f"00-{'a' * 32}-{'b' * 16}-01"
 LEASE = timedelta(seconds=60)
@@ -109,7 +109,7 @@ def run(store: Store, tmp_path: Path, listener: Listener) -> Iterator[Run]:
 
     def go(handler: Callable[..., object]) -> None:
         registry = Registry([Handler("stripe", "*", handler)])
-        policy = Policy(15, timedelta(seconds=1))
+        policy = AttemptPolicy(15, timedelta(seconds=1))
         runner = Runner(store, lambda held: attempt(held, registry, policy, partial(Calls, outbound)), limits)
         assert runner.run_next()
 

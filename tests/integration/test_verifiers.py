@@ -7,23 +7,22 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import firstseen.sending
 import pytest
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from twilio.request_validator import RequestValidator
 from werkzeug.test import TestResponse
 
-import firstseen.sending
 import receiver.app
 import receiver.endpoints
-from config.errors import ConfigError
 from config.settings import Settings
-from firstseen.cli import cli
-from firstseen.samples import Sample
-from firstseen.sending import Answer
+from config.toml import ConfigError
+from firstseen.__main__ import cli
+from firstseen.send import DeliveryAnswer, Sample
 from receiver.app import create_app
-from receiver.ledger import Store
-from receiver.verifiers.fetching import FetchedKeys, Keys
+from receiver.ledger.store import Store
+from receiver.verifiers.remote_keys import FetchedKeys, Keys
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.issuing import SNS_CONFIRM, SNS_TOPIC, FixedKeys, sns_certificate, sns_message
@@ -327,11 +326,11 @@ def test_a_sample_is_signed_for_the_public_url(
     client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks")
     sent: list[Sample] = []
 
-    def post_here(delivery: Sample) -> Answer:
+    def post_here(delivery: Sample) -> DeliveryAnswer:
         sent.append(delivery)
         path = delivery.url.removeprefix("http://127.0.0.1:8000")
         answer = client.post(path, data=delivery.body, headers=dict(delivery.headers))
-        return Answer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
+        return DeliveryAnswer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
 
     monkeypatch.setattr(firstseen.sending, "_post", post_here)
     result = CliRunner().invoke(cli, ["send", "twilio"])

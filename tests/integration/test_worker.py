@@ -11,18 +11,23 @@ from uuid import UUID
 import pytest
 
 from config.settings import Settings
-from receiver.ledger import Claim, Delivery, LedgerUnavailable, Move, Outcome, Store, record, sweep
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import sweep
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
 from tests.services.databases import driver_url
 from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 from worker import runner as runner_module
-from worker import settling
-from worker.app import Worker
+from worker import runner as settling
+from worker.attempt import AttemptPolicy, attempt
+from worker.consumer import Worker
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
 from worker.sweeper import Reopener, Sweeper, Swept
-from worker.tasks import Policy, attempt
 
 LEASE, SWEEP = timedelta(seconds=60), timedelta(seconds=5)
 DONE = Outcome(Move.FINISH)
@@ -400,7 +405,7 @@ def test_what_no_handler_worked_on_is_ignored_again(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
     """While releases overlap, a worker without a handler ignores a reopened event again and parks nothing."""
-    policy = Policy(3, timedelta(seconds=1))
+    policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     (event,) = add(store, "evt_1")
     assert without.run(event)
@@ -425,7 +430,7 @@ def test_what_a_handler_worked_on_is_parked_without_it(
     runner.release()
     hands.go_on.set()
     thread.join(60)
-    policy = Policy(3, timedelta(seconds=1))
+    policy = AttemptPolicy(3, timedelta(seconds=1))
     assert make_runner(lambda held: attempt(held, Registry([]), policy, no_calls)).run(event)
     assert ledger.outcomes("evt_1") == ["release", "park"]
 
@@ -435,7 +440,7 @@ def test_everything_ignored_is_reopened(
 ) -> None:
     """Reopening takes all batches, and only what has a handler here; a second time there is nothing to do."""
     monkeypatch.setattr(sweep, "REOPEN_BATCH", 2)
-    policy = Policy(3, timedelta(seconds=1))
+    policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     for event in add(store, *(f"evt_{number}" for number in range(5))):
         without.run(event)

@@ -8,10 +8,10 @@ from uuid import UUID
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from config.api_keys import ApiKey
+from config.credentials import ApiKey
 from config.sources import Source
-from receiver.ledger import Store
-from receiver.management.api import Parts, api_views
+from receiver.api.routes import Parts, api_views
+from receiver.ledger.store import Store
 from receiver.problems import answer_problems
 
 OPS = ApiKey("ops", "ops-" + secrets.token_hex(16))

@@ -10,14 +10,17 @@ from sqlalchemy import text, update
 
 from config.apis import Api, load_apis
 from config.dialects import load_dialects
-from receiver.ledger import Claim, Delivery, Outcome, Store, claim, record, settle
-from receiver.ledger.models import EVENT
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.services.calling import Target, configure
+from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.outbound import Outbound
-from worker.calls.wire import HttpWire
+from worker.calls.perform import Outbound
+from worker.calls.transport import HttpWire
 from worker.registry import Handler, Registry
-from worker.tasks import Policy, attempt
 
 SECRET = b"tests only, tests only, tests only"
 LEASE = timedelta(seconds=60)
@@ -58,7 +61,7 @@ class Attempts:
         """Run one attempt and return how it ended; with `settles=False` its worker is gone by then."""
         held = self.claim()
         registry = Registry([Handler("stripe", "*", handler)])
-        end = attempt(held, registry, Policy(15, SHORT), partial(Calls, self.outbound))
+        end = attempt(held, registry, AttemptPolicy(15, SHORT), partial(Calls, self.outbound))
         assert settle(self.store, held, end) if settles else True
         return end
 

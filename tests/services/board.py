@@ -10,13 +10,13 @@ from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
 from config.apis import Api
+from config.credentials import User
 from config.sources import Source
-from config.users import User
-from receiver.dashboard.board import board_views
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.sessions import set_up_sessions
-from receiver.ledger import Store
+from receiver.dashboard.auth import set_up_sessions
+from receiver.dashboard.pages import board_views
+from receiver.ledger.store import Store
 from receiver.problems import answer_problems
+from receiver.service import DashboardParts
 
 PASSWORD = "correct horse battery"
 # A cheap cost: what is tested here is the door, not how long a hash takes.
@@ -39,7 +39,7 @@ class Board:
     ) -> None:
         self.nudged = list[UUID]()
         self.app = Flask("receiver", static_folder=None)
-        parts = Parts(
+        parts = DashboardParts(
             store=store,
             users=users,
             sources=sources or {},

@@ -10,13 +10,9 @@ from urllib.parse import parse_qsl, urlencode
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from config.catalogue import load_providers
-from config.locators import Locator
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY, SchemeTable
-from config.secrets import generate_secret
+from config.providers import PUBLIC_KEY, Locator, Provider, SchemeTable, generate_secret, load_providers
 from receiver.signatures import Request, Scheme, compile_scheme
-from receiver.signatures.editing import put
+from receiver.signatures.request import put
 
 DECLARED: tuple[Provider, ...] = tuple(p for p in load_providers().values() if p.scheme is not None)
 """Every provider that has a scheme."""

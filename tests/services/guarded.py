@@ -18,9 +18,10 @@ from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from config.dialects import load_dialects
-from receiver.idempotency import Engine, Policy, Refusal, policy_of
-from receiver.ledger import LedgerUnavailable, Store
-from receiver.ledger.keys import KEY, Slot
+from receiver.idempotency import Engine, KeyPolicy, Refusal, policy_of
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.idempotency_keys import KEY, Slot
+from receiver.ledger.store import Store
 from tests.services.databases import driver_url
 
 FIRSTSEEN = policy_of("firstseen", load_dialects()["firstseen"])
@@ -45,7 +46,7 @@ class Guarded:
     """The application on a database. `view` is what runs, `engine.stall` what comes before it."""
 
     def __init__(
-        self, url: str, policy: Policy = FIRSTSEEN, *, lease: float = 30, body_max: int = 10_000
+        self, url: str, policy: KeyPolicy = FIRSTSEEN, *, lease: float = 30, body_max: int = 10_000
     ) -> None:
         self.store = Store(driver_url(url), pool=10)
         with self.store.write() as connection:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from receiver.signatures import CannotVerify
-from receiver.verifiers.fetching import Ask
+from receiver.verifiers.remote_keys import Ask
 
 SNS_CERTIFICATE = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-0a1b.pem"
 SNS_TOPIC = "arn:aws:sns:eu-west-1:123456789012:orders"

@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 
 import httpx
 
-from receiver.ledger import Store
-from receiver.sandbox.app import create_sandbox
+from receiver.ledger.store import Store
+from receiver.sandbox.factory import create_sandbox
 from receiver.sandbox.server import build_server, listen
 from tests.services.waiting import wait_until
 

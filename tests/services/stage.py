@@ -9,28 +9,17 @@ from uuid import UUID
 
 from sqlalchemy import update
 
-from receiver.ledger import (
-    Again,
-    Delivery,
-    Move,
-    Outcome,
-    Rejected,
-    Store,
-    claim,
-    count_duplicates,
-    record,
-    record_rejections,
-    settle,
-)
-from receiver.ledger.calls.answers import Answered, Receipt
-from receiver.ledger.calls.answers import record as answer
-from receiver.ledger.calls.journal import Place, Wanted, plan
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.sends import Marked, Terms, mark
-from receiver.ledger.calls.states import Outcome as Answer
-from receiver.ledger.calls.states import Protection, Verdict
-from receiver.ledger.ids import uuid7
-from receiver.ledger.models import DUPLICATE_MINUTE, EVENT
+from receiver.ledger.calls import Answered, Marked, Place, Receipt, Terms, Wanted, begin_send, plan
+from receiver.ledger.calls import record_response as answer
+from receiver.ledger.counters import Again, Rejected, count_duplicates, record_rejections
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import claim, settle
+from receiver.ledger.states import Judgement, Move, Protection
+from receiver.ledger.states import SendOutcome as Answer
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, DUPLICATE_MINUTE, EVENT
+from receiver.ledger.text import uuid7
 
 TERMS = Terms(
     timedelta(seconds=30), timedelta(hours=24), timedelta(minutes=10), timedelta(seconds=15), ("mark",)
@@ -161,11 +150,11 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
         lambda _: f"5f0c7a1e-0000-4000-8000-{event.hex[:12]}",
     )
     assert planned
-    marked = mark(store, held, planned.id, TERMS)
+    marked = begin_send(store, held, planned.id, TERMS)
     assert isinstance(marked, Marked)
     fine = outcome == Answer.SUCCEEDED
     said = "The letter was made." if fine else "The connection broke before an answer came."
-    verdict = Verdict(outcome, park=not fine, open=not fine, reason=said)
+    verdict = Judgement(outcome, park=not fine, open=not fine, reason=said)
     kept = Answered(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
     receipt = Receipt(marked.send, kept, lambda _standing, _now: verdict, TERMS, timedelta(seconds=5))
     answer(store, held, planned.id, receipt)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from config.api_keys import ApiKey, find_api_key, parse_api_keys
-from config.errors import ConfigError
+from config.credentials import ApiKey, find_api_key, parse_api_keys
 from config.settings import load_settings
+from config.toml import ConfigError
 
 FIRST, SECOND = "k" * 16, "another-key.of~its+own/=="
 

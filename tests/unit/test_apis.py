@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.api_parts import check_base_url
-from config.apis import APIS, Api, header_of, load_apis
+from config.apis import APIS, Api, check_base_url, header_of, load_apis
 from config.dialects import load_dialects
-from config.errors import ConfigError
-from receiver.sandbox.apis import APIS as SANDBOX
+from config.toml import ConfigError
+from receiver.sandbox.factory import APIS as SANDBOX
 
 DIALECTS = load_dialects()
 SECRET = "hunter2-hunter2"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from receiver.background import Background
+from receiver.dispatch import Background
 from tests.services.waiting import wait_until
 
 
@@ -118,7 +118,7 @@ def test_what_comes_in_a_pause_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> 
     """The thread rests after each batch, and takes what came meanwhile together."""
     work, rest = Work(), Rest()
     work.go_on.set()
-    monkeypatch.setattr("receiver.background.time", rest)
+    monkeypatch.setattr("receiver.dispatch.time", rest)
     background = Background("rarely", work, room=10, batch=10, pause=0.5)
     background.put(1)
     assert rest.begun.acquire(timeout=60)

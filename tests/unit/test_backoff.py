@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.backoff import BASE, backoff
+from worker.attempt import BASE, backoff
 
 HOUR = timedelta(hours=1)
 

@@ -8,9 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from config.dialects import load_dialects
-from receiver.ledger.calls.states import Outcome, Protection, Standing, Verdict
-from worker.calls.answers import Answer, Failure
-from worker.calls.classify import classify, protection
+from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
+from worker.calls.classify import Answer, Failure, classify, protection
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -191,7 +190,7 @@ def answer(dialect: str, came: str) -> Answer:
     return Answer(int(status), headers, body.encode())
 
 
-def told(verdict: Verdict) -> str:
+def told(verdict: Judgement) -> str:
     """Return a verdict as the table writes it."""
     return verdict.outcome + " open" * verdict.open + " park" * verdict.park
 
@@ -304,7 +303,7 @@ STANDING = st.builds(
     st.sampled_from(["POST", "PUT", "PATCH", "DELETE"]),
     st.just("/v1/things/1"),
 )
-FINAL = {Outcome.SUCCEEDED, Outcome.REPLAYED, Outcome.REJECTED}
+FINAL = {SendOutcome.SUCCEEDED, SendOutcome.REPLAYED, SendOutcome.REJECTED}
 
 
 @given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
@@ -316,23 +315,23 @@ def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Answer) -
     """Nothing raises; and no answer, however odd, leads to a second effect or to an end that is none."""
     verdict = classify(DIALECTS[name], standing, came, NOW)
     assert verdict.retry_after is None or timedelta(0) <= verdict.retry_after <= timedelta(hours=24)
-    if verdict.outcome in (Outcome.SUCCEEDED, Outcome.REPLAYED):
+    if verdict.outcome in (SendOutcome.SUCCEEDED, SendOutcome.REPLAYED):
         resent = standing.method == "DELETE" and standing.open_before and came.status in (404, 410)
         assert came.status // 100 == 2 or (name == "stannp" and came.status == 409) or resent
     if verdict.outcome in FINAL:
         assert (verdict.open, verdict.park, verdict.retry_after) == (False, False, None)
-    if verdict.outcome == Outcome.MISMATCH:
+    if verdict.outcome == SendOutcome.MISMATCH:
         assert verdict.park
-    if verdict.outcome in (Outcome.MISMATCH, Outcome.LOCKED):
+    if verdict.outcome in (SendOutcome.MISMATCH, SendOutcome.LOCKED):
         assert standing.protection == KEYED
-    if verdict.outcome == Outcome.UNKNOWN:
+    if verdict.outcome == SendOutcome.UNKNOWN:
         assert verdict.open or verdict.park
     if not verdict.open:
         assert came.status // 100 in (2, 4), "only a definite answer closes a send"
-    if verdict.outcome == Outcome.LATER and verdict.open:
+    if verdict.outcome == SendOutcome.LATER and verdict.open:
         assert standing.live
         assert standing.protection == KEYED
-    if verdict.outcome == Outcome.REJECTED and standing.open_before:
+    if verdict.outcome == SendOutcome.REJECTED and standing.open_before:
         assert standing.protection == KEYED, "only a stored answer speaks for an earlier send"
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstseen.options import Moment, filter_of
-from firstseen.output import moment, plural, visible, visible_lines
-from receiver.ledger import Filter, State
+from firstseen.console import Moment, filter_of, moment, plural, visible, visible_lines
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.states import State
 
 
 def test_a_duration_is_counted_back_from_now() -> None:
@@ -58,5 +58,5 @@ def test_words_for_people() -> None:
 def test_options_make_a_filter() -> None:
     """What is not given stays open."""
     nothing = {"by_source": None, "state": None, "event_type": None, "since": None, "until": None}
-    assert filter_of(nothing) == Filter()
-    assert filter_of(nothing | {"state": "dead"}) == Filter(state=State.DEAD)
+    assert filter_of(nothing) == EventFilter()
+    assert filter_of(nothing | {"state": "dead"}) == EventFilter(state=State.DEAD)

@@ -4,10 +4,9 @@ import gzip
 
 import pytest
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import Source
-from receiver.compression import unpacked
-from receiver.endpoints import build_endpoints
+from receiver.endpoints import build_endpoints, unpacked
 from receiver.signatures import InvalidSignature, Request, sign_request
 
 BODY = b'{"id":"a","type":"message.created"}'

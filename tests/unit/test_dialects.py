@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config.dialects import DIALECTS, Dialect, load_dialects
-from config.errors import ConfigError
+from config.toml import ConfigError
 
 GOOD = """
 [shop]
@@ -64,9 +64,9 @@ def test_a_good_catalogue_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "becomes", "words"),
     [
-        ('"Idempotency-Key"', '"Idempotency_Key"', "shop.header"),
-        ('"Idempotency-Key"', '""', "shop.header"),
-        ("min_length = 1", "min_length = 0", "shop.min_length"),
+        ('"Idempotency-Key"', '"Idempotency_Key"', "[shop] header"),
+        ('"Idempotency-Key"', '""', "[shop] header"),
+        ("min_length = 1", "min_length = 0", "[shop] min_length"),
         ("min_length = 1", "min_length = 256", "min_length 256 is above max_length 255"),
         (
             "min_length = 1",
@@ -78,30 +78,30 @@ def test_a_good_catalogue_is_read(tmp_path: Path) -> None:
             "max_length = 35",
             "keys of 36 characters must be allowed, and these are 1 to 35",
         ),
-        ('header = "Idempotency-Key"', 'header = "K"\nfield = "key"', "shop: Value error, header and field"),
-        ('header = "Idempotency-Key"', "", "shop: Value error, covers and header (or field) go together"),
+        ('header = "Idempotency-Key"', 'header = "K"\nfield = "key"', "[shop] header and field"),
+        ('header = "Idempotency-Key"', "", "[shop] covers and header (or field) go together"),
         ('covers = ["POST /v1/orders", "DELETE *"]', "", "covers and header (or field) go together"),
         ('header = "Idempotency-Key"', 'field = "key"', "quoted is for a header, and there is none"),
         ('mismatch = { status = 409, code = "used" }', "", "server needs header, mismatch and stored"),
         ('stored = "all"', "", "server needs header, mismatch and stored"),
         ("PUT /v1/orders/{id}", "GET *", "'GET *' is not one of POST, PUT, PATCH, DELETE"),
-        (', outcome = "ok"', "", "shop.replay: Value error, status and outcome go together"),
-        ("status = 208, ", "", "shop.replay: Value error, status and outcome go together"),
-        ("status = 423", "status = 200", "shop.in_flight"),
-        ('"Shop-Should-Retry"', '"Shop: Retry"', "shop.should_retry"),
-        ("max_length = 255", "max_length = 5000", "shop.max_length"),
-        ('life = "24h"', 'life = "1 day"', "shop.life: Value error, '1 day' is not a duration"),
-        ('life = "24h"', 'life = "0s"', "shop.life: Value error, a key lives longer than 0s"),
+        (', outcome = "ok"', "", "[shop] replay: status and outcome go together"),
+        ("status = 208, ", "", "[shop] replay: status and outcome go together"),
+        ("status = 423", "status = 200", "[shop] in_flight"),
+        ('"Shop-Should-Retry"', '"Shop: Retry"', "[shop] should_retry"),
+        ("max_length = 255", "max_length = 5000", "[shop] max_length"),
+        ('life = "24h"', 'life = "1 day"', "[shop] life: '1 day' is not a duration"),
+        ('life = "24h"', 'life = "0s"', "[shop] life: '0s' is out of range; it must be more than 0s"),
         ("POST /v1/orders", "GET /v1/orders", "'GET /v1/orders' is not one of POST, PUT, PATCH, DELETE"),
         ("POST /v1/orders", "POST v1/orders", "'POST v1/orders' is not one of"),
         ("POST /v1/orders", "POST /v1/orders?a=1", "'POST /v1/orders?a=1' is not one of"),
         ("POST /v1/orders", "POST /v1/orders/", "'POST /v1/orders/' is not one of"),
         ('"target"', '"url"', "'url' is not one of method, path, target, body or header:<name>"),
         ('"header:Content-Type"', '"header:"', "'header:' is not one of"),
-        ("status = 409", "status = 200", "shop.mismatch"),
-        ('stored = "all"', 'stored = "some"', "shop.stored"),
-        ('title = "Shop"', 'titel = "Shop"', "shop.title"),
-        ("[shop]", "[shop", "cannot be read"),
+        ("status = 409", "status = 200", "[shop] mismatch"),
+        ('stored = "all"', 'stored = "some"', "[shop] stored"),
+        ('title = "Shop"', 'titel = "Shop"', "[shop] 'titel' is not a known key; did you mean 'title'?"),
+        ("[shop]", "[shop", "it is not valid TOML"),
     ],
 )
 def test_nonsense_is_refused_by_its_place(tmp_path: Path, was: str, becomes: str, words: str) -> None:
@@ -115,7 +115,7 @@ def test_nonsense_is_refused_by_its_place(tmp_path: Path, was: str, becomes: str
 
 def test_a_missing_catalogue_is_refused(tmp_path: Path) -> None:
     """A file that is not there is a sentence, too."""
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="there is no such file"):
         load_dialects(tmp_path / "none.toml")
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from config.apis import load_apis
 from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
-from receiver.ledger.calls.states import Outcome, Protection, Standing, Verdict
-from receiver.sandbox.api import Api, Refusal
-from receiver.sandbox.apis import APIS as SANDBOX
-from worker.calls.answers import Answer
-from worker.calls.classify import classify, protection
+from receiver.idempotency import Refusal
+from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
+from receiver.sandbox.apis import SandboxApi
+from receiver.sandbox.factory import APIS as SANDBOX
+from worker.calls.classify import Answer, classify, protection
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -30,7 +30,7 @@ def having(feature: Callable[[Dialect], object]) -> pytest.MarkDecorator:
 every = having(lambda _: True)
 
 
-def read(dialect: Dialect, status: int, body: str = "", *, again: bool = True, **headers: str) -> Verdict:
+def read(dialect: Dialect, status: int, body: str = "", *, again: bool = True, **headers: str) -> Judgement:
     """Classify the answer to a keyed POST; headers by their names with `_` for `-`."""
     standing = Standing(open_before=again, live=True, protection=Protection.KEYED, method="POST")
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -91,7 +91,7 @@ def test_its_locked_answer_is_locked(dialect: Dialect) -> None:
     assert dialect.locked
     for body in bodies(dialect.locked):
         verdict = read(dialect, dialect.locked.status, body, retry_after="1")
-        assert (verdict.outcome, verdict.park, verdict.open) == (Outcome.LOCKED, False, False), body
+        assert (verdict.outcome, verdict.park, verdict.open) == (SendOutcome.LOCKED, False, False), body
         assert verdict.retry_after == timedelta(seconds=1)
 
 
@@ -102,13 +102,13 @@ def test_its_mismatch_is_a_mismatch(dialect: Dialect) -> None:
     for body in bodies(dialect.misused):
         for again in (True, False):
             verdict = read(dialect, dialect.misused.status, body, again=again)
-            assert (verdict.outcome, verdict.park) == (Outcome.MISMATCH, True), body
+            assert (verdict.outcome, verdict.park) == (SendOutcome.MISMATCH, True), body
 
 
 @having(lambda dialect: dialect.locked and dialect.misused)
 def test_locked_and_mismatch_are_told_apart(dialect: Dialect) -> None:
     """Each error is read as itself and not as the other, whichever rule comes first."""
-    for error, outcome in ((dialect.locked, Outcome.LOCKED), (dialect.misused, Outcome.MISMATCH)):
+    for error, outcome in ((dialect.locked, SendOutcome.LOCKED), (dialect.misused, SendOutcome.MISMATCH)):
         assert error
         assert {read(dialect, error.status, body).outcome for body in bodies(error)} == {outcome}
 
@@ -135,10 +135,10 @@ def test_its_replay_status_is_read(dialect: Dialect) -> None:
 @every
 def test_plain_answers_mean_what_they_say(dialect: Dialect) -> None:
     """Success is success, too many requests is later, and a server's error may have done it."""
-    assert read(dialect, 200).outcome == Outcome.SUCCEEDED
-    assert read(dialect, 429).outcome == Outcome.LATER
-    assert read(dialect, 500).outcome == Outcome.UNKNOWN
-    assert read(dialect, 401, again=False).outcome == Outcome.REJECTED
+    assert read(dialect, 200).outcome == SendOutcome.SUCCEEDED
+    assert read(dialect, 429).outcome == SendOutcome.LATER
+    assert read(dialect, 500).outcome == SendOutcome.UNKNOWN
+    assert read(dialect, 401, again=False).outcome == SendOutcome.REJECTED
 
 
 @every
@@ -154,12 +154,12 @@ def test_an_api_can_be_configured_with_it(dialect: Dialect, tmp_path_factory: py
 
 
 @pytest.mark.parametrize("api", SANDBOX, ids=lambda api: api.name)
-def test_the_sandboxs_own_words_are_understood(api: Api) -> None:
+def test_the_sandboxs_own_words_are_understood(api: SandboxApi) -> None:
     """What the sandbox answers about a key is what the client reads, body and all."""
     dialect = DIALECTS[api.name]
-    for error, outcome in ((dialect.locked, Outcome.LOCKED), (dialect.misused, Outcome.MISMATCH)):
+    for error, outcome in ((dialect.locked, SendOutcome.LOCKED), (dialect.misused, SendOutcome.MISMATCH)):
         if error:
             body = json.dumps(api.word(Refusal(error.status, error.code, "Take another key.")))
             assert read(dialect, error.status, body).outcome == outcome
     other = json.dumps(api.word(Refusal(400, "validation_error", "Something is missing.")))
-    assert read(dialect, 400, other, again=False).outcome == Outcome.REJECTED
+    assert read(dialect, 400, other, again=False).outcome == SendOutcome.REJECTED

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.dialects import Dialect, Error, Replay, load_dialects
-from receiver.ledger.calls.states import Outcome
+from receiver.ledger.states import SendOutcome
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = (
@@ -140,7 +140,7 @@ def test_the_client_reads_what_the_catalogue_says() -> None:
 def test_every_outcome_is_in_the_reading() -> None:
     """The table of answers ends in the outcomes that there are, and in no other."""
     cells = [line.split("|") for line in lines() if line.count("|") == 5 and "| *" in line]
-    assert {cell[2].strip(" *") for cell in cells} == set(Outcome)
+    assert {cell[2].strip(" *") for cell in cells} == set(SendOutcome)
     assert {cell[3].split()[0] for cell in cells} == {"open", "closed"}
 
 

@@ -11,8 +11,13 @@ from sqlalchemy import func, select
 
 from receiver import dispatch
 from receiver.dispatch import OWED, Dispatcher, Pace
-from receiver.ledger import Claim, Delivery, Move, Outcome, Recorder, Store, claim_due, migrate, record
-from receiver.ledger.models import EVENT
+from receiver.ledger.intake import Delivery, Recorder, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim_due
+from receiver.ledger.schema import migrate
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
 from tests.services.clock import Clock
 from tests.services.waiting import wait_until
 from worker import runner as runner_module

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.durations import parse_duration
+from config.toml import parse_duration
 
 
 @pytest.mark.parametrize(

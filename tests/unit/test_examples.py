@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from firstseen.samples import PAYLOADS
+from firstseen.send import PAYLOADS
 from receiver.signatures import InvalidSignature, Request
 from worker import registry
 from worker.handlers.example import invoice_paid, order_created

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.catalogue import load_providers
-from config.providers import Provider
+from config.providers import Provider, load_providers
 from config.sources import SOURCES, Source, load_sources
-from receiver.extraction import MOST_ITEMS, Extractor, Item, compile_extractor
-from receiver.ledger.payload import FORM
+from receiver.endpoints import MOST_ITEMS, Extractor, Item, compile_extractor
+from receiver.payload import FORM
 from receiver.signatures import Request
 
 SOURCES_BY_NAME = load_sources(SOURCES, load_providers(), {})

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.catalogue import load_providers
-from config.handshakes import HandshakeTable
+from config.providers import HandshakeTable, load_providers
 from config.sources import Source
 from receiver.endpoints import build_endpoints
-from receiver.handshakes import Answer, Handshakes
+from receiver.handshakes import HandshakeAnswer, Handshakes
 from receiver.signatures import InvalidSignature, Request, sign_request
 from tests.services.catalogue import BODY, compiled
 
@@ -118,7 +117,7 @@ SIGNED: list[tuple[str, Request, int, Any]] = [
 ]
 
 
-def told(answer: Answer | None) -> tuple[int, Any]:
+def told(answer: HandshakeAnswer | None) -> tuple[int, Any]:
     """Return an answer's status and body, parsed where it is JSON."""
     assert answer is not None
     is_json = answer.content_type == "application/json"

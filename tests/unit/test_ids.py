@@ -6,8 +6,7 @@ from uuid import RFC_4122
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from receiver.ledger.ids import uuid7
-from receiver.ledger.texts import TEXT_MAX, clipped, plain, storable_id
+from receiver.ledger.text import TEXT_MAX, clipped, plain, storable_id, uuid7
 
 TIMES = st.integers(0, 2**48 - 1)
 NOISE = st.integers(0, 2**74 - 1)

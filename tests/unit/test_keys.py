@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.calls.keys import credential_marks, digest, make_key
+from worker.calls.outbound import credential_marks, digest, make_key
 
 SECRET = b"secret"
 PARTS = ("stripe", "evt_1", 0, "letter", 0)

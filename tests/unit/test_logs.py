@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import structlog
 
-from config.logs import about, bind, line_formatter, unbind
-from config.stderr import Stderr
+from config.logs import Stderr, about, bind, line_formatter, unbind
+from config.nesting import MAX_DEPTH
 
 CANARY = "canary-51c0"
 
@@ -78,7 +78,7 @@ def test_facts_stand_on_every_line_inside() -> None:
 
 def test_the_short_way_writes_what_the_long_one_does() -> None:
     """A plain line of ours is formatted at once; structlog's chain would write the same."""
-    made = record("%s: %d", "/x", 200, name="receiver.observing", status=200, ms=1.5, data=CANARY)
+    made = record("%s: %d", "/x", 200, name="receiver.telemetry", status=200, ms=1.5, data=CANARY)
     made.created = 1_780_000_000.25
     short = line_formatter("json")
     with about(event="e1", attempt=1):
@@ -137,6 +137,8 @@ def test_what_a_library_adds_to_a_record_is_left_out() -> None:
 
 def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """`structlog.get_logger()` in a handler needs no set-up of its own."""
+    endless: list[Any] = []
+    endless.append(endless)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(line_formatter("json"))
     log = logging.getLogger("my.handlers")
@@ -146,11 +148,12 @@ def test_a_handler_with_structlog_writes_the_same_lines(capsys: pytest.CaptureFi
     processors = [structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
                   structlog.processors.TimeStamper(key="time"), wrap]  # fmt: skip
     structlog.wrap_logger(log, processors=processors, wrapper_class=structlog.stdlib.BoundLogger).error(
-        "Shipped.", order=7
+        "Shipped.", order=7, cycle=endless
     )
     log.removeHandler(handler)
     found = json.loads(capsys.readouterr().out)
     assert (found["message"], found["order"]) == ("Shipped.", 7)
+    assert found["cycle"] == f"nested too deeply (more than {MAX_DEPTH} levels)", "no line fails its attempt"
 
 
 def test_an_error_of_ours_by_structlog_is_a_type_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from receiver.ledger.outlook import outlook
+from receiver.ledger.reports.next_step import outlook
 from receiver.ledger.states import State
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

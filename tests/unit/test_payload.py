@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.ledger.payload import FORM, MAX_FORM_FIELDS, UnreadablePayloadError, parse_payload
+from receiver.payload import FORM, MAX_FORM_FIELDS, UnreadablePayloadError, parse_payload
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

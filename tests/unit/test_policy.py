@@ -11,9 +11,9 @@ from werkzeug.test import EnvironBuilder
 
 from config.dialects import Dialect, load_dialects
 from receiver.idempotency.policy import (
-    Policy,
+    KeyPolicy,
     Refusal,
-    Stored,
+    WhatIsStored,
     digest,
     fingerprint,
     policy_of,
@@ -35,7 +35,7 @@ def request(path: str = "/things", body: bytes = b"", **named: Any) -> Request:
     return Flask.request_class(EnvironBuilder(path, method=method, data=body, headers=headers).get_environ())
 
 
-def refused(policy: Policy, value: str) -> str:
+def refused(policy: KeyPolicy, value: str) -> str:
     """Return the sentence that refuses a key."""
     with pytest.raises(Refusal) as caught:
         read_key(policy, request(**{policy.header: value}))
@@ -88,7 +88,7 @@ def test_no_header_is_no_key() -> None:
         (FIRSTSEEN, '"a', "must be 1 to 255 printable ASCII characters."),
     ],
 )
-def test_a_bad_key_is_told_the_limit(policy: Policy, value: str, words: str) -> None:
+def test_a_bad_key_is_told_the_limit(policy: KeyPolicy, value: str, words: str) -> None:
     """The sentence names the header, its limits, and what was found."""
     assert refused(policy, value) == f"{policy.header} {words}"
 
@@ -123,12 +123,12 @@ def test_no_policy_covers_reading(method: str) -> None:
 @pytest.mark.parametrize(
     ("stored", "kept", "not_kept"),
     [
-        (Stored.ALL, {200, 302, 400, 404, 409, 500, 503}, set()),
-        (Stored.SUCCESS, {200, 201, 204}, {199, 300, 302, 400, 404, 500}),
-        (Stored.FINAL, {200, 302, 400, 403, 409, 422, 429}, {404, 500, 502, 503}),
+        (WhatIsStored.ALL, {200, 302, 400, 404, 409, 500, 503}, set()),
+        (WhatIsStored.SUCCESS, {200, 201, 204}, {199, 300, 302, 400, 404, 500}),
+        (WhatIsStored.FINAL, {200, 302, 400, 403, 409, 422, 429}, {404, 500, 502, 503}),
     ],
 )
-def test_what_is_stored(stored: Stored, kept: set[int], not_kept: set[int]) -> None:
+def test_what_is_stored(stored: WhatIsStored, kept: set[int], not_kept: set[int]) -> None:
     """All answers, the successes, or all that asking again could not change."""
     policy = replace(FIRSTSEEN, stored=stored)
     assert {status for status in kept | not_kept if policy.stores(status)} == kept
@@ -163,7 +163,7 @@ def test_each_part_of_a_fingerprint_counts(part: str, change: dict[str, Any]) ->
     assert changed == ({"path", "target"} if part == "path" else {part})
 
 
-def _print(policy: Policy, one: Request) -> str:
+def _print(policy: KeyPolicy, one: Request) -> str:
     return fingerprint(policy, one, one.get_data())
 
 

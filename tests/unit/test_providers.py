@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from config.catalogue import CATALOGUE, load_providers
-from config.errors import ConfigError
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY
-from config.secrets import generate_secret, is_usable
+from config.providers import PUBLIC_KEY, Provider, generate_secret, is_usable, load_providers
+from config.providers.catalogue import CATALOGUE
+from config.toml import ConfigError
 
-ENTRY = """
-[acme]
+ENTRY = """\
 title = "Acme"
 event_id = "json:id"
 window = "3d"
 window_reason = "Acme retries for two days"
-[acme.scheme]
+[scheme]
 type = "hmac"
 hash = "sha256"
 content = "{body}"
@@ -31,17 +28,16 @@ TIMESTAMP = 'timestamp = { in = "header:X-Time", unit = "s", tolerance = 300 }'
 
 def load(tmp_path: Path, text: str) -> Provider:
     """Load one entry."""
-    file = tmp_path / "providers.toml"
-    file.write_text(text, encoding="utf-8")
-    return load_providers(file)["acme"]
+    (tmp_path / "acme.toml").write_text(text, encoding="utf-8")
+    return load_providers(tmp_path)["acme"]
 
 
 def refusal(tmp_path: Path, text: str) -> str:
-    """Return the sentence that an entry is refused with, without the file's name."""
+    """Return the sentence that refuses an entry, without the file's name."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     file, _, sentence = str(caught.value).partition(": ")
-    assert file == str(tmp_path / "providers.toml")
+    assert file == str(tmp_path / "acme.toml")
     return sentence
 
 
@@ -56,57 +52,60 @@ def test_the_catalogue_loads() -> None:
         assert not provider.note or provider.note.endswith(".")
 
 
-def test_pieces_are_the_whole() -> None:
-    """An entry that is read alone is what TOML makes of it in the whole file; entries are in order."""
-    whole = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
-    catalogue = load_providers()
-    assert list(catalogue) == list(whole)
-    for name, entry in whole.items():
-        scheme = entry.get("scheme")
-        told = {
-            **entry,
-            "name": name,
-            **({"scheme": whole[scheme]["scheme"]} if isinstance(scheme, str) else {}),
-        }
-        assert Provider.model_validate(told) == catalogue[name]
-    named = [name for name in whole if name not in {"standard-webhooks", "hmac", "code"}]
-    assert named == sorted(named)
+def test_every_file_is_an_entry() -> None:
+    """No file of the folder has a name that the catalogue passes over, and none tries to name itself."""
+    files = list(CATALOGUE.glob("*.toml"))
+    assert sorted(file.stem for file in files) == sorted(load_providers())
+    assert not [file for file in files if "name" in tomllib.loads(file.read_text(encoding="utf-8"))]
 
 
-def test_an_entry_is_checked_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_entries_are_in_order() -> None:
+    """The specification that many follow comes first, companies by name, what sources describe last."""
+    names = list(load_providers())
+    assert (names[0], names[-2:]) == ("standard-webhooks", ["hmac", "code"])
+    assert names[1:-2] == sorted(names[1:-2])
+    assert len(names) == len(load_providers())
+
+
+def test_an_entry_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     """A process does not pay for, nor stop at, an entry that none of its sources uses."""
-    file = tmp_path / "providers.toml"
-    file.write_text(ENTRY + ENTRY.replace("acme", "other").replace("3d", "3"), encoding="utf-8")
-    catalogue = load_providers(file)
-    assert list(catalogue) == ["acme", "other"]
+    (tmp_path / "acme.toml").write_text(ENTRY, encoding="utf-8")
+    (tmp_path / "other.toml").write_text(ENTRY.replace("3d", "3"), encoding="utf-8")
+    (tmp_path / "worse.toml").write_text("title = \n", encoding="utf-8")
+    catalogue = load_providers(tmp_path)
+    assert list(catalogue) == ["acme", "other", "worse"]
     assert catalogue["acme"] is catalogue["acme"]
-    with pytest.raises(ConfigError, match=r"\[other\] window: found a|\[other\] window: '3' is not"):
+    with pytest.raises(ConfigError, match=r"other\.toml: window: '3' is not a duration"):
         _ = catalogue["other"]
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("acme = 1\n" + ENTRY.replace("acme", "other"), "acme is a number; every entry must be a table"),
-        (ENTRY + "[other]\n[acme.handshake]\n", "the tables of [acme] do not stand together"),
-        (
-            ENTRY[: ENTRY.index("[acme.scheme]")] + 'scheme = "none"\n',
-            "[acme] scheme is 'none', which is no entry with a scheme",
-        ),
-        (ENTRY + "[acme.scheme]\n", "not valid TOML"),
-    ],
+    "name", ["../acme", "folder/../acme", "./acme", "acme.toml", "Acme", "", "acme\n", "acme\0", "."]
 )
-def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
-    """What is wrong with the file is told as what is wrong with an entry."""
-    assert sentence in refusal(tmp_path, text)
+def test_a_name_never_leaves_the_folder(tmp_path: Path, name: str) -> None:
+    """A source's provider is looked up as a file: what is no plain name is no provider."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place in (tmp_path, folder):
+        (place / "acme.toml").write_text(ENTRY, encoding="utf-8")
+    assert name not in load_providers(folder)
+    with pytest.raises(KeyError):
+        _ = load_providers(folder)[name]
+
+
+@pytest.mark.parametrize("other", ["none", "../acme", "acme"])
+def test_a_scheme_must_be_there(tmp_path: Path, other: str) -> None:
+    """A scheme that is written as a name is that of another entry, and that entry's own."""
+    text = ENTRY[: ENTRY.index("[scheme]")] + f'scheme = "{other}"\n'
+    assert refusal(tmp_path, text) == f"scheme is {other!r}, which is no entry with a scheme"
 
 
 def test_a_scheme_can_be_anothers(tmp_path: Path) -> None:
     """Twenty providers sign as Standard Webhooks does, and its scheme stands once."""
-    other = ENTRY[: ENTRY.index("[acme.scheme]")].replace("acme", "other") + 'scheme = "acme"\n'
-    file = tmp_path / "providers.toml"
-    file.write_text(other + ENTRY, encoding="utf-8")
-    catalogue = load_providers(file)
+    other = ENTRY[: ENTRY.index("[scheme]")] + 'scheme = "acme"\n'
+    (tmp_path / "acme.toml").write_text(ENTRY, encoding="utf-8")
+    (tmp_path / "other.toml").write_text(other, encoding="utf-8")
+    catalogue = load_providers(tmp_path)
     assert catalogue["other"].scheme == catalogue["acme"].scheme
 
 
@@ -136,8 +135,8 @@ def test_a_hash_names_what_is_signed() -> None:
 
 def test_a_token_signs_nothing(tmp_path: Path) -> None:
     """With a token neither the body nor the id is signed, wherever the id stands."""
-    scheme = '[acme.scheme]\ntype = "token"\nsignature = { in = "header:X-Token" }\n'
-    provider = load(tmp_path, ENTRY[: ENTRY.index("[acme.scheme]")] + scheme)
+    scheme = '[scheme]\ntype = "token"\nsignature = { in = "header:X-Token" }\n'
+    provider = load(tmp_path, ENTRY[: ENTRY.index("[scheme]")] + scheme)
     assert (provider.signs_body, provider.id_is_signed) == (False, False)
 
 
@@ -209,10 +208,10 @@ def test_rule_5_the_window_has_a_floor(tmp_path: Path) -> None:
     [
         (
             ('"sha256"', '"md5"'),
-            "[acme] scheme.hash is 'md5'; allowed is 'sha1', 'sha256', 'sha384' or 'sha512'",
+            "scheme.hash is 'md5'; allowed is 'sha1', 'sha256', 'sha384' or 'sha512'",
         ),
-        (('"hmac"', '"hmacc"'), "[acme] scheme.type is 'hmacc'; allowed is 'hmac'"),
-        (("{body}", "{bdy}"), "[acme] scheme.content: {bdy} is not a placeholder; allowed are {body}"),
+        (('"hmac"', '"hmacc"'), "scheme.type is 'hmacc'; allowed is 'hmac'"),
+        (("{body}", "{bdy}"), "scheme.content: {bdy} is not a placeholder; allowed are {body}"),
         (("{body}", "{body"), "has a brace without its other half"),
         (("{body}", "fixed"), "content takes nothing from the delivery"),
         (("{body}", "{id}{body}"), "{id} in the content and the key id go together"),
@@ -226,8 +225,8 @@ def test_rule_5_the_window_has_a_floor(tmp_path: Path) -> None:
         (('"hex"', '"hex", list_sep = " *"'), "matches nothing at all"),
         (('"hex"', '"hex", pair_sep = "="'), "pair_sep and field go together"),
         (("json:id", "json:a..b"), "has an empty step"),
-        (('"3d"', "3"), "[acme] window: found a number; write a number with its unit"),
-        (('window = "3d"', ""), "[acme] window is missing"),
+        (('"3d"', "3"), "window: found a number; write a number with its unit"),
+        (('window = "3d"', ""), "window is missing"),
         (
             ('"json:id"', '"json:id?"'),
             "event_id: every part may be missing; at least one must be there always",
@@ -235,14 +234,14 @@ def test_rule_5_the_window_has_a_floor(tmp_path: Path) -> None:
         (('"json:id"', '["json:a", "item:#"]'), "event_id reads item:, but the entry has no batch"),
         (('"json:id"', '"json:id"\nbatch_type = "a/b"'), "batch_type says when a body is a batch"),
         (('event_id = "json:id"', 'dedup = "none"\nwithout_id = "none"'), "there is no event_id"),
-        (("window =", "deadline = 3\nwindow ="), "[acme] deadline: found a number"),
+        (("window =", "deadline = 3\nwindow ="), "deadline: found a number"),
         (("window =", 'unread = ["retries"]\nwindow ='), "unread.0 is 'retries'; allowed is"),
-        (("title", "titel"), "[acme] 'titel' is not a known key; did you mean 'title'?"),
-        (("[acme.scheme]", "[acme.schema]"), "'schema' is not a known key; did you mean 'scheme'?"),
+        (("title", "titel"), "'titel' is not a known key; did you mean 'title'?"),
+        (("[scheme]", "[schema]"), "'schema' is not a known key; did you mean 'scheme'?"),
         (('type = "hmac"', 'type = "token"'), "a scheme of type 'token' has no use for content, hash"),
         (('type = "hmac"', 'type = "rsa"'), "a scheme of type 'rsa' needs key"),
         (
-            ("[acme.scheme]", "success_status = 302\n[acme.scheme]"),
+            ("[scheme]", "success_status = 302\n[scheme]"),
             "success_status is 302; it must be 299 or less",
         ),
     ],
@@ -255,7 +254,7 @@ def test_a_wrong_entry_is_one_sentence(tmp_path: Path, change: tuple[str, str], 
     assert "\n" not in found
 
 
-CODE = ENTRY[: ENTRY.index("[acme.scheme]")] + 'code = "acme"\noptions = ["audience"]\n'
+CODE = ENTRY[: ENTRY.index("[scheme]")] + 'code = "acme"\noptions = ["audience"]\n'
 
 
 def test_code_takes_the_place_of_a_scheme(tmp_path: Path) -> None:
@@ -271,7 +270,7 @@ def test_code_takes_the_place_of_a_scheme(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (CODE + ENTRY[ENTRY.index("[acme.scheme]") :], "exactly one of scheme, code, custom"),
+        (CODE + ENTRY[ENTRY.index("[scheme]") :], "exactly one of scheme, code, custom"),
         (CODE.replace('code = "acme"', ""), "exactly one of scheme, code, custom"),
         (CODE.replace('code = "acme"', "custom = true\ncode = 'acme'"), "exactly one of scheme, code"),
         (CODE.replace('code = "acme"', "custom = true"), "options are for code"),
@@ -284,7 +283,8 @@ def test_an_entry_verifies_in_one_way(tmp_path: Path, text: str, sentence: str) 
 
 def test_broken_toml_names_its_line(tmp_path: Path) -> None:
     """A file that is no TOML is refused with the place where it breaks."""
-    assert "line 2" in refusal(tmp_path, "[acme]\ntitle = \n")
+    assert "line 2" in refusal(tmp_path, "docs = ''\ntitle = \n")
+    assert "not valid TOML" in refusal(tmp_path, ENTRY + "[scheme]\n")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_no_secret_is_made_for_a_public_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["signs = []", "keyless = true", 'proof = ["X-A"]'])
 def test_what_is_for_code_only(tmp_path: Path, key: str) -> None:
     """A scheme says by itself what is signed, with what, and where the proof stands."""
-    assert "is for code" in refusal(tmp_path, ENTRY.replace("[acme.scheme]", f"{key}\n[acme.scheme]"))
+    assert "is for code" in refusal(tmp_path, ENTRY.replace("[scheme]", f"{key}\n[scheme]"))
 
 
 def test_code_says_what_it_signs(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_an_entry_may_say_that_nothing_is_signed(tmp_path: Path) -> None:
 LAZY = """
 import sys
 from pathlib import Path
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import load_sources
 from receiver.endpoints import build_endpoints
 build_endpoints(load_sources(Path(sys.argv[1]), load_providers(), {}))

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from config.catalogue import load_providers
-from config.providers import Provider
-from firstseen import wording
-from firstseen.cli import cli
-from firstseen.providers_page import updated
+from config.providers import Provider, load_providers
+from firstseen.__main__ import cli
+from firstseen.providers import updated
+from receiver import describe as wording
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "providers.md"
 CATALOGUE = load_providers()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import Source
 from receiver.endpoints import Endpoint, build_endpoints
 from receiver.signatures import InvalidSignature, Request

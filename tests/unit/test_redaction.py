@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from config.redaction import parse_json_path
+from config.nesting import MAX_DEPTH
+from config.sources import parse_json_path
 from receiver.redaction import HIDDEN, Redactor, shown_body
 
 PAYLOAD: dict[str, Any] = {
@@ -122,8 +123,8 @@ def test_what_the_ledger_writes_itself_stands() -> None:
 
 
 def test_a_body_that_is_nested_too_deeply_is_not_shown() -> None:
-    """It can be parsed but not searched."""
-    body = b'{"a": ' + b"[" * 800 + b"1" + b"]" * 800 + b"}"
+    """What is not read cannot be searched, and is hidden whole."""
+    body = b'{"a": ' + b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH + b"}"
     assert shown_body([parse_json_path("$.b")], body, "application/json") == HIDDEN.encode()
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from config.api_parts import Auth
-from config.apis import Api
+from config.apis import Api, Auth
 from config.dialects import Dialect, load_dialects
-from config.errors import ConfigError
+from config.nesting import MAX_DEPTH
+from config.toml import ConfigError
 from worker.calls.errors import CallRefused
-from worker.calls.requests import BODY_MAX, Given, Request, build, complete, respond
+from worker.calls.outbound import BODY_MAX, CallArguments, OutboundRequest, build, complete, respond
 
 DIALECTS = load_dialects()
 KEY = "4f0c2c1e-8a4d-4d53-9d54-2c2a6a3b7f10"
@@ -31,9 +31,11 @@ def api(
     return Api("shop", base_url, "it", known, AUTH, "the-secret", day, timedelta(minutes=10), **more)
 
 
-def made(path: str = "/letters", method: str = "POST", boundary: str = "edge", **given: Any) -> Request:
+def made(
+    path: str = "/letters", method: str = "POST", boundary: str = "edge", **given: Any
+) -> OutboundRequest:
     """Build a request to that API."""
-    return build(api(), method, path, Given(**given), boundary)
+    return build(api(), method, path, CallArguments(**given), boundary)
 
 
 def field_dialect() -> Dialect:
@@ -250,7 +252,7 @@ def test_the_key_stands_in_the_body() -> None:
         ({"json": {}}, json.loads),
         ({"data": {"a": "1"}}, lambda form: {k: v[0] for k, v in parse_qs(form.decode()).items()}),
     ):
-        sent = complete(target, build(target, "POST", "/a", Given(**body), ""), KEY)
+        sent = complete(target, build(target, "POST", "/a", CallArguments(**body), ""), KEY)
         assert next(iter(read(sent.body).items())) == ("request_id", KEY)
         assert dict(sent.headers)["Content-Length"] == str(len(sent.body))
 
@@ -260,7 +262,7 @@ def test_a_body_without_a_place_for_the_key_is_refused(given: dict[str, Any]) ->
     """A key that is not sent protects nothing."""
     target = api(field_dialect())
     with pytest.raises(CallRefused):
-        complete(target, build(target, "POST", "/a", Given(**given), "edge"), KEY)
+        complete(target, build(target, "POST", "/a", CallArguments(**given), "edge"), KEY)
 
 
 def test_without_a_credential_nothing_is_complete() -> None:
@@ -300,7 +302,9 @@ def test_a_fingerprint_tells_requests_apart() -> None:
         made(headers={"X-A": "2"}, json={}),
         made(json={"a": 1}),
         made(content=b"{}"),
-        build(api(base_url="https://shop.example/api/v1"), "POST", "/letters", Given(json={}), "edge"),
+        build(
+            api(base_url="https://shop.example/api/v1"), "POST", "/letters", CallArguments(json={}), "edge"
+        ),
     ]
     assert len({request.fingerprint for request in others}) == len(others)
 
@@ -308,7 +312,7 @@ def test_a_fingerprint_tells_requests_apart() -> None:
 def test_the_handlers_header_replaces_the_files() -> None:
     """One header of a name goes out, whatever its case."""
     target = api(headers={"X-Version": "1"})
-    request = build(target, "POST", "/a", Given(headers={"x-version": "2"}), "")
+    request = build(target, "POST", "/a", CallArguments(headers={"x-version": "2"}), "")
     assert [(n, v) for n, v in complete(target, request, None).headers if n.lower() == "x-version"] == [
         ("x-version", "2")
     ]
@@ -331,3 +335,13 @@ def test_an_answer_is_shown_as_httpx_does() -> None:
     )
     assert (answer.status_code, answer.json(), answer.headers.get_list("x-a")) == (404, {"a": 1}, ["1", "2"])
     assert answer.request.url.path == "/api/v1/letters"
+
+
+def test_a_body_is_as_deep_as_what_is_read() -> None:
+    """The bound is one, and what is deeper is refused with it."""
+    value: list[Any] = []
+    for _ in range(MAX_DEPTH - 1):
+        value = [value]
+    assert made(json=value).body == b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    with pytest.raises(CallRefused, match=f"more than {MAX_DEPTH} levels"):
+        made(json=[value])

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from config.apis import APIS, Api, load_apis
-from config.catalogue import load_providers
 from config.dialects import load_dialects
+from config.providers import load_providers
 from config.sources import Source
-from receiver.dashboard.rules import dialect_rules, source_rules
-from receiver.dashboard.timeline import timeline
+from receiver.dashboard.presentation import timeline
+from receiver.describe import dialect_rules, source_rules
 
 PROVIDERS = {name: one for name, one in load_providers().items() if not one.custom}
 

@@ -6,17 +6,13 @@ from typing import Any
 
 import pytest
 
-from config.catalogue import load_providers
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY
-from config.secrets import generate_secret
+from config.providers import PUBLIC_KEY, Provider, generate_secret, load_providers
 from config.sources import SOURCES, Source, load_sources
-from firstseen.samples import Sample, sample, signed_file
-from receiver.endpoints import build_endpoints
-from receiver.extraction import Item, compile_extractor
+from firstseen.send import Sample, sample, signed_file
+from receiver.endpoints import Item, build_endpoints, compile_extractor
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme, verify
-from receiver.verifiers.own import OwnVerifier
+from receiver.verifiers.base import OwnVerifier
 from tests.services.catalogue import DECLARED, make_keys, options
 
 NOW = 1_800_000_000.25

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from config.durations import parse_duration
-from config.errors import ConfigError
 from config.settings import Settings, environment, load_settings
+from config.toml import ConfigError, parse_duration
 
 KEY = "k" * 32
 GOOD = {
@@ -120,8 +119,8 @@ def test_sqlite_is_refused_where_disks_are_thrown_away(load: Load, platform: str
     ("name", "value", "said"),
     [
         ("FIRSTSEEN_LEASE", "60", "'60' is not a duration"),
-        ("FIRSTSEEN_LEASE", "0s", "longer than 0s"),
-        ("FIRSTSEEN_SWEEP", "0ms", "longer than 0s"),
+        ("FIRSTSEEN_LEASE", "0s", "more than 0s"),
+        ("FIRSTSEEN_SWEEP", "0ms", "more than 0s"),
         ("FIRSTSEEN_MAX_RUNTIME", "-1s", "is not a duration"),
         ("FIRSTSEEN_BACKOFF_MAX", "9999999999d", "longer than a duration can be"),
         ("FIRSTSEEN_ATTEMPTS", "0", "greater than or equal to 1"),

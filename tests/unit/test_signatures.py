@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from config.schemes import SchemeTable
+from config.providers import SchemeTable
 from receiver.signatures import (
     CannotSign,
     InvalidSignature,

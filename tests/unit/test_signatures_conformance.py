@@ -6,11 +6,9 @@ from functools import cache
 
 import pytest
 
-from config.locators import Locator
-from config.providers import Provider
-from config.schemes import PUBLIC_KEY
+from config.providers import PUBLIC_KEY, Locator, Provider
 from receiver.signatures import InvalidSignature, Request, sign_request, verify
-from receiver.signatures.reading import texts
+from receiver.signatures.request import texts
 from tests.services.catalogue import (
     BODY,
     DECLARED,

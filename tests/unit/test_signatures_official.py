@@ -16,7 +16,7 @@ from paddle_billing.Notifications.PaddleSignature import PaddleSignature
 from sendgrid.helpers.eventwebhook import EventWebhook
 from slack_sdk.signature import Clock, SignatureVerifier
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign, verify
 from tests.services.catalogue import make_keys
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config.providers import Provider
-from config.schemes import SchemeTable
+from config.providers import Provider, SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request, verify
 from tests.services.catalogue import DECLARED, compiled, make_keys, signing_places, with_values
 

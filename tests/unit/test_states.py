@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from receiver.ledger.calls.resolving import Resolution
-from receiver.ledger.calls.states import CallState
-from receiver.ledger.states import FIRST, TRANSITIONS, UNFINISHED, Move, State, enters, leaves
+from receiver.ledger.control import Resolution
+from receiver.ledger.states import FIRST, TRANSITIONS, UNFINISHED, CallState, Move, State, enters, leaves
 
 DIAGRAM = Path(__file__).parents[2] / "docs" / "states.md"
 ARROW = re.compile(r"^\s+(\[\*\]|\w+) --> (\w+)(?:: ([\w ]+))?$", re.MULTILINE)

@@ -9,8 +9,10 @@ from uuid import UUID
 import httpx
 import pytest
 
-from receiver.ledger import Claim, Move, Outcome
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.states import Move
 from worker import Dead, Retry
+from worker.attempt import AttemptPolicy, attempt, event_of
 from worker.calls.errors import (
     CallChanged,
     CallError,
@@ -23,12 +25,10 @@ from worker.calls.errors import (
     CallUnknown,
     ClaimLost,
 )
-from worker.events import event_of
 from worker.registry import Handler, Registry
-from worker.tasks import Policy, attempt
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
-POLICY = Policy(3, timedelta(hours=1))
+POLICY = AttemptPolicy(3, timedelta(hours=1))
 CALL = UUID(int=9)
 
 
@@ -65,7 +65,7 @@ def no_calls(_held: Claim) -> None:
 def run(function: Callable[[Any, Any], object], held: Claim | None = None, **options: Any) -> Outcome:
     """Run one attempt with a handler and at most three attempts."""
     handlers = Registry([Handler("stripe", "invoice.paid", function, **options)])
-    return attempt(held or claim(), handlers, Policy(3, timedelta(hours=1), Random(1)), no_calls)
+    return attempt(held or claim(), handlers, AttemptPolicy(3, timedelta(hours=1), Random(1)), no_calls)
 
 
 def raising(error: BaseException) -> Callable[[Any, Any], object]:

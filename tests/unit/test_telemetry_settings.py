@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import ConfigError
 from config.settings import load_settings
+from config.toml import ConfigError
 
 SECRET = "hunter4"
 
@@ -33,7 +33,7 @@ def test_everything_is_off_or_sensible_by_default() -> None:
         ("FIRSTSEEN_ALERT_URL", f"hooks.example.com/{SECRET}", "begins with https:// or http://"),
         ("FIRSTSEEN_ALERT_URL", f"https://user:{SECRET}@hooks.example.com/", "begins with https://"),
         ("FIRSTSEEN_ALERT_URL", f"https://hooks.example.com/a b{SECRET}", "begins with https://"),
-        ("FIRSTSEEN_ALERT_BACKLOG", "0s", "longer than 0s"),
+        ("FIRSTSEEN_ALERT_BACKLOG", "0s", "more than 0s"),
         ("FIRSTSEEN_LOGS", "xml", "'auto', 'json' or 'text'"),
     ],
 )

@@ -2,8 +2,8 @@
 
 import threading
 
-from receiver.dashboard.remembered import LEAST, SHARE, Remembered
-from receiver.dashboard.throttle import Throttle
+from receiver.dashboard.auth import Throttle
+from receiver.dashboard.overview import LEAST, SHARE, Remembered
 
 
 class Clock:

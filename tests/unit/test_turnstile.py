@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from receiver.ledger import LedgerUnavailable
-from receiver.ledger.turnstile import Turnstile
+from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.pool import FifoSemaphore
 from tests.services.waiting import wait_until
 
 
 def test_no_more_than_its_width_are_in() -> None:
     """Twenty threads through a turnstile of three: always three inside while others wait, never a fourth."""
-    gate, lock, full = Turnstile(3), threading.Lock(), threading.Barrier(3)
+    gate, lock, full = FifoSemaphore(3), threading.Lock(), threading.Barrier(3)
     inside, most = [0], [0]
 
     def go(_: int) -> None:
@@ -33,7 +33,7 @@ def test_no_more_than_its_width_are_in() -> None:
 
 def test_who_came_first_goes_first() -> None:
     """Threads that wait are let in by the order in which they came."""
-    gate, order, threads = Turnstile(1), [], []
+    gate, order, threads = FifoSemaphore(1), [], []
     with gate.turn(1):
         for n in range(8):
 
@@ -51,7 +51,7 @@ def test_who_came_first_goes_first() -> None:
 
 def test_whoever_gives_its_turn_back_goes_to_the_end() -> None:
     """A thread that comes again at once does not overtake one that waits."""
-    gate, order = Turnstile(1), []
+    gate, order = FifoSemaphore(1), []
 
     def go() -> None:
         with gate.turn(60):
@@ -69,7 +69,7 @@ def test_whoever_gives_its_turn_back_goes_to_the_end() -> None:
 
 def test_patience_ends_and_costs_no_turn() -> None:
     """Whoever waited too long is told so; the turn is then free for the next."""
-    gate = Turnstile(1)
+    gate = FifoSemaphore(1)
     with gate.turn(1):
         begun = time.monotonic()
         with pytest.raises(LedgerUnavailable), gate.turn(0.05):
@@ -81,7 +81,7 @@ def test_patience_ends_and_costs_no_turn() -> None:
 
 def test_an_error_inside_gives_the_turn_back() -> None:
     """However a block ends, the next one gets in."""
-    gate = Turnstile(1)
+    gate = FifoSemaphore(1)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), gate.turn(0):
             raise ZeroDivisionError
@@ -89,7 +89,7 @@ def test_an_error_inside_gives_the_turn_back() -> None:
 
 def test_no_turn_is_lost_when_patience_ends_at_the_same_moment() -> None:
     """Many threads whose patience is as short as a turn: in the end all turns are free again."""
-    gate = Turnstile(2)
+    gate = FifoSemaphore(2)
 
     def go(_: int) -> None:
         try:

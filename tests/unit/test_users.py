@@ -4,11 +4,11 @@ import pytest
 from click.testing import CliRunner
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from config.errors import ConfigError
+from config.credentials import find_user, parse_users
 from config.settings import load_settings
-from config.users import find_user, parse_users
-from firstseen.cli import cli
-from firstseen.passwords import entry
+from config.toml import ConfigError
+from firstseen.__main__ import cli
+from firstseen.admin import entry
 
 HASH = generate_password_hash("correct horse battery", "scrypt")
 

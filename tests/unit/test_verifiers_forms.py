@@ -10,8 +10,7 @@ import pytest
 from Adyen.util import generate_notification_sig, is_valid_hmac_notification
 from twilio.request_validator import RequestValidator
 
-from config.catalogue import load_providers
-from config.secrets import generate_secret
+from config.providers import generate_secret, load_providers
 from receiver.signatures import CannotSign, InvalidSignature, Request
 from receiver.verifiers.adyen import Adyen
 from receiver.verifiers.base import Unverified, Verifier

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from receiver.endpoints import VERIFIERS
 from receiver.signatures import InvalidSignature, Request
-from receiver.verifiers.building import VERIFIERS
 from tests.services.issuing import (
     PUBSUB,
     SNS_TOPIC,

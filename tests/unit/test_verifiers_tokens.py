@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from config.errors import ConfigError
+from config.toml import ConfigError
 from receiver.signatures import CannotSign, CannotVerify, InvalidSignature, Request
 from receiver.verifiers.aws_sns import AwsSns
 from receiver.verifiers.base import Verifier

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from config.catalogue import load_providers
+from config.providers import load_providers
 from config.sources import Source
-from receiver.extraction import compile_extractor
+from receiver.endpoints import VERIFIERS, compile_extractor
 from receiver.signatures import InvalidSignature, Request
 from receiver.verifiers.base import Verifier
-from receiver.verifiers.building import VERIFIERS
 from tests.services.checkout import CHECKOUT
 from tests.services.issuing import FixedKeys, certificate
 

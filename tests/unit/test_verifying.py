@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from config.catalogue import load_providers
-from firstseen.cli import cli
-from firstseen.verifying import STEPS
+from config.providers import load_providers
+from firstseen.__main__ import cli
+from firstseen.verify import STEPS
 from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request
 from receiver.signatures.errors import REASONS
-from receiver.verifiers.own import OwnVerifier
+from receiver.verifiers.base import OwnVerifier
 from receiver.verifiers.twilio import Twilio
 from tests.services.issuing import FixedKeys, google_keys, google_token, sns_message
 
@@ -320,7 +320,7 @@ def test_a_function_that_tells_no_age_gets_no_advice(run: Verify, monkeypatch: p
     def stale(_: Request, _secrets: object, _now: float) -> None:
         raise InvalidSignature("stale_timestamp")
 
-    monkeypatch.setattr("receiver.verifiers.building.load_verifier", lambda name: OwnVerifier(name, stale))
+    monkeypatch.setattr("receiver.verifiers.base.load_verifier", lambda name: OwnVerifier(name, stale))
     assert run("mine", signed("stripe"), expect=1)["hints"] == []
 
 

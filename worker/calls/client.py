@@ -9,18 +9,16 @@ from typing import Any
 import httpx
 
 from config.apis import Api
-from receiver.ledger import Claim
-from receiver.ledger.calls.states import Protection
-from receiver.ledger.calls.values import remember
-from worker.calls.answers import Answer
-from worker.calls.classify import protection
+from config.nesting import dump_json
+from receiver.ledger.calls import remember
+from receiver.ledger.lease import Claim
+from receiver.ledger.states import Protection
+from worker.calls.classify import Answer, protection
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
-from worker.calls.keys import digest
-from worker.calls.outbound import Outbound
-from worker.calls.performing import Performance, Step
-from worker.calls.requests import Given, Request, build, complete, respond
-from worker.calls.wire import NoReply, Reply
-from worker.observing import traced, watched_send
+from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, digest, respond
+from worker.calls.perform import Outbound, Performance, Step
+from worker.calls.transport import NoReply, Reply
+from worker.instrumentation import traced, watched_send
 
 STEP_MAX = 200
 """Characters of a step's name: it must fit its column."""
@@ -41,7 +39,7 @@ class Calls:
         self._count = 0
         self._computing: str | None = None
         self._ends = time.monotonic() + outbound.max_runtime.total_seconds()
-        self.owed: CallError | None = None
+        self.unjournaled_error: CallError | None = None
         """What a call raised that no row of the ledger speaks for: without that call it is not done."""
 
     def __getattr__(self, name: str) -> "ApiCalls":
@@ -72,11 +70,13 @@ class Calls:
     def check_time(self) -> None:
         """Raise ClaimLost when the handler has run for longer than max_runtime."""
         if time.monotonic() > self._ends:
-            self.owed = ClaimLost(f"The handler has run for longer than {self._outbound.max_runtime}.")
-            raise self.owed
+            self.unjournaled_error = ClaimLost(
+                f"The handler has run for longer than {self._outbound.max_runtime}."
+            )
+            raise self.unjournaled_error
 
     def make(
-        self, api: Api, request: Request, how: Protection, step: str, once: str | None
+        self, api: Api, request: OutboundRequest, how: Protection, step: str, once: str | None
     ) -> httpx.Response:
         """Make the next call of this attempt."""
         self.check_time()
@@ -94,10 +94,10 @@ class Calls:
             return performance.run()
         except CallError as error:
             if error.call is None or isinstance(error, CallChanged):
-                self.owed = error
+                self.unjournaled_error = error
             raise
 
-    def read(self, api: Api, request: Request) -> httpx.Response:
+    def read(self, api: Api, request: OutboundRequest) -> httpx.Response:
         """Send a GET, unjournaled and unkeyed. Raises CallRejected for a 4xx, CallLater for what may pass."""
         self.check_time()
         if api.problem:
@@ -150,7 +150,7 @@ class ApiCalls:
         self, path: str, *, params: Any = None, headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
         """Read something, every time anew; wrap it in `calls.value` where a retry must see the same."""
-        request = build(self._api, "GET", path, Given(params=params, headers=headers), "")
+        request = build(self._api, "GET", path, CallArguments(params=params, headers=headers), "")
         return self._calls.read(self._api, request)
 
     def call(
@@ -169,7 +169,7 @@ class ApiCalls:
         names the call within its event; `once` makes it unique over all events of this API. Raises CallError.
         """
         named = self._calls.derived(self._api, method, path) if step is None else _named(step)
-        request = build(self._api, method, path, Given(**given), digest([named.encode()])[:32])
+        request = build(self._api, method, path, CallArguments(**given), digest([named.encode()])[:32])
         how = protection(self._api.dialect, method, request.path)
         if how == Protection.UNPROTECTED and not unprotected:
             raise CallRefused(
@@ -199,8 +199,8 @@ def _checked(once: str | None) -> str | None:
 
 def _json(step: str, value: Any) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        text = dump_json(value, ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise CallRefused(f"The value of {step!r} is not JSON: {error}.") from None
     if len(text) > VALUE_MAX:
         raise CallRefused(f"The value of {step!r} is longer than {VALUE_MAX} characters.")

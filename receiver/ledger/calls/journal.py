@@ -8,15 +8,71 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
-from receiver.ledger.calls.models import CALL
-from receiver.ledger.calls.once import follow, insert_first
-from receiver.ledger.calls.settling import is_last
-from receiver.ledger.calls.states import PATIENT, CallState, Outcome, Protection
-from receiver.ledger.claimed import Claim, lock_alive
-from receiver.ledger.ids import uuid7
-from receiver.ledger.models import EVENT
+from receiver.ledger.calls.outcome import is_last
+from receiver.ledger.lease import Claim, lock_alive
+from receiver.ledger.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome
 from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, EVENT, VALUE
+from receiver.ledger.text import uuid7
+
+# `once`: one call for all events of an API that name it so. The database decides which.
+
+
+NEVER_EXECUTED = (CallState.REJECTED, CallState.REPLACED)
+"""States of a call that never happened, so that another event may use its `once`."""
+
+TOLD_AGAIN = "Its answer is not kept any more: say that it happened, with the part you need."
+
+
+def insert_first(store: Store, connection: Connection, row: Mapping[str, Any]) -> bool:
+    """Insert a call with `once`; False when another call has it."""
+    insert = (sqlite if store.sqlite else postgresql).insert(CALL).values(**row)
+    return bool(connection.execute(insert.on_conflict_do_nothing().returning(CALL.c.id)).first())
+
+
+def follow(store: Store, connection: Connection, row: Row[Any], once: str | None) -> None:
+    """Take over what became of the call that this one shares, or its place when that never happened."""
+    shares = row.shares or _holder(connection, row.api, once)
+    first = connection.execute(select(CALL).where(CALL.c.id == shares)).first()
+    if first is None or first.state in NEVER_EXECUTED:
+        _take_over(store, connection, row, once)
+    elif first.state == CallState.SUCCEEDED:
+        _copy(store, connection, row, first)
+    else:
+        reason = f"It waits for the call {first.id} of another event, which is not finished."
+        _change(connection, row, shares=first.id, reason=reason)
+
+
+def _holder(connection: Connection, api: str, once: str | None) -> UUID | None:
+    same = (CALL.c.api == api, CALL.c.once == once, CALL.c.state.not_in(NEVER_EXECUTED))
+    holder: UUID | None = connection.execute(select(CALL.c.id).where(*same)).scalar()
+    return holder
+
+
+def _take_over(store: Store, connection: Connection, row: Row[Any], once: str | None) -> None:
+    fresh = {"trying_since": store.now(), "reason": None}
+    try:
+        with connection.begin_nested():
+            _change(connection, row, shares=None, once=once, **fresh)
+    except IntegrityError:
+        # Somebody else was quicker: wait for that one.
+        _change(connection, row, shares=_holder(connection, row.api, once))
+
+
+def _copy(store: Store, connection: Connection, row: Row[Any], first: Row[Any]) -> None:
+    kept = {name: getattr(first, name) for name in ("status", "answer_headers", "answer", "outcome")}
+    reason = f"The call {first.id} of another event did this once for all."
+    end = {"state": CallState.SUCCEEDED, "reason": reason}
+    if first.answer is None:
+        end = {"state": CallState.PARKED, "reason": f"{reason} {TOLD_AGAIN}"}
+    _change(connection, row, shares=first.id, ended_at=store.now(), **end, **kept)
+
+
+def _change(connection: Connection, row: Row[Any], **values: Any) -> None:
+    connection.execute(update(CALL).where(CALL.c.id == row.id).values(**values))
 
 
 @dataclass(frozen=True)
@@ -48,7 +104,7 @@ class Planned:
     key: str | None = field(repr=False)
     protection: Protection
     sends: int
-    outcome: Outcome | None
+    outcome: SendOutcome | None
     reason: str | None
     delay: timedelta
     status: int | None
@@ -118,8 +174,8 @@ class _Planning:
         if row.shares and row.state == CallState.PENDING:
             follow(self.store, self.connection, row, self.wanted.once)
             row = self._current()
-        if row.state == CallState.PENDING and row.outcome in PATIENT:
-            self._lose_patience(row, event.now)
+        if row.state == CallState.PENDING and row.outcome in COSTS_NO_ATTEMPT:
+            self._park_if_overdue(row, event.now)
         self._change(row, claim=self.held.token)
         return self._planned(self._current(), event.now)
 
@@ -203,7 +259,7 @@ class _Planning:
         self._change(row, state=CallState.PARKED, reason=reason, ended_at=self.store.now())
         return reason
 
-    def _lose_patience(self, row: Row[Any], now: datetime) -> None:
+    def _park_if_overdue(self, row: Row[Any], now: datetime) -> None:
         if row.trying_since + self.give_up_after <= now:
             since = f"It has been tried since {row.trying_since:%Y-%m-%d %H:%M} UTC, and that is long enough."
             self._change(
@@ -230,7 +286,7 @@ class _Planning:
             key=row.key,
             protection=Protection(row.protection),
             sends=row.sends,
-            outcome=Outcome(row.outcome) if row.outcome else None,
+            outcome=SendOutcome(row.outcome) if row.outcome else None,
             reason=row.reason,
             delay=max(due - now, timedelta(0)),
             status=row.status,
@@ -240,3 +296,25 @@ class _Planning:
             waits=bool(row.shares) and row.state == CallState.PENDING,
             tried=now - row.trying_since,
         )
+
+
+# Values that a handler computes once for a generation: times, random numbers, what a GET returned.
+
+
+def remember(store: Store, held: Claim, step: str, compute: Callable[[], str]) -> str | None:
+    """Return the JSON that a step computed first in this generation; None when the claim is lost."""
+    found = select(VALUE.c.value).where(
+        VALUE.c.event == held.event, VALUE.c.generation == held.generation, VALUE.c.step == step
+    )
+    with store.read() as connection:
+        stored: str | None = connection.execute(found).scalar()
+    if stored is not None:
+        return stored
+    row = {"event": held.event, "generation": held.generation, "step": step, "value": compute()}
+    with store.write() as connection:
+        if lock_alive(store, connection, held) is None:
+            return None
+        insert = (sqlite if store.sqlite else postgresql).insert(VALUE)
+        connection.execute(insert.values(**row, at=store.now()).on_conflict_do_nothing())
+        value: str = connection.execute(found).scalar_one()
+        return value

@@ -1,18 +1,33 @@
 """Sending a call: marked under the locked event before the first byte; answered by the send's own id."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, select, update
+from sqlalchemy.exc import IntegrityError
 
-from receiver.ledger.calls.models import CALL, SEND
-from receiver.ledger.calls.states import CallState, Protection
-from receiver.ledger.claimed import Claim, lock_alive
-from receiver.ledger.ids import uuid7
-from receiver.ledger.models import EVENT
+from receiver.ledger.counters import CounterKind, bump
+from receiver.ledger.lease import Claim, lock_alive
+from receiver.ledger.states import (
+    ENDS_CALL,
+    CallState,
+    Judge,
+    Judgement,
+    Move,
+    Protection,
+    SendOutcome,
+    Standing,
+    State,
+    enters,
+)
 from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, EVENT, SEND
+from receiver.ledger.text import plain, uuid7
 
 SLACK = timedelta(seconds=5)
 """How much longer than a send its lease lasts: the answer must still be written down."""
@@ -62,7 +77,7 @@ class Stopped:
 Mark = Marked | Lost | NotYet | Stopped
 
 
-def mark(store: Store, held: Claim, call: UUID, terms: Terms) -> Mark:
+def begin_send(store: Store, held: Claim, call: UUID, terms: Terms) -> Mark:
     """Note that a call's request goes out now, if claim, lease, key's life and credential allow it.
 
     The lease outlasts the send. While an earlier send is open, a resend is as safe as what protects it.
@@ -124,3 +139,191 @@ def open_until(connection: Connection, call: UUID, but: UUID | None = None) -> d
     found = select(SEND.c.sending_until).where(*mine).order_by(SEND.c.sending_until.desc()).limit(1)
     until: datetime | None = connection.execute(found).scalar()
     return until
+
+
+# Recording what came back to a send, by the send's own id and whoever holds the claim.
+
+
+TOO_LONG = "It happened, but its answer is too long to be kept: say that it happened, with the part you need."
+
+OK, CLIENT_ERROR = 200, 400
+
+LATE = "The answer to its open call came late."
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer as it is kept. `body` is None where it was too long to keep."""
+
+    status: int
+    headers: Sequence[tuple[str, str]] = field(repr=False)
+    body: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came back, or did not. Without `send` no byte had left; without `answer` none came."""
+
+    send: UUID | None
+    answer: Answered | None
+    judge: Judge
+    terms: Terms
+    backoff: timedelta
+    """The wait before the next send where the answer names none."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of the call: its state now, what the answer meant, and the wait before its next send."""
+
+    state: CallState
+    verdict: Judgement
+    delay: timedelta
+    kept: bool = True
+    """Whether this answer decided that; else an earlier word on the call stands."""
+
+
+def record_response(store: Store, held: Claim, call: UUID, receipt: Receipt) -> Recorded:
+    """Write down what came back to one send of a call.
+
+    A success, a replay or a stored answer closes every send of the call. A late one also wakes an event that
+    was parked for this call.
+    """
+    with store.write() as connection:
+        # Event before call, as everybody locks them.
+        connection.execute(select(EVENT.c.id).where(EVENT.c.id == held.event).with_for_update())
+        row = connection.execute(select(CALL, store.now().label("now")).where(CALL.c.id == call)).one()
+        recording = _Recording(connection, row, receipt)
+        recording.note(held)
+        done = recording.end()
+        bump(store, connection, {(CounterKind.CALL, row.api, str(done.verdict.outcome)): 1})
+        return done
+
+
+def shown_status(verdict: Judgement, status: int) -> int:
+    """Return the status that a handler sees: that of the original, where a replay is told by its own."""
+    return OK if verdict.outcome == SendOutcome.REPLAYED and status >= CLIENT_ERROR else status
+
+
+class _Recording:
+    """One answer, inside one transaction that holds the event."""
+
+    def __init__(self, connection: Connection, row: Row[Any], receipt: Receipt) -> None:
+        self.connection, self.row, self.receipt = connection, row, receipt
+        self.now: datetime = row.now
+        self.verdict = receipt.judge(self._standing(), self.now)
+
+    def _standing(self) -> Standing:
+        row, protection = self.row, Protection(self.row.protection)
+        lives = row.expires_at is not None and row.expires_at - self.receipt.terms.margin > self.now
+        others = open_until(self.connection, row.id, but=self.receipt.send)
+        live = lives and protection == Protection.KEYED
+        return Standing(others is not None, live, protection, row.method, urlsplit(row.url).path)
+
+    def note(self, held: Claim) -> None:
+        """Write the send's own end, and close every send when the answer speaks for all."""
+        answer, verdict = self.receipt.answer, self.verdict
+        end = {
+            "ended_at": self.now,
+            "outcome": verdict.outcome,
+            "status": answer.status if answer else None,
+            "reason": plain(verdict.reason),
+            "open": (verdict.open or self._is_lost) and self.row.state not in ENDS_CALL.values(),
+        }
+        if self.receipt.send is None:
+            self._note_unsent(held, end)
+        else:
+            self.connection.execute(update(SEND).where(SEND.c.id == self.receipt.send).values(**end))
+        if verdict.outcome in ENDS_CALL and not self._is_lost:
+            self.connection.execute(update(SEND).where(SEND.c.call == self.row.id).values(open=False))
+
+    def _note_unsent(self, held: Claim, end: dict[str, Any]) -> None:
+        number = self.row.sends + 1
+        begun = {"id": uuid7(), "call": self.row.id, "number": number, "claim": held.token}
+        self.connection.execute(SEND.insert().values(**begun, **end, at=self.now, sending_until=self.now))
+        self._change(sends=number)
+
+    def end(self) -> Recorded:
+        """Bring the call where the answer puts it, if it is not at an end already."""
+        delay, state = self._delay(), self._next()
+        if state is None:
+            return Recorded(CallState(self.row.state), self.verdict, delay, kept=False)
+        ended = state != CallState.PENDING
+        change: dict[str, Any] = {
+            "state": state,
+            "outcome": self.verdict.outcome,
+            "reason": TOO_LONG if self._is_lost else plain(self.verdict.reason),
+            "due_at": None if ended else self.now + delay,
+            "ended_at": self.now if ended else None,
+        }
+        self._move(**change, **self._kept())
+        if state in ENDS_CALL.values():
+            self._wake()
+        return Recorded(state, self.verdict, delay)
+
+    def _delay(self) -> timedelta:
+        asked, terms = self.verdict.retry_after, self.receipt.terms
+        # One that asks for it at once, time and again, would be asked as fast as a worker runs.
+        delay = asked or self.receipt.backoff
+        until = open_until(self.connection, self.row.id)
+        quiet = until + terms.quiet - self.now if until and terms.apart else timedelta(0)
+        return max(delay, quiet)
+
+    def _kept(self) -> dict[str, Any]:
+        answer = self.receipt.answer
+        if answer is None:
+            return {}
+        status = shown_status(self.verdict, answer.status)
+        return {"status": status, "answer_headers": json.dumps(answer.headers), "answer": answer.body}
+
+    def _next(self) -> CallState | None:
+        """Return the state that the answer brings the call to; None when it changes nothing any more."""
+        final = ENDS_CALL.get(self.verdict.outcome)
+        if self._is_lost:
+            final = CallState.PARKED
+        match CallState(self.row.state):
+            case CallState.PENDING:
+                return final or (CallState.PARKED if self.verdict.park else CallState.PENDING)
+            case CallState.PARKED | CallState.GIVEN_UP:
+                return final
+            case CallState.REPLACED if self._is_success and not self._has_successor():
+                return final
+            case _:
+                return None
+
+    @property
+    def _is_success(self) -> bool:
+        return ENDS_CALL.get(self.verdict.outcome) == CallState.SUCCEEDED
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether it happened, but nobody knows with what answer: its sends stay open."""
+        answer = self.receipt.answer
+        return self._is_success and answer is not None and answer.body is None
+
+    def _has_successor(self) -> bool:
+        row = self.row
+        mine = (CALL.c.event == row.event, CALL.c.generation == row.generation)
+        # A replaced step may move, and another one may take its place.
+        same = (CALL.c.position == row.position) | (CALL.c.step == row.step)
+        later = select(CALL.c.id).where(*mine, same, CALL.c.successor > row.successor)
+        return self.connection.execute(later.limit(1)).first() is not None
+
+    def _wake(self) -> None:
+        """Let an event go on that was parked for this call and for nothing else."""
+        row = self.row
+        mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
+        change = {"state": enters(Move.RESOLVE), "due_at": self.now, "parked_call": None, "reason": LATE}
+        fresh = {"attempts": 0, "crashes": 0, "nudged_at": None, "nudges": 0}
+        self.connection.execute(update(EVENT).where(*mine).values(**change, **fresh))
+
+    def _move(self, **values: Any) -> None:
+        """Change the call; one that counted as replaced may have lost its `once` to another event's."""
+        try:
+            with self.connection.begin_nested():
+                self._change(**values)
+        except IntegrityError:
+            self._change(**values, once=None)
+
+    def _change(self, **values: Any) -> None:
+        self.connection.execute(update(CALL).where(CALL.c.id == self.row.id).values(**values))

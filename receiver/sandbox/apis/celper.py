@@ -4,8 +4,9 @@ from typing import Any
 
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, header, operations
-from receiver.sandbox.desk import Desk, remove, text
+from receiver.idempotency import Refusal
+from receiver.sandbox.apis import SandboxApi, header, operations
+from receiver.sandbox.storage import Desk, remove, text
 
 NAMES = ("firstName", "lastName", "email", "jobPositionId")
 IDENTIFIES = NAMES[:3]
@@ -70,7 +71,7 @@ def _move(desk: Desk, identity: str, status: str) -> ResponseReturnValue:
     return desk.change(identity, {"status": status, "statusChanges": count, "updatedAt": desk.now})
 
 
-CELPER = Api(
+CELPER = SandboxApi(
     name="celper",
     credential=_key,
     wanted="Send your API key in X-API-Key.",

@@ -5,8 +5,9 @@ from typing import Any
 from flask import Request
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, header, operations
-from receiver.sandbox.desk import Desk, Fields, remove, text
+from receiver.idempotency import Refusal
+from receiver.sandbox.apis import SandboxApi, header, operations
+from receiver.sandbox.storage import Desk, Fields, remove, text
 
 TEXTS = ("title", "description", "location", "start", "end")
 
@@ -63,7 +64,7 @@ def change(desk: Desk, identity: str) -> ResponseReturnValue:
     return desk.change(identity, _named(desk.json()) | {"sequence": sequence})
 
 
-CHRONAPILOT = Api(
+CHRONAPILOT = SandboxApi(
     name="chronapilot",
     credential=credential,
     wanted="Send your API key as a bearer token in Authorization.",

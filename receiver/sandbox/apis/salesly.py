@@ -4,8 +4,9 @@ from typing import Any
 
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, header, operations
-from receiver.sandbox.desk import Desk, Fields, remove, text
+from receiver.idempotency import Refusal
+from receiver.sandbox.apis import SandboxApi, header, operations
+from receiver.sandbox.storage import Desk, Fields, remove, text
 
 BATCH_MAX = 100
 CONFLICT = "This Idempotency-Key has already been used with a different request."
@@ -65,7 +66,7 @@ def change(desk: Desk, identity: str) -> ResponseReturnValue:
     return {"data": desk.change(identity, named)}
 
 
-SALESLY = Api(
+SALESLY = SandboxApi(
     name="salesly",
     credential=_key,
     wanted="Send your API key in x-api-key.",

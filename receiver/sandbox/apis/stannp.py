@@ -6,8 +6,9 @@ from typing import Any
 from flask import Request
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, operations
-from receiver.sandbox.desk import Desk
+from receiver.idempotency import Refusal
+from receiver.sandbox.apis import SandboxApi, operations
+from receiver.sandbox.storage import Desk
 
 SAMPLE = "https://www.stannp.com/assets/samples/letter-sample.pdf"
 COST = "0.78"
@@ -52,7 +53,7 @@ def read(desk: Desk, identity: str) -> ResponseReturnValue:
     return {"success": True, "data": desk.find(identity)}
 
 
-STANNP = Api(
+STANNP = SandboxApi(
     name="stannp",
     credential=credential,
     wanted="Send your API key as the user name of Basic authentication.",

@@ -6,8 +6,9 @@ from typing import Any
 from flask import Request
 from flask.typing import ResponseReturnValue
 
-from receiver.sandbox.api import Api, Refusal, header, operations
-from receiver.sandbox.desk import Desk, Fields, remove, text
+from receiver.idempotency import Refusal
+from receiver.sandbox.apis import SandboxApi, header, operations
+from receiver.sandbox.storage import Desk, Fields, remove, text
 
 _api_key, _authorization = header("X-API-Key"), header("Authorization")
 
@@ -66,7 +67,7 @@ def _named(body: Fields) -> Fields:
     return named
 
 
-TELNESS = Api(
+TELNESS = SandboxApi(
     name="telness",
     credential=credential,
     wanted="Send your API key in X-API-Key.",

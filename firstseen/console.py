@@ -1,0 +1,235 @@
+"""What commands need, each part made when it is first asked for: `firstseen version` needs none of it."""
+
+import getpass
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+import click
+
+from config.apis import Api, load_apis
+from config.dialects import load_dialects
+from config.providers import load_providers
+from config.settings import Settings, environment, load_settings
+from config.sources import Source, load_sources
+from config.toml import parse_duration
+from receiver.ledger.filter import EventFilter
+from receiver.ledger.schema import check_schema
+from receiver.ledger.states import State
+from receiver.ledger.store import Store
+from receiver.redaction import redacted
+
+
+class CommandFailed(click.ClickException):
+    """The answer is no: exit 1. Not found, not allowed, or refused by the other side."""
+
+    exit_code = 1
+
+
+class Context:
+    """One run of the command line."""
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What the environment says; raises ConfigError."""
+        return load_settings()
+
+    @cached_property
+    def sources(self) -> Mapping[str, Source]:
+        """The configured sources by name; raises ConfigError."""
+        return load_sources(self.settings.sources_path, load_providers(), environment())
+
+    @cached_property
+    def apis(self) -> Mapping[str, Api]:
+        """The configured APIs by name; raises ConfigError."""
+        return load_apis(self.settings.apis_path, load_dialects(), environment())
+
+    @cached_property
+    def database(self) -> Store:
+        """The ledger's database, whatever its schema."""
+        return Store(self.settings.database, pool=self.settings.db_pool)
+
+    @cached_property
+    def ledger(self) -> Store:
+        """The ledger, its schema checked; raises LedgerUnavailable or SchemaBehind."""
+        check_schema(self.database)
+        return self.database
+
+    def shown(self, event: UUID, told: Any) -> Any:
+        """Return what is told of an event without what its source leaves out."""
+        return redacted(self.sources, self.ledger, event, told)
+
+    def source(self, name: str) -> Source:
+        """Return a configured source or say no."""
+        if name not in self.sources:
+            raise CommandFailed(
+                f"There is no source {name!r}; configured are {', '.join(sorted(self.sources)) or 'none'}."
+            )
+        return self.sources[name]
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if "database" in self.__dict__:
+            self.database.close()
+
+
+pass_context = click.make_pass_decorator(Context)
+
+
+def system_user() -> str:
+    """Return the system's name for who runs this, for the audit, or say no."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        raise CommandFailed("The system has no name for this user: say --who, for the audit.") from None
+
+
+# How things look on a terminal: tables, colours, and nothing that a sender could smuggle in.
+
+
+COLOURS = {
+    "received": "white",
+    "processing": "cyan",
+    "waiting": "blue",
+    "done": "green",
+    "parked": "yellow",
+    "dead": "red",
+    "ignored": "bright_black",
+    "pending": "blue",
+    "succeeded": "green",
+    "rejected": "red",
+    "replaced": "bright_black",
+    "given up": "bright_black",
+    "ok": "green",
+    "warn": "yellow",
+    "FAIL": "red",
+}
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, one line, ASCII only."""
+    click.echo(json.dumps(value))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under a head in columns; the last column keeps its length."""
+    lines = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    click.echo(click.style(_joined(head, widths), bold=True))
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        click.echo("  ".join(tinted(cell) for cell in padded).rstrip())
+
+
+def labelled(label: str, fact: str) -> str:
+    """Return a line that begins with a label, in a column of its own."""
+    return click.style(label.ljust(12) if fact else label, bold=True) + fact
+
+
+def tinted(text: str) -> str:
+    """Return a word in its colour, if it has one; blanks around it stay."""
+    colour = COLOURS.get(text.strip())
+    return click.style(text, fg=colour) if colour else text
+
+
+def visible(value: Any) -> str:
+    """Return a value as one line without control characters: ids and reasons come from outside."""
+    text = "" if value is None else str(value)
+    return "".join(character if character.isprintable() else _escaped(character) for character in text)
+
+
+def visible_lines(text: str) -> list[str]:
+    """Return a longer text as lines, each without control characters."""
+    return [visible(line) for line in text.splitlines()]
+
+
+def moment(text: str | None) -> str:
+    """Return an RFC 3339 time shortened to whole seconds."""
+    return "" if text is None else text[:19] + "Z"
+
+
+def plural(number: int, word: str) -> str:
+    """Return `1 event`, `2 events`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode()
+
+
+# Options that several commands share.
+
+
+Command = Callable[..., Any]
+
+
+class Moment(click.ParamType[datetime]):
+    """A point in time: RFC 3339 (`2026-11-21T10:00:00Z`), or how long ago (`90s`, `2h`, `30d`)."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return an aware time; refuse what is neither."""
+        if isinstance(value, datetime):
+            return value
+        moment = _ago(value) or _written(value)
+        if moment is None:
+            self.fail(
+                f"{value!r} is neither a duration such as 2h nor a time such as 2026-11-21T10:00:00Z",
+                param,
+                ctx,
+            )
+        return moment
+
+
+def _ago(text: str) -> datetime | None:
+    try:
+        return datetime.now(UTC) - parse_duration(text)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _written(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    # Without an offset it could be anybody's noon.
+    return moment if moment.utcoffset() is not None else None
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, as /v1 returns it.")
+
+_FILTERS = (
+    click.option("--source", "by_source", metavar="NAME", help="Only events of this source."),
+    click.option("--state", type=click.Choice([str(state) for state in State]), help="Only in this state."),
+    click.option("--type", "event_type", metavar="TYPE", help="Only of this type."),
+    click.option("--since", type=Moment(), help="Received since: 2h, 30d, or 2026-11-21T10:00:00Z."),
+    click.option("--until", type=Moment(), help="Received before; written likewise."),
+)
+
+
+def filter_options(command: Command) -> Command:
+    """Add the options that `filter_of` reads."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+def filter_of(given: dict[str, Any]) -> EventFilter:
+    """Return the filter that a command's options make."""
+    state = given["state"]
+    return EventFilter(
+        source=given["by_source"],
+        state=State(state) if state else None,
+        type=given["event_type"],
+        since=given["since"],
+        until=given["until"],
+    )

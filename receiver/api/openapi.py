@@ -1,0 +1,227 @@
+"""The OpenAPI 3.1 document, made from the operations that are served and the models that check them."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from flask import Response, make_response, render_template
+from markupsafe import Markup, escape
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from config.dialects import load_dialects
+from receiver.api.operation import PREFIX, Operation
+from receiver.ledger.reports import Problem
+
+Json = dict[str, Any]
+
+REF = "#/components/schemas/"
+
+KEY_FORM = r'^([ !#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
+"""1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941)."""
+
+ABOUT = (
+    "Look at events and their calls, and act on them."
+    " Send `Authorization: Bearer <key>` with one of FIRSTSEEN_API_KEYS."
+    " Errors are problem documents (RFC 9457): `type` is stable, `detail` says what happened and what to do."
+)
+
+PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
+    "event": ("The ledger's id of the event, not the provider's.", {"type": "string", "format": "uuid"}),
+    "replay": ("The id of the bulk run.", {"type": "string", "format": "uuid"}),
+    "call": ("The id of the call.", {"type": "string", "format": "uuid"}),
+    "body_hash": ("SHA-256 of the body, in hex.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
+}
+
+
+def document(operations: Sequence[Operation]) -> Json:
+    """Return the document, ready for JSON."""
+    paths: dict[str, Json] = {}
+    for operation in operations:
+        paths.setdefault(PREFIX + operation.path, {})[operation.method.lower()] = _operation(operation)
+    key = {"type": "http", "scheme": "bearer", "description": "One of FIRSTSEEN_API_KEYS."}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Firstseen", "version": "1", "description": ABOUT},
+        "servers": [{"url": "/"}],
+        "security": [{"key": []}],
+        "paths": paths,
+        "components": {"securitySchemes": {"key": key}, "schemas": _schemas(operations)},
+    }
+
+
+def _operation(operation: Operation) -> Json:
+    summary, _, rest = inspect.cleandoc(operation.view.__doc__ or "").partition("\n")
+    found = {
+        "operationId": operation.name,
+        "summary": summary.rstrip("."),
+        "description": " ".join(rest.split()),
+        "tags": [operation.path.split("/")[1]],
+        "parameters": list(_parameters(operation)),
+        "responses": {**_answers(operation), **{str(code): _problem(code) for code in operation.refusals}},
+    }
+    return found | ({"requestBody": _body(operation)} if operation.acts and operation.takes else {})
+
+
+def _parameters(operation: Operation) -> Iterable[Json]:
+    for name in operation.parameters:
+        text, schema = PATH_PARAMETERS[name]
+        yield {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
+    if operation.acts:
+        yield _key_parameter()
+    elif operation.takes:
+        schema = operation.takes.model_json_schema(ref_template=REF + "{model}")
+        for name, form in schema["properties"].items():
+            yield _query_parameter(name, form, required=name in schema.get("required", ()))
+
+
+def _query_parameter(name: str, form: Json, *, required: bool) -> Json:
+    # A query has no null: what is left out is not there.
+    given = [one for one in form.get("anyOf", ()) if one != {"type": "null"}]
+    schema = given[0] if given else {key: form[key] for key in form.keys() - {"title", "description"}}
+    told = {"description": form.get("description", "")}
+    return {"name": name, "in": "query", "required": required, **told, "schema": schema}
+
+
+def _key_parameter() -> Json:
+    text = "Sent again with this key within 24 h, the request is answered from memory and does nothing."
+    header = load_dialects()["firstseen"].header
+    schema = {"type": "string", "pattern": KEY_FORM}
+    return {"name": header, "in": "header", "required": False, "description": text, "schema": schema}
+
+
+def _body(operation: Operation) -> Json:
+    model = operation.takes
+    required = any(field.is_required() for field in model.model_fields.values()) if model else False
+    content = {"schema": _reference(model), "example": operation.example}
+    return {"required": required, "content": {"application/json": content}}
+
+
+def _answers(operation: Operation) -> Json:
+    return {str(status): _answer(status, shape, operation) for status, shape in operation.answers.items()}
+
+
+def _answer(status: int, shape: type[BaseModel], operation: Operation) -> Json:
+    text = " ".join((shape.__doc__ or HTTPStatus(status).phrase).split())
+    answer: Json = {"description": text, "content": {"application/json": {"schema": _reference(shape)}}}
+    if operation.acts:
+        marker = {"description": "`true` on an answer from memory.", "schema": {"const": "true"}}
+        answer["headers"] = {"Idempotent-Replayed": marker}
+    return answer
+
+
+def _problem(status: int) -> Json:
+    content = {"application/problem+json": {"schema": _reference(Problem)}}
+    return {"description": HTTPStatus(status).phrase, "content": content}
+
+
+def _reference(model: type[BaseModel] | None) -> Json:
+    return {"$ref": REF + model.__name__} if model else {}
+
+
+def _schemas(operations: Iterable[Operation]) -> Json:
+    shapes = {shape for one in operations for shape in one.answers.values()} | {Problem}
+    given = {one.takes for one in operations if one.takes}
+    models = [(shape, "serialization") for shape in shapes] + [(model, "validation") for model in given]
+    models.sort(key=lambda pair: pair[0].__name__)
+    _, schemas = models_json_schema(models, ref_template=REF + "{model}")  # type: ignore[arg-type]
+    found: Json = schemas["$defs"]
+    return found
+
+
+# `/v1/docs`: the document as one page, made here: no script, and nothing from another host.
+
+
+Document = dict[str, Any]
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def render_page(document: Document) -> Response:
+    """Return the page of an OpenAPI document as `openapi.document` makes it."""
+    schemas = document["components"]["schemas"]
+    operations = list(_operations(document, schemas))
+    shapes = [_shape(name, schema, schemas) for name, schema in schemas.items()]
+    page = render_template(
+        "docs.html", info=document["info"], operations=operations, shapes=shapes, prose=_prose
+    )
+    response = make_response(page)
+    response.headers["Content-Security-Policy"] = POLICY
+    return response
+
+
+def _operations(document: Document, schemas: Document) -> Iterator[Document]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            yield {
+                **operation,
+                "method": method.upper(),
+                "path": path,
+                "parameters": [{**one, "form": _form(one["schema"])} for one in operation["parameters"]],
+                "members": _members(_resolved(body["schema"], schemas)) if body else [],
+                "curl": _curl(method, path, body),
+                "answers": [_answered(*answer) for answer in operation["responses"].items()],
+            }
+
+
+def _answered(status: str, answer: Document) -> Document:
+    (content,) = answer["content"].values()
+    return {"status": status, "shape": content["schema"]["$ref"].rpartition("/")[2]}
+
+
+def _curl(method: str, path: str, body: Document | None) -> str:
+    parts = ["curl", '-H "Authorization: Bearer $KEY"']
+    if method == "post":
+        parts += ["-X POST", '-H "Idempotency-Key: $(uuidgen)"']
+    if body:
+        parts.append(f"--json '{json.dumps(body['example'])}'")
+    named = re.sub(r"{(\w+)}", lambda name: f"${name[1].upper()}", path)
+    return " ".join([*parts, f'"$URL{named}"'])
+
+
+def _prose(text: str) -> Markup:
+    """Return a text with its code between backticks as HTML."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped first
+
+
+def _shape(name: str, schema: Document, schemas: Document) -> Document:
+    resolved = _resolved(schema, schemas)
+    about = {"about": schema.get("description", ""), "form": _form(schema) if "enum" in schema else ""}
+    return {"name": name, **about, "members": _members(resolved)}
+
+
+def _members(schema: Document) -> list[Document]:
+    required = schema.get("required", ())
+    return [
+        {
+            "name": name,
+            "form": _form(form),
+            "required": name in required,
+            "about": form.get("description", ""),
+        }
+        for name, form in schema.get("properties", {}).items()
+    ]
+
+
+def _resolved(schema: Document, schemas: Document) -> Document:
+    found: Document = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    return found
+
+
+def _form(schema: Document) -> str:
+    """Write a schema in a few words."""
+    match schema:
+        case {"$ref": str(reference)}:
+            return reference.rpartition("/")[2]
+        case {"anyOf": list(several)}:
+            return " or ".join(map(_form, several))
+        case {"enum": list(values)}:
+            return ", ".join(map(str, values))
+        case {"type": "array", "items": dict(items)}:
+            return f"list of {_form(items)}"
+        case _:
+            return str(schema.get("const", schema.get("format", schema.get("type", "any"))))

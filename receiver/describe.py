@@ -1,0 +1,418 @@
+"""A source's and a dialect's rules as sentences, made from the configuration as it is loaded."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from config.apis import Api
+from config.dialects import Dialect, Error
+from config.providers import (
+    ABSENT,
+    ANY,
+    PUBLIC_KEY,
+    VERIFY_TOKEN,
+    HandshakeTable,
+    KeyTable,
+    Provider,
+    SchemeTable,
+    SignatureTable,
+    TimestampTable,
+)
+from config.sources import Source, can_be_replayed
+from config.toml import in_words
+from receiver.ledger.control import Resolution
+from receiver.ledger.states import Move, State, leaves
+
+# What a provider's entry means, in words: the same for `firstseen providers show` and docs/providers.md.
+
+
+ALGORITHMS = {"ed25519": "Ed25519", "ecdsa": "ECDSA", "rsa": "RSA (PKCS #1 v1.5)", "hash": "plain"}
+
+KEYS = {
+    "base64": "the secret is base64",
+    "hex": "the secret is hex",
+    "ed25519-hex": "the secret is the provider's public key, 32 bytes in hex",
+    "ed25519-base64": "the secret is the provider's public key, 32 bytes in base64",
+    "spki-base64": "the secret is the provider's public key, base64 of DER (SPKI)",
+    "pem": "the secret is the provider's public key, in PEM",
+}
+
+UNITS = {"s": "seconds", "ms": "milliseconds", "iso8601": "ISO 8601"}
+
+KINDS = {
+    "header": "header {}",
+    "json": "{} in the body",
+    "item": "{} in each item",
+    "query": "{} in the query",
+    "form": "{} in the form",
+    "sig": "{}= in the signature",
+}
+
+
+def proof(provider: Provider) -> str:
+    """Say in a few words what proves the sender."""
+    if provider.scheme is None:
+        return _other_proof(provider)
+    names = {"token": "token", "basic": "HTTP Basic", "any_of": "one of several"}
+    scheme = provider.scheme
+    return names.get(scheme.type) or _algorithm(scheme)
+
+
+def _other_proof(provider: Provider) -> str:
+    if provider.verification is not None:
+        return "nothing"
+    return "code" if provider.code else "as the source says"
+
+
+def scheme(provider: Provider) -> list[str]:
+    """Say how deliveries are verified, a sentence a line."""
+    if provider.verification is not None:
+        return ["nothing is signed: a source must say unverified = true, and its handler ask the provider"]
+    if provider.code is not None:
+        needs = f", with options.{', options.'.join(provider.options)}" if provider.options else ""
+        return [f"verified by code, {provider.code}{needs}"]
+    if provider.scheme is None:
+        return ["described in the source's options"]
+    return list(_scheme(provider.scheme))
+
+
+def _scheme(table: SchemeTable) -> Iterator[str]:
+    if table.schemes:
+        for number, one in enumerate(table.schemes, 1):
+            yield from (f"{number}. {line}" for line in _scheme(one))
+        return
+    if table.signature is not None:
+        yield _signature(table, table.signature)
+    if table.key is not None or table.type in PUBLIC_KEY:
+        yield _key(table.key or KeyTable(encoding="pem"))
+    if table.timestamp is not None:
+        yield _timestamp(table.timestamp)
+    for place, value in table.require.items():
+        yield f"{places(place)} must be {value}"
+
+
+def _signature(table: SchemeTable, signature: SignatureTable) -> str:
+    where = places(signature.at)
+    after = f" after {signature.prefix!r}" if signature.prefix else ""
+    if table.type == "token":
+        return f"the secret itself in {where}{after}: it proves the sender, not the bytes"
+    if table.type == "basic":
+        return f"HTTP Basic in {where}; the secret is user:password, and proves the sender, not the bytes"
+    pairs = f", as {signature.field}{signature.pair_sep}..." if signature.field else ""
+    several = ", any of several" if signature.list_sep or signature.places.several else ""
+    content = (table.content or "").replace("\n", "\\n")
+    return f"{_algorithm(table)} of {content}, in {signature.encoding}, in {where}{after}{pairs}{several}"
+
+
+def _algorithm(table: SchemeTable) -> str:
+    digest = (table.hash or "").upper()
+    if table.type == "hmac":
+        return f"HMAC-{digest}"
+    return f"{ALGORITHMS[table.type]} {digest}".strip()
+
+
+def _key(key: KeyTable) -> str:
+    bare = f", without {key.strip_prefix!r}" if key.strip_prefix else ""
+    return KEYS.get(key.encoding, "the secret is used as it is") + bare
+
+
+def _timestamp(table: TimestampTable) -> str:
+    limit = f"at most {table.tolerance} s from now" if table.tolerance else "with no limit of its own"
+    return f"its time is in {places(table.at)}, in {UNITS[table.unit]}, {limit}"
+
+
+def places(text: str) -> str:
+    """Say where a locator reads."""
+    joined, word = ("||", " and ") if "||" in text else ("|", " or ")
+    return word.join(_place(part) for part in text.split(joined))
+
+
+def _place(text: str) -> str:
+    kind, _, name = text.removesuffix("?").partition(":")
+    if (kind, name) == ("item", "#"):
+        return "the item's place in the batch"
+    if not name:
+        return "the whole body"
+    return KINDS[kind].format(name.replace("\\.", ".")) + (" (if there)" if text.endswith("?") else "")
+
+
+def event_id(provider: Provider) -> str:
+    """Say what makes two deliveries one event."""
+    if provider.custom:
+        return "as the source says"
+    if not provider.event_id:
+        return {"none": "none: each delivery is an event of its own"}.get(provider.policy, "the body's hash")
+    told = " + ".join(places(part) for part in provider.event_id)
+    other = {"body_hash": "; without it the body's hash", "none": "; without it each is an event of its own"}
+    unsigned = "" if provider.id_is_signed or not provider.signs_body else "; not signed"
+    return told + other.get(provider.without_id, "") + unsigned
+
+
+def handshake(table: HandshakeTable) -> str:
+    """Say which request is a handshake, and what it gets."""
+    conditions = [_condition(place, value) for place, value in table.when.items()]
+    if table.challenge:
+        conditions.append(f"{places(table.challenge)} holds a challenge")
+    when = f" where {' and '.join(conditions)}" if conditions else ""
+    opt_in = "signed" if table.signed else "unsigned, so only with handshake = true in the source"
+    return f"{table.method}{when}: {table.status}{_answered(table)} ({opt_in})"
+
+
+def _condition(place: str, value: str) -> str:
+    words = {ANY: "is there", ABSENT: "is not there", VERIFY_TOKEN: "is the source's verify token"}
+    return f"{places(place)} {words.get(value, f'is {value}')}"
+
+
+def _answered(table: HandshakeTable) -> str:
+    told = [f"{name}: {value}" for name, value in table.headers.items()]
+    if isinstance(table.answer, Mapping):
+        told += ["JSON of " + ", ".join(f"{key} = {value}" for key, value in table.answer.items())]
+    elif table.answer:
+        told += [f"the text {table.answer}"]
+    return f" with {' and '.join(told)}" if told else " with no body"
+
+
+def answer(provider: Provider) -> str:
+    """Say what an event is answered with, and by when; empty for what is usual."""
+    usual = provider.success_status == 200 and provider.success_body is None  # noqa: PLR2004 - HTTP's OK
+    body = {None: "", "": " with no body"}.get(provider.success_body, f" with {provider.success_body}")
+    told = [] if usual else [f"{provider.success_status}{body}"]
+    told += ["rejections with no body"] if provider.empty_rejection else []
+    told += [f"within {in_words(provider.deadline)}"] if provider.deadline else []
+    return ", ".join(told)
+
+
+def verified(provider: Provider) -> str:
+    """Say how far the entry can be trusted; empty for what a source describes itself."""
+    if provider.custom:
+        return ""
+    told = "read in official sources" if provider.verified else "unverified: not read in official sources"
+    return f"{told}; nobody read: {', '.join(provider.unread)}" if provider.unread else told
+
+
+def trust(provider: Provider) -> str:
+    """Say the same in a word or two, for a table."""
+    if provider.custom:
+        return ""
+    if not provider.verified:
+        return "no"
+    return f"but for {', '.join(provider.unread)}" if provider.unread else "yes"
+
+
+# Words and forms that the pages share: times, spans, counts, JSON for people.
+
+
+CHOICES = {
+    Move.RETRY: (
+        "Runs the handler again in the same generation. Calls that succeeded are not sent again;"
+        " the others go out under the keys they have."
+    ),
+    Move.RERUN: (
+        "Starts the next generation with new keys: every effect happens again, those that happened"
+        " before too."
+    ),
+    Move.DISCARD: "Ends it for good: no handler runs, and no later delivery brings it back.",
+}
+
+STATES = {
+    "received": "Recorded; no worker has claimed it yet.",
+    "processing": "A worker runs its handler now.",
+    "waiting": "Runs again by itself when it is due.",
+    "done": "Its handler came through, and every call is final.",
+    "parked": "Stands still until a person decides.",
+    "dead": "Failed for good, or was discarded.",
+    "ignored": "No handler takes its type.",
+}
+
+
+def exact(text: str | None) -> str:
+    """Write a time for people, to the second, in UTC."""
+    return parse(text).strftime("%Y-%m-%d %H:%M:%S UTC") if text else ""
+
+
+def parse(text: str) -> datetime:
+    """Read RFC 3339 as the ledger writes it."""
+    return datetime.fromisoformat(text)
+
+
+def duration(value: timedelta) -> str:
+    """Write a configured duration with a blank before its unit: `30 d`."""
+    return re.sub(r"(?<=\d)(?=[a-z])", " ", in_words(value))
+
+
+DEDUP = {
+    "id": "The provider's own id makes an event",
+    "composite": "Several values together make an event",
+    "body_hash": "The body's hash makes an event: equal bodies are one",
+    "none": "Every delivery is an event of its own",
+}
+
+STORED = {
+    "all": "It keeps every answer, failures too: the same key gets the same failure again.",
+    "2xx": "It keeps successes only: after a failure the same key runs again.",
+    "final": "It keeps what is final: after a failure of its own the same key runs again.",
+}
+
+
+def source_rules(source: Source) -> Iterator[str]:
+    """Say how a source's deliveries are checked, told apart and kept."""
+    provider = source.provider
+    yield _proof(provider)
+    limit = f"{source.tolerance} s" if source.tolerance else None
+    longest = provider.longest_tolerance
+    if limit or longest:
+        yield f"A signed time may be {limit or duration(longest)} old at most."
+    where = ", ".join(str(place) for place in provider.id_places)
+    yield f"{DEDUP[provider.policy]}{f' ({where})' if where else ''}."
+    if can_be_replayed(provider):
+        held = "held back for a person" if source.on_replay == "park" else "flagged, and run"
+        yield f"Its id is not signed, so equal bytes under a new id are {held}."
+    if provider.is_batch:
+        yield "One delivery carries several events; each becomes a row of its own."
+    yield (
+        f"{provider.title} can send an event again for {duration(provider.window)}: {provider.window_reason}."
+    )
+
+
+def dialect_rules(api: Api) -> Iterator[str]:
+    """Say how an API treats keys, and what follows for calls to it."""
+    dialect = api.dialect
+    if not dialect.carries_keys:
+        yield "It knows no idempotency keys: a call whose outcome is unknown waits for a person."
+        return
+    place = f"the header {dialect.header}" if dialect.header else f"the field {dialect.field}"
+    yield f"A key travels in {place}, for {', '.join(dialect.covers)}."
+    if dialect.repeatable:
+        yield f"Sent again without a key: {', '.join(dialect.repeatable)}."
+    yield (
+        f"A key is trusted for {duration(api.key_life)} from its first use; in its last"
+        f" {duration(api.key_margin)} nothing is sent again."
+    )
+    yield from _meetings(dialect, api)
+    if dialect.stored:
+        yield STORED[dialect.stored]
+    yield _replay(dialect)
+
+
+def _proof(provider: Provider) -> str:
+    if provider.verification is not None:
+        return "Nothing proves who sends: whoever knows the address can."
+    if provider.scheme is None:
+        key = "with a key that the provider publishes" if provider.keyless else "with a shared secret"
+        return f"Verified as {provider.title} says, {key}; signed: {', '.join(provider.signs) or 'a token'}."
+    return _signing(provider.scheme)
+
+
+def _signing(scheme: SchemeTable) -> str:
+    if scheme.schemes:
+        return f"Any of {len(scheme.schemes)} signing schemes may match."
+    if scheme.type in PUBLIC_KEY:
+        return f"Signed with the provider's private key ({scheme.type}); we hold the public one."
+    if scheme.type == "hmac":
+        return f"Signed with HMAC-{(scheme.hash or 'sha256').upper()} over {scheme.content or '{body}'}."
+    return f"Protected by {scheme.type}; the body is not signed."
+
+
+def _meetings(dialect: Dialect, api: Api) -> Iterator[str]:
+    match dialect.in_flight:
+        case Error() as error:
+            yield f"While the first copy runs, a second one gets {_error(error)}: we wait."
+        case "waits":
+            yield "While the first copy runs, a second one waits for its answer."
+        case _:
+            quiet = duration(api.quiet)
+            yield f"What two copies at once do is not said: we wait {quiet} after the deadline."
+    match dialect.mismatch:
+        case Error() as error:
+            yield f"Another request under a used key gets {_error(error)}: a person decides."
+        case "separate":
+            yield "Another request under a used key is a request of its own."
+        case _:
+            yield "Whether it notices another request under a used key is not said: we do."
+
+
+def _replay(dialect: Dialect) -> str:
+    replay = dialect.replay
+    if replay.header:
+        return f"A replayed answer carries {replay.header}: true."
+    if replay.status:
+        return f"A replayed answer has status {replay.status}; {replay.outcome!r} in it says how it ended."
+    return "A replayed answer looks like the first one."
+
+
+def _error(error: Error) -> str:
+    return f"{error.status} {error.code}".strip()
+
+
+# What may be done to an event now, and what each choice does, in plain words.
+
+
+Told = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One button. `what` is its name in forms; `key` the keystroke; `not_yet` why it must wait."""
+
+    what: str
+    label: str
+    effect: str
+    key: str
+    grave: bool = False
+    """Whether something ends or happens twice by it."""
+    not_yet: str = ""
+
+
+def event_choices(event: Told) -> list[Choice]:
+    """Return what a person may do to an event in its state."""
+    named = {
+        Move.RETRY: ("Retry", "r", False),
+        Move.RERUN: ("Rerun with new keys", "n", True),
+        Move.DISCARD: ("Discard", "d", True),
+    }
+    return [
+        Choice(move, label, CHOICES[move], key, grave)
+        for move, (label, key, grave) in named.items()
+        if State(event["state"]) in leaves(move) and (move == Move.DISCARD or event["size"] is not None)
+    ]
+
+
+def deciding_call(told: Told) -> Told | None:
+    """Return the call that an event is parked for."""
+    wanted = told["event"]["parked_call"] if told["event"]["state"] == State.PARKED else None
+    found: Told | None = next((call for call in told["calls"] if call["id"] == wanted), None)
+    return found
+
+
+def call_choices(call: Told, now: datetime) -> list[Choice]:
+    """Return what a person may say of a call whose event is parked for it."""
+    api, is_open = call["api"], any(send["open"] for send in call["sends"])
+    twice = " If it did happen after all, it happens twice." if is_open else ""
+    quiet = call["quiet_until"]
+    not_yet = f"It may still be under way there until {exact(quiet)}." if quiet and parse(quiet) > now else ""
+    happened = f"You looked at {api}, and it is there. The handler goes on with the answer you give."
+    stored = "Sends the bytes that are stored, under their key, though the handler asks for others now."
+    again = f"You looked at {api}, and it is not there. It goes out under a new key.{twice}"
+    ended = "Ends the event. The call stays as it is, whatever became of it."
+    found = [Choice(Resolution.HAPPENED, "It happened", happened, "h")]
+    if call["changed_to"] and not call["use_stored"]:
+        found.append(Choice(Resolution.USE_STORED, "Send the stored bytes", stored, "u"))
+    return [
+        *found,
+        Choice(Resolution.RESEND_AS_NEW, "Send it as new", again, "s", bool(twice), not_yet),
+        Choice(Resolution.GIVE_UP, "Give up", ended, "g", grave=True),
+    ]
+
+
+def why(told: Told) -> str:
+    """Say in plain words why an event stands still."""
+    event, call = told["event"], deciding_call(told)
+    reason = str(event["reason"] or told["next"])
+    if call is None:
+        return reason
+    if any(send["open"] for send in call["sends"]):
+        doubt = f"Nobody knows whether call {call['step']!r} happened: look at {call['api']}."
+        return f"{doubt} {call['reason'] or ''}".strip()
+    return reason

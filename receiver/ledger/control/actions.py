@@ -1,0 +1,243 @@
+"""What a person does to an event: retry, rerun, discard. One guarded UPDATE and one audit row, together."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from receiver.ledger.calls import try_again
+from receiver.ledger.errors import NotAllowed, UnknownEvent
+from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ACTION, CONFLICT, EVENT
+from receiver.ledger.text import TEXT_MAX, clipped, uuid7
+
+ACTIONS = (Move.RETRY, Move.RERUN, Move.DISCARD)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be done, and in whose name."""
+
+    move: Move
+    who: str
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What an action did: where the event was and where it stands now. `nudge` asks for a wake-up."""
+
+    event: UUID
+    move: Move
+    was: State
+    state: State
+    generation: int
+
+    @property
+    def nudge(self) -> bool:
+        """Whether the event is due now, so that whoever acted may wake a worker for it."""
+        return self.state in UNFINISHED
+
+
+def retry(store: Store, event: UUID, who: str, *, generation: int | None = None) -> Acted:
+    """Run an event again now, in the same generation: its calls keep their keys, so nothing happens twice.
+
+    Raises UnknownEvent, or NotAllowed with the reason.
+    """
+    return _act(store, Order(Move.RETRY, who), event, generation)
+
+
+def rerun(store: Store, event: UUID, who: str, *, generation: int) -> Acted:
+    """Start the event's next generation, with new keys: every effect happens again, on purpose.
+
+    `generation` is the one the caller saw; a second rerun from the same view is refused. Raises UnknownEvent,
+    or NotAllowed with the reason.
+    """
+    return _act(store, Order(Move.RERUN, who), event, generation)
+
+
+def discard(store: Store, event: UUID, who: str, *, generation: int | None = None) -> Acted:
+    """End an event for good: no handler runs, and no new delivery revives it. Raises as `retry` does."""
+    return _act(store, Order(Move.DISCARD, who), event, generation)
+
+
+def actable(move: Move) -> ColumnElement[bool]:
+    """Return the condition under which an action may be taken on an event."""
+    allowed = EVENT.c.state.in_(leaves(move))
+    return allowed if move == Move.DISCARD else allowed & EVENT.c.body.is_not(None)
+
+
+def act_on(
+    store: Store, connection: Connection, order: Order, which: ColumnElement[bool], *, wait: bool = True
+) -> list[Acted]:
+    """Carry an order out on those of the chosen events that allow it, in the caller's transaction.
+
+    With `wait` false, rows that someone else has locked are left out instead of waited for.
+    """
+    allowed = (which, actable(order.move))
+    chosen = select(EVENT.c.id, EVENT.c.state).where(*allowed).order_by(EVENT.c.id)
+    # Locked first for the audit's sake: an UPDATE returns what a row became, not what it was.
+    locked = connection.execute(chosen.with_for_update(skip_locked=not wait)).all()
+    was = {row.id: State(row.state) for row in locked}
+    if not was:
+        return []
+    statement = (
+        update(EVENT)
+        .where(EVENT.c.id.in_(was), *allowed)
+        .values(_change(store, order))
+        .returning(EVENT.c.id, EVENT.c.state, EVENT.c.generation)
+    )
+    acted = [
+        Acted(row.id, order.move, was[row.id], State(row.state), row.generation)
+        for row in connection.execute(statement)
+    ]
+    if order.move == Move.RETRY:
+        try_again(store, connection, [one.event for one in acted])
+    note_action(store, connection, order.who, acted)
+    return acted
+
+
+def _act(store: Store, order: Order, event: UUID, generation: int | None) -> Acted:
+    which = EVENT.c.id == event
+    if generation is not None:
+        which &= EVENT.c.generation == generation
+    with store.write() as connection:
+        acted = act_on(store, connection, order, which)
+        if not acted:
+            raise _refusal(connection, order.move, event, generation)
+        return acted[0]
+
+
+def note_action(store: Store, connection: Connection, who: str, acted: Iterable[Acted], **told: Any) -> None:
+    """Write down who did this, in the transaction that does it; `told` replaces columns."""
+    rows = [
+        {"id": uuid7(), "event": one.event, "generation": one.generation, "what": one.move, "was": one.was}
+        | told
+        for one in acted
+    ]
+    connection.execute(ACTION.insert().values(at=store.now(), who=clipped(who)), rows)
+
+
+def _change(store: Store, order: Order) -> dict[str, Any]:
+    quiet: dict[str, Any] = {"state": enters(order.move), "nudged_at": None, "nudges": 0, "parked_call": None}
+    if order.move == Move.DISCARD:
+        reason = f"Discarded by {clipped(order.who)}."
+        return {**quiet, "finished_at": store.now(), "discarded": True, "reason": reason}
+    again = {
+        **quiet,
+        "due_at": store.now(),
+        "finished_at": None,
+        "discarded": False,
+        "reason": None,
+        "attempts": 0,
+        "crashes": 0,
+    }
+    return again if order.move == Move.RETRY else {**again, "generation": EVENT.c.generation + 1}
+
+
+def _refusal(
+    connection: Connection, move: Move, event: UUID, generation: int | None
+) -> UnknownEvent | NotAllowed:
+    columns = EVENT.c.event_id, EVENT.c.state, EVENT.c.generation, EVENT.c.body.is_(None).label("erased")
+    row = connection.execute(select(*columns).where(EVENT.c.id == event)).first()
+    if row is None:
+        return UnknownEvent(f"No event {event} is in the ledger.")
+    return NotAllowed(_why_not(row, move, generation))
+
+
+def _why_not(row: Row[Any], move: Move, generation: int | None) -> str:
+    name, state = f"Event {row.event_id}", State(row.state)
+    if generation is not None and row.generation != generation:
+        return (
+            f"{name} is in generation {row.generation}, not {generation}: it was rerun meanwhile; look again."
+        )
+    if state not in leaves(move):
+        return f"{name} is {state}; {_advice(move, state)}"
+    return f"{name} cannot {move}: its payload was erased after payload_retention, so no handler could run."
+
+
+def _advice(move: Move, state: State) -> str:
+    match move, state:
+        case _, State.PROCESSING:
+            return f"a worker is running it now, so wait until it ends and {move} it then if need be."
+        case Move.RETRY, State.RECEIVED:
+            return "it runs as soon as a worker is free, so a retry would do nothing."
+        case Move.RETRY, State.DONE:
+            return "a retry would do nothing, so rerun it if every effect should happen again."
+        case Move.RERUN, State.RECEIVED | State.WAITING:
+            return (
+                "it has not run to its end yet, so a rerun would cut it short; retry or discard it instead."
+            )
+        case Move.RERUN, _:
+            return "no handler ran, so there is nothing to run again; retry it instead."
+        case _:
+            return "there is nothing left to discard."
+
+
+# A conflicting body, which came under a known id, becomes an event of its own when a person says so.
+
+
+PROMOTE = "promote"
+
+HASH_SHOWN = 12
+"""Characters of the body's hash in the new event's id: enough to tell ten bodies apart."""
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """The event that a conflicting body became; `created` is false when it had become one before."""
+
+    event: UUID
+    event_id: str
+    created: bool
+
+
+def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promoted:
+    """Turn a kept conflicting body into an event of its own, `<event id>#<start of the hash>`, due now.
+
+    Done again it returns the same event. Raises UnknownEvent, or NotAllowed when no such body is kept.
+    """
+    with store.write() as connection:
+        origin = connection.execute(select(EVENT).where(EVENT.c.id == event).with_for_update()).first()
+        if origin is None:
+            raise UnknownEvent(f"No event {event} is in the ledger.")
+        mine = (CONFLICT.c.event == event, CONFLICT.c.body_hash == body_hash)
+        kept = connection.execute(select(CONFLICT).where(*mine)).first()
+        if kept is None:
+            raise NotAllowed(
+                f"Event {origin.event_id} keeps no conflicting body {body_hash}: only the first ten are kept,"
+                " until its payload is erased."
+            )
+        done = _insert(store, connection, origin, kept)
+        if done.created:
+            connection.execute(update(CONFLICT).where(*mine).values(promoted_to=done.event))
+            _note(store, connection, origin, who)
+        return done
+
+
+def _insert(store: Store, connection: Connection, origin: Row[Any], kept: Row[Any]) -> Promoted:
+    suffix = f"#{kept.body_hash[:HASH_SHOWN]}"
+    event_id = origin.event_id[: TEXT_MAX - len(suffix)] + suffix
+    row = {"source": origin.source, "event_id": event_id, "type": origin.type, "state": State.RECEIVED}
+    copied = {name: getattr(kept, name) for name in ("body_hash", "body", "headers", "content_type")}
+    statement = (
+        (sqlite if store.sqlite else postgresql)
+        .insert(EVENT)
+        .values(id=uuid7(), **row, **copied, received_at=store.now(), due_at=store.now())
+        .on_conflict_do_nothing(index_elements=["source", "event_id"])
+        .returning(EVENT.c.id)
+    )
+    created = connection.execute(statement).scalar()
+    if created:
+        return Promoted(created, event_id, created=True)
+    same = (EVENT.c.source == origin.source, EVENT.c.event_id == event_id)
+    there = connection.execute(select(EVENT.c.id).where(*same)).scalar_one()
+    return Promoted(there, event_id, created=False)
+
+
+def _note(store: Store, connection: Connection, origin: Row[Any], who: str) -> None:
+    told = {"event": origin.id, "generation": origin.generation, "what": PROMOTE, "was": origin.state}
+    connection.execute(ACTION.insert().values(id=uuid7(), **told, at=store.now(), who=clipped(who)))

@@ -1,0 +1,126 @@
+"""What a person says of a call that nobody else can decide about."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, select, update
+
+from receiver.ledger.calls import try_again
+from receiver.ledger.control.actions import Acted, note_action
+from receiver.ledger.errors import NotAllowed, UnknownCall
+from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
+from receiver.ledger.store import Store
+from receiver.ledger.tables import CALL, EVENT, SEND
+from receiver.ledger.text import clipped
+
+
+class Resolution(StrEnum):
+    """What became of the call, or shall."""
+
+    HAPPENED = "happened"
+    RESEND_AS_NEW = "resend-as-new"
+    USE_STORED = "use-stored"
+    GIVE_UP = "give-up"
+
+
+@dataclass(frozen=True)
+class StatedResponse:
+    """What the handler gets as the answer of a call that happened."""
+
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = field(default=b"", repr=False)
+
+
+def resolve(
+    store: Store, call: UUID, how: Resolution, who: str, *, response: StatedResponse | None = None
+) -> Acted:
+    """Resolve a call of a parked event, and let the event go on; a call given up ends its event.
+
+    Call and event change together or not at all. Raises UnknownCall, or NotAllowed with the reason.
+    """
+    with store.write() as connection:
+        row = _lock(store, connection, call)
+        _refuse(row, how)
+        change = _CHANGES[how](response or StatedResponse())
+        ended = None if how == Resolution.USE_STORED else row.now
+        reason = f"{_SAID[how]} {clipped(who)}."
+        change |= {"reason": reason, "ended_at": ended, "due_at": None, "trying_since": row.now}
+        connection.execute(update(CALL).where(CALL.c.id == call).values(**change))
+        if how == Resolution.HAPPENED:
+            connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
+        if row.generation != row.present:
+            try_again(store, connection, [row.event])
+        return _go_on(store, connection, row, how, who)
+
+
+def _lock(store: Store, connection: Connection, call: UUID) -> Row[Any]:
+    event = connection.execute(select(CALL.c.event).where(CALL.c.id == call)).scalar()
+    if event is None:
+        raise UnknownCall(f"No call {call} is in the ledger.")
+    # Event before call, as everybody locks them.
+    connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
+    columns = EVENT.c.state.label("event_state"), EVENT.c.generation.label("present"), EVENT.c.event_id
+    joined = select(CALL, *columns, store.now().label("now")).join(EVENT, EVENT.c.id == CALL.c.event)
+    return connection.execute(joined.where(CALL.c.id == call)).one()
+
+
+def _refuse(row: Row[Any], how: Resolution) -> None:
+    name = f"Call {row.step!r} of event {row.event_id}"
+    if row.state not in UNFINISHED_CALLS:
+        raise NotAllowed(f"{name} is {row.state}; there is nothing left to resolve.")
+    # A call with `once` is for all generations, so an earlier one's may keep the present one waiting.
+    if row.generation != row.present and row.once is None:
+        raise NotAllowed(f"{name} is of generation {row.generation}; the event is in {row.present} now.")
+    if row.event_state != State.PARKED:
+        raise NotAllowed(
+            f"{name} cannot be resolved while its event is {row.event_state}, only once it parks."
+        )
+    if how == Resolution.USE_STORED and row.changed_to is None:
+        raise NotAllowed(f"{name} was never asked for with other bytes; retry the event instead.")
+    if how == Resolution.RESEND_AS_NEW and row.quiet_until and row.quiet_until > row.now:
+        when = row.quiet_until.isoformat(timespec="seconds").replace("+00:00", "Z")
+        raise NotAllowed(f"{name} may still be under way there; resend it as new after {when}.")
+
+
+def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution, who: str) -> Acted:
+    given_up = how == Resolution.GIVE_UP
+    move = Move.DISCARD if given_up else Move.RESOLVE
+    change: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
+    if given_up:
+        reason = f"Its call {row.step!r} was given up by {clipped(who)}."
+        change |= {"finished_at": row.now, "discarded": True, "reason": reason}
+    else:
+        change |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
+    connection.execute(update(EVENT).where(EVENT.c.id == row.event).values(**change))
+    acted = Acted(row.event, move, State(row.event_state), enters(move), row.generation)
+    note_action(store, connection, who, [acted], what=how, call=row.id)
+    return acted
+
+
+def _happened(response: StatedResponse) -> dict[str, Any]:
+    return {
+        "state": CallState.SUCCEEDED,
+        "status": response.status,
+        "answer_headers": json.dumps(response.headers),
+        "answer": response.body,
+    }
+
+
+_CHANGES: Final[Mapping[Resolution, Callable[[StatedResponse], dict[str, Any]]]] = {
+    Resolution.HAPPENED: _happened,
+    Resolution.RESEND_AS_NEW: lambda _: {"state": CallState.REPLACED},
+    Resolution.USE_STORED: lambda _: {"state": CallState.PENDING, "use_stored": True},
+    Resolution.GIVE_UP: lambda _: {"state": CallState.GIVEN_UP},
+}
+
+_SAID: Final = {
+    Resolution.HAPPENED: "It happened, says",
+    Resolution.RESEND_AS_NEW: "To be sent as new, says",
+    Resolution.USE_STORED: "To be sent with the stored bytes, says",
+    Resolution.GIVE_UP: "Given up by",
+}

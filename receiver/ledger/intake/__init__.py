@@ -1,0 +1,11 @@
+"""Deliveries in: one INSERT decides which are first-seen."""
+
+from receiver.ledger.intake.group_commit import Recorder
+from receiver.ledger.intake.recording import Delivery, Verdict, record
+
+__all__ = [
+    "Delivery",
+    "Recorder",
+    "Verdict",
+    "record",
+]

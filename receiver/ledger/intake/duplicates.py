@@ -1,0 +1,209 @@
+"""What a second delivery of an event leaves behind: counts, the last 20, conflicting bodies, a revival."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Insert,
+    Integer,
+    Row,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    column,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import UTCDateTime
+
+from receiver.ledger.states import REVIVAL_PAUSE, Move, State, enters
+from receiver.ledger.store import MOMENT, Store
+from receiver.ledger.tables import CONFLICT, DUPLICATE, EVENT
+
+RING = 20
+"""Duplicates of one event that are kept with time and address; older ones are only counted."""
+
+CONFLICTS_KEPT = 10
+"""Other bodies kept beside one event: enough to see a pattern, too few to fill a disk with."""
+
+
+class Body(Protocol):
+    """The part of a delivery that a conflict keeps."""
+
+    @property
+    def body_hash(self) -> str: ...  # noqa: D102
+    @property
+    def body(self) -> bytes: ...  # noqa: D102
+    @property
+    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def content_type(self) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Deliveries of one known event that came together, oldest first: their addresses."""
+
+    key: tuple[str, str]
+    addresses: Sequence[str | None]
+    count: int
+    """How many came; more than there are addresses where only the last ones are known."""
+
+
+def note_duplicates(
+    store: Store, connection: Connection, repeated: Sequence[Repeated]
+) -> dict[tuple[str, str], Row[Any]]:
+    """Count duplicates of known events, revive those that are dead, and return their rows by key.
+
+    An event that is gone meanwhile is left out. Rows are locked in the order of their keys.
+    """
+    if not repeated:
+        return {}
+    rows = _count_one_by_one if store.sqlite else _count_together
+    found = {(row.source, row.event_id): row for row in rows(store, connection, repeated)}
+    _remember(store, connection, repeated, found)
+    return found
+
+
+def _count_one_by_one(store: Store, connection: Connection, repeated: Sequence[Repeated]) -> list[Row[Any]]:
+    moment = store.moment()
+    moment["pause_over"] = moment["now"] - REVIVAL_PAUSE
+    keys = [{"key_source": one.key[0], "key_id": one.key[1], "more": one.count} | moment for one in repeated]
+    return [row for key in keys for row in connection.execute(_COUNT_ONE, key)]
+
+
+def _count_together(store: Store, connection: Connection, repeated: Sequence[Repeated]) -> Sequence[Row[Any]]:
+    keys = {"sources": [one.key[0] for one in repeated], "ids": [one.key[1] for one in repeated]}
+    counts = {"counts": [one.count for one in repeated]}
+    return connection.execute(_COUNT_TOGETHER, keys | counts | store.moment()).all()
+
+
+def _remember(
+    store: Store,
+    connection: Connection,
+    repeated: Sequence[Repeated],
+    found: Mapping[tuple[str, str], Row[Any]],
+) -> None:
+    """Keep times and addresses of the last ones, each in its slot of the ring."""
+    slots = [slot for one in repeated if one.key in found for slot in _slots(one, found[one.key])]
+    if slots:
+        now = {"at": store.moment()["now"]} if store.sqlite else store.moment()
+        connection.execute(_KEEP[store.sqlite], [slot | now for slot in slots])
+
+
+def _slots(one: Repeated, row: Row[Any]) -> list[dict[str, Any]]:
+    latest = list(one.addresses)[-RING:]
+    first = row.duplicates - len(latest)
+    # Erased together with the body, so no address is kept beside it any more.
+    kept = [address if row.headers else None for address in latest]
+    return [
+        {"event": row.id, "slot": (first + n) % RING, "address": address} for n, address in enumerate(kept)
+    ]
+
+
+def _counted(now: Any, pause_over: Any, more: Any) -> dict[str, Any]:
+    """Return what duplicates change; a dead event starts anew, unless its pause or a person forbids it."""
+    counts = {
+        "duplicates": EVENT.c.duplicates + more,
+        "first_duplicate_at": func.coalesce(EVENT.c.first_duplicate_at, now),
+        "last_duplicate_at": now,
+    }
+    # A person's discard stands: no provider's retry undoes it. An erased body cannot be handled again.
+    revives = and_(
+        EVENT.c.state == State.DEAD,
+        EVENT.c.discarded.is_(False),
+        EVENT.c.body.is_not(None),
+        or_(EVENT.c.revived_at.is_(None), EVENT.c.revived_at <= pause_over),
+    )
+    fresh: dict[str, Any] = {
+        "state": enters(Move.REVIVE).value,
+        "due_at": now,
+        "revived_at": now,
+        "finished_at": null(),
+        "attempts": 0,
+        "crashes": 0,
+        "nudged_at": null(),
+        "nudges": 0,
+        "reason": "A new delivery revived it.",
+    }
+    return counts | {name: case((revives, value), else_=EVENT.c[name]) for name, value in fresh.items()}
+
+
+SHOWN = (
+    EVENT.c.id,
+    EVENT.c.source,
+    EVENT.c.event_id,
+    EVENT.c.state,
+    EVENT.c.body_hash,
+    EVENT.c.duplicates,
+    # Not as IS NULL: SQLite 3.40 returns false for that, always.
+    func.length(EVENT.c.headers).label("headers"),
+)
+
+
+def _count_one() -> Update:
+    now, over = (bindparam(name, type_=UTCDateTime()) for name in ("now", "pause_over"))
+    mine = (EVENT.c.source == bindparam("key_source"), EVENT.c.event_id == bindparam("key_id"))
+    return update(EVENT).where(*mine).values(_counted(now, over, bindparam("more"))).returning(*SHOWN)
+
+
+def _count_all() -> Update:
+    """Lock the rows in the order in which everybody takes them, and count, in one statement."""
+    arrays = [bindparam(name, type_=ARRAY(Text)) for name in ("sources", "ids")]
+    given = func.unnest(*arrays, bindparam("counts", type_=ARRAY(Integer)))
+    shape = column("source", Text), column("event_id", Text), column("more", Integer)
+    wanted = given.table_valued(*shape, name="wanted").render_derived()
+    same = and_(EVENT.c.source == wanted.c.source, EVENT.c.event_id == wanted.c.event_id)
+    order = EVENT.c.source.collate("C"), EVENT.c.event_id.collate("C")
+    chosen = select(EVENT.c.id, wanted.c.more).join_from(wanted, EVENT, same).order_by(*order)
+    locked = chosen.with_for_update(of=EVENT).cte("locked")
+    change = _counted(MOMENT, MOMENT - literal(REVIVAL_PAUSE), locked.c.more)
+    return update(EVENT).where(EVENT.c.id == locked.c.id).values(change).returning(*SHOWN)
+
+
+def _keep(sqlite_: bool) -> Insert:  # noqa: FBT001 - two databases, two ways to tell the time
+    insert = (sqlite if sqlite_ else postgresql).insert(DUPLICATE)
+    slot = {name: bindparam(name, type_=DUPLICATE.c[name].type) for name in ("event", "slot", "address")}
+    at = bindparam("at", type_=UTCDateTime()) if sqlite_ else MOMENT
+    statement: Insert = insert.values(**slot, at=at).on_conflict_do_update(
+        index_elements=["event", "slot"],
+        set_={"at": insert.excluded.at, "address": insert.excluded.address},
+    )
+    return statement
+
+
+_COUNT_ONE, _COUNT_TOGETHER = _count_one(), _count_all()
+
+_KEEP = {kind: _keep(kind) for kind in (True, False)}
+
+
+def note_conflict(store: Store, connection: Connection, event: UUID, other: Body) -> None:
+    """Keep another body that came under this event's id, and count it; a body already kept is no news."""
+    mine = CONFLICT.c.event == event
+    if connection.execute(select(CONFLICT.c.at).where(mine, CONFLICT.c.body_hash == other.body_hash)).first():
+        return
+    kept = connection.execute(select(func.count()).select_from(CONFLICT).where(mine)).scalar_one()
+    if kept < CONFLICTS_KEPT:
+        connection.execute(
+            CONFLICT.insert().values(
+                event=event,
+                body_hash=other.body_hash,
+                at=store.now(),
+                body=other.body,
+                headers=json.dumps(dict(other.headers)),
+                content_type=other.content_type,
+            )
+        )
+    connection.execute(update(EVENT).where(EVENT.c.id == event).values(conflicts=EVENT.c.conflicts + 1))

@@ -1,1 +1,0 @@
-"""What metrics and alerts stand on: totals that only grow, and what was told."""

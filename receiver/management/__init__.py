@@ -1,1 +1,0 @@
-"""The management API, `/v1`: reads and acts only through the ledger."""

@@ -1,0 +1,236 @@
+"""The sandbox's tables, in a file of its own: no migrations, its rows are worth nothing tomorrow."""
+
+import json
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Request
+from flask.typing import ResponseReturnValue
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    and_,
+    delete,
+    insert,
+    inspect,
+    select,
+    update,
+)
+from sqlmodel import UTCDateTime
+
+from config.nesting import load_json
+from receiver.idempotency import Refusal
+from receiver.ledger.errors import LedgerError
+from receiver.ledger.idempotency_keys import KEY
+from receiver.ledger.store import Store
+
+metadata = MetaData()
+
+EFFECT = Table(
+    "sandbox_effect",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("api", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("key", Text),
+    Column("at", UTCDateTime(), nullable=False),
+)
+"""What really happened: one row for each thing that an API made, changed or deleted."""
+
+REQUEST = Table(
+    "sandbox_request",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("api", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("key", Text),
+    Column("at", UTCDateTime(), nullable=False),
+    Column("status", Integer),
+)
+"""What was asked, in the order of arrival; `status` stays empty until, or unless, an answer is sent."""
+
+RESOURCE = Table(
+    "sandbox_resource",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("api", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("fields", Text, nullable=False),
+)
+"""The candidates, contacts, letters, orders and events, as JSON; seen by their owner alone."""
+
+
+def prepare(store: Store) -> None:
+    """Make what is missing; raise LedgerError for a database that is somebody else's."""
+    with store.write() as connection:
+        names = set(inspect(connection).get_table_names())
+        if "alembic_version" in names or "event" in names:
+            raise LedgerError(
+                f"{store.url.database} is a ledger, and the sandbox forgets all at a reset:"
+                " give it a file of its own."
+            )
+        metadata.create_all(connection)
+        KEY.create(connection, checkfirst=True)
+
+
+def empty(store: Store) -> None:
+    """Forget every effect, request, resource and key."""
+    with store.write() as connection:
+        for table in (EFFECT, REQUEST, RESOURCE, KEY):
+            connection.execute(delete(table))
+
+
+# What the sandbox remembers of requests and effects, for whoever wants to count them.
+
+
+TEXT_MAX = 10_000
+"""Characters of a request's body that are kept."""
+
+
+def note_request(store: Store, api: str, request: Request, key: str | None) -> int:
+    """Write a request down at its arrival, without its body as yet, and return its number."""
+    row = {"api": api, "method": request.method, "path": request.path, "body": "", "key": key}
+    with store.write() as connection:
+        made = connection.execute(insert(REQUEST).values(**row, at=store.now()).returning(REQUEST.c.number))
+        return int(made.scalar_one())
+
+
+def note_answer(store: Store, number: int, body: bytes, status: int | None) -> None:
+    """Add what the request said and how it was answered; None for a connection that was dropped."""
+    text = body.decode("utf-8", "replace")[:TEXT_MAX]
+    with store.write() as connection:
+        connection.execute(update(REQUEST).where(REQUEST.c.number == number).values(body=text, status=status))
+
+
+def note_effect(ledger: Store, api: str, request: Request, key: str | None, body: str) -> None:
+    """Write an effect down, in the transaction of the view that has it."""
+    row = {"api": api, "method": request.method, "path": request.path, "body": body, "key": key}
+    with ledger.write() as connection:
+        connection.execute(insert(EFFECT).values(**row, at=ledger.now()))
+
+
+def effects(store: Store) -> list[dict[str, Any]]:
+    """Return every effect, the first one first."""
+    return _rows(store, EFFECT)
+
+
+def requests(store: Store) -> list[dict[str, Any]]:
+    """Return every request, the first one first."""
+    return _rows(store, REQUEST)
+
+
+def _rows(store: Store, table: Table) -> list[dict[str, Any]]:
+    columns = [column for column in table.c if column.name != "number"]
+    with store.read() as connection:
+        rows = connection.execute(select(*columns).order_by(table.c.number)).mappings().all()
+    return [{**row, "at": row["at"].isoformat()} for row in rows]
+
+
+# What a view works with: one API's resources as one owner sees them, inside the engine's transaction.
+
+
+Fields = dict[str, Any]
+
+
+class Desk:
+    """The resources of one API and owner. Whatever it writes is committed with the stored answer."""
+
+    def __init__(self, ledger: Store, request: Request, *, api: str, owner: str, key: str | None) -> None:
+        self._ledger, self.request = ledger, request
+        self._api, self._owner, self._key = api, owner, key
+
+    @property
+    def now(self) -> str:
+        """Return the sandbox's time, to the second."""
+        return (datetime.now(UTC) + self._ledger.shift).replace(microsecond=0).isoformat()
+
+    def json(self) -> Fields:
+        """Return the request's JSON object, {} for an empty body; raise Refusal 400 for anything else."""
+        try:
+            found = load_json(self.request.get_data() or b"{}")
+        except ValueError:
+            raise Refusal(400, "invalid_json", "The body is not JSON.") from None
+        if not isinstance(found, dict):
+            raise Refusal(400, "invalid_json", "The body must be a JSON object.")
+        return found
+
+    def happened(self, fields: Fields | None = None) -> None:
+        """Write down an effect; its body is the request's, unless given."""
+        text = self.request.get_data(as_text=True) if fields is None else json.dumps(fields)
+        note_effect(self._ledger, self._api, self.request, self._key, text)
+
+    def create(self, name: str, fields: Fields, *, effect: Fields | None = None) -> Fields:
+        """Make a resource with an id of its own; `name` begins the id."""
+        made = {"id": f"{name}_{secrets.token_hex(8)}", **fields}
+        self.keep(made["id"], made)
+        self.happened(effect)
+        return made
+
+    def keep(self, identity: str, fields: Fields) -> None:
+        """Store a new resource."""
+        row = {"api": self._api, "owner": self._owner, "id": identity, "fields": json.dumps(fields)}
+        with self._ledger.write() as connection:
+            connection.execute(insert(RESOURCE).values(**row))
+
+    def find(self, identity: str) -> Fields:
+        """Return a resource; raise Refusal 404 when this owner has none of this id."""
+        with self._ledger.read() as connection:
+            found = connection.execute(select(RESOURCE.c.fields).where(self._is(identity))).scalar()
+        if found is None:
+            raise Refusal(404, "not_found", f"There is nothing with the id {identity} here.")
+        fields: Fields = json.loads(found)
+        return fields
+
+    def change(self, identity: str, changes: Fields) -> Fields:
+        """Change a resource and return it; what changes nothing is no effect."""
+        before = self.find(identity)
+        after = before | changes
+        if after != before:
+            with self._ledger.write() as connection:
+                fields = json.dumps(after)
+                connection.execute(update(RESOURCE).where(self._is(identity)).values(fields=fields))
+            self.happened()
+        return after
+
+    def list(self) -> list[Fields]:
+        """Return the owner's resources, the oldest first."""
+        mine = and_(RESOURCE.c.api == self._api, RESOURCE.c.owner == self._owner)
+        with self._ledger.read() as connection:
+            rows = connection.execute(select(RESOURCE.c.fields).where(mine).order_by(RESOURCE.c.number))
+            return [json.loads(fields) for fields in rows.scalars()]
+
+    def remove(self, identity: str) -> ResponseReturnValue:
+        """Delete a resource and answer 204; 404 when it is gone already."""
+        self.find(identity)
+        with self._ledger.write() as connection:
+            connection.execute(delete(RESOURCE).where(self._is(identity)))
+        self.happened()
+        return "", 204
+
+    def _is(self, identity: str) -> ColumnElement[bool]:
+        return and_(RESOURCE.c.api == self._api, RESOURCE.c.owner == self._owner, RESOURCE.c.id == identity)
+
+
+def remove(desk: Desk, identity: str) -> ResponseReturnValue:
+    """DELETE: gone is gone, and a second time is 404."""
+    return desk.remove(identity)
+
+
+def text(fields: Fields, name: str, *, needed: bool = False) -> str | None:
+    """Return a text of a body; raise Refusal 400 for another type, or for nothing where it is needed."""
+    value = fields.get(name)
+    if value is None and not needed:
+        return None
+    if not isinstance(value, str) or (needed and not value.strip()):
+        raise Refusal(400, "validation_error", f"{name} must be a text that is not empty.")
+    return value

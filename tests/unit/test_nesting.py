@@ -1,0 +1,171 @@
+"""The one bound on how deeply documents are nested: the same on every Python, from any depth of the stack."""
+
+import json
+import tomllib
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from config.redaction import parse_json_path
+from flask import Request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config import nesting
+from config.nesting import (
+    MAX_DEPTH,
+    NestedTooDeeplyError,
+    check_depth,
+    check_toml,
+    dump_json,
+    load_json,
+)
+from receiver.dashboard.presentation import written
+from receiver.idempotency import Refusal
+from receiver.redaction import HIDDEN, shown_body
+from receiver.sandbox.storage import Desk
+from receiver.signatures.errors import CannotVerify, InvalidSignature
+from receiver.verifiers.crypto import key_id, parse_key
+from worker.calls import client
+from worker.calls.classify import Answer
+from worker.calls.errors import CallRefused
+
+FEW = 4
+DOCUMENTS = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='[]{}"\\a#'),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet='[{"\\'), inner, max_size=4),
+)
+
+
+def array(levels: int) -> Any:
+    """Return arrays inside each other."""
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def depth(value: Any) -> int:
+    """Count levels as the bound means them."""
+    members = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(depth, members), default=0) if isinstance(value, dict | list) else 0
+
+
+def from_deep_stack(frames: int, act: Callable[[], Any]) -> Any:
+    """Call something with so many more frames below it."""
+    return act() if frames == 0 else from_deep_stack(frames - 1, act)
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing", "times"),
+    [("[", "]", MAX_DEPTH), ('{"a":', "}", MAX_DEPTH), ('[{"a":', "}]", MAX_DEPTH // 2)],
+)
+def test_json_is_read_to_the_bound_and_refused_beyond(opening: str, closing: str, times: int) -> None:
+    """From whatever depth of the stack the reader is called."""
+
+    def read(count: int) -> Any:
+        return load_json(opening * count + "1" + closing * count)
+
+    assert from_deep_stack(300, lambda: depth(read(times))) == MAX_DEPTH
+    for beyond in (times + 1, 20_000):
+        with pytest.raises(NestedTooDeeplyError, match="more than 200 levels"):
+            read(beyond)
+
+
+@given(DOCUMENTS, st.sampled_from([None, 1]), st.sampled_from(["utf-8", "utf-16", "utf-32"]))
+def test_the_text_and_the_value_are_as_deep(value: Any, indent: int | None, encoding: str) -> None:
+    """Brackets in strings do not count, however they are quoted, and every other one does."""
+    text = json.dumps(value, indent=indent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nesting, "MAX_DEPTH", FEW)
+        for act in (
+            lambda: load_json(text),
+            lambda: load_json(text.encode(encoding)),
+            lambda: dump_json(value),
+            lambda: check_toml("\n".join(_toml_lines(value))),
+        ):
+            if depth(value) > FEW:
+                with pytest.raises(NestedTooDeeplyError):
+                    act()
+            else:
+                act()
+
+
+def _toml_lines(value: Any) -> list[str]:
+    """Write a value where TOML allows it, after strings and comments that hold brackets."""
+    noise = ["# [[[[[[", "a = '[[[['", 'b = """[\\"[[[["""""', "c = '''['[[[['''''", 'd = "\\"[[[[["']
+    return [*noise, f"e = {_inline(value)}"]
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_inline(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inline, value))}]"
+    return json.dumps(value if value is not None else "")
+
+
+@given(DOCUMENTS)
+def test_what_the_bound_was_tried_on_is_toml(value: Any) -> None:
+    """The lines above, that is: or their brackets would prove nothing."""
+    tomllib.loads("\n".join(_toml_lines(value)))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 500_000, '"' + '\\"' * 500_000 + "[" * 201, '"\\' + "[" * 201, "]" * 999]
+)
+def test_broken_json_is_refused_at_once(text: str) -> None:
+    """As a ValueError, after one look at each character."""
+    with pytest.raises(ValueError, match=r"too deeply|Expecting|Unterminated|Invalid"):
+        load_json(text)
+
+
+def test_values_are_checked_once_however_they_are_shared() -> None:
+    """And cycles, which have no end, are too deep."""
+    shared: list[Any] = []
+    for _ in range(MAX_DEPTH - 1):
+        shared = [shared, shared]
+    check_depth(shared)
+    with pytest.raises(NestedTooDeeplyError):
+        check_depth([shared])
+    cycle: list[Any] = []
+    cycle.extend([cycle, cycle])
+    with pytest.raises(NestedTooDeeplyError):
+        dump_json(cycle)
+
+
+def test_the_deepest_payload_is_hidden_in_and_shown() -> None:
+    """Everything that walks a payload takes what its reader lets through."""
+    body = json.dumps({"a": "secret", "b": array(MAX_DEPTH - 1)}).encode()
+
+    def show() -> None:
+        shown = shown_body([parse_json_path("$.a")], body, None)
+        assert json.loads(shown) == {"a": HIDDEN, "b": array(MAX_DEPTH - 1)}
+        assert written(load_json(shown), 10**6)[1]
+        assert shown_body([parse_json_path("$.b")], body, None).startswith(b'{"a": "secret"')
+
+    from_deep_stack(300, show)
+
+
+DEEP = b'{"a":' * MAX_DEPTH + b"[]" + b"}" * MAX_DEPTH
+
+
+def test_answers_tokens_and_keys_from_outside_are_no_deeper() -> None:
+    """Each is refused as what is broken otherwise."""
+    assert Answer(200, {}, b'{"livemode": true}').boolean("livemode") is True
+    assert Answer(200, {}, b'{"livemode": true, "x": ' + DEEP + b"}").boolean("livemode") is None
+    header = urlsafe_b64encode(b'{"alg": "ES256", "kid": "k", "x": ' + DEEP + b"}").decode().rstrip("=")
+    with pytest.raises(InvalidSignature, match="no JSON Web Token"):
+        key_id(f"{header}.e30.AA", "ES256")
+    with pytest.raises(CannotVerify):
+        parse_key(DEEP, "a")
+    with pytest.raises(Refusal, match="not JSON"):
+        Desk(None, Request.from_values(data=DEEP), api="celper", owner="", key=None).json()  # type: ignore[arg-type]
+
+
+def test_a_value_of_a_handler_is_no_deeper() -> None:
+    """What `calls.value` could not read again, it does not keep."""
+    assert client._json("step", array(MAX_DEPTH)) == json.dumps(array(MAX_DEPTH))
+    with pytest.raises(CallRefused, match="'step' is not JSON: nested too deeply"):
+        client._json("step", array(MAX_DEPTH + 1))
