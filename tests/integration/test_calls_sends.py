@@ -25,18 +25,6 @@ from worker.calls.perform import LOCKED_PAUSE_MAX, LOCKED_SHARE
 from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply
 
 
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
-
-
 def unprotected(_event: Any, calls: Any) -> None:
     """Make a call that nothing protects."""
     calls.shop.post("/letters", json={}, unprotected=True)

@@ -39,12 +39,6 @@ def board(store: Store) -> Board:
     return make(store)
 
 
-@pytest.fixture
-def stage(store: Store) -> Stage:
-    """Fill the ledger with one event of every kind."""
-    return set_up(store)
-
-
 def make(store: Store, **options: Any) -> Board:
     """Return a dashboard with secrets that can be looked for."""
     sources = load_sources(SOURCES, load_providers(), SECRETS)
