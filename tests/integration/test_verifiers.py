@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import firstseen.sending
 import pytest
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from twilio.request_validator import RequestValidator
 from werkzeug.test import TestResponse
 
+import firstseen.send
 import receiver.app
 import receiver.endpoints
 from config.toml import ConfigError
@@ -315,7 +315,7 @@ def test_a_sample_is_signed_for_the_public_url(
         answer = client.post(path, data=delivery.body, headers=dict(delivery.headers))
         return DeliveryAnswer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
 
-    monkeypatch.setattr(firstseen.sending, "_post", post_here)
+    monkeypatch.setattr(firstseen.send, "_post", post_here)
     result = CliRunner().invoke(cli, ["send", "twilio"])
     assert result.exit_code == 0, result.output
     assert sent[0].url.startswith("http://127.0.0.1:8000/webhooks/twilio")
