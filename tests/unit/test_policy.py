@@ -13,6 +13,7 @@ from config.dialects import Dialect, load_dialects
 from receiver.idempotency.policy import (
     KeyPolicy,
     Refusal,
+    StoredResponses,
     fingerprint,
     policy_of,
     read_key,
