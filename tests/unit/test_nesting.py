@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from config.redaction import parse_json_path
+from config.sources import parse_json_path
 from flask import Request
 from hypothesis import given
 from hypothesis import strategies as st
