@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any
 
 from config.providers import Locator, Locators, parse_locator
@@ -14,7 +13,7 @@ from config.toml import ConfigError, suggest
 from config.tracing import current_traceparent
 from receiver.handshakes import Handshakes
 from receiver.ledger.intake import Delivery
-from receiver.ledger.text import uuid7
+from receiver.ledger.text import hashed, storable, uuid7
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.signatures import InvalidSignature, Request, Scheme, compile_scheme
 from receiver.signatures.request import dig, reader
@@ -34,7 +33,6 @@ from receiver.verifiers.twilio import Twilio
 
 UNKNOWN_TYPE = "unknown"
 
-LONGEST = 255  # characters that the ledger's columns for ids and types hold
 
 MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
 
@@ -164,22 +162,6 @@ class Extractor:
 def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: str(uuid7())) -> Extractor:
     """Compile a source's locators; `new_id` names the events of providers that have no ids."""
     return Extractor(source, new_id)
-
-
-def storable(text: str) -> str:
-    """Return a text that every database keeps as it is; what none would is hashed, not cut."""
-    if len(text) <= LONGEST and "\0" not in text and (text.isascii() or not _has_surrogate(text)):
-        return text
-    return hashed(text.encode("utf-8", "surrogatepass"))
-
-
-def hashed(raw: bytes) -> str:
-    """Name bytes by their SHA-256: `sha256:<hex>`."""
-    return f"sha256:{sha256(raw).hexdigest()}"
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:

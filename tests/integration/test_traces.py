@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from config.apis import load_apis
 from config.dialects import load_dialects
 from config.tracing import ENDPOINTS
-from receiver.app import create_app
 from receiver.ledger.store import Store
+from tests.integration.conftest import Serve
 from tests.services.checkout import CHECKOUT
-from tests.services.databases import NO_BROKER, Databases, driver_url
+from tests.services.databases import Databases, driver_url
 from tests.services.deployment import SOURCES
 from tests.services.ledger import Ledger
 from tests.services.listener import Listener
@@ -48,13 +48,16 @@ Run = Callable[[Callable[..., object]], None]
 
 
 @pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
-    """Collect the spans of this process; a provider can be set once."""
+def exporter() -> Iterator[InMemorySpanExporter]:
+    """Collect the spans of this process for as long as these tests last."""
     kept = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
-    trace.set_tracer_provider(provider)
-    return kept
+    with pytest.MonkeyPatch.context() as patch:
+        # The public setter works once a process, and other files' tests would be traced too.
+        patch.setattr(trace, "_TRACER_PROVIDER", provider)
+        yield kept
+    provider.shutdown()
 
 
 @pytest.fixture
@@ -73,20 +76,10 @@ def store(databases: Databases) -> Iterator[Store]:
 
 
 @pytest.fixture
-def deliver(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deliver:
+def deliver(store: Store, serve: Serve) -> Deliver:
     """Deliver a Stripe event to the web side on this ledger."""
-    (tmp_path / "sources.toml").write_text(SOURCES)
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "FIRSTSEEN_SOURCES": str(tmp_path / "sources.toml"),
-        "FIRSTSEEN_SECRET_KEY": "0" * 32,
-        "DATABASE_URL": store.url.render_as_string(hide_password=False),
-        "BROKER_URL": NO_BROKER,
-        "STRIPE_WEBHOOK_SECRET": STRIPE_SECRET,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("receiver.app.Store", lambda *_, **__: store)
-    client = create_app().test_client()
+    url = store.url.render_as_string(hide_password=False)
+    client = serve(url, SOURCES, STRIPE_WEBHOOK_SECRET=STRIPE_SECRET).test_client()
 
     def post(event_id: str, **headers: str) -> None:
         body, signed = stripe_delivery(stripe_event(event_id, email="jane@example.com"))
