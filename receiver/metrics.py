@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from receiver.ledger.counters import CounterKind
 from receiver.ledger.errors import LedgerError
-from receiver.ledger.reports import Figures, figures
+from receiver.ledger.reports import LedgerFigures, figures
 from receiver.ledger.store import Store
 from receiver.problems import Problem
 
@@ -121,7 +121,7 @@ TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
 }
 """Name, help and labels. The last labels of a total are taken: a sweep has one."""
 
-GAUGES: Final[dict[str, tuple[str, Callable[[Figures], float]]]] = {
+GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
     "firstseen_oldest_unfinished_seconds": (
         "Age of the oldest event that is not finished.",
         lambda told: told.oldest_unfinished,
@@ -141,7 +141,7 @@ class LedgerCollector(Collector):
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._told: tuple[float, Figures] | None = None
+        self._told: tuple[float, LedgerFigures] | None = None
 
     def describe(self) -> list[Metric]:
         """Name nothing beforehand: registering must not read the ledger."""
@@ -158,7 +158,7 @@ class LedgerCollector(Collector):
         yield from _totals(told)
         yield from _standing(told)
 
-    def _figures(self) -> Figures:
+    def _figures(self) -> LedgerFigures:
         with self._lock:
             if self._told is None or time.monotonic() - self._told[0] > KEPT:
                 self._told = time.monotonic(), figures(self._store)
@@ -199,7 +199,7 @@ def _up(value: int) -> Metric:
     return GaugeMetricFamily("firstseen_ledger_up", "Whether the ledger answered.", value=value)
 
 
-def _totals(told: Figures) -> Iterator[Metric]:
+def _totals(told: LedgerFigures) -> Iterator[Metric]:
     for kind, (name, text, labels) in TOTALS.items():
         family = CounterMetricFamily(name, text, labels=labels)
         for total in told.totals:
@@ -208,7 +208,7 @@ def _totals(told: Figures) -> Iterator[Metric]:
         yield family
 
 
-def _standing(told: Figures) -> Iterator[Metric]:
+def _standing(told: LedgerFigures) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "firstseen_events", "Events that are not done or ignored, by state.", labels=("source", "state")
     )

@@ -137,7 +137,7 @@ def test_patience_with_the_first_ends(office: Office, first: UUID, second: UUID)
     later(office.store, days=3, seconds=1)
     assert office.run(second, order) == "parked"
     waits = f"`--resend-as-new` waits anew for the call {office.call(first).id} of another event"
-    said = story(office.store, second)["next"]
+    said = story(office.store, second).as_json()["next"]
     assert waits in said
     assert "Nobody knows whether it happened: that is the matter of the call" in said
     resolve(office.store, office.call(second).id, Resolution.RESEND_AS_NEW, "ada")

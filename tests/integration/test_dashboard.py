@@ -352,7 +352,7 @@ def test_an_action_bears_the_persons_name(board: Board, store: Store, stage: Sta
     answer = board.post(f"/events/{stage.dead}/retry", generation="0", back=f"/events/{stage.dead}")
     assert answer.headers["Location"] == f"/events/{stage.dead}"
     assert state(store, stage.dead) == "waiting"
-    assert [one["who"] for one in story(store, stage.dead)["actions"]] == ["ada"]
+    assert [one["who"] for one in story(store, stage.dead).as_json()["actions"]] == ["ada"]
     assert board.nudged == [stage.dead]
     page = board.get(f"/events/{stage.dead}").text
     assert "ada retried it" in page
@@ -415,7 +415,7 @@ def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
     board.entered()
     asked = board.get("/replays/new?what=discard&source=stripe")
     assert "Discard 7 events?" in asked.text
-    assert {event["state"] for event in list_events(store, EventFilter()).data} == {"received"}
+    assert {event.state for event in list_events(store, EventFilter()).data} == {"received"}
     place = board.post("/replays", what="discard", source="stripe").headers["Location"]
     page = board.get(place).text
     assert "Bulk discard of 7 events" in page
