@@ -9,7 +9,8 @@ from http import HTTPStatus
 
 from config.dialects import Dialect, Error
 from config.nesting import load_json
-from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.calls import Classification, SendContext
+from receiver.ledger.states import Protection, SendOutcome
 
 # What came back of a send, as the rules read it.
 
@@ -89,7 +90,7 @@ class AnswerCase:
     """One answer with all that it is read by."""
 
     dialect: Dialect
-    standing: Standing
+    standing: SendContext
     answer: Answer
 
     @property
@@ -122,29 +123,29 @@ class AnswerCase:
             return str(self.status)
 
 
-Rule = Callable[[AnswerCase], Judgement | None]
+Rule = Callable[[AnswerCase], Classification | None]
 
 
-def _stored_by_status(case: AnswerCase) -> Judgement | None:
+def _stored_by_status(case: AnswerCase) -> Classification | None:
     """Read a replay that has a status of its own: the body says how the original ended."""
     replay = case.dialect.replay
     if not case.keyed or case.status != replay.status:
         return None
     match case.answer.boolean(replay.outcome):
         case True:
-            return Judgement(
+            return Classification(
                 SendOutcome.REPLAYED, reason=f"{case.told}: the stored answer of a request that succeeded."
             )
         case False:
-            return Judgement(
+            return Classification(
                 SendOutcome.REJECTED, reason=f"{case.told}: the stored answer of a request that failed."
             )
         case None:
             reason = f"{case.told}: a stored answer, but its body does not say how the request ended."
-            return Judgement(SendOutcome.UNKNOWN, open=True, reason=reason)
+            return Classification(SendOutcome.UNKNOWN, open=True, reason=reason)
 
 
-def _key_error(case: AnswerCase) -> Judgement | None:
+def _key_error(case: AnswerCase) -> Classification | None:
     """Read what the API says about the key itself.
 
     Where a status alone says it, a marker shows that it does not: a stored answer with that status.
@@ -156,33 +157,39 @@ def _key_error(case: AnswerCase) -> Judgement | None:
         for error in (case.dialect.locked, case.dialect.misused)
     )
     if case.answer.says(locked):
-        return Judgement(SendOutcome.LOCKED, reason=f"{case.told}: a request with this key is still running.")
+        return Classification(
+            SendOutcome.LOCKED, reason=f"{case.told}: a request with this key is still running."
+        )
     if case.answer.says(misused):
         reason = f"{case.told}: the API knows this key from another request."
-        return Judgement(SendOutcome.MISMATCH, park=True, reason=reason)
+        return Classification(SendOutcome.MISMATCH, park=True, reason=reason)
     return None
 
 
-def _marked(case: AnswerCase) -> Judgement | None:
+def _marked(case: AnswerCase) -> Classification | None:
     """Read a replay with a marker. A stored answer comes back for as long as the key lives."""
     if not case.replayed:
         return None
     match case.status // 100:
         case 2:
-            return Judgement(SendOutcome.REPLAYED, reason=f"{case.told}, stored: it was executed before.")
+            return Classification(
+                SendOutcome.REPLAYED, reason=f"{case.told}, stored: it was executed before."
+            )
         case 4:
-            return Judgement(SendOutcome.REJECTED, reason=f"{case.told}, stored: it was rejected before.")
+            return Classification(
+                SendOutcome.REJECTED, reason=f"{case.told}, stored: it was rejected before."
+            )
     reason = f"{case.told}, stored: every resend will get it, and nobody knows what was done."
-    return Judgement(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
+    return Classification(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
 
 
-def _success(case: AnswerCase) -> Judgement | None:
+def _success(case: AnswerCase) -> Classification | None:
     if case.status // 100 == 2:  # noqa: PLR2004 - the class of success
-        return Judgement(SendOutcome.SUCCEEDED, reason=f"{case.told}.")
+        return Classification(SendOutcome.SUCCEEDED, reason=f"{case.told}.")
     return None
 
 
-def _deleted(case: AnswerCase) -> Judgement | None:
+def _deleted(case: AnswerCase) -> Classification | None:
     """Read "not there" after a DELETE that was sent before: that one did it, or somebody else."""
     now = case.standing
     gone = case.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -192,11 +199,13 @@ def _deleted(case: AnswerCase) -> Judgement | None:
         and now.method == "DELETE"
         and case.dialect.is_repeatable(now.method, now.path)
     ):
-        return Judgement(SendOutcome.SUCCEEDED, reason=f"{case.told} after an earlier send: it is deleted.")
+        return Classification(
+            SendOutcome.SUCCEEDED, reason=f"{case.told} after an earlier send: it is deleted."
+        )
     return None
 
 
-def _hinted(case: AnswerCase) -> Judgement | None:
+def _hinted(case: AnswerCase) -> Classification | None:
     """Follow the API's own word on sending again, as far as a resend is protected."""
     if case.status < HTTPStatus.BAD_REQUEST or case.hint is None:
         return None
@@ -206,45 +215,47 @@ def _hinted(case: AnswerCase) -> Judgement | None:
         reason = (
             f"{case.told}: the API says that sending it again cannot help, and it may have been executed."
         )
-        return Judgement(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
+        return Classification(SendOutcome.UNKNOWN, park=True, open=True, reason=reason)
     return None
 
 
-def _refused_for_now(case: AnswerCase) -> Judgement | None:
+def _refused_for_now(case: AnswerCase) -> Classification | None:
     now = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY)
     if case.status in now and case.hint is not False:
-        return Judgement(SendOutcome.LATER, reason=f"{case.told}: it was not executed.")
+        return Classification(SendOutcome.LATER, reason=f"{case.told}: it was not executed.")
     return None
 
 
-def _unavailable(case: AnswerCase) -> Judgement | None:
+def _unavailable(case: AnswerCase) -> Classification | None:
     if case.status == HTTPStatus.SERVICE_UNAVAILABLE:
         return _protected_later(case, "the API is not available")
     return None
 
 
-def _client_error(case: AnswerCase) -> Judgement | None:
+def _client_error(case: AnswerCase) -> Classification | None:
     if case.status // 100 != 4 or case.status == HTTPStatus.REQUEST_TIMEOUT:  # noqa: PLR2004 - client errors
         return None
     if case.standing.open_before:
         reason = (
             f"{case.told}, but an earlier send may have been executed: is this about that one, or its result?"
         )
-        return Judgement(SendOutcome.UNKNOWN, park=True, reason=reason)
-    return Judgement(SendOutcome.REJECTED, reason=f"{case.told}: it was not executed.")
+        return Classification(SendOutcome.UNKNOWN, park=True, reason=reason)
+    return Classification(SendOutcome.REJECTED, reason=f"{case.told}: it was not executed.")
 
 
-def _anything_else(case: AnswerCase) -> Judgement:
+def _anything_else(case: AnswerCase) -> Classification:
     """Read 5xx, 408, 3xx and what no standard names: nobody knows what was done."""
     kind = ", a redirect, which is never followed" if case.status // 100 == 3 else ""  # noqa: PLR2004
-    return Judgement(SendOutcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed.")
+    return Classification(
+        SendOutcome.UNKNOWN, open=True, reason=f"{case.told}{kind}: it may have been executed."
+    )
 
 
-def _protected_later(case: AnswerCase, why: str) -> Judgement:
+def _protected_later(case: AnswerCase, why: str) -> Classification:
     """Put it off while a live key protects a resend; else nobody knows."""
     protected = case.keyed and case.standing.live
     outcome = SendOutcome.LATER if protected else SendOutcome.UNKNOWN
-    return Judgement(outcome, open=True, reason=f"{case.told}: {why}; it may have been executed.")
+    return Classification(outcome, open=True, reason=f"{case.told}: {why}; it may have been executed.")
 
 
 RULES: tuple[Rule, ...] = (
@@ -268,7 +279,7 @@ RETRIED = frozenset({SendOutcome.LOCKED, SendOutcome.LATER, SendOutcome.UNKNOWN}
 """Outcomes after which the call may be sent again, and Retry-After says when."""
 
 
-def classify(dialect: Dialect, standing: Standing, got: Answer | Failure, now: datetime) -> Judgement:
+def classify(dialect: Dialect, standing: SendContext, got: Answer | Failure, now: datetime) -> Classification:
     """Return the verdict of the first rule that has one; `now` is the ledger's, for dates in Retry-After."""
     if isinstance(got, Failure):
         return _failure(got)
@@ -286,8 +297,8 @@ def protection(dialect: Dialect, method: str, path: str) -> Protection:
     return Protection.UNPROTECTED
 
 
-def _failure(got: Failure) -> Judgement:
+def _failure(got: Failure) -> Classification:
     if got.written:
         reason = f"No answer: {got.error}. It may have been executed."
-        return Judgement(SendOutcome.UNKNOWN, open=True, reason=reason)
-    return Judgement(SendOutcome.LATER, reason=f"Nothing was sent: {got.error}.")
+        return Classification(SendOutcome.UNKNOWN, open=True, reason=reason)
+    return Classification(SendOutcome.LATER, reason=f"Nothing was sent: {got.error}.")

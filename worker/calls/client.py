@@ -10,12 +10,13 @@ import httpx
 
 from config.apis import Api
 from config.nesting import dump_json
-from receiver.ledger.calls import remember
+from receiver.ledger.calls import compute_once
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import Protection
+from receiver.ledger.text import digest
 from worker.calls.classify import Answer, protection
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
-from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, digest, respond
+from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, respond
 from worker.calls.perform import Outbound, Performance, Step
 from worker.calls.transport import NoReply, Reply
 from worker.instrumentation import traced, watched_send
@@ -53,7 +54,7 @@ class Calls:
     def value(self, step: str, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returned when this step first ran in this generation; it is kept as JSON."""
         self.check_time()
-        stored = remember(
+        stored = compute_once(
             self._outbound.store, self._held, _named(step), lambda: self._computed(step, compute)
         )
         if stored is None:

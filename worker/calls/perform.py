@@ -15,26 +15,27 @@ from config.apis import Api
 from config.dialects import Dialect
 from config.settings import Settings
 from receiver.ledger.calls import (
-    Answered,
-    Lost,
-    Mark,
-    Marked,
-    NotYet,
-    Place,
-    Planned,
-    Receipt,
-    Recorded,
-    Stopped,
-    Terms,
-    Wanted,
+    CallNotPending,
+    CallRequest,
+    CallUpdate,
+    Classification,
+    LeaseLost,
+    PlannedCall,
+    SendBegun,
+    SendContext,
+    SendDecision,
+    SendPolicy,
+    SendResult,
+    SendTooEarly,
+    StoredResponse,
     begin_send,
     plan,
     record_response,
-    shown_status,
+    status_for_handler,
 )
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim
-from receiver.ledger.states import CallState, Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.states import CallState, Protection, SendOutcome
 from receiver.ledger.store import Store
 from worker.attempt import backoff
 from worker.calls.classify import Answer, Failure, classify
@@ -120,7 +121,7 @@ class Step:
 class Halt(Exception):
     """The ledger does not let this send go out: `why` says what stands in the way."""
 
-    def __init__(self, why: Mark) -> None:
+    def __init__(self, why: SendDecision) -> None:
         super().__init__()
         self.why = why
 
@@ -132,13 +133,13 @@ class Performance:
         self._outbound, self._held, self._step = outbound, held, step
         self._store, self._api = outbound.store, step.api
         marks = credential_marks(outbound.secrets, step.api.name, step.api.credential)
-        self._terms = Terms(
+        self._policy = SendPolicy(
             deadline=step.api.deadline,
-            life=step.api.key_life,
-            margin=step.api.key_margin,
-            quiet=step.api.quiet,
+            key_life=step.api.key_life,
+            key_margin=step.api.key_margin,
+            settle_delay=step.api.quiet,
             credentials=marks,
-            apart=step.api.dialect.in_flight == "unstated",
+            one_at_a_time=step.api.dialect.in_flight == "unstated",
         )
 
     def run(self) -> httpx.Response:
@@ -147,24 +148,25 @@ class Performance:
         pause = LOCKED_PAUSE
         while True:
             planned = self._plan()
-            if planned.state == CallState.SUCCEEDED and not planned.changed:
+            if planned.state == CallState.SUCCEEDED and not planned.handler_changed:
                 return self._stored(planned)
             self._refuse(planned)
             recorded, got = self._send(planned)
-            if recorded.kept and recorded.state == CallState.SUCCEEDED:
+            if recorded.applied and recorded.state == CallState.SUCCEEDED:
                 return self._live(recorded, got)
             if recorded.state != CallState.PENDING:
                 # What the ledger says now is what every later attempt will see.
                 continue
-            wait = max(pause, recorded.delay.total_seconds() if recorded.verdict.retry_after else 0.0)
-            if recorded.verdict.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
+            wait = max(pause, recorded.delay.total_seconds() if recorded.classification.retry_after else 0.0)
+            if recorded.classification.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
                 self._postpone(planned.id, recorded)
             time.sleep(wait)
             pause = min(pause + LOCKED_PAUSE, LOCKED_PAUSE_MAX)
 
-    def _plan(self) -> Planned:
+    def _plan(self) -> PlannedCall:
         step, request = self._step, self._step.request
-        wanted = Wanted(
+        call = CallRequest(
+            position=step.position,
             step=step.name,
             api=self._api.name,
             method=request.method,
@@ -173,11 +175,11 @@ class Performance:
             body=request.body,
             fingerprint=request.fingerprint,
             protection=step.protection,
+            give_up_after=self._outbound.give_up_after,
             once=step.once,
         )
-        place = Place(self._held, step.position, self._outbound.give_up_after)
         try:
-            planned = plan(self._store, place, wanted, self._make_key)
+            planned = plan(self._store, self._held, call, self._make_key)
         except LedgerError as error:
             raise CallLater(f"The call cannot be written down: {error}", AWAY) from error
         if planned is None:
@@ -191,26 +193,27 @@ class Performance:
         names = (held.source, held.event_id, held.generation, self._step.name, successor)
         return make_key(self._outbound.secrets[0], names)
 
-    def _live(self, recorded: Recorded, got: Reply | NoReply) -> httpx.Response:
+    def _live(self, recorded: CallUpdate, got: Reply | NoReply) -> httpx.Response:
         assert isinstance(got, Reply)  # noqa: S101 - nothing else succeeds
-        status = shown_status(recorded.verdict, got.status)
+        status = status_for_handler(recorded.classification, got.status)
         return respond(self._step.request, status, got.headers, got.body)
 
-    def _stored(self, planned: Planned) -> httpx.Response:
-        if planned.answer is None or planned.status is None:
+    def _stored(self, planned: PlannedCall) -> httpx.Response:
+        stored = planned.response
+        if stored is None or stored.body is None:
             raise CallParked(
                 f"Call {planned.step!r} happened, but its answer is not kept any more.", planned.id
             )
-        return respond(self._step.request, planned.status, planned.answer_headers, planned.answer)
+        return respond(self._step.request, stored.status, stored.headers, stored.body)
 
-    def _refuse(self, planned: Planned) -> None:
+    def _refuse(self, planned: PlannedCall) -> None:
         """Raise what keeps a call that has not succeeded from going out now."""
         reason = planned.reason or ""
-        if planned.changed:
-            raise CallChanged(planned.changed, planned.id)
+        if planned.handler_changed:
+            raise CallChanged(planned.handler_changed, planned.id)
         if planned.state == CallState.REJECTED:
-            status, body = planned.status or 0, planned.answer or b""
-            response = respond(self._step.request, status, planned.answer_headers, body)
+            stored = planned.response or StoredResponse(0, (), None)
+            response = respond(self._step.request, stored.status, stored.headers, stored.body or b"")
             raise CallRejected(reason, response, planned.id)
         if planned.state != CallState.PENDING:
             kind = CallMismatch if planned.outcome == SendOutcome.MISMATCH else CallParked
@@ -222,11 +225,11 @@ class Performance:
         if not planned.url.startswith(f"{self._api.base_url}/"):
             reason = f"The stored request of {planned.step!r} is for another address than base_url's."
             raise CallParked(reason, planned.id)
-        if self._api.problem or planned.waits:
-            patience = min(planned.tried / TRIED_SHARE, PATIENCE_MAX)
+        if self._api.problem or planned.waits_for_other:
+            patience = min(planned.tried_for / TRIED_SHARE, PATIENCE_MAX)
             raise CallLater(self._api.problem or reason, patience + self._backoff(planned), planned.id)
 
-    def _send(self, planned: Planned) -> tuple[Recorded, Reply | NoReply]:
+    def _send(self, planned: PlannedCall) -> tuple[CallUpdate, Reply | NoReply]:
         """Send once and record what came back; raises what keeps it from going out."""
         stored = OutboundRequest(
             planned.method, planned.url, self._step.request.path, planned.headers, planned.body or b""
@@ -236,10 +239,10 @@ class Performance:
             raise CallLater(planned.reason or "It is not due yet.", planned.delay, planned.id)
         with watched_send(self._api.name, planned.method, planned.id) as seen:
             recorded, got = self._exchange(planned, outgoing)
-            came_back(seen, self._api.name, recorded.verdict.outcome)
+            came_back(seen, self._api.name, recorded.classification.outcome)
         return recorded, got
 
-    def _exchange(self, planned: Planned, outgoing: Outgoing) -> tuple[Recorded, Reply | NoReply]:
+    def _exchange(self, planned: PlannedCall, outgoing: Outgoing) -> tuple[CallUpdate, Reply | NoReply]:
         marked: list[UUID] = []
         try:
             got = self._outbound.wires[self._api.name].send(
@@ -252,50 +255,50 @@ class Performance:
         return self._record(planned, marked[0] if marked else None, got), got
 
     def _mark(self, call: UUID) -> UUID:
-        done = begin_send(self._store, self._held, call, self._terms)
-        if not isinstance(done, Marked):
+        done = begin_send(self._store, self._held, call, self._policy)
+        if not isinstance(done, SendBegun):
             raise Halt(done)
         return done.send
 
-    def _halted(self, planned: Planned, why: Mark) -> Never:
+    def _halted(self, planned: PlannedCall, why: SendDecision) -> Never:
         match why:
-            case NotYet(delay):
+            case SendTooEarly(delay):
                 reason = f"An earlier send of {planned.step!r} may still be under way there."
                 raise CallLater(reason, delay, planned.id)
-            case Stopped(CallState.PARKED, reason):
+            case CallNotPending(CallState.PARKED, reason):
                 raise CallParked(f"Call {planned.step!r} is parked. {reason}", planned.id)
-            case Stopped():
+            case CallNotPending():
                 raise CallLater("The call has ended meanwhile.", timedelta(0), planned.id)
-            case Lost() | _:
+            case LeaseLost() | _:
                 raise ClaimLost("Another worker has taken this event over.")
 
-    def _record(self, planned: Planned, send: UUID | None, got: Reply | NoReply) -> Recorded:
-        answer = None
+    def _record(self, planned: PlannedCall, send: UUID | None, got: Reply | NoReply) -> CallUpdate:
+        response = None
         if isinstance(got, Reply):
-            answer = Answered(got.status, got.headers, None if got.truncated else got.body)
-        judge = partial(_judge, self._api.dialect, got)
-        receipt = Receipt(send, answer, judge, self._terms, self._backoff(planned))
+            response = StoredResponse(got.status, got.headers, None if got.truncated else got.body)
+        classifier = partial(_classify, self._api.dialect, got)
+        result = SendResult(send, response, classifier, self._policy, self._backoff(planned))
         ends = time.monotonic() + self._outbound.lease.total_seconds()
         while True:
             try:
-                return record_response(self._store, self._held, planned.id, receipt)
+                return record_response(self._store, self._held, planned.id, result)
             except LedgerError as error:
                 if time.monotonic() > ends:
                     reason = "What came back could not be written down; the call counts as unknown."
                     raise CallUnknown(reason, AWAY, planned.id) from error
                 time.sleep(RECORD_PAUSE)
 
-    def _postpone(self, call: UUID, recorded: Recorded) -> Never:
+    def _postpone(self, call: UUID, recorded: CallUpdate) -> Never:
         kinds = {SendOutcome.LOCKED: CallLocked, SendOutcome.UNKNOWN: CallUnknown}
-        kind = kinds.get(recorded.verdict.outcome, CallLater)
-        raise kind(f"Call {self._step.name!r}: {recorded.verdict.reason}", recorded.delay, call)
+        kind = kinds.get(recorded.classification.outcome, CallLater)
+        raise kind(f"Call {self._step.name!r}: {recorded.classification.reason}", recorded.delay, call)
 
-    def _backoff(self, planned: Planned) -> timedelta:
+    def _backoff(self, planned: PlannedCall) -> timedelta:
         return backoff(planned.sends + 1, cap=self._outbound.backoff_max, rng=self._outbound.rng)
 
 
-def _judge(dialect: Dialect, got: Reply | NoReply, standing: Standing, now: datetime) -> Judgement:
+def _classify(dialect: Dialect, got: Reply | NoReply, context: SendContext, now: datetime) -> Classification:
     if isinstance(got, NoReply):
-        return classify(dialect, standing, Failure(got.error, got.written), now)
+        return classify(dialect, context, Failure(got.error, got.written), now)
     headers = {name.lower(): value for name, value in got.headers}
-    return classify(dialect, standing, Answer(got.status, headers, got.body, got.truncated), now)
+    return classify(dialect, context, Answer(got.status, headers, got.body, got.truncated), now)

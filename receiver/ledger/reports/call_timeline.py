@@ -27,7 +27,7 @@ from receiver.ledger.reports.models import (
 from receiver.ledger.reports.next_step import call_outlook, is_open
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, ATTEMPT, CALL, EVENT, SEND
-from receiver.ledger.text import plain, readable, storable_id
+from receiver.ledger.text import plain, readable, storable
 
 CALLS_SHOWN = 200
 """The latest calls of an event that its story tells; a handler that loops must not make it unreadable."""
@@ -65,7 +65,7 @@ def conditions(which: CallFilter) -> Iterable[ColumnElement[bool]]:
         if wanted is not None:
             yield column == wanted if plain(wanted) == wanted else false()
     if which.event_id is not None:
-        yield EVENT.c.event_id == storable_id(which.event_id)
+        yield EVENT.c.event_id == storable(which.event_id)
         if which.source is None:
             yield EVENT.c.source.in_(sources())
 
