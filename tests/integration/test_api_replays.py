@@ -19,10 +19,11 @@ from worker.sweeper import REPLAY_BATCH, REPLAY_ROUNDS, carry_on
 RETRY_DEAD = {"what": "retry", "filter": {"state": "dead"}}
 KILLED = """
 import os, signal, sys
-from receiver.ledger import Store, replays
+from receiver.ledger.control import bulk
+from receiver.ledger.store import Store
 from worker import sweeper
 
-real, left = replays._mark, [2 * {rounds}]
+real, left = bulk._mark, [2 * {rounds}]
 
 def mark(*arguments):
     left[0] -= 1
@@ -30,7 +31,7 @@ def mark(*arguments):
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-replays._mark = mark
+bulk._mark = mark
 sweeper.carry_on(Store(sys.argv[1]))
 """
 """Dies after the acts and marks of its last batch, before their commit."""

@@ -229,7 +229,7 @@ def test_a_broken_audit_resolves_nothing(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("receiver.ledger.control.actions.note_action", broken)
+    monkeypatch.setattr("receiver.ledger.control.resolution.note_action", broken)
     with pytest.raises(RuntimeError):
         resolve(store, call, Resolution.HAPPENED, "ann")
     assert (call_row(store, call).state, state(store, event)) == ("parked", "parked")

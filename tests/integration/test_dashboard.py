@@ -17,7 +17,7 @@ from config.dialects import load_dialects
 from config.providers import load_providers
 from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
-from receiver.dashboard.pages import SHOWN
+from receiver.dashboard.presentation import PAYLOAD_SHOWN
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.queue import note_worker
 from receiver.ledger.reports import list_events, story
@@ -329,7 +329,7 @@ def test_no_payload_is_too_odd_to_be_shown(store: Store, body: bytes) -> None:
     for board in (make(store), redacting(store)):
         answer = board.entered().get(f"/events/{event}?bodies=1")
         assert answer.status_code == 200
-        assert len(answer.data) < 3 * SHOWN
+        assert len(answer.data) < 3 * PAYLOAD_SHOWN
 
 
 def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:

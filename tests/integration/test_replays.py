@@ -22,8 +22,8 @@ from tests.services.waiting import wait_until
 WORK = """
 import sys
 from uuid import UUID
-from receiver.ledger import Store
-from receiver.ledger.replays import step
+from receiver.ledger.control import step
+from receiver.ledger.store import Store
 store = Store(sys.argv[1])
 while step(store, UUID(sys.argv[2]), batch=int(sys.argv[3])).left:
     pass
