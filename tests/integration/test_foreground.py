@@ -17,7 +17,7 @@ PROGRAM = """
 import sys
 from firstseen.dev import Foreground, Screen
 
-run = Foreground(Screen())
+run = Foreground()
 run.start("server", ["/bin/sh", "-c", {server!r}], last=True)
 run.start("client", ["/bin/sh", "-c", {client!r}], {{"GREETING": "hello"}})
 run.wait(lambda: False)
