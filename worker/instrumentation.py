@@ -6,23 +6,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from uuid import UUID
 
+from opentelemetry.trace import Span, SpanKind
+
 from config.logs import about
-from config.tracing import Span, here, span
+from config.tracing import TRACEPARENT, current_traceparent, describe, span
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import SendOutcome
 from worker.calls.transport import Outgoing
 
 log = logging.getLogger(__name__)
 
-TRACEPARENT = "traceparent"
-
 
 @contextmanager
 def attempt_span(held: Claim) -> Iterator[Span]:
     """Trace an attempt. The first one is part of its delivery's trace; a later one links to it."""
     traces = {"parent": held.traceparent} if held.token == 1 else {"link": held.traceparent}
-    with attempt_facts(held), span("attempt", "consumer", root=True, **traces) as opened:
-        opened.note(event=str(held.event), type=held.type, generation=held.generation, **_facts(held))
+    with attempt_facts(held), span("attempt", SpanKind.CONSUMER, root=True, **traces) as opened:
+        describe(opened, event=str(held.event), type=held.type, generation=held.generation, **_facts(held))
         yield opened
 
 
@@ -41,20 +41,20 @@ def _facts(held: Claim) -> dict[str, str | int]:
 def send_span(api: str, method: str, call: UUID | None = None) -> Iterator[Span]:
     """Trace one request to an API. Its address stays out: paths and queries hold data."""
     facts = {"api": api} if call is None else {"api": api, "call": str(call)}
-    with about(**facts), span(f"{method} {api}", "client") as opened:
-        opened.note(**facts)
+    with about(**facts), span(f"{method} {api}", SpanKind.CLIENT) as opened:
+        describe(opened, **facts)
         yield opened
 
 
 def log_outcome(opened: Span, api: str, outcome: SendOutcome) -> None:
     """Put what a send's response, or its absence, means on its span and on a line."""
-    opened.note(outcome=str(outcome))
+    describe(opened, outcome=str(outcome))
     log.info("A send to %s: %s.", api, outcome)
 
 
 def with_traceparent(request: Outgoing) -> Outgoing:
     """Return a request with the present trace, unless the handler gave it one of its own."""
-    trace = here()
+    trace = current_traceparent()
     if trace is None or any(name.lower() == TRACEPARENT for name, _ in request.headers):
         return request
     return replace(request, headers=(*request.headers, (TRACEPARENT, trace)))

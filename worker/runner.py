@@ -230,7 +230,7 @@ class Runner:
                 else:
                     with attempt_span(held.claim) as span:
                         held.outcome = self._attempt(held.claim)
-                        span.note(outcome=str(held.outcome.move))
+                        span.set_attribute("firstseen.outcome", str(held.outcome.move))
                     ended.append((held.claim, held.outcome))
                 took = time.monotonic() - begun
                 seconds += took

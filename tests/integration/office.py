@@ -12,7 +12,7 @@ from sqlalchemy import Row, func, select, update
 
 from config.apis import Api, Auth
 from config.dialects import load_dialects
-from receiver.ledger.calls import Answered, Receipt, Recorded, Terms, record_response
+from receiver.ledger.calls import CallUpdate, SendPolicy, SendResult, StoredResponse, record_response
 from receiver.ledger.control import retry
 from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import settle
@@ -168,19 +168,19 @@ class Office:
         """Return how many sends of a call may have been executed."""
         return sum(one.open for one in self.sends(call))
 
-    def terms(self) -> Terms:
+    def terms(self) -> SendPolicy:
         """Return what the API's configuration says of its sends."""
         marks = credential_marks(self.secrets, self.api.name, self.api.credential)
         apart = self.api.dialect.in_flight == "unstated"
-        return Terms(DEADLINE, self.api.key_life, self.api.key_margin, QUIET, marks, apart)
+        return SendPolicy(DEADLINE, self.api.key_life, self.api.key_margin, QUIET, marks, apart)
 
-    def late(self, held: Claim, send: Row[Any], got: Reply) -> Recorded:
+    def late(self, held: Claim, send: Row[Any], got: Reply) -> CallUpdate:
         """Record the answer to a send, as the worker that sent it does whenever it comes."""
-        kept = Answered(got.status, got.headers, None if got.truncated else got.body)
-        receipt = Receipt(
+        kept = StoredResponse(got.status, got.headers, None if got.truncated else got.body)
+        receipt = SendResult(
             send.id,
             kept,
-            lambda standing, now: classify(self.api.dialect, standing, got, now),
+            lambda context, now: classify(self.api.dialect, context, got, now),
             self.terms(),
             timedelta(seconds=1),
         )

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger.calls import Marked, begin_send
+from receiver.ledger.calls import SendBegun, begin_send
 from receiver.ledger.control import Resolution, discard, rerun, resolve, retry
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.lease import Outcome
@@ -18,19 +18,6 @@ from tests.integration.office import SILENCE, UNSENT, Office, crash, letter, pos
 from tests.integration.steps import ONLY_POSTGRES, deliver, later, row, state
 from worker import CallRejected, Dead
 from worker.calls.transport import Outgoing, Reply
-
-
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
-
 
 caught = posts("letter", caught=True)
 
@@ -272,7 +259,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
     fresh = office.take(event)
     call = office.call(event)
     send = office.sends(call.id)[0]
-    assert isinstance(begin_send(store, fresh, call.id, office.terms()), Marked)
+    assert isinstance(begin_send(store, fresh, call.id, office.terms()), SendBegun)
     gate = threading.Barrier(8)
 
     def act(n: int) -> object:
@@ -281,7 +268,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
             if n % 4 == 0:
                 office.late(held, send, reply(500))
             elif n % 4 == 1:
-                assert isinstance(begin_send(store, fresh, call.id, office.terms()), Marked)
+                assert isinstance(begin_send(store, fresh, call.id, office.terms()), SendBegun)
             elif n % 4 == 2:
                 with pytest.raises(NotAllowed):
                     resolve(store, call.id, Resolution.HAPPENED, "ada")

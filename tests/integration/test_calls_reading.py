@@ -197,7 +197,7 @@ def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
     call = planned(store, held).id
     settle(store, held, End(Move.RETRY_LATER))
     held = take(store, event)
-    assert planned(store, held, fingerprint="e" * 64).changed
+    assert planned(store, held, fingerprint="e" * 64).handler_changed
     settle(store, held, End(Move.PARK, call=call))
     told = story(store, event)
     assert (told["calls"][0]["fingerprint"], told["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)

@@ -8,13 +8,13 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, select, text
 
-from receiver.ledger.calls import Answered, Receipt, record_response
+from receiver.ledger.calls import Classification, SendResult, StoredResponse, record_response
 from receiver.ledger.control import Resolution, StatedResponse, resolve
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.lease import Outcome as End
 from receiver.ledger.queue import settle
 from receiver.ledger.reports import call_story, story
-from receiver.ledger.states import CallState, Judgement, Move, SendOutcome, State
+from receiver.ledger.states import CallState, Move, SendOutcome, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, EVENT, SEND
 from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
@@ -49,7 +49,8 @@ def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
     assert opened(store, call) == [False]
     held = take(store, event)
     found = planned(store, held)
-    assert (found.id, found.state, found.status, found.answer) == (call, "succeeded", 201, b'{"id":7}')
+    assert (found.id, found.state) == (call, "succeeded")
+    assert found.response == StoredResponse(given.status, given.headers, given.body)
     assert settle(store, held, End(Move.FINISH))
     assert state(store, event) == "done"
 
@@ -72,7 +73,7 @@ def test_use_stored(store: Store, parked: tuple[UUID, UUID]) -> None:
     event, call = parked
     resolve(store, call, Resolution.USE_STORED, "ann")
     found = planned(store, take(store, event), body=b"other", fingerprint=OTHER)
-    assert (found.id, found.state, found.changed) == (call, "pending", None)
+    assert (found.id, found.state, found.handler_changed) == (call, "pending", None)
     assert (found.key, found.body) == ("key-letter-0", b'{"to":"Ann"}')
     assert "use-stored" not in call_story(store, call)["next"]
 
@@ -210,9 +211,11 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
     settle(store, held, End(Move.FINISH))
     with store.read() as connection:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
-    judged = Judgement(SendOutcome.SUCCEEDED, reason="201 Created.")
-    answer = Answered(201, (), b"{}")
-    record_response(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
+    judged = Classification(SendOutcome.SUCCEEDED, reason="201 Created.")
+    answer = StoredResponse(201, (), b"{}")
+    record_response(
+        store, held, call, SendResult(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5))
+    )
     refused(store, call, Resolution.GIVE_UP, "is succeeded; there is nothing left to resolve")
     assert state(store, event) == "waiting"
 

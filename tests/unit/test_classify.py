@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from config.dialects import load_dialects
-from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.calls import Classification, SendContext
+from receiver.ledger.states import Protection, SendOutcome
 from worker.calls.classify import classify, protection
 from worker.calls.transport import NoReply, Reply
 
@@ -16,17 +17,17 @@ DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 KEYED, REPEATABLE, UNPROTECTED = Protection
 STANDINGS = {
-    "first": Standing(open_before=False, live=True, protection=KEYED, method="POST"),
-    "again": Standing(open_before=True, live=True, protection=KEYED, method="POST"),
-    "late": Standing(open_before=True, live=False, protection=KEYED, method="POST"),
-    "bare": Standing(open_before=False, live=False, protection=UNPROTECTED, method="POST"),
-    "bare again": Standing(open_before=True, live=False, protection=UNPROTECTED, method="POST"),
-    "put again": Standing(open_before=True, live=False, protection=REPEATABLE, method="PUT", path="/a/1"),
-    "delete": Standing(open_before=False, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"),
-    "delete again": Standing(
+    "first": SendContext(open_before=False, live=True, protection=KEYED, method="POST"),
+    "again": SendContext(open_before=True, live=True, protection=KEYED, method="POST"),
+    "late": SendContext(open_before=True, live=False, protection=KEYED, method="POST"),
+    "bare": SendContext(open_before=False, live=False, protection=UNPROTECTED, method="POST"),
+    "bare again": SendContext(open_before=True, live=False, protection=UNPROTECTED, method="POST"),
+    "put again": SendContext(open_before=True, live=False, protection=REPEATABLE, method="PUT", path="/a/1"),
+    "delete": SendContext(open_before=False, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"),
+    "delete again": SendContext(
         open_before=True, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"
     ),
-    "keyed delete again": Standing(
+    "keyed delete again": SendContext(
         open_before=True, live=True, protection=KEYED, method="DELETE", path="/a/1"
     ),
 }
@@ -191,7 +192,7 @@ def answer(dialect: str, came: str) -> Reply:
     return Reply(int(status), tuple(headers.items()), body.encode())
 
 
-def told(verdict: Judgement) -> str:
+def told(verdict: Classification) -> str:
     """Return a verdict as the table writes it."""
     return verdict.outcome + " open" * verdict.open + " park" * verdict.park
 
@@ -213,7 +214,7 @@ def test_the_table_has_every_dialect_and_standing() -> None:
 
 
 @pytest.mark.parametrize("standing", STANDINGS.values())
-def test_no_answer(standing: Standing) -> None:
+def test_no_answer(standing: SendContext) -> None:
     """What never left was not executed; what left may have been."""
     refused = classify(DIALECTS["celper"], standing, NoReply("connection refused", written=False), NOW)
     assert (told(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
@@ -297,7 +298,7 @@ ANSWERS = st.builds(
     st.booleans(),
 )
 STANDING = st.builds(
-    Standing,
+    SendContext,
     st.booleans(),
     st.booleans(),
     st.sampled_from(Protection),
@@ -312,7 +313,7 @@ FINAL = {SendOutcome.SUCCEEDED, SendOutcome.REPLAYED, SendOutcome.REJECTED}
 @example("telness", replace(STANDINGS["bare"], live=True), Reply(503, (), b""))
 @example("stannp", STANDINGS["again"], Reply(409, (), b'{"success": tr', truncated=True))
 @example("celper", STANDINGS["again"], Reply(429, (("retry-after", "Mon, 23 Nov 0001 00:00:00 +2359"),), b""))
-def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Reply) -> None:
+def test_any_answer_has_a_verdict(name: str, standing: SendContext, came: Reply) -> None:
     """Nothing raises; and no answer, however odd, leads to a second effect or to an end that is none."""
     verdict = classify(DIALECTS[name], standing, came, NOW)
     assert verdict.retry_after is None or timedelta(0) <= verdict.retry_after <= timedelta(hours=24)
@@ -337,7 +338,7 @@ def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Reply) ->
 
 
 @given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
-def test_reasons_show_no_body(name: str, standing: Standing, came: Reply) -> None:
+def test_reasons_show_no_body(name: str, standing: SendContext, came: Reply) -> None:
     """Nothing of the body stands in the sentence, which is one line."""
     marked = Reply(came.status, came.headers, came.body + b" hunter2")
     verdict = classify(DIALECTS[name], standing, marked, NOW)

@@ -15,7 +15,8 @@ from typing import Final
 
 from config.dialects import Dialect, Error
 from config.nesting import load_json
-from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.calls import Classification, SendContext
+from receiver.ledger.states import Protection, SendOutcome
 from worker.calls.transport import NoReply, Reply
 
 RETRY_AFTER_MAX = timedelta(hours=24)
@@ -33,16 +34,16 @@ NOT_EXECUTED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY})
 _SECONDS = re.compile(r"-?\d{1,12}(\.\d+)?", re.ASCII)
 
 
-def classify(dialect: Dialect, standing: Standing, reply: Reply | NoReply, now: datetime) -> Judgement:
+def classify(dialect: Dialect, context: SendContext, reply: Reply | NoReply, now: datetime) -> Classification:
     """Return what a reply, or its absence, means for its call; `now` is for dates in Retry-After."""
     if isinstance(reply, NoReply) and reply.written:
         reason = f"No answer: {reply.error}. It may have been executed."
-        return Judgement(SendOutcome.UNKNOWN, open=True, reason=reason)
+        return Classification(SendOutcome.UNKNOWN, open=True, reason=reason)
     if isinstance(reply, NoReply):
-        return Judgement(SendOutcome.LATER, reason=f"Nothing was sent: {reply.error}.")
-    case = ReplyCase(dialect, standing, reply)
+        return Classification(SendOutcome.LATER, reason=f"Nothing was sent: {reply.error}.")
+    case = ReplyCase(dialect, context, reply)
     rule = next(rule for rule in RULES if rule.fits(case))
-    return Judgement(
+    return Classification(
         rule.outcome,
         park=rule.park,
         open=rule.open,
@@ -94,7 +95,7 @@ class ReplyCase:
     """A reply with everything that the rules look at."""
 
     dialect: Dialect
-    standing: Standing
+    context: SendContext
     reply: Reply
 
     @property
@@ -123,12 +124,12 @@ class ReplyCase:
     @property
     def keyed(self) -> bool:
         """Whether the request carried a key: without one, no reply is about keys."""
-        return self.standing.protection == Protection.KEYED
+        return self.context.protection == Protection.KEYED
 
     @property
     def protected(self) -> bool:
         """Whether a live key protects a resend."""
-        return self.keyed and self.standing.live
+        return self.keyed and self.context.live
 
     @property
     def replay_by_status(self) -> bool:
@@ -160,7 +161,7 @@ class ReplyCase:
     @property
     def deletes_again(self) -> bool:
         """Whether it answers a repeatable DELETE that was sent before."""
-        now = self.standing
+        now = self.context
         again = now.open_before and now.method == "DELETE"
         return again and self.dialect.is_repeatable(now.method, now.path)
 
@@ -295,7 +296,7 @@ RULES: Final = (
     ),
     # On a first send any other 4xx is definite; after an open one it may speak of that one's result.
     Rule(
-        lambda case: case.is_definite_refusal and case.standing.open_before,
+        lambda case: case.is_definite_refusal and case.context.open_before,
         SendOutcome.UNKNOWN,
         ", but an earlier send may have been executed: is this about that one, or its result?",
         park=True,

@@ -15,12 +15,13 @@ import httpx
 
 from config.apis import Api
 from config.nesting import dump_json
-from receiver.ledger.calls import remember
+from receiver.ledger.calls import compute_once
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import Protection
+from receiver.ledger.text import digest
 from worker.calls.classify import protection, retry_after
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
-from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, digest, respond
+from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, respond
 from worker.calls.perform import CallContext, CallPerformer, Step
 from worker.calls.transport import NoReply
 from worker.instrumentation import send_span, with_traceparent
@@ -67,7 +68,7 @@ class Calls:
             finally:
                 self._computing = before
 
-        stored = remember(self._context.store, self._held, _checked_step(step), computed)
+        stored = compute_once(self._context.store, self._held, _checked_step(step), computed)
         if stored is None:
             raise ClaimLost("Another worker has taken this event over.")
         return json.loads(stored)

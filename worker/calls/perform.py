@@ -17,21 +17,20 @@ import httpx
 from config.apis import Api
 from config.settings import Settings
 from receiver.ledger.calls import (
-    Answered,
-    Lost,
-    Marked,
-    NotYet,
-    Place,
-    Planned,
-    Receipt,
-    Recorded,
-    Stopped,
-    Terms,
-    Wanted,
+    CallNotPending,
+    CallRequest,
+    CallUpdate,
+    LeaseLost,
+    PlannedCall,
+    SendBegun,
+    SendPolicy,
+    SendResult,
+    SendTooEarly,
+    StoredResponse,
     begin_send,
     plan,
     record_response,
-    shown_status,
+    status_for_handler,
 )
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim
@@ -120,13 +119,13 @@ class CallPerformer:
     def __init__(self, context: CallContext, held: Claim, step: Step) -> None:
         self._context, self._held, self._step = context, held, step
         self._store, self._api = context.store, step.api
-        self._terms = Terms(
+        self._policy = SendPolicy(
             deadline=step.api.deadline,
-            life=step.api.key_life,
-            margin=step.api.key_margin,
-            quiet=step.api.quiet,
+            key_life=step.api.key_life,
+            key_margin=step.api.key_margin,
+            settle_delay=step.api.quiet,
             credentials=credential_marks(context.secrets, step.api.name, step.api.credential),
-            apart=step.api.dialect.in_flight == "unstated",
+            one_at_a_time=step.api.dialect.in_flight == "unstated",
         )
 
     def run(self) -> httpx.Response:
@@ -139,31 +138,32 @@ class CallPerformer:
         pause = LOCKED_PAUSE
         while True:
             call = self._plan()
-            if call.state == CallState.SUCCEEDED and not call.changed:
+            if call.state == CallState.SUCCEEDED and not call.handler_changed:
                 return self._stored_response(call)
             outgoing = self._sendable(call)
             with send_span(self._api.name, call.method, call.id) as span:
                 send, reply = self._begin_and_send(call, outgoing)
                 recorded = self._record(call, send, reply)
-                log_outcome(span, self._api.name, recorded.verdict.outcome)
-            if recorded.kept and recorded.state == CallState.SUCCEEDED and isinstance(reply, Reply):
-                status = shown_status(recorded.verdict, reply.status)
+                log_outcome(span, self._api.name, recorded.classification.outcome)
+            if recorded.applied and recorded.state == CallState.SUCCEEDED and isinstance(reply, Reply):
+                status = status_for_handler(recorded.classification, reply.status)
                 return respond(self._step.request, status, reply.headers, reply.body)
             if recorded.state != CallState.PENDING:
                 # Planned once more: what the ledger says now is what every later attempt will see.
                 continue
-            wait = max(pause, recorded.delay.total_seconds() if recorded.verdict.retry_after else 0.0)
-            if recorded.verdict.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
+            wait = max(pause, recorded.delay.total_seconds() if recorded.classification.retry_after else 0.0)
+            if recorded.classification.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
                 kinds = {SendOutcome.LOCKED: CallLocked, SendOutcome.UNKNOWN: CallUnknown}
-                kind = kinds.get(recorded.verdict.outcome, CallLater)
-                raise kind(f"Call {call.step!r}: {recorded.verdict.reason}", recorded.delay, call.id)
+                kind = kinds.get(recorded.classification.outcome, CallLater)
+                raise kind(f"Call {call.step!r}: {recorded.classification.reason}", recorded.delay, call.id)
             time.sleep(wait)
             pause = min(pause + LOCKED_PAUSE, LOCKED_PAUSE_MAX)
 
-    def _plan(self) -> Planned:
+    def _plan(self) -> PlannedCall:
         """Find the call in the journal, or write it down; raise CallLater or ClaimLost where that fails."""
         step, request = self._step, self._step.request
-        wanted = Wanted(
+        wanted = CallRequest(
+            position=step.position,
             step=step.name,
             api=self._api.name,
             method=request.method,
@@ -172,11 +172,11 @@ class CallPerformer:
             body=request.body,
             fingerprint=request.fingerprint,
             protection=step.protection,
+            give_up_after=self._context.give_up_after,
             once=step.once,
         )
-        place = Place(self._held, step.position, self._context.give_up_after)
         try:
-            call = plan(self._store, place, wanted, self._make_key)
+            call = plan(self._store, self._held, wanted, self._make_key)
         except LedgerError as error:
             raise CallLater(f"The call cannot be written down: {error}", LEDGER_AWAY) from error
         if call is None:
@@ -190,19 +190,20 @@ class CallPerformer:
         names = (held.source, held.event_id, held.generation, self._step.name, successor)
         return make_key(self._context.secrets[0], names)
 
-    def _stored_response(self, call: Planned) -> httpx.Response:
-        if call.answer is None or call.status is None:
+    def _stored_response(self, call: PlannedCall) -> httpx.Response:
+        stored = call.response
+        if stored is None or stored.body is None:
             raise CallParked(f"Call {call.step!r} happened, but its answer is not kept any more.", call.id)
-        return respond(self._step.request, call.status, call.answer_headers, call.answer)
+        return respond(self._step.request, stored.status, stored.headers, stored.body)
 
-    def _sendable(self, call: Planned) -> Outgoing:
+    def _sendable(self, call: PlannedCall) -> Outgoing:
         """Return the stored request with key and credential; raise what keeps it from going out now."""
         reason = call.reason or ""
-        if call.changed:
-            raise CallChanged(call.changed, call.id)
+        if call.handler_changed:
+            raise CallChanged(call.handler_changed, call.id)
         if call.state == CallState.REJECTED:
-            status, body = call.status or 0, call.answer or b""
-            response = respond(self._step.request, status, call.answer_headers, body)
+            kept = call.response or StoredResponse(0, (), None)
+            response = respond(self._step.request, kept.status, kept.headers, kept.body or b"")
             raise CallRejected(reason, response, call.id)
         if call.state != CallState.PENDING:
             kind = CallMismatch if call.outcome == SendOutcome.MISMATCH else CallParked
@@ -214,8 +215,8 @@ class CallPerformer:
             reason = f"The stored request of {call.step!r} is for another address than base_url's."
             raise CallParked(reason, call.id)
         # No send of ours changes either of these, so they are looked at later and later.
-        if self._api.problem or call.waits:
-            patience = min(call.tried / TRIED_SHARE, PATIENCE_MAX)
+        if self._api.problem or call.waits_for_other:
+            patience = min(call.tried_for / TRIED_SHARE, PATIENCE_MAX)
             raise CallLater(self._api.problem or reason, patience + self._backoff(call), call.id)
         # A resend is the stored request, byte for byte, whatever the handler asks for now.
         stored = OutboundRequest(call.method, call.url, self._step.request.path, call.headers, call.body)
@@ -225,7 +226,7 @@ class CallPerformer:
             raise CallLater(reason or "It is not due yet.", call.delay, call.id)
         return outgoing
 
-    def _begin_and_send(self, call: Planned, outgoing: Outgoing) -> tuple[UUID | None, Reply | NoReply]:
+    def _begin_and_send(self, call: PlannedCall, outgoing: Outgoing) -> tuple[UUID | None, Reply | NoReply]:
         """Send once; return the send's id, if it began, and what came back.
 
         The send is committed once a connection stands, right before its first byte: before that nothing is
@@ -236,47 +237,47 @@ class CallPerformer:
         def begin() -> None:
             nonlocal send
             try:
-                result = begin_send(self._store, self._held, call.id, self._terms)
+                result = begin_send(self._store, self._held, call.id, self._policy)
             except LedgerError as error:
                 raise CallLater(f"The send cannot be written down: {error}", LEDGER_AWAY, call.id) from error
             match result:
-                case Marked(begun):
+                case SendBegun(begun):
                     send = begun
-                case NotYet(delay):
+                case SendTooEarly(delay):
                     reason = f"An earlier send of {call.step!r} may still be under way there."
                     raise CallLater(reason, delay, call.id)
-                case Stopped(CallState.PARKED, reason):
+                case CallNotPending(CallState.PARKED, reason):
                     raise CallParked(f"Call {call.step!r} is parked. {reason}", call.id)
-                case Stopped():
+                case CallNotPending():
                     raise CallLater("The call has ended meanwhile.", timedelta(0), call.id)
-                case Lost():
+                case LeaseLost():
                     raise ClaimLost("Another worker has taken this event over.")
 
         reply = self._context.transports[self._api.name].send(with_traceparent(outgoing), begin)
         return send, reply
 
-    def _record(self, call: Planned, send: UUID | None, reply: Reply | NoReply) -> Recorded:
+    def _record(self, call: PlannedCall, send: UUID | None, reply: Reply | NoReply) -> CallUpdate:
         """Write down what came back; while the ledger does not answer, try again for as long as a lease."""
-        answer = None
+        response = None
         if isinstance(reply, Reply):
-            answer = Answered(reply.status, reply.headers, None if reply.truncated else reply.body)
-        receipt = Receipt(
+            response = StoredResponse(reply.status, reply.headers, None if reply.truncated else reply.body)
+        result = SendResult(
             send,
-            answer,
-            lambda standing, now: classify(self._api.dialect, standing, reply, now),
-            self._terms,
+            response,
+            lambda context, now: classify(self._api.dialect, context, reply, now),
+            self._policy,
             self._backoff(call),
         )
         # Worth waiting for: without this response the call can only be sent again or parked.
         ends = time.monotonic() + self._context.lease.total_seconds()
         while True:
             try:
-                return record_response(self._store, self._held, call.id, receipt)
+                return record_response(self._store, self._held, call.id, result)
             except LedgerError as error:
                 if time.monotonic() > ends:
                     reason = "What came back could not be written down; the call counts as unknown."
                     raise CallUnknown(reason, LEDGER_AWAY, call.id) from error
                 time.sleep(RECORD_PAUSE)
 
-    def _backoff(self, call: Planned) -> timedelta:
+    def _backoff(self, call: PlannedCall) -> timedelta:
         return backoff(call.sends + 1, cap=self._context.backoff_max, rng=self._context.rng)

@@ -56,7 +56,7 @@ def replace_rejected(connection: Connection, call: UUID) -> None:
     connection.execute(update(CALL).where(*rejected).values(state=CallState.REPLACED))
 
 
-def try_again(store: Store, connection: Connection, events: Sequence[UUID]) -> None:
+def retry_calls(store: Store, connection: Connection, events: Sequence[UUID]) -> None:
     """Take up, as a person retries events, what their present generations left unfinished.
 
     Keys stay: whatever parked a call parks it again, unless it is mended. A rejected call, which certainly

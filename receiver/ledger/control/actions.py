@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from receiver.ledger.calls import try_again
+from receiver.ledger.calls import retry_calls
 from receiver.ledger.errors import NotAllowed, UnknownEvent
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
@@ -95,7 +95,7 @@ def act_on(
         for row in connection.execute(statement)
     ]
     if order.move == Move.RETRY:
-        try_again(store, connection, [one.event for one in acted])
+        retry_calls(store, connection, [one.event for one in acted])
     note_action(store, connection, order.who, acted)
     return acted
 
