@@ -15,7 +15,7 @@ from tests.services.waiting import wait_until
 
 PROGRAM = """
 import sys
-from firstseen.dev import Foreground, Screen
+from firstseen.dev import Foreground
 
 run = Foreground()
 run.start("server", ["/bin/sh", "-c", {server!r}], last=True)
