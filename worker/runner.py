@@ -15,7 +15,7 @@ from uuid import UUID
 
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, claim_due, claim_next, finish_several, renew, settle, unattended
+from receiver.ledger.queue import claim, claim_due, renew, settle, unattended
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from worker.instrumentation import concerning, watched
@@ -26,46 +26,33 @@ from worker.instrumentation import concerning, watched
 SETTLE_PAUSE = 0.5
 """Seconds between tries to settle while the ledger does not answer."""
 
-DONE = Outcome(Move.FINISH)
-"""The end of an attempt whose handler returned; several of these share a transaction."""
-
 
 def settle_all(store: Store, ended: Sequence[tuple[Claim, Outcome]], *, patience: timedelta) -> None:
     """Settle attempts; while the ledger does not answer, try for `patience`: nobody else can claim them."""
-    returned = [held for held, end in ended if end == DONE]
-    try:
-        done = finish_several(store, returned) if len(returned) > 1 else set()
-    except LedgerError:
-        done = set()
-    except Exception:
-        log.exception("Several events could not be settled together; they are settled one by one.")
-        done = set()
-    for held, end in ended:
-        with concerning(held):
-            if held.event in done:
-                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
-            else:
-                _settle(store, held, end, time.monotonic() + patience.total_seconds())
-
-
-def _settle(store: Store, held: Claim, end: Outcome, deadline: float) -> None:
+    deadline = time.monotonic() + patience.total_seconds()
     while True:
         try:
-            settled = settle(store, held, end)
-        except LedgerError:
-            if time.monotonic() > deadline:
-                log.exception("Event %s ran but could not be settled; it will run again.", held.event)
+            settled = settle(store, ended)
+            break
+        except Exception as error:
+            if isinstance(error, LedgerError) and time.monotonic() <= deadline:
+                time.sleep(SETTLE_PAUSE)
+                continue
+            if not isinstance(error, LedgerError) and len(ended) > 1:
+                log.exception("Several events could not be settled together; they are settled one by one.")
+                for one in ended:
+                    settle_all(store, [one], patience=patience)
                 return
-            time.sleep(SETTLE_PAUSE)
-            continue
-        except Exception:
-            log.exception("Event %s ran but could not be settled; it will run again.", held.event)
+            for held, _ in ended:
+                with concerning(held):
+                    log.exception("Event %s ran but could not be settled; it will run again.", held.event)
             return
-        if settled:
-            log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
-        else:
-            log.warning("Event %s was taken over; this attempt settles nothing.", held.event)
-        return
+    for held, end in ended:
+        with concerning(held):
+            if held.event in settled:
+                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
+            else:
+                log.warning("Event %s was taken over; this attempt settles nothing.", held.event)
 
 
 log = logging.getLogger(__name__)
@@ -179,7 +166,7 @@ class Runner:
             claims = [held for held, _ in self._held.values()]
         # One that has ended may wait for its neighbours of the lot to be settled with them.
         ends = [self._ended.get(held.event, SHUT_DOWN) for held in claims]
-        return sum(settle(self.store, held, end) for held, end in zip(claims, ends, strict=True))
+        return len(settle(self.store, list(zip(claims, ends, strict=True))))
 
     @property
     def _terms(self) -> dict[str, Any]:
@@ -189,7 +176,8 @@ class Runner:
         return [] if held is None else [held]
 
     def _claim_next(self) -> list[Claim]:
-        return self._take(claim_next(self.store, unattended(self.store, self.limits.sweep), **self._terms))
+        where = unattended(self.store, self.limits.sweep)
+        return claim_due(self.store, limit=1, where=where, **self._terms)
 
     def _claim_due(self, limit: int) -> list[Claim]:
         # One thread at a time: what several claim at once costs them the same, and gives each of them less.

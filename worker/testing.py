@@ -268,7 +268,7 @@ class _Bench:
 
     def end(self, how: Outcome) -> State:
         """End the attempt under way; return the event's state."""
-        settle(self.store, self.held, how)
+        settle(self.store, [(self.held, how)])
         self._held = None
         return State(self._row().state)
 

@@ -407,14 +407,14 @@ def test_a_release_leaves_a_send_on_its_way_alone(prepare: Prepare, store: Store
     release, released = Outcome(Move.RELEASE, reason="It shuts down."), []
 
     def look(connection: Any) -> None:
-        released.append(settle(store, held, release))
+        released.append(bool(settle(store, [(held, release)])))
         connection.sendall(CREATED)
 
     with RawServer(look) as server:
         attempts = prepare(server.url)
         held = attempts.claim()
         post(None, Calls(attempts.outbound, held))
-        released.append(settle(store, held, release))
+        released.append(bool(settle(store, [(held, release)])))
     assert released == [False, True]
 
 
