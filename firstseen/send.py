@@ -141,7 +141,7 @@ class Sample:
     method: str = "POST"
 
 
-def sample(  # noqa: PLR0913 - an event, and where it goes
+def sample(
     source: Source,
     *,
     type: str | None,  # noqa: A002 - the event's type, as everywhere
@@ -165,7 +165,7 @@ def sample(  # noqa: PLR0913 - an event, and where it goes
     return _signed(source, filling.packed(request), now, made_id, key)
 
 
-def signed_file(  # noqa: PLR0913 - a file, and what to call it
+def signed_file(
     source: Source,
     body: bytes,
     *,

@@ -249,7 +249,7 @@ class Runner:
         begun = time.monotonic()
         with watched(held) as seen:
             end = self._attempt(held)
-            seen.note(outcome=str(end.move))
+            seen.set_attribute("firstseen.outcome", str(end.move))
         self._times.handled = self._handled_in + time.monotonic() - begun
         with self._lock:
             if self._held.get(held.event, (None,))[0] is held:

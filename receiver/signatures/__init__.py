@@ -42,7 +42,7 @@ def sign_request(scheme: Scheme, secret: str, request: Request, *, now: float, e
     return scheme.sign(secret, request, now, event_id)
 
 
-def sign(  # noqa: PLR0913 - a request, taken apart
+def sign(
     scheme: Scheme,
     secret: str,
     *,

@@ -36,12 +36,6 @@ READING = [
 ]
 
 
-@pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
-
-
 def parked(store: Store, event_id: str = "evt_1") -> UUID:
     """Record an event and park it."""
     event = deliver(store, event_id).event

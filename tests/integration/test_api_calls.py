@@ -13,12 +13,6 @@ from tests.services.api import Api, problem
 
 
 @pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
-
-
-@pytest.fixture
 def parked(store: Store) -> tuple[UUID, UUID]:
     """Give an event that is parked for a call which may go out anew."""
     found = with_parked_call(store)

@@ -30,12 +30,6 @@ MUTATIONS: dict[str, Any] = {
 
 
 @pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
-
-
-@pytest.fixture
 def event(store: Store) -> UUID:
     """Record an event with a conflicting body, and park it for a call."""
     event, _ = with_parked_call(store)

@@ -36,12 +36,6 @@ sweeper.carry_on(Store(sys.argv[1]))
 """Dies after the acts and marks of its last batch, before their commit."""
 
 
-@pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
-
-
 def dead_events(store: Store, number: int) -> list[UUID]:
     """Record this many events and let them be dead."""
     events = deliver_all(store, number)

@@ -29,7 +29,7 @@ from tests.services.api import KEYS, OPS, Api
 if TYPE_CHECKING:
     from flask import Flask
 
-EXAMPLES = 100
+EXAMPLES = 20
 """Generated requests of each operation, beside those that cover the bounds of each parameter."""
 
 OTHER = b'{"other": 1}'

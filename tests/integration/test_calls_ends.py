@@ -19,19 +19,6 @@ from tests.integration.steps import ONLY_POSTGRES, deliver, later, row, state
 from worker import CallRejected, Dead
 from worker.calls.transport import Outgoing, Reply
 
-
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
-
-
 caught = posts("letter", caught=True)
 
 

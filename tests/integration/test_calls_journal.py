@@ -12,7 +12,6 @@ from sqlalchemy import delete, select, text
 from receiver.ledger.control import Resolution, rerun, resolve, retry
 from receiver.ledger.queue.sweep import erase_contents
 from receiver.ledger.reports import story
-from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, VALUE
 from tests.integration.office import (
     SECRET,
@@ -30,18 +29,6 @@ from tests.integration.steps import deliver, later, row, state
 from worker.calls.client import Calls
 from worker.calls.errors import CallChanged, ClaimLost
 from worker.calls.transport import Outgoing, Reply
-
-
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
 
 
 def test_call_and_send_are_committed_before_the_first_byte(office: Office, event: UUID) -> None:

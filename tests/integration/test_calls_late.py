@@ -18,18 +18,6 @@ from worker.calls.transport import Outgoing, Reply
 TOO_LONG = replace(reply(), truncated=True)
 
 
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
-
-
 def parked(office: Office, event: UUID) -> Any:
     """Lose an answer until the key's life is over; return the claim that sent it."""
     held = office.die(event, _dying(office))

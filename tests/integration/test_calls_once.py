@@ -20,12 +20,6 @@ order = posts("order", once="order-1")
 
 
 @pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
 def first(store: Store) -> UUID:
     """Give the test an event."""
     return deliver(store, "evt_1").event

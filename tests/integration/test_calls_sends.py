@@ -16,22 +16,13 @@ from receiver.ledger.queue import claim, renew, settle
 from receiver.ledger.store import Store
 from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office, crash, letter, posts, reply
 from tests.integration.steps import LEASE, change, deliver, later, row, state
+from tests.services.clock import Clock
+from worker.calls import perform
 from worker.calls.client import Calls
 from worker.calls.errors import CallLater, CallLocked, CallRefused, CallRejected, ClaimLost
 from worker.calls.outbound import CallArguments, build, complete
+from worker.calls.perform import LOCKED_PAUSE_MAX, LOCKED_SHARE
 from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply
-
-
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
 
 
 def unprotected(_event: Any, calls: Any) -> None:
@@ -205,13 +196,18 @@ def test_a_locked_call_is_waited_for_in_its_attempt(office: Office, event: UUID)
     assert row(office.store, event).attempts == 2
 
 
-def test_a_call_that_stays_locked_becomes_later(office: Office, event: UUID) -> None:
+def test_a_call_that_stays_locked_becomes_later(
+    office: Office, event: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The wait in the attempt ends long before its lease; then it costs no attempt."""
-    office.lease = timedelta(seconds=1.8)
-    office.wire.script = [reply(409)] * 20
+    clock = Clock()
+    monkeypatch.setattr(perform, "time", clock)
+    office.wire.script = [reply(409)] * 99
     with pytest.raises(CallLocked):
         letter(None, Calls(office.outbound(), office.take(event)))
-    assert 2 <= len(office.wire.sent) <= 4
+    share = office.lease.total_seconds() / LOCKED_SHARE
+    assert share - LOCKED_PAUSE_MAX < clock.slept <= share
+    assert 2 <= len(office.wire.sent) < 99
     change(office.store, event, state="waiting", lease_until=None, attempts=0)
     assert office.run(event, letter) == "waiting"
     assert row(office.store, event).attempts == 0

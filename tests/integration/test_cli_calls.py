@@ -23,14 +23,9 @@ NOBODY = "0199c0de-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
-def run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command in an empty folder, on the test's ledger, and checks its exit."""
+def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs a command on the test's ledger, and checks its exit."""
     monkeypatch.chdir(tmp_path)
-    environ = {
-        "DATABASE_URL": store.url.render_as_string(hide_password=False),
-        "BROKER_URL": "redis://127.0.0.1:1/0",
-        "FIRSTSEEN_SECRET_KEY": "k" * 32,
-    }
 
     def invoke(*arguments: str, expect: int = 0) -> Result:
         result = CliRunner().invoke(cli, arguments, env=environ)

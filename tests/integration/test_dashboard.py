@@ -39,12 +39,6 @@ def board(store: Store) -> Board:
     return make(store)
 
 
-@pytest.fixture
-def stage(store: Store) -> Stage:
-    """Fill the ledger with one event of every kind."""
-    return set_up(store)
-
-
 def make(store: Store, **options: Any) -> Board:
     """Return a dashboard with secrets that can be looked for."""
     sources = load_sources(SOURCES, load_providers(), SECRETS)
@@ -521,7 +515,7 @@ def test_figures_are_asked_for_once_in_a_while(
     board: Board, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty people who look cost as much as one."""
-    monkeypatch.setattr("receiver.dashboard.remembered.LEAST", 3600.0)
+    monkeypatch.setattr("receiver.dashboard.overview.LEAST", 3600.0)
     board.entered()
     with statements(store) as first:
         assert board.get("/figures").status_code == 200

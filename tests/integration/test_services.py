@@ -240,4 +240,4 @@ def test_the_procfile_has_three_lines() -> None:
 def test_waiting_ends(predicate: Callable[[], bool | None]) -> None:
     """A condition that never holds fails the test with its name."""
     with pytest.raises(AssertionError, match=r"waited 0\.1 s for the moon"):
-        wait_until(predicate, "the moon")
+        wait_until(predicate, "the moon", timeout=0.1)

@@ -162,7 +162,7 @@ def test_the_sandboxs_own_words_are_understood(api: SandboxApi) -> None:
     dialect = DIALECTS[api.name]
     for error, outcome in ((dialect.locked, SendOutcome.LOCKED), (dialect.misused, SendOutcome.MISMATCH)):
         if error:
-            body = json.dumps(api.word(Refusal(error.status, error.code, "Take another key.")))
+            body = json.dumps(api.error(Refusal(error.status, error.code, "Take another key.")))
             assert read(dialect, error.status, body).outcome == outcome
-    other = json.dumps(api.word(Refusal(400, "validation_error", "Something is missing.")))
+    other = json.dumps(api.error(Refusal(400, "validation_error", "Something is missing.")))
     assert read(dialect, 400, other, again=False).outcome == SendOutcome.REJECTED

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from config.redaction import parse_json_path
 from flask import Request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from config.nesting import (
     dump_json,
     load_json,
 )
+from config.sources import parse_json_path
 from receiver.dashboard.presentation import written
 from receiver.idempotency import Refusal
 from receiver.redaction import HIDDEN, shown_body

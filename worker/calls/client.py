@@ -13,9 +13,10 @@ from config.nesting import dump_json
 from receiver.ledger.calls import compute_once
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import Protection
+from receiver.ledger.text import digest
 from worker.calls.classify import Answer, protection
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
-from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, digest, respond
+from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, respond
 from worker.calls.perform import Outbound, Performance, Step
 from worker.calls.transport import NoReply, Reply
 from worker.instrumentation import traced, watched_send

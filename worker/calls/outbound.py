@@ -1,6 +1,5 @@
 """What a handler asks for, made into an exact request: address, headers, bytes. Pure."""
 
-import hashlib
 import hmac
 import json
 import re
@@ -15,6 +14,7 @@ import httpx
 from config.apis import OURS, SECRETS, Api, header_of
 from config.dialects import Dialect
 from config.nesting import dump_json
+from receiver.ledger.text import digest
 from worker.calls.errors import CallRefused
 from worker.calls.transport import Outgoing
 
@@ -33,14 +33,6 @@ def make_key(secret: bytes, parts: Iterable[str | int]) -> str:
 def credential_marks(secrets: Sequence[bytes], api: str, credential: str) -> tuple[str, ...]:
     """Return a credential's HMACs under each secret key, in hex, for the ledger; the first is current."""
     return tuple(_mac(secret, "credential", api, credential).hex() for secret in secrets)
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """Return a SHA-256 in hex over parts, each with its length, so that no two lists run together."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "big") + part)
-    return whole.hexdigest()
 
 
 def _mac(secret: bytes, *parts: str) -> bytes:

@@ -15,7 +15,7 @@ from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
-from receiver.ledger.text import clipped
+from receiver.ledger.text import clipped, rfc3339
 
 
 class Resolution(StrEnum):
@@ -83,7 +83,7 @@ def _refuse(row: Row[Any], how: Resolution) -> None:
     if how == Resolution.USE_STORED and row.changed_to is None:
         raise NotAllowed(f"{name} was never asked for with other bytes; retry the event instead.")
     if how == Resolution.RESEND_AS_NEW and row.quiet_until and row.quiet_until > row.now:
-        when = row.quiet_until.isoformat(timespec="seconds").replace("+00:00", "Z")
+        when = rfc3339(row.quiet_until, "seconds")
         raise NotAllowed(f"{name} may still be under way there; resend it as new after {when}.")
 
 

@@ -13,7 +13,7 @@ from receiver.ledger.reports.models import PAGE_MAX, Page, event_json, paged, re
 from receiver.ledger.reports.next_step import call_outlook, is_open
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, ATTEMPT, CALL, EVENT, SEND
-from receiver.ledger.text import plain, readable, rfc3339, storable_id
+from receiver.ledger.text import plain, readable, rfc3339, storable
 
 TIMES = ("created_at", "first_sent_at", "expires_at", "due_at", "quiet_until", "ended_at")
 
@@ -52,7 +52,7 @@ def conditions(which: CallFilter) -> Iterable[ColumnElement[bool]]:
         if wanted is not None:
             yield column == wanted if plain(wanted) == wanted else false()
     if which.event_id is not None:
-        yield EVENT.c.event_id == storable_id(which.event_id)
+        yield EVENT.c.event_id == storable(which.event_id)
         if which.source is None:
             yield EVENT.c.source.in_(sources())
 

@@ -18,6 +18,7 @@ from receiver.ledger.states import (
     State,
 )
 from receiver.ledger.tables import CALL, SEND
+from receiver.ledger.text import rfc3339
 
 # What becomes of a call next, and what each thing that a person may say of it would do.
 
@@ -132,7 +133,7 @@ def _known(call: Deciding) -> str:
 
 
 def _call_time(at: datetime) -> str:
-    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return rfc3339(at, "seconds")
 
 
 class Seen(Protocol):
@@ -225,7 +226,7 @@ def _nudged(event: Seen) -> str:
 
 
 def _time(at: datetime) -> str:
-    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return rfc3339(at, "seconds")
 
 
 def _span(span: timedelta) -> str:
