@@ -19,7 +19,7 @@ from uuid import UUID
 
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, claim_due, claim_next, finish_several, renew, settle, unattended
+from receiver.ledger.queue import claim, claim_due, renew, settle, unattended
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from worker.instrumentation import attempt_facts, attempt_span
@@ -43,9 +43,6 @@ SETTLE_AFTER = 0.05
 
 SETTLE_PAUSE = 0.5
 """Seconds between tries to settle while the ledger does not answer."""
-
-DONE = Outcome(Move.FINISH)
-"""The end of an attempt whose handler returned; several of these share a transaction."""
 
 SHUT_DOWN = Outcome(Move.RELEASE, reason="Its worker shut down; the attempt does not count.")
 
@@ -155,7 +152,7 @@ class Runner:
         with self._lock:
             all_held = list(self._held.values())
         # One whose attempt has ended only waits to be settled with others of its batch.
-        return sum(settle(self.store, held.claim, held.outcome or SHUT_DOWN) for held in all_held)
+        return len(settle(self.store, [(held.claim, held.outcome or SHUT_DOWN) for held in all_held]))
 
     def _claim_one(self, event: UUID) -> list[Claim]:
         taken = claim(self.store, event, lease=self.limits.lease, worker=self.name)
@@ -163,8 +160,7 @@ class Runner:
 
     def _claim_next(self) -> list[Claim]:
         which = unattended(self.store, self.limits.sweep)
-        taken = claim_next(self.store, which, lease=self.limits.lease, worker=self.name)
-        return [taken] if taken else []
+        return claim_due(self.store, limit=1, where=which, lease=self.limits.lease, worker=self.name)
 
     def _claim_due(self, limit: int) -> list[Claim]:
         # One thread at a time: what several claim at once costs them the same, and gives each of them less.
@@ -265,41 +261,36 @@ def renew_for_ever(runner: Runner, pause: timedelta) -> None:
 
 
 def settle_all(store: Store, ended: Sequence[tuple[Claim, Outcome]], *, patience: timedelta) -> None:
-    """Settle attempts; while the ledger does not answer, try for `patience`: nobody else can claim them."""
-    returned = [held for held, outcome in ended if outcome == DONE]
-    done: set[UUID] = set()
-    if len(returned) > 1:
-        try:
-            done = finish_several(store, returned)
-        except LedgerError:
-            # One by one they are tried for longer.
-            pass
-        except Exception:
-            log.exception("Several events could not be settled together; they are settled one by one.")
-    for held, outcome in ended:
-        with attempt_facts(held):
-            if held.event in done:
-                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, outcome.move)
-            else:
-                _settle(store, held, outcome, time.monotonic() + patience.total_seconds())
-
-
-def _settle(store: Store, held: Claim, outcome: Outcome, deadline: float) -> None:
+    """Settle attempts together; while the ledger does not answer, try again for `patience`."""
+    deadline = time.monotonic() + patience.total_seconds()
     while True:
         try:
-            settled = settle(store, held, outcome)
-        except LedgerError:
-            # What the handler did stands: to give up early would run it once more.
-            if time.monotonic() > deadline:
-                log.exception("Event %s ran but could not be settled; it will run again.", held.event)
-                return
-            time.sleep(SETTLE_PAUSE)
-            continue
-        except Exception:
-            log.exception("Event %s ran but could not be settled; it will run again.", held.event)
+            settled = settle(store, ended)
+            break
+        except LedgerError as error:
+            # What the handlers did stands: to give up early would run them once more.
+            if time.monotonic() <= deadline:
+                time.sleep(SETTLE_PAUSE)
+                continue
+            _log_unsettled(ended, error)
             return
-        if settled:
-            log.info("Event %s (%s %s): %s", held.event, held.source, held.type, outcome.move)
-        else:
-            log.warning("Event %s was taken over; this attempt settles nothing.", held.event)
-        return
+        except Exception as error:
+            if len(ended) == 1:
+                _log_unsettled(ended, error)
+                return
+            log.exception("Several events could not be settled together; they are settled one by one.")
+            for attempt in ended:
+                settle_all(store, [attempt], patience=patience)
+            return
+    for held, outcome in ended:
+        with attempt_facts(held):
+            if held.event in settled:
+                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, outcome.move)
+            else:
+                log.warning("Event %s was taken over; this attempt settles nothing.", held.event)
+
+
+def _log_unsettled(ended: Sequence[tuple[Claim, Outcome]], error: Exception) -> None:
+    for held, _ in ended:
+        with attempt_facts(held):
+            log.error("Event %s ran but could not be settled; it will run again.", held.event, exc_info=error)

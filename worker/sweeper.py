@@ -21,8 +21,8 @@ from receiver.ledger.queue import (
     Retention,
     expire,
     ignored_types,
-    note_worker,
     prune,
+    record_heartbeat,
     reopen,
     starved,
     take_nudges,
@@ -65,7 +65,7 @@ class Sweeper:
     def run_once(self) -> Swept:
         """Make one pass and return its counts. Raises LedgerError when the ledger does not answer."""
         # The heartbeat, by which people see which workers live.
-        note_worker(self._store, self._runner.name)
+        record_heartbeat(self._store, self._runner.name)
         expired = expire(self._store)
         nudged = failed = 0
         most = max(NUDGES_A_PASS, NUDGES_A_THREAD * self._runner.limits.concurrency)

@@ -226,7 +226,7 @@ class _Bench:
 
     def end(self, outcome: Outcome) -> State:
         """End the attempt under way; return the event's state."""
-        settle(self.store, self.held, outcome)
+        settle(self.store, [(self.held, outcome)])
         self._held = None
         return State(self._row().state)
 

@@ -131,7 +131,7 @@ class Office:
     def run(self, event: UUID, handle: Handle) -> str:
         """Run one attempt from claim to settlement, and return the event's state."""
         held = self.take(event)
-        assert settle(self.store, held, self.perform(held, handle)), "the claim was lost"
+        assert settle(self.store, [(held, self.perform(held, handle))]), "the claim was lost"
         return str(row(self.store, event).state)
 
     def run_after_retry(self, event: UUID, handle: Handle) -> str:

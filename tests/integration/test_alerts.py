@@ -27,7 +27,7 @@ def kill(store: Store, event_id: str, *, move: Move = Move.GIVE_UP, **change: st
     """Record an event and let its only attempt end it."""
     held = claim(store, deliver(store, event_id, **change).event, lease=LEASE, worker="w")
     assert held
-    assert settle(store, held, Outcome(move, reason="no such customer: Jane"))
+    assert settle(store, [(held, Outcome(move, reason="no such customer: Jane"))])
 
 
 def tell(store: Store) -> list[News]:
@@ -89,7 +89,7 @@ def test_a_backlog_is_told_once_it_is_old(store: Store) -> None:
     """An event that is due for longer than the threshold; what waits for its back-off is no backlog."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
-    settle(store, held, Outcome(Move.RETRY_LATER, timedelta(days=1)))
+    settle(store, [(held, Outcome(Move.RETRY_LATER, timedelta(days=1)))])
     store.shift += BACKLOG * 2
     assert next_news(store, BACKLOG) is None
     deliver(store, "evt_2")

@@ -112,13 +112,13 @@ def test_a_release_leaves_a_send_under_way_alone(office: Office, event: UUID) ->
     released: list[bool] = []
 
     def shutdown(_request: Outgoing) -> Reply:
-        released.append(settle(office.store, held, Outcome(Move.RELEASE)))
+        released.append(bool(settle(office.store, [(held, Outcome(Move.RELEASE))])))
         return reply()
 
     office.transport.script = [shutdown]
     end = office.perform(held, letter)
     assert released == [False]
-    assert settle(office.store, held, end)
+    assert settle(office.store, [(held, end)])
     assert state(office.store, event) == "done"
 
 
@@ -128,7 +128,7 @@ def test_a_release_gives_back_what_is_not_under_way(office: Office, event: UUID,
     held = office.take(event)
     office.transport.script = [UNSENT if after == "planned" else reply(500)]
     office.perform(held, letter)
-    assert settle(office.store, held, Outcome(Move.RELEASE))
+    assert settle(office.store, [(held, Outcome(Move.RELEASE))])
     found = row(office.store, event)
     assert (found.state, found.attempts) == ("waiting", 0)
     # The call itself may not be due at once: its back-off has jitter.
@@ -273,7 +273,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
                 with pytest.raises(NotAllowed):
                     resolve(store, call.id, Resolution.HAPPENED, "ada")
             else:
-                assert settle(store, fresh, Outcome(Move.RELEASE)) is False
+                assert not settle(store, [(fresh, Outcome(Move.RELEASE))])
         return n
 
     with ThreadPoolExecutor(8) as pool:

@@ -407,7 +407,7 @@ def test_a_release_leaves_a_send_on_its_way_alone(prepare: Prepare, store: Store
     release, released = Outcome(Move.RELEASE, reason="It shuts down."), []
 
     def look(connection: Any) -> None:
-        released.append(settle(store, held, release))
+        released.append(bool(settle(store, [(held, release)])))
         connection.sendall(CREATED)
 
     with RawServer(look) as server:

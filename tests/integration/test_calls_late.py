@@ -85,7 +85,7 @@ def test_a_late_answer_wakes_only_what_waits_for_it(office: Office, event: UUID)
     """An event that was parked for another reason stays parked when a call of it ends."""
     held = parked(office, event)
     retry(office.store, event, "ada")
-    assert settle(office.store, take(office.store, event), Outcome(Move.PARK, reason="Look at this."))
+    assert settle(office.store, [(take(office.store, event), Outcome(Move.PARK, reason="Look at this."))])
     # Its unfinished call is pending again, and nothing parks the event for it.
     office.late(held, office.sends(office.call(event).id)[0], reply())
     assert (office.call(event).state, state(office.store, event)) == ("succeeded", "parked")
@@ -96,7 +96,7 @@ def test_an_event_that_a_late_answer_wakes_has_its_attempts_again(office: Office
     office.transport.script = [SILENCE]
     used_up(office.store, event)
     held = office.take(event)
-    assert settle(office.store, held, office.perform(held, letter))
+    assert settle(office.store, [(held, office.perform(held, letter))])
     assert state(office.store, event) == "parked"
     office.late(held, office.sends(office.call(event).id)[0], reply())
     assert office.run(event, posts("letter", "after")) == "done"
@@ -110,7 +110,7 @@ def test_an_answer_between_parking_and_settling_is_not_overlooked(office: Office
     end = office.perform(held, letter)
     assert end.move is Move.PARK
     office.late(frozen, office.sends(office.call(event).id)[0], reply())
-    assert settle(office.store, held, end)
+    assert settle(office.store, [(held, end)])
     assert state(office.store, event) == "waiting"
     assert office.run(event, letter) == "done"
 
@@ -175,7 +175,7 @@ def test_the_handler_gets_the_answer_that_is_kept(office: Office, event: UUID) -
     office.transport.script = [refused]
     seen: list[Any] = []
     held = office.take(event)
-    assert settle(office.store, held, office.perform(held, _keeping(seen)))
+    assert settle(office.store, [(held, office.perform(held, _keeping(seen)))])
     assert [(one.status_code, one.content) for one in seen] == [(201, b"first")]
     assert state(office.store, event) == "done"
 

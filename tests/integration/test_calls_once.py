@@ -198,7 +198,7 @@ def _at_once(office: Office, events: list[UUID]) -> set[str]:
 
     def one(n: int) -> str:
         gate.wait()
-        assert settle(office.store, held[n], office.perform(held[n], order))
+        assert settle(office.store, [(held[n], office.perform(held[n], order))])
         return state(office.store, events[n])
 
     with ThreadPoolExecutor(len(events)) as pool:

@@ -85,7 +85,7 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held, once="letter-7").id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True)
-    assert settle(store, held, End(Move.RETRY_LATER))
+    assert settle(store, [(held, End(Move.RETRY_LATER))])
     later(store, minutes=1)
     held = take(store, event)
     assert planned(store, held, once="letter-7").id == call
@@ -195,7 +195,7 @@ def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
-    settle(store, held, End(Move.RETRY_LATER))
+    settle(store, [(held, End(Move.RETRY_LATER))])
     held = take(store, event)
     assert planned(store, held, fingerprint="e" * 64).handler_changed
     settle(store, held, End(Move.PARK, call=call))

@@ -51,7 +51,7 @@ def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
     found = planned(store, held)
     assert (found.id, found.state) == (call, "succeeded")
     assert found.response == StoredResponse(given.status, given.headers, given.body)
-    assert settle(store, held, End(Move.FINISH))
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "done"
 
 
@@ -64,7 +64,7 @@ def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
     assert (found.state, found.key, found.sends) == ("pending", "key-letter-1", 0)
     assert (call_row(store, call).state, call_row(store, found.id).successor) == ("replaced", 1)
     answered(store, held, found.id, SendOutcome.SUCCEEDED)
-    assert settle(store, held, End(Move.FINISH))
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "done"
 
 
@@ -208,7 +208,7 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held).id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
-    settle(store, held, End(Move.FINISH))
+    settle(store, [(held, End(Move.FINISH))])
     with store.read() as connection:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
     judged = Classification(SendOutcome.SUCCEEDED, reason="201 Created.")

@@ -123,7 +123,7 @@ class Journal(RuleBasedStateMachine):
             return
         self.claims[held.token] = held
         end = self.performed(held)
-        if end is not None and settles and settle(self.store, held, end):
+        if end is not None and settles and settle(self.store, [(held, end)]):
             self.check_end(held)
 
     def performed(self, held: Claim) -> Any:

@@ -19,7 +19,7 @@ from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
 from receiver.dashboard.presentation import PAYLOAD_SHOWN
 from receiver.ledger.filter import EventFilter
-from receiver.ledger.queue import note_worker
+from receiver.ledger.queue import record_heartbeat
 from receiver.ledger.reports import list_events, story
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL
@@ -490,11 +490,11 @@ def test_the_overview_says_in_one_sentence_how_it_is(board: Board, store: Store)
     """No worker; then all well; then something that waits for a person."""
     board.entered()
     assert "No worker is running" in board.get("/").text
-    note_worker(store, "one:1")
+    record_heartbeat(store, "one:1")
     fresh = make(store).entered()
     assert "All is well" in fresh.get("/").text
     set_up(store)
-    note_worker(store, "one:1")
+    record_heartbeat(store, "one:1")
     assert "3 events cannot go on alone" in make(store).entered().get("/").text
 
 

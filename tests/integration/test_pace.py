@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from receiver.ledger.counters import Again, Rejected, count_duplicates, record_rejections
-from receiver.ledger.queue import forget_worker, note_worker
+from receiver.ledger.queue import forget_worker, record_heartbeat
 from receiver.ledger.reports import flow, pending, throughput, workers
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -112,14 +112,14 @@ def test_an_empty_ledger_has_nothing_pending(store: Store) -> None:
 
 def test_a_worker_lives_while_it_says_so(store: Store) -> None:
     """Its last word and how long ago; an hour later it is forgotten, and at an orderly stop at once."""
-    note_worker(store, "one:1")
+    record_heartbeat(store, "one:1")
     later(store, minutes=5)
-    note_worker(store, "two:2")
+    record_heartbeat(store, "two:2")
     told = workers(store)
     assert [worker.name for worker in told] == ["two:2", "one:1"]
     assert told[1].silent_seconds == pytest.approx(300, abs=30)
     later(store, minutes=58)
-    note_worker(store, "two:2")
+    record_heartbeat(store, "two:2")
     assert [worker.name for worker in workers(store)] == ["two:2"]
     forget_worker(store, "two:2")
     assert workers(store) == []

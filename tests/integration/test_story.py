@@ -24,7 +24,7 @@ def test_the_whole_story_of_an_event(store: Store) -> None:
         later(store, seconds=1)
     deliver(store, body=b"other", address="192.0.2.99")
     failed = Outcome(Move.RETRY_LATER, reason="Attempt 1 failed.", error="Traceback: boom")
-    assert settle(store, take(store, event, worker="host:1"), failed)
+    assert settle(store, [(take(store, event, worker="host:1"), failed)])
     later(store, minutes=1)
     end(store, event)
     rerun(store, event, "ann", generation=0)
