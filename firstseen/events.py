@@ -90,7 +90,7 @@ def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool
 @pass_context
 def stats(context: Context, *, as_json: bool) -> None:
     """Count events by source and state, rejections by reason, and calls by API and state."""
-    found = context.service.stats()
+    found = context.counting_service.stats()
     if as_json:
         print_json(found)
         return
@@ -240,14 +240,14 @@ def _act(context: Context, move: Move, given: dict[str, Any]) -> None:
     elif given["replay"]:
         _resume(context, move, given["replay"], as_json=as_json)
     elif given["yes"]:
-        started = context.service.start_bulk(move, which, who)
+        started = context.counting_service.start_bulk(move, which, who)
         if started.total:
             again = f"`firstseen {move} --resume {started.id}` goes on."
             click.echo(f"Bulk run {started.id}: if it is interrupted, {again}", err=True)
         _carry_out(context, started)
-        _report(context.service.bulk_progress(started.id), as_json=as_json)
+        _report(context.counting_service.bulk_progress(started.id), as_json=as_json)
     else:
-        counted = context.service.count(move, which)
+        counted = context.counting_service.count(move, which)
         if as_json:
             print_json(counted)
             return
@@ -266,19 +266,19 @@ def _act_on_one(context: Context, move: Move, who: str, given: dict[str, Any]) -
 
 
 def _resume(context: Context, move: Move, replay: UUID, *, as_json: bool) -> None:
-    found = context.service.bulk_progress(replay)
+    found = context.counting_service.bulk_progress(replay)
     if found.what != move:
         again = f"firstseen {found.what} --resume {replay}"
         raise CommandFailed(f"Bulk run {replay} is a {found.what}: say {again}.")
     _carry_out(context, found)
-    _report(context.service.bulk_progress(replay), as_json=as_json)
+    _report(context.counting_service.bulk_progress(replay), as_json=as_json)
 
 
 def _carry_out(context: Context, run: Progress) -> None:
     with click.progressbar(length=run.open, file=sys.stderr) as bar:
         left = True
         while left:
-            stepped = context.service.step_bulk(run.id, BATCH)
+            stepped = context.counting_service.step_bulk(run.id, BATCH)
             left = stepped.left
             bar.update(stepped.done + stepped.skipped)
             if left and not stepped.done + stepped.skipped:

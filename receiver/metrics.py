@@ -2,14 +2,10 @@
 
 import hmac
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from typing import Final
 
 from flask import Blueprint, Response, request
@@ -24,28 +20,8 @@ from receiver.ledger.reports import LedgerFigures, figures
 from receiver.ledger.store import Store
 from receiver.problems import Problem
 
-# The folder in which a server's processes keep what they measure, so that any of them tells of all.
-
-
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable in which prometheus_client looks, once, when it is imported."""
-
-
-def is_shared() -> bool:
-    """Whether this process was started inside `shared_metrics`."""
-    return bool(os.environ.get(FOLDER))
-
-
-@contextmanager
-def shared_metrics() -> Iterator[None]:
-    """Give the processes that are started inside an empty folder of their own, and remove it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="firstseen-metrics-"))
-    os.environ[FOLDER] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop(FOLDER, None)
-        shutil.rmtree(folder, ignore_errors=True)
+"""The variable in which prometheus_client looks, once, when it is imported. `receiver.__main__` sets it."""
 
 
 # What this process measures of itself; the ledger counts the rest. Several server processes add up.
@@ -93,7 +69,7 @@ class Instruments:
 
     def registry(self) -> CollectorRegistry:
         """Return a registry to read, of all processes of this server where they share a folder."""
-        if not is_shared():
+        if not os.environ.get(FOLDER):
             return self.own
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]

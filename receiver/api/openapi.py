@@ -20,6 +20,8 @@ Json = dict[str, Any]
 
 REF = "#/components/schemas/"
 
+PUBLIC_NAMES = {"SendOutcome": "Outcome"}
+
 KEY_FORM = r'^([ !#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 """1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941)."""
 
@@ -38,8 +40,15 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
 
 
 class _Namer(GenerateJsonSchema):
+    """Names components as clients know them, whatever their classes are called here."""
+
     def normalize_name(self, name: str) -> str:
-        return super().normalize_name(name).removesuffix("View")
+        name = super().normalize_name(name)
+        return PUBLIC_NAMES.get(name, name.removesuffix("View"))
+
+    def enum_schema(self, schema: Any) -> dict[str, Any]:
+        found = super().enum_schema(schema)
+        return {**found, "title": PUBLIC_NAMES.get(found["title"], found["title"])}
 
 
 def document(operations: Sequence[Operation]) -> Json:
