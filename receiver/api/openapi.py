@@ -46,10 +46,6 @@ class _Namer(GenerateJsonSchema):
         name = super().normalize_name(name)
         return PUBLIC_NAMES.get(name, name.removesuffix("View"))
 
-    def enum_schema(self, schema: Any) -> dict[str, Any]:
-        found = super().enum_schema(schema)
-        return {**found, "title": PUBLIC_NAMES.get(found["title"], found["title"])}
-
 
 def document(operations: Sequence[Operation]) -> Json:
     """Return the document, ready for JSON."""
@@ -147,6 +143,8 @@ def _schemas(operations: Iterable[Operation]) -> Json:
         schema_generator=_Namer,
     )
     found: Json = schemas["$defs"]
+    for name in PUBLIC_NAMES.values():
+        found[name]["title"] = name
     return found
 
 
