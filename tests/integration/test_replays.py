@@ -22,8 +22,8 @@ from tests.services.waiting import wait_until
 WORK = """
 import sys
 from uuid import UUID
-from receiver.ledger import Store
-from receiver.ledger.replays import step
+from receiver.ledger.control import step
+from receiver.ledger.store import Store
 store = Store(sys.argv[1])
 while step(store, UUID(sys.argv[2]), batch=int(sys.argv[3])).left:
     pass
@@ -103,7 +103,7 @@ def test_a_step_whose_event_moved_on_is_skipped(store: Store) -> None:
     with store.write() as connection:
         connection.execute(EVENT.delete().where(EVENT.c.id == events[1]))
     assert finish(store, replay.id) == (1, 2)
-    found = progress(store, replay.id)
+    found = progress(store, replay.id).as_json()
     assert (found["done"], found["skipped"], found["open"], found["total"]) == (1, 2, 0, 3)
 
 
@@ -137,7 +137,7 @@ def test_two_processes_do_each_event_once(store: Store) -> None:
     assert [runner.wait(60) for runner in runners] == [0, 0]
     assert sorted(number for _, number in reruns(store)) == [1] * 600
     assert count(store, EVENT.c.generation == 1) == 600
-    assert progress(store, replay.id)["finished_at"] is not None
+    assert progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
@@ -145,10 +145,10 @@ def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
     all_done(store, 3000)
     replay = plan(store, Move.RERUN, EventFilter(), "ann")
     runner = start(store, replay.id, 1)
-    wait_until(lambda: progress(store, replay.id)["done"] > 20, "the run to be under way")
+    wait_until(lambda: progress(store, replay.id).as_json()["done"] > 20, "the run to be under way")
     runner.kill()
     runner.wait(60)
-    before = progress(store, replay.id)
+    before = progress(store, replay.id).as_json()
     assert before["open"] > 0, "it was over before it was killed"
     assert before["done"] == count(store, EVENT.c.generation == 1), "marks and actions differ"
     finish(store, replay.id)
@@ -179,7 +179,7 @@ def test_a_run_of_nothing_is_over_at_once(store: Store) -> None:
     """An empty list has no step, and the run is closed."""
     replay = plan(store, Move.RETRY, EventFilter(), "ann")
     assert (replay.total, finish(store, replay.id)) == (0, (0, 0))
-    assert progress(store, replay.id)["finished_at"] is not None
+    assert progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> None:
@@ -206,7 +206,7 @@ def test_progress_tells_what_was_asked_and_by_whom(store: Store) -> None:
     later(store, days=-3)
     discard(store, deliver(store).event, "bob")
     replay = plan(store, Move.RETRY, EventFilter(source="stripe", state=State.DEAD), "ann")
-    found = progress(store, replay.id)
+    found = progress(store, replay.id).as_json()
     assert found["filter"] == {"source": "stripe", "state": "dead"}
     assert (found["what"], found["who"], found["open"], found["finished_at"]) == ("retry", "ann", 1, None)
     assert retry(store, row_of_only(store), "ann").was == State.DEAD

@@ -10,10 +10,11 @@ from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tu
 from receiver.ledger.control.actions import ACTIONS, Order, act_on, actable
 from receiver.ledger.errors import NotAllowed, UnknownReplay
 from receiver.ledger.filter import EventFilter, conditions
+from receiver.ledger.reports import Progress
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT, REPLAY, REPLAY_STEP
-from receiver.ledger.text import clipped, rfc3339, uuid7
+from receiver.ledger.text import clipped, uuid7
 
 DONE, SKIPPED = "done", "skipped"
 
@@ -88,28 +89,25 @@ def unfinished(store: Store, *, limit: int) -> list[UUID]:
         return list(connection.execute(chosen).scalars())
 
 
-def progress(store: Store, replay: UUID) -> dict[str, Any]:
-    """Return how far a bulk run is, ready for JSON; raises UnknownReplay.
-
-    `{id, what, who, filter, at, finished_at, total, done, skipped, open}`.
-    """
+def progress(store: Store, replay: UUID) -> Progress:
+    """Return how far a bulk run is; raises UnknownReplay."""
     with store.read() as connection:
         run = _run(connection, replay)
         grouped = select(REPLAY_STEP.c.outcome, func.count()).where(REPLAY_STEP.c.replay == replay)
         rows = connection.execute(grouped.group_by(REPLAY_STEP.c.outcome))
         counts = {row[0]: row[1] for row in rows}
-    return {
-        "id": str(replay),
-        "what": run.what,
-        "who": run.who,
-        "filter": json.loads(run.filter),
-        "at": rfc3339(run.at),
-        "finished_at": rfc3339(run.finished_at),
-        "total": run.total,
-        "done": counts.get(DONE, 0),
-        "skipped": counts.get(SKIPPED, 0),
-        "open": counts.get(None, 0),
-    }
+    return Progress(
+        id=replay,
+        what=run.what,
+        who=run.who,
+        filter=json.loads(run.filter),
+        at=run.at,
+        finished_at=run.finished_at,
+        total=run.total,
+        done=counts.get(DONE, 0),
+        skipped=counts.get(SKIPPED, 0),
+        open=counts.get(None, 0),
+    )
 
 
 def _run(connection: Connection, replay: UUID) -> Row[Any]:
