@@ -27,8 +27,13 @@ from firstseen.console import (
     visible_lines,
 )
 from receiver.api.routes import describe
-from receiver.ledger.control import actions as ledger
-from receiver.ledger.control import candidates, plan, progress, step
+from receiver.ledger import control
+from receiver.ledger.control import (
+    bulk_candidates,
+    bulk_progress,
+    plan_bulk,
+    step_bulk,
+)
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.reports import find_event, list_events, story
 from receiver.ledger.reports import stats as figures
@@ -117,7 +122,7 @@ PAUSE = 0.2
 
 def count_first(store: Store, move: Move, which: EventFilter, *, as_json: bool) -> None:
     """Say how many events a bulk run would act on, and act on none."""
-    number = candidates(store, move, which)
+    number = bulk_candidates(store, move, which)
     if as_json:
         print_json({"what": move, "filter": which.as_json(), "dry_run": True, "total": number})
         return
@@ -126,30 +131,30 @@ def count_first(store: Store, move: Move, which: EventFilter, *, as_json: bool) 
 
 def run_all(store: Store, move: Move, which: EventFilter, who: str, *, as_json: bool) -> None:
     """List the events of a filter and act on each once."""
-    replay = plan(store, move, which, who)
+    replay = plan_bulk(store, move, which, who)
     if replay.total:
         hint = f"Bulk run {replay.id}: if it is interrupted, `firstseen {move} --resume {replay.id}` goes on."
         click.echo(hint, err=True)
     _run(store, replay.id, replay.total)
-    _report(progress(store, replay.id), as_json=as_json)
+    _report(bulk_progress(store, replay.id), as_json=as_json)
 
 
 def resume(store: Store, move: Move, replay: UUID, *, as_json: bool) -> None:
     """Go on with a bulk run; what it has done is not done again."""
-    found = progress(store, replay)
+    found = bulk_progress(store, replay)
     if found["what"] != move:
         raise CommandFailed(
             f"Bulk run {replay} is a {found['what']}: say firstseen {found['what']} --resume {replay}."
         )
     _run(store, replay, found["open"])
-    _report(progress(store, replay), as_json=as_json)
+    _report(bulk_progress(store, replay), as_json=as_json)
 
 
 def _run(store: Store, replay: UUID, number: int) -> None:
     with click.progressbar(length=number, file=sys.stderr) as bar:
         left = True
         while left:
-            stepped = step(store, replay, batch=BATCH)
+            stepped = step_bulk(store, replay, batch=BATCH)
             left = stepped.left
             bar.update(stepped.done + stepped.skipped)
             if left and not stepped.done + stepped.skipped:
@@ -249,12 +254,12 @@ def _act_on_one(context: Context, move: Move, who: str, given: dict[str, Any]) -
 
 def _carry_out(context: Context, move: Move, event: UUID, who: str, generation: int | None) -> None:
     if move == Move.RETRY:
-        ledger.retry(context.ledger, event, who, generation=generation)
+        control.retry(context.ledger, event, who, generation=generation)
     elif move == Move.DISCARD:
-        ledger.discard(context.ledger, event, who, generation=generation)
+        control.discard(context.ledger, event, who, generation=generation)
     else:
         seen = story(context.ledger, event)["event"]["generation"] if generation is None else generation
-        ledger.rerun(context.ledger, event, who, generation=seen)
+        control.rerun(context.ledger, event, who, generation=seen)
 
 
 # `show`: the whole story of one event, for a person to read.

@@ -8,7 +8,7 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from receiver.ledger.control import step, unfinished
+from receiver.ledger.control import step_bulk, unfinished_bulk
 from receiver.ledger.counters import count_sweep
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.idempotency_keys import prune_keys
@@ -84,7 +84,8 @@ def carry_on(store: Store) -> int:
     total = 0
     for _ in range(REPLAY_ROUNDS):
         stepped = [
-            step(store, replay, batch=REPLAY_BATCH) for replay in unfinished(store, limit=REPLAYS_AT_ONCE)
+            step_bulk(store, replay, batch=REPLAY_BATCH)
+            for replay in unfinished_bulk(store, limit=REPLAYS_AT_ONCE)
         ]
         moved = sum(one.done + one.skipped for one in stepped)
         if not moved:

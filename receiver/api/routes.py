@@ -23,7 +23,16 @@ from receiver.api.requests import (
     SeenForSure,
 )
 from receiver.idempotency import Engine, Refusal, policy_of
-from receiver.ledger.control import candidates, discard, plan, progress, promote, rerun, resolve, retry
+from receiver.ledger.control import (
+    bulk_candidates,
+    bulk_progress,
+    discard,
+    plan_bulk,
+    promote,
+    rerun,
+    resolve,
+    retry,
+)
 from receiver.ledger.errors import (
     BadCursor,
     LedgerError,
@@ -174,18 +183,18 @@ class Replays:
         """
         which = given.filter.as_filter()
         if given.dry_run:
-            number = candidates(g.ledger, given.what, which)
+            number = bulk_candidates(g.ledger, given.what, which)
             counted = {"what": given.what, "filter": which.as_json(), "dry_run": True, "total": number}
             return counted, 200, {}
-        replay = plan(g.ledger, given.what, which, who())
-        return progress(g.ledger, replay.id), 202, {"Location": f"{PREFIX}/replays/{replay.id}"}
+        replay = plan_bulk(g.ledger, given.what, which, who())
+        return bulk_progress(g.ledger, replay.id), 202, {"Location": f"{PREFIX}/replays/{replay.id}"}
 
     def show_replay(self, replay: UUID) -> ReplayAnswer:
         """Say how far a bulk run is.
 
         It is over once `finished_at` is set. A worker that dies in the middle costs nothing: another goes on.
         """
-        return progress(self._store, replay)
+        return bulk_progress(self._store, replay)
 
 
 # Waking a worker for what a request made due.

@@ -46,13 +46,13 @@ from receiver.describe import (
     why,
 )
 from receiver.ledger.control import (
-    Acted,
+    ActionResult,
     Resolution,
     StatedResponse,
-    candidates,
+    bulk_candidates,
+    bulk_progress,
     discard,
-    plan,
-    progress,
+    plan_bulk,
     promote,
     rerun,
     resolve,
@@ -87,7 +87,7 @@ DONE = {
     Resolution.GIVE_UP: "Given up; the event has ended.",
 }
 
-MOVES: dict[str, Callable[..., Acted]] = {"retry": retry, "rerun": rerun, "discard": discard}
+MOVES: dict[str, Callable[..., ActionResult]] = {"retry": retry, "rerun": rerun, "discard": discard}
 
 
 class Acting:
@@ -118,7 +118,7 @@ class Acting:
         flash("It is an event of its own now." if made.created else "It had become this event before.")
         return redirect(url_for("dashboard.show_event", event=made.event))
 
-    def _answer(self, what: str, do: Callable[[], Acted]) -> AnyResponse | str:
+    def _answer(self, what: str, do: Callable[[], ActionResult]) -> AnyResponse | str:
         try:
             acted = do()
         except NotAllowed as error:
@@ -238,17 +238,17 @@ class Bulk:
         """Say how many events it would be, and ask."""
         what, which = _what(request.args.get("what")), read_filter(request.args)
         given = {name: request.args[name] for name in FIELDS if request.args.get(name)}
-        total = candidates(self._store, what, which)
+        total = bulk_candidates(self._store, what, which)
         return render_template("bulk.html", what=what, given=given, total=total, effect=CHOICES[what])
 
     def start(self) -> AnyResponse:
         """Write the bulk run down, and go to its progress."""
-        replay = plan(self._store, _what(request.form.get("what")), read_filter(request.form), who())
+        replay = plan_bulk(self._store, _what(request.form.get("what")), read_filter(request.form), who())
         return redirect(url_for("dashboard.show_replay", replay=replay.id))
 
     def show_replay(self, replay: UUID) -> Response:
         """Show how far a bulk run is."""
-        told = progress(self._store, replay)
+        told = bulk_progress(self._store, replay)
         page = "_progress.html" if request.headers.get("HX-Request") else "replay.html"
         return make_response(render_template(page, run=told))
 
