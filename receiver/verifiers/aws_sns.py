@@ -57,8 +57,7 @@ class AwsSns(Verifier):
             raise InvalidSignature("unmet_claim", "its topic is not in options.topic_arn")
         address = own_address(CERTIFICATES, _text(message, "SigningCertURL"), "json:SigningCertURL")
         certificate = self._keys.get(KeyRequest(address), DAY)
-        raw = content.encode("utf-8", "surrogatepass")
-        check_rsa(rsa_key(certificate, now, OWNERS), signature, raw, hash_name)
+        check_rsa(rsa_key(certificate, now, OWNERS), signature, content, hash_name)
 
     def confirm(self, request: Request) -> bool:
         """Answer a SubscriptionConfirmation, which is verified, by calling its address at AWS.
