@@ -97,6 +97,6 @@ def with_parked_call(store: Store, event_id: str = "evt_1", **change: Any) -> tu
     held = take(store, event)
     call = planned(store, held, **change).id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
-    assert settle(store, held, End(Move.FINISH))
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "parked"
     return event, call

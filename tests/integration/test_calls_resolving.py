@@ -51,7 +51,7 @@ def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
     found = planned(store, held)
     assert (found.id, found.state) == (call, "succeeded")
     assert found.response == StoredResponse(given.status, given.headers, given.body)
-    assert settle(store, held, End(Move.FINISH))
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "done"
 
 
@@ -64,7 +64,7 @@ def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
     assert (found.state, found.key, found.sends) == ("pending", "key-letter-1", 0)
     assert (call_row(store, call).state, call_row(store, found.id).successor) == ("replaced", 1)
     answered(store, held, found.id, SendOutcome.SUCCEEDED)
-    assert settle(store, held, End(Move.FINISH))
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "done"
 
 
@@ -75,7 +75,7 @@ def test_use_stored(store: Store, parked: tuple[UUID, UUID]) -> None:
     found = planned(store, take(store, event), body=b"other", fingerprint=OTHER)
     assert (found.id, found.state, found.handler_changed) == (call, "pending", None)
     assert (found.key, found.body) == ("key-letter-0", b'{"to":"Ann"}')
-    assert "use-stored" not in call_story(store, call)["next"]
+    assert "use-stored" not in call_story(store, call).as_json()["next"]
 
 
 def test_give_up(store: Store, parked: tuple[UUID, UUID]) -> None:
@@ -100,9 +100,9 @@ def test_each_resolution_leaves_an_audit_row(
     """Who said what of which call; the event's attempts begin anew and nothing points at the call."""
     event, call = parked
     resolve(store, call, how, "ann")
-    (action,) = story(store, event)["actions"]
+    (action,) = story(store, event).as_json()["actions"]
     assert (action["what"], action["who"], action["was"], action["call"]) == (how, "ann", "parked", str(call))
-    (said,) = call_story(store, call)["actions"]
+    (said,) = call_story(store, call).as_json()["actions"]
     assert (said["what"], said["who"]) == (how, "ann")
     assert call_row(store, call).reason.endswith("ann.")
     assert row(store, event).parked_call is None
@@ -208,7 +208,7 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held).id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
-    settle(store, held, End(Move.FINISH))
+    settle(store, [(held, End(Move.FINISH))])
     with store.read() as connection:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
     judged = Classification(SendOutcome.SUCCEEDED, reason="201 Created.")
@@ -229,7 +229,7 @@ def test_a_broken_audit_resolves_nothing(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("receiver.ledger.control.actions.note_action", broken)
+    monkeypatch.setattr("receiver.ledger.control.resolution.note_action", broken)
     with pytest.raises(RuntimeError):
         resolve(store, call, Resolution.HAPPENED, "ann")
     assert (call_row(store, call).state, state(store, event)) == ("parked", "parked")

@@ -73,7 +73,7 @@ def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
     answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
     call = planned(store, held, "letter", 1).id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
-    settle(store, held, End(Move.FINISH))
+    settle(store, [(held, End(Move.FINISH))])
     shown = run("show", "stripe", "evt_1").stdout
     for words in (
         f"firstseen call resolve {call} --happened",

@@ -146,7 +146,7 @@ def _end(store: Store, event: UUID, end: Outcome) -> None:
         connection.execute(update(EVENT).where(EVENT.c.id == event).values(**now))
     held = claim(store, event, lease=timedelta(seconds=60), worker="worker-1:42")
     assert held
-    assert settle(store, held, end)
+    assert settle(store, [(held, end)])
 
 
 def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID]:
@@ -169,7 +169,7 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
     kept = StoredResponse(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
     receipt = SendResult(marked.send, kept, lambda _context, _now: verdict, TERMS, timedelta(seconds=5))
     answer(store, held, planned.id, receipt)
-    assert settle(store, held, Outcome(Move.FINISH))
+    assert settle(store, [(held, Outcome(Move.FINISH))])
     with store.write() as connection:
         # Nothing of it can be under way there any more: a person may decide everything.
         past = {"quiet_until": datetime.now(UTC) - timedelta(minutes=1)}

@@ -1,7 +1,12 @@
 """The outbound journal: plan a call, begin a send, record its response."""
 
 from receiver.ledger.calls.journal import CallRequest, PlannedCall, compute_once, plan
-from receiver.ledger.calls.outcome import none_unfinished, outcome_given_calls, replace_rejected, retry_calls
+from receiver.ledger.calls.outcome import (
+    no_unfinished_calls,
+    outcome_given_calls,
+    replace_rejected,
+    retry_calls,
+)
 from receiver.ledger.calls.sends import (
     CallNotPending,
     CallUpdate,
@@ -37,7 +42,7 @@ __all__ = [
     "StoredResponse",
     "begin_send",
     "compute_once",
-    "none_unfinished",
+    "no_unfinished_calls",
     "outcome_given_calls",
     "plan",
     "record_response",
