@@ -278,7 +278,7 @@ SIGNS_URL = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What is printed; `events` are the ids and types that a verified delivery holds."""
 
     source: str
@@ -352,9 +352,9 @@ def _read_headers(file: Path) -> tuple[tuple[str, str], ...]:
     return tuple(flat)
 
 
-def _judge(endpoint: Endpoint, request: Request, now: float) -> Verdict:
+def _judge(endpoint: Endpoint, request: Request, now: float) -> Judgement:
     source = endpoint.source
-    verdict = Verdict(source.name, source.provider.name, verified=True)
+    verdict = Judgement(source.name, source.provider.name, verified=True)
     try:
         endpoint.verify(request, now)
     except CannotVerify as error:
@@ -363,13 +363,13 @@ def _judge(endpoint: Endpoint, request: Request, now: float) -> Verdict:
         found = tuple(hints(Capture(source, endpoint.scheme, request, now, error)))
         told = found or tuple(_unexplained(source.provider, request, error.reason))
         step = STEPS[error.reason]
-        return Verdict(source.name, source.provider.name, False, step, error.reason, str(error), told)  # noqa: FBT003
+        return Judgement(source.name, source.provider.name, False, step, error.reason, str(error), told)  # noqa: FBT003
     items = endpoint.items(request)
     unproven = [UNPROVEN] if source.provider.verification is not None else []
     problems = dict.fromkeys(f"It would be parked. {item.problem}" for item in items if item.problem)
     told = (*unproven, *problems)
     events = tuple({"event_id": item.event_id, "type": item.type} for item in items)
-    return Verdict(**{**asdict(verdict), "events": events, "hints": told})
+    return Judgement(**{**asdict(verdict), "events": events, "hints": told})
 
 
 def _unexplained(provider: Provider, request: Request, reason: str) -> Iterator[str]:
@@ -379,7 +379,7 @@ def _unexplained(provider: Provider, request: Request, reason: str) -> Iterator[
         yield UNEXPLAINED
 
 
-def _print(verdict: Verdict) -> None:
+def _print(verdict: Judgement) -> None:
     word, colour = ("verified", "green") if verdict.verified else ("rejected", "red")
     lines = [("source", f"{verdict.source} ({verdict.provider})"), ("verdict", click.style(word, fg=colour))]
     if not verdict.verified:
