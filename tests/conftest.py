@@ -122,11 +122,9 @@ def postgres_deployment(databases: Databases, valkey: Valkey, deploy: Deploy) ->
 
 
 @pytest.fixture
-def rabbit_url(rabbitmq: RabbitMQ) -> Iterator[str]:
+def rabbit_url(rabbitmq: RabbitMQ) -> str:
     """Give the test an empty virtual host."""
-    url = rabbitmq.create_vhost()
-    yield url
-    rabbitmq.delete_vhost(url)
+    return rabbitmq.take_vhost()
 
 
 @pytest.fixture

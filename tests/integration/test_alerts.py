@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -18,7 +17,7 @@ from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.integration.steps import LEASE, deliver
 from tests.services.listener import Listener
-from worker.notifier import AT_ONCE, Alerts, Post, sentence
+from worker.notifier import AT_ONCE, Notifier, SlackWebhook, sentence
 
 BACKLOG = timedelta(minutes=10)
 DEAD = Subject(Topic.DEAD, "stripe", "invoice.paid")
@@ -114,15 +113,15 @@ def test_a_spike_of_rejections_is_told(store: Store) -> None:
 
 
 @pytest.fixture
-def alerts(store: Store, listener: Listener) -> Iterator[Alerts]:
-    """Tell the listener."""
-    return Alerts(store, Post(f"{listener.url}/hook/secret"), BACKLOG)
+def notifier(store: Store, listener: Listener) -> Notifier:
+    """Post to the listener."""
+    return Notifier(store, SlackWebhook(f"{listener.url}/hook/secret"), BACKLOG)
 
 
-def test_alerts_are_posted_as_slack_takes_them(store: Store, alerts: Alerts, listener: Listener) -> None:
+def test_alerts_are_posted_as_slack_takes_them(store: Store, notifier: Notifier, listener: Listener) -> None:
     """One JSON object with a text, without a word of an event; a type cannot name people or make links."""
     kill(store, "evt_1", type="<!channel> & more")
-    assert alerts.run_once() == 1
+    assert notifier.run_once() == 1
     (heard,) = listener.heard
     assert (heard.method, heard.path) == ("POST", "/hook/secret")
     assert heard.headers["Content-Type"] == "application/json"
@@ -133,7 +132,7 @@ def test_alerts_are_posted_as_slack_takes_them(store: Store, alerts: Alerts, lis
 
 
 def test_what_is_not_taken_is_told_again_and_complained_of_once(
-    store: Store, alerts: Alerts, listener: Listener, caplog: pytest.LogCaptureFixture
+    store: Store, notifier: Notifier, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An address that answers with an error, or hangs up, gets it again in a minute; its name is secret."""
     kill(store, "evt_1")
@@ -142,9 +141,9 @@ def test_what_is_not_taken_is_told_again_and_complained_of_once(
     listener.answer = lambda _: next(said, (200, b"ok"))
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            assert alerts.run_once() == 0
+            assert notifier.run_once() == 0
             store.shift += TAKEN
-        assert alerts.run_once() == 2
+        assert notifier.run_once() == 2
     assert len(listener.heard) == 5, "a failure ends the round"
     assert caplog.text.count("takes no alerts: it answered 500") == 1
     assert caplog.text.count("takes no alerts") == 1
@@ -152,11 +151,11 @@ def test_what_is_not_taken_is_told_again_and_complained_of_once(
     assert "secret" not in caplog.text
 
 
-def test_one_round_is_bounded(store: Store, alerts: Alerts, listener: Listener) -> None:
+def test_one_round_is_bounded(store: Store, notifier: Notifier, listener: Listener) -> None:
     """A release that kills every type at once is told of in rounds."""
     for number in range(AT_ONCE + 1):
         kill(store, f"evt_{number}", type=f"type-{number}")
-    assert [alerts.run_once(), alerts.run_once(), alerts.run_once()] == [AT_ONCE, 1, 0]
+    assert [notifier.run_once(), notifier.run_once(), notifier.run_once()] == [AT_ONCE, 1, 0]
     assert len({heard.body for heard in listener.heard}) == AT_ONCE + 1
 
 

@@ -15,16 +15,17 @@ from config.providers import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
 from receiver.api.openapi import KEY_FORM, document
-from receiver.api.routes import Parts, list_operations
+from receiver.api.routes import list_operations
 from receiver.ledger.control import plan_bulk
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.idempotency_keys import KEY
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT
+from receiver.service import Service
 from tests.integration.call_steps import with_parked_call
 from tests.integration.steps import deliver
-from tests.services.api import KEYS, OPS, Api
+from tests.services.api import OPS, Api
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -51,7 +52,7 @@ class Door:
 DOOR = Door()
 SOURCES = load_sources(SHIPPED, load_providers(), {})
 NOWHERE = Store("postgresql+psycopg://127.0.0.1:1/none")
-schema = schemathesis.openapi.from_dict(document(list_operations(Parts(NOWHERE, KEYS, {}, list))))
+schema = schemathesis.openapi.from_dict(document(list_operations(Service(NOWHERE, {}))))
 schema.app = DOOR
 
 

@@ -75,7 +75,7 @@ def test_use_stored(store: Store, parked: tuple[UUID, UUID]) -> None:
     found = planned(store, take(store, event), body=b"other", fingerprint=OTHER)
     assert (found.id, found.state, found.handler_changed) == (call, "pending", None)
     assert (found.key, found.body) == ("key-letter-0", b'{"to":"Ann"}')
-    assert "use-stored" not in call_story(store, call)["next"]
+    assert "use-stored" not in call_story(store, call).as_json()["next"]
 
 
 def test_give_up(store: Store, parked: tuple[UUID, UUID]) -> None:
@@ -100,9 +100,9 @@ def test_each_resolution_leaves_an_audit_row(
     """Who said what of which call; the event's attempts begin anew and nothing points at the call."""
     event, call = parked
     resolve(store, call, how, "ann")
-    (action,) = story(store, event)["actions"]
+    (action,) = story(store, event).as_json()["actions"]
     assert (action["what"], action["who"], action["was"], action["call"]) == (how, "ann", "parked", str(call))
-    (said,) = call_story(store, call)["actions"]
+    (said,) = call_story(store, call).as_json()["actions"]
     assert (said["what"], said["who"]) == (how, "ann")
     assert call_row(store, call).reason.endswith("ann.")
     assert row(store, event).parked_call is None

@@ -62,7 +62,7 @@ class Journal(RuleBasedStateMachine):
         self.office, self.script = Office(self.store, dialect), script
         life = self.office.api.key_life
         self.api = ModelApi(MANNERS[dialect], life, lambda: self.store.shift, self.marked, self.interlude)
-        self.office.wire = self.api  # type: ignore[assignment]
+        self.office.transport = self.api  # type: ignore[assignment]
 
     def handle(self, _event: Any, calls: Any) -> None:
         """Make the calls of the script."""

@@ -105,7 +105,7 @@ def test_show_tells_the_whole_story(store: Store, run: Run) -> None:
         assert words in shown, shown
     assert "Attempt 1 runs as soon as a worker is free" in shown
     assert "boom\\x1b[31m" in shown, "a sender's control characters reached the terminal"
-    assert told(run("show", "stripe", "evt_1", "--json"))["event"] == story(store, event)["event"]
+    assert told(run("show", "stripe", "evt_1", "--json"))["event"] == story(store, event).as_json()["event"]
 
 
 def test_what_is_not_there_is_named(store: Store, run: Run) -> None:
@@ -123,7 +123,7 @@ def test_one_event_is_acted_on_at_once(store: Store, run: Run) -> None:
     assert "evt_1 is due again. Attempt 1" in run("retry", "stripe", "evt_1").stdout
     end(store, event)
     assert told(run("rerun", "stripe", "evt_1", "--json", "--generation", "0"))["generation"] == 1
-    assert [one["what"] for one in story(store, event)["actions"]] == ["rerun", "retry", "discard"]
+    assert [one["what"] for one in story(store, event).as_json()["actions"]] == ["rerun", "retry", "discard"]
 
 
 def test_what_is_not_allowed_says_why(store: Store, run: Run) -> None:
@@ -236,7 +236,7 @@ def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
     deliver(store)
     replay = plan_bulk(store, Move.DISCARD, EventFilter(), "ann")
     run("discard", "--resume", str(replay.id))
-    assert bulk_progress(store, replay.id)["finished_at"] is not None
+    assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_what_a_source_leaves_out_is_not_printed(run: Run, store: Store, environ: dict[str, str]) -> None:

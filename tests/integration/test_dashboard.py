@@ -17,7 +17,7 @@ from config.dialects import load_dialects
 from config.providers import load_providers
 from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
-from receiver.dashboard.pages import SHOWN
+from receiver.dashboard.presentation import PAYLOAD_SHOWN
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.queue import record_heartbeat
 from receiver.ledger.reports import list_events, story
@@ -329,7 +329,7 @@ def test_no_payload_is_too_odd_to_be_shown(store: Store, body: bytes) -> None:
     for board in (make(store), redacting(store)):
         answer = board.entered().get(f"/events/{event}?bodies=1")
         assert answer.status_code == 200
-        assert len(answer.data) < 3 * SHOWN
+        assert len(answer.data) < 3 * PAYLOAD_SHOWN
 
 
 def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
@@ -346,7 +346,7 @@ def test_an_action_bears_the_persons_name(board: Board, store: Store, stage: Sta
     answer = board.post(f"/events/{stage.dead}/retry", generation="0", back=f"/events/{stage.dead}")
     assert answer.headers["Location"] == f"/events/{stage.dead}"
     assert state(store, stage.dead) == "waiting"
-    assert [one["who"] for one in story(store, stage.dead)["actions"]] == ["ada"]
+    assert [one["who"] for one in story(store, stage.dead).as_json()["actions"]] == ["ada"]
     assert board.nudged == [stage.dead]
     page = board.get(f"/events/{stage.dead}").text
     assert "ada retried it" in page
@@ -409,7 +409,7 @@ def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
     board.entered()
     asked = board.get("/replays/new?what=discard&source=stripe")
     assert "Discard 7 events?" in asked.text
-    assert {event["state"] for event in list_events(store, EventFilter()).data} == {"received"}
+    assert {event.state for event in list_events(store, EventFilter()).data} == {"received"}
     place = board.post("/replays", what="discard", source="stripe").headers["Location"]
     page = board.get(place).text
     assert "Bulk discard of 7 events" in page

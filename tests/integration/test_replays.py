@@ -111,7 +111,7 @@ def test_a_step_whose_event_moved_on_is_skipped(store: Store) -> None:
     with store.write() as connection:
         connection.execute(EVENT.delete().where(EVENT.c.id == events[1]))
     assert finish(store, replay.id) == (1, 2)
-    found = bulk_progress(store, replay.id)
+    found = bulk_progress(store, replay.id).as_json()
     assert (found["done"], found["skipped"], found["open"], found["total"]) == (1, 2, 0, 3)
 
 
@@ -145,7 +145,7 @@ def test_two_processes_do_each_event_once(store: Store) -> None:
     assert [runner.wait(60) for runner in runners] == [0, 0]
     assert sorted(number for _, number in reruns(store)) == [1] * 600
     assert count(store, EVENT.c.generation == 1) == 600
-    assert bulk_progress(store, replay.id)["finished_at"] is not None
+    assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
@@ -153,10 +153,10 @@ def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
     all_done(store, 3000)
     replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     runner = start(store, replay.id, 1)
-    wait_until(lambda: bulk_progress(store, replay.id)["done"] > 20, "the run to be under way")
+    wait_until(lambda: bulk_progress(store, replay.id).as_json()["done"] > 20, "the run to be under way")
     runner.kill()
     runner.wait(60)
-    before = bulk_progress(store, replay.id)
+    before = bulk_progress(store, replay.id).as_json()
     assert before["open"] > 0, "it was over before it was killed"
     assert before["done"] == count(store, EVENT.c.generation == 1), "marks and actions differ"
     finish(store, replay.id)
@@ -187,7 +187,7 @@ def test_a_run_of_nothing_is_over_at_once(store: Store) -> None:
     """An empty list has no step, and the run is closed."""
     replay = plan_bulk(store, Move.RETRY, EventFilter(), "ann")
     assert (replay.total, finish(store, replay.id)) == (0, (0, 0))
-    assert bulk_progress(store, replay.id)["finished_at"] is not None
+    assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> None:
@@ -214,7 +214,7 @@ def test_progress_tells_what_was_asked_and_by_whom(store: Store) -> None:
     later(store, days=-3)
     discard(store, deliver(store).event, "bob")
     replay = plan_bulk(store, Move.RETRY, EventFilter(source="stripe", state=State.DEAD), "ann")
-    found = bulk_progress(store, replay.id)
+    found = bulk_progress(store, replay.id).as_json()
     assert found["filter"] == {"source": "stripe", "state": "dead"}
     assert (found["what"], found["who"], found["open"], found["finished_at"]) == ("retry", "ann", 1, None)
     assert retry(store, row_of_only(store), "ann").was == State.DEAD

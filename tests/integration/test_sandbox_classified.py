@@ -10,7 +10,8 @@ from config.dialects import load_dialects
 from firstseen.dev import sandbox_credentials
 from receiver.ledger.calls import SendContext
 from tests.services.sandbox import CLIENTS, KEY, Client, Sandbox
-from worker.calls.classify import Answer, classify, protection
+from worker.calls.classify import classify, protection
+from worker.calls.transport import Reply
 
 OTHER = {
     "celper": "mismatch",
@@ -42,10 +43,8 @@ def post(api: Api, client: Client, sandbox: Sandbox, *, n: int = 1, again: bool 
     headers = {name: value, "Content-Type": kind, str(api.dialect.header): KEY}
     came = sandbox.http.post(whole, content=client.body(n), headers=headers)
     standing = SendContext(again, live=True, protection=protection(api.dialect, "POST", whole), method="POST")
-    lower = {name.lower(): value for name, value in came.headers.items()}
-    return classify(
-        api.dialect, standing, Answer(came.status_code, lower, came.content), datetime.now(UTC)
-    ).outcome
+    reply = Reply(came.status_code, tuple(came.headers.items()), came.content)
+    return classify(api.dialect, standing, reply, datetime.now(UTC)).outcome
 
 
 @every_api

@@ -28,8 +28,8 @@ from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event
 from worker import Dead, Retry
 from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.perform import Outbound
-from worker.calls.transport import HttpWire
+from worker.calls.perform import CallContext
+from worker.calls.transport import HttpTransport
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
 
@@ -95,21 +95,21 @@ def run(store: Store, tmp_path: Path, listener: Listener) -> Iterator[Run]:
     """Run the event that is due with a handler, which may call `shop`."""
     (tmp_path / "apis.toml").write_text(APIS.format(url=listener.url))
     apis = load_apis(tmp_path / "apis.toml", load_dialects(), {"SHOP_KEY": "k" * 20})
-    wires = {name: HttpWire(api) for name, api in apis.items()}
-    outbound = Outbound(
-        store, apis, wires, (b"x" * 32,), LEASE, timedelta(minutes=10), timedelta(days=3), LEASE
+    transports = {name: HttpTransport.for_api(api) for name, api in apis.items()}
+    context = CallContext(
+        store, apis, transports, (b"x" * 32,), LEASE, timedelta(minutes=10), timedelta(days=3), LEASE
     )
     limits = Limits(LEASE, timedelta(minutes=10), timedelta(0), 1)
 
     def go(handler: Callable[..., object]) -> None:
         registry = Registry([Handler("stripe", "*", handler)])
         policy = AttemptPolicy(15, timedelta(seconds=1))
-        runner = Runner(store, lambda held: attempt(held, registry, policy, partial(Calls, outbound)), limits)
+        runner = Runner(store, lambda held: attempt(held, registry, policy, partial(Calls, context)), limits)
         assert runner.run_next()
 
     yield go
-    for wire in wires.values():
-        wire.close()
+    for transport in transports.values():
+        transport.close()
 
 
 def call_twice(_event: object, calls: Calls) -> None:

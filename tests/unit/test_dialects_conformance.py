@@ -13,7 +13,8 @@ from receiver.ledger.calls import Classification, SendContext
 from receiver.ledger.states import Protection, SendOutcome
 from receiver.sandbox.apis import SandboxApi
 from receiver.sandbox.factory import APIS as SANDBOX
-from worker.calls.classify import Answer, classify, protection
+from worker.calls.classify import classify, protection
+from worker.calls.transport import Reply
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -36,8 +37,8 @@ def read(
 ) -> Classification:
     """Classify the answer to a keyed POST; headers by their names with `_` for `-`."""
     standing = SendContext(open_before=again, live=True, protection=Protection.KEYED, method="POST")
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return classify(dialect, standing, Answer(status, named, body.encode()), NOW)
+    named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+    return classify(dialect, standing, Reply(status, named, body.encode()), NOW)
 
 
 def bodies(error: Error) -> list[str]:

@@ -320,7 +320,7 @@ def test_a_function_that_tells_no_age_gets_no_advice(run: Verify, monkeypatch: p
     def stale(_: Request, _secrets: object, _now: float) -> None:
         raise InvalidSignature("stale_timestamp")
 
-    monkeypatch.setattr("receiver.verifiers.base.load_verifier", lambda name: OwnVerifier(name, stale))
+    monkeypatch.setattr("receiver.endpoints.load_verifier", lambda name: OwnVerifier(name, stale))
     assert run("mine", signed("stripe"), expect=1)["hints"] == []
 
 

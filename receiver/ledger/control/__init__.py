@@ -1,11 +1,22 @@
 """What people do: retry, rerun, discard, promote, resolve, bulk operations."""
 
-from receiver.ledger.control.actions import ActionResult, discard, promote, rerun, retry
-from receiver.ledger.control.bulk import bulk_candidates, bulk_progress, plan_bulk, step_bulk, unfinished_bulk
+from receiver.ledger.control.actions import ActionResult, Promotion, discard, promote, rerun, retry
+from receiver.ledger.control.bulk import (
+    BulkOperation,
+    BulkStep,
+    bulk_candidates,
+    bulk_progress,
+    plan_bulk,
+    step_bulk,
+    unfinished_bulk,
+)
 from receiver.ledger.control.resolution import Resolution, StatedResponse, resolve
 
 __all__ = [
     "ActionResult",
+    "BulkOperation",
+    "BulkStep",
+    "Promotion",
     "Resolution",
     "StatedResponse",
     "bulk_candidates",

@@ -14,10 +14,11 @@ from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tu
 from receiver.ledger.control.actions import ACTIONS, act_on, actable
 from receiver.ledger.errors import NotAllowed, UnknownReplay
 from receiver.ledger.filter import EventFilter, conditions
+from receiver.ledger.reports import Progress
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT, REPLAY, REPLAY_STEP
-from receiver.ledger.text import clipped, rfc3339, uuid7
+from receiver.ledger.text import clipped, uuid7
 
 DONE, SKIPPED = "done", "skipped"
 """Outcomes of a step; an open one has none."""
@@ -109,28 +110,25 @@ def unfinished_bulk(store: Store, *, limit: int) -> list[UUID]:
         return list(connection.execute(chosen).scalars())
 
 
-def bulk_progress(store: Store, bulk: UUID) -> dict[str, Any]:
-    """Return how far a bulk operation is, ready for JSON; raises UnknownReplay.
-
-    `{id, what, who, filter, at, finished_at, total, done, skipped, open}`.
-    """
+def bulk_progress(store: Store, bulk: UUID) -> Progress:
+    """Return how far a bulk operation is; raises UnknownReplay."""
     with store.read() as connection:
         row = _row(connection, bulk)
         grouped = select(REPLAY_STEP.c.outcome, func.count()).where(REPLAY_STEP.c.replay == bulk)
         rows = connection.execute(grouped.group_by(REPLAY_STEP.c.outcome))
         counts = {row[0]: row[1] for row in rows}
-    return {
-        "id": str(bulk),
-        "what": row.what,
-        "who": row.who,
-        "filter": json.loads(row.filter),
-        "at": rfc3339(row.at),
-        "finished_at": rfc3339(row.finished_at),
-        "total": row.total,
-        "done": counts.get(DONE, 0),
-        "skipped": counts.get(SKIPPED, 0),
-        "open": counts.get(None, 0),
-    }
+    return Progress(
+        id=bulk,
+        what=row.what,
+        who=row.who,
+        filter=json.loads(row.filter),
+        at=row.at,
+        finished_at=row.finished_at,
+        total=row.total,
+        done=counts.get(DONE, 0),
+        skipped=counts.get(SKIPPED, 0),
+        open=counts.get(None, 0),
+    )
 
 
 def _row(connection: Connection, bulk: UUID) -> Row[Any]:

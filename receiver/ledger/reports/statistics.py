@@ -11,19 +11,31 @@ from sqlalchemy.types import Integer
 
 from receiver.ledger.counters import Total, totals
 from receiver.ledger.filter import sources
+from receiver.ledger.reports.models import (
+    CallFigures,
+    Due,
+    FiguresView,
+    Flow,
+    Oldest,
+    Pending,
+    Rejection,
+    RejectionCount,
+    Rejections,
+    Stats,
+    Throughput,
+    WorkerHeartbeat,
+)
 from receiver.ledger.states import OPEN, CallState, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, DUPLICATE_MINUTE, EVENT, REJECTION, SAMPLE, WORKER, in_state
-from receiver.ledger.text import plain, rfc3339, uuid7
+from receiver.ledger.text import plain, uuid7
 
 
-def stats(store: Store) -> dict[str, Any]:
-    """Return figures for each source that has events or rejections, ready for JSON.
+def stats(store: Store) -> Stats:
+    """Return figures for each source that has events or rejections, and for each API that was called.
 
-    `{"data": [{source, accepted, duplicates, conflicts, states: {state: count}, oldest_unfinished,
-    oldest_unfinished_seconds, rejections: {reason: count}}], "calls": [{api, count, states: {state: count},
-    outcomes: {outcome: count}}], "next": null}`; the oldest of a source without unfinished events is null,
-    and rejections cover the last 30 days. It reads every event and every call.
+    The oldest of a source without unfinished events is None, and rejections cover the last 30 days. It reads
+    every event and every call.
     """
     with store.read() as connection:
         found: dict[str, dict[str, Any]] = defaultdict(_nothing)
@@ -32,8 +44,8 @@ def stats(store: Store) -> dict[str, Any]:
         _find_oldest(connection, found, now)
         _count_rejections(connection, found)
         calls = _count_calls(connection)
-    data = [{"source": source, **found[source]} for source in sorted(found)]
-    return {"data": data, "calls": calls, "next": None}
+    data = [FiguresView(source=source, **found[source]) for source in sorted(found)]
+    return Stats(data=data, calls=calls, next=None)
 
 
 def _nothing() -> dict[str, Any]:
@@ -62,7 +74,7 @@ def _count_events(connection: Connection, found: dict[str, dict[str, Any]]) -> N
 def _find_oldest(connection: Connection, found: dict[str, dict[str, Any]], now: Any) -> None:
     oldest = select(EVENT.c.source, func.min(EVENT.c.received_at).label("at")).where(EVENT.c.state.in_(OPEN))
     for row in connection.execute(oldest.group_by(EVENT.c.source)):
-        found[row.source]["oldest_unfinished"] = rfc3339(row.at)
+        found[row.source]["oldest_unfinished"] = row.at
         found[row.source]["oldest_unfinished_seconds"] = max(0.0, (now - row.at).total_seconds())
 
 
@@ -72,7 +84,7 @@ def _count_rejections(connection: Connection, found: dict[str, dict[str, Any]]) 
         found[row.source]["rejections"][row.reason] = int(row.refused)
 
 
-def _count_calls(connection: Connection) -> list[dict[str, Any]]:
+def _count_calls(connection: Connection) -> list[CallFigures]:
     columns = CALL.c.api, CALL.c.state, CALL.c.outcome
     found: dict[str, dict[str, Any]] = {}
     grouped = select(*columns, func.count().label("calls")).group_by(*columns).order_by(CALL.c.api)
@@ -83,7 +95,7 @@ def _count_calls(connection: Connection) -> list[dict[str, Any]]:
         figures["states"][row.state] += row.calls
         if row.outcome is not None:
             figures["outcomes"][row.outcome] = figures["outcomes"].get(row.outcome, 0) + row.calls
-    return [{"api": api, **figures} for api, figures in found.items()]
+    return [CallFigures(api=api, **figures) for api, figures in found.items()]
 
 
 # What is not finished, or waits for a person: read from the rows in those states alone.
@@ -93,33 +105,28 @@ NEEDS_PERSON = (State.PARKED, State.DEAD)
 """States that an event leaves only when a person, or for dead ones a new delivery, makes it."""
 
 
-def pending(store: Store) -> dict[str, Any]:
-    """Return what is on its way and what waits for a person, ready for JSON.
-
-    `{"at": time, "states": {source: {state: count}}, "oldest": {id, source, event_id, type, state,
-    received_at, seconds} or null, "due": {count, seconds}}`: the oldest event that ends by itself, and how
-    many wait for a worker, the longest for so many seconds.
-    """
+def pending(store: Store) -> Pending:
+    """Return what is on its way and what waits for a person. It reads no row of an event that is done."""
     with store.read() as connection:
         now = connection.execute(select(store.now())).scalar_one()
-        return {
-            "at": rfc3339(now),
-            "states": _states(connection),
-            "oldest": _oldest(connection, now),
-            "due": _due(connection, store, now),
-        }
+        return Pending(
+            at=now,
+            states=_states(connection),
+            oldest=_oldest(connection, now),
+            due=_due(connection, store, now),
+        )
 
 
-def _states(connection: Connection) -> dict[str, dict[str, int]]:
+def _states(connection: Connection) -> dict[str, dict[State, int]]:
     grouped = select(EVENT.c.source, EVENT.c.state, func.count().label("events"))
     chosen = grouped.where(EVENT.c.state.in_((*OPEN, *NEEDS_PERSON))).group_by(EVENT.c.source, EVENT.c.state)
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[State, int]] = {}
     for row in connection.execute(chosen):
-        found.setdefault(row.source, {})[row.state] = row.events
+        found.setdefault(row.source, {})[State(row.state)] = row.events
     return found
 
 
-def _oldest(connection: Connection, now: Any) -> dict[str, Any] | None:
+def _oldest(connection: Connection, now: Any) -> Oldest | None:
     names = ("id", "source", "event_id", "type", "state", "received_at")
     columns = [EVENT.c[name] for name in names]
     # One look into the index for each state; a list of states would sort all of their rows.
@@ -132,15 +139,14 @@ def _oldest(connection: Connection, now: Any) -> dict[str, Any] | None:
     row = min((row for row in rows if row), key=lambda row: row.received_at, default=None)
     if row is None:
         return None
-    told = {name: str(getattr(row, name)) for name in names}
     waits = max(0.0, (now - row.received_at).total_seconds())
-    return {**told, "received_at": rfc3339(row.received_at), "seconds": waits}
+    return Oldest(**{name: getattr(row, name) for name in names}, seconds=waits)
 
 
-def _due(connection: Connection, store: Store, now: Any) -> dict[str, Any]:
+def _due(connection: Connection, store: Store, now: Any) -> Due:
     due = (in_state(store, State.RECEIVED, State.WAITING), EVENT.c.due_at <= store.now())
     row = connection.execute(select(func.count(), func.min(EVENT.c.due_at)).where(*due)).one()
-    return {"count": row[0], "seconds": max(0.0, (now - row[1]).total_seconds()) if row[1] else 0.0}
+    return Due(count=row[0], seconds=max(0.0, (now - row[1]).total_seconds()) if row[1] else 0.0)
 
 
 # What was refused at the door: counts by source, reason and minute, and the last 100 without bodies.
@@ -149,12 +155,8 @@ def _due(connection: Connection, store: Store, now: Any) -> dict[str, Any]:
 MINUTES_SHOWN = 1000
 
 
-def rejections(store: Store, source: str | None = None) -> dict[str, Any]:
-    """Return the counts and the samples of one source or all, newest first, ready for JSON.
-
-    `{"data": [{source, reason, minute, count}], "latest": [{source, reason, at, address}], "next": null}`;
-    at most 1,000 counts.
-    """
+def rejections(store: Store, source: str | None = None) -> Rejections:
+    """Return the counts and the samples of one source or all, newest first; at most 1,000 counts."""
     counts = select(REJECTION).order_by(REJECTION.c.minute.desc(), REJECTION.c.source, REJECTION.c.reason)
     columns = SAMPLE.c.source, SAMPLE.c.reason, SAMPLE.c.at, SAMPLE.c.address
     latest = select(*columns).order_by(SAMPLE.c.id.desc())
@@ -162,13 +164,10 @@ def rejections(store: Store, source: str | None = None) -> dict[str, Any]:
         counts = counts.where(REJECTION.c.source == plain(source))
         latest = latest.where(SAMPLE.c.source == plain(source))
     with store.read() as connection:
-        data = _listed(connection, counts.limit(MINUTES_SHOWN))
-        return {"data": data, "latest": _listed(connection, latest), "next": None}
-
-
-def _listed(connection: Connection, statement: Select[Any]) -> list[dict[str, Any]]:
-    rows = connection.execute(statement).mappings()
-    return [{name: rfc3339(v) if isinstance(v, datetime) else v for name, v in row.items()} for row in rows]
+        rows = connection.execute(counts.limit(MINUTES_SHOWN)).mappings()
+        data = [RejectionCount(**row) for row in rows]
+        samples = [Rejection(**row) for row in connection.execute(latest).mappings()]
+    return Rejections(data=data, latest=samples, next=None)
 
 
 # How much happens in each minute: accepted, duplicates and done. It reads the window's rows alone.
@@ -177,34 +176,31 @@ def _listed(connection: Connection, statement: Select[Any]) -> list[dict[str, An
 MINUTE = timedelta(minutes=1)
 
 
-def pace(store: Store, minutes: int) -> dict[str, Any]:
-    """Return counts for each of the last `minutes` minutes, the one under way last, ready for JSON.
+def throughput(store: Store, minutes: int) -> Throughput:
+    """Return counts for each of the last `minutes` minutes, the one under way last.
 
-    `{"from": time, "minutes": n, "accepted": [...], "duplicates": [...], "done": [...]}`. Accepted counts by
-    the time in the event's id, which the web process that took it set; both others by the ledger's clock. An
-    event that runs again later is done in its last minute only.
+    Accepted counts by the time in the event's id, which the web process that took it set; both others by the
+    ledger's clock. An event that runs again later is done in its last minute only.
     """
     with store.read() as connection:
         now = connection.execute(select(store.now())).scalar_one()
         starts = [now.replace(second=0, microsecond=0) - MINUTE * back for back in range(minutes)][::-1]
-        return {
-            "from": rfc3339(starts[0]),
-            "minutes": minutes,
+        counts = {
             "accepted": _accepted(connection, starts),
             "duplicates": _duplicates(connection, starts),
             "done": _done(store, connection, starts),
         }
+    return Throughput(**{"from": starts[0]}, minutes=minutes, **counts)
 
 
-def flow(store: Store, minutes: int) -> dict[str, dict[str, Any]]:
-    """Return what each source got and did in the last `minutes` minutes, as `pace` counts it.
+def flow(store: Store, minutes: int) -> dict[str, Flow]:
+    """Return what each source with events or rejections got and did in the last `minutes` minutes.
 
-    `{source: {"accepted": n, "duplicates": n, "done": n, "rejections": {reason: n}}}`, for sources that have
-    events or rejections.
+    It counts as `throughput` does.
     """
     with store.read() as connection:
         since = connection.execute(select(store.now())).scalar_one() - MINUTE * minutes
-        found: dict[str, dict[str, Any]] = defaultdict(_no_flow)
+        found: dict[str, dict[str, Any]] = defaultdict(lambda: {"rejections": {}})
         for name, chosen in _flows(store, since).items():
             for row in connection.execute(chosen):
                 found[row.source][name] = int(row.total)
@@ -212,11 +208,7 @@ def flow(store: Store, minutes: int) -> dict[str, dict[str, Any]]:
         recent = refused.where(REJECTION.c.minute >= since).group_by(REJECTION.c.source, REJECTION.c.reason)
         for row in connection.execute(recent):
             found[row.source]["rejections"][row.reason] = int(row.total)
-    return dict(found)
-
-
-def _no_flow() -> dict[str, Any]:
-    return {"accepted": 0, "duplicates": 0, "done": 0, "rejections": {}}
+    return {source: Flow(**counts) for source, counts in found.items()}
 
 
 def _flows(store: Store, since: datetime) -> dict[str, Select[Any]]:
@@ -268,21 +260,18 @@ def _id_at(at: datetime) -> Any:
 # Which workers live: each one says so at every sweep, and is forgotten an hour after its last word.
 
 
-def workers(store: Store) -> list[dict[str, Any]]:
-    """Return the workers of the last hour, the one seen latest first, ready for JSON.
-
-    `[{name, started_at, seen_at, silent_seconds}]`.
-    """
+def workers(store: Store) -> list[WorkerHeartbeat]:
+    """Return the workers of the last hour, the one seen latest first."""
     with store.read() as connection:
         chosen = select(WORKER, store.now().label("now")).order_by(WORKER.c.seen_at.desc())
         rows = connection.execute(chosen).all()
     return [
-        {
-            "name": row.name,
-            "started_at": rfc3339(row.started_at),
-            "seen_at": rfc3339(row.seen_at),
-            "silent_seconds": max(0.0, (row.now - row.seen_at).total_seconds()),
-        }
+        WorkerHeartbeat(
+            name=row.name,
+            started_at=row.started_at,
+            seen_at=row.seen_at,
+            silent_seconds=max(0.0, (row.now - row.seen_at).total_seconds()),
+        )
         for row in rows
     ]
 
@@ -295,11 +284,11 @@ PRESENT = 60.0
 
 
 @dataclass(frozen=True)
-class Figures:
+class LedgerFigures:
     """The ledger at one moment. Seconds are 0 where nothing waits."""
 
     totals: list[Total]
-    states: dict[str, dict[str, int]]
+    states: dict[str, dict[State, int]]
     """Events that are not finished, parked or dead, by source and state: no row of a done one is read."""
     oldest_unfinished: float
     due: int
@@ -309,20 +298,19 @@ class Figures:
     workers: int
 
 
-def figures(store: Store) -> Figures:
+def figures(store: Store) -> LedgerFigures:
     """Read all of it. Raises LedgerUnavailable."""
     with store.read() as connection:
         joined = store.joined(connection)
-        standing: dict[str, Any] = pending(joined)
-        oldest = standing["oldest"]
-        return Figures(
+        standing = pending(joined)
+        return LedgerFigures(
             totals=totals(connection),
-            states=standing["states"],
-            oldest_unfinished=oldest["seconds"] if oldest else 0.0,
-            due=standing["due"]["count"],
-            longest_due=standing["due"]["seconds"],
+            states=standing.states,
+            oldest_unfinished=standing.oldest.seconds if standing.oldest else 0.0,
+            due=standing.due.count,
+            longest_due=standing.due.seconds,
             parked_calls=_parked_calls(connection),
-            workers=sum(one["silent_seconds"] < PRESENT for one in workers(joined)),
+            workers=sum(worker.silent_seconds < PRESENT for worker in workers(joined)),
         )
 
 
