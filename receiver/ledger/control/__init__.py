@@ -2,7 +2,6 @@
 
 from receiver.ledger.control.actions import ActionResult, Promotion, discard, promote, rerun, retry
 from receiver.ledger.control.bulk import (
-    BulkOperation,
     BulkStep,
     bulk_candidates,
     bulk_progress,
@@ -14,7 +13,6 @@ from receiver.ledger.control.resolution import Resolution, StatedResponse, resol
 
 __all__ = [
     "ActionResult",
-    "BulkOperation",
     "BulkStep",
     "Promotion",
     "Resolution",
