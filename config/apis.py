@@ -29,7 +29,7 @@ DEADLINES_IN_MARGIN = 4
 """The default margin covers a request that is slow, its resend, and clocks that differ."""
 
 RESERVED: Final = frozenset(
-    {"again", "bench", "check_time", "derived", "made", "make", "owed", "read", "value"}
+    {"again", "bench", "check_time", "derived", "made", "make", "read", "unjournaled_error", "value"}
 )
 """What `calls` has of its own, in a worker and in tests."""
 

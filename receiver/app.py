@@ -12,12 +12,11 @@ from config.dialects import load_dialects
 from config.logs import set_up_logs
 from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
-from config.sources import Source, load_sources
+from config.sources import load_sources
 from config.toml import ConfigError
-from receiver.api.routes import Parts as ApiParts
 from receiver.api.routes import api_views
 from receiver.dashboard.auth import set_up_sessions
-from receiver.dashboard.pages import board_views
+from receiver.dashboard.pages import dashboard_views
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
 from receiver.ingress import Counts, Ingress
@@ -28,7 +27,7 @@ from receiver.ledger.schema import check_schema
 from receiver.ledger.store import Store
 from receiver.metrics import Instruments, metrics_views
 from receiver.problems import answer_problems
-from receiver.service import DashboardParts
+from receiver.service import Service
 from receiver.telemetry import Observer
 
 # `/healthz`: the process lives. `/readyz`: the ledger answers and has the right schema.
@@ -86,26 +85,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))
     app.register_blueprint(metrics_views(store, settings.metrics_token.get_secret_value(), instruments))
-    app.register_blueprint(api_views(ApiParts(store, settings.api_keys, sources, dispatcher.nudge)))
-    app.register_blueprint(board_views(_board(settings, store, sources, dispatcher)))
+    service = Service(store, sources, dispatcher.nudge)
+    app.register_blueprint(api_views(service, settings.api_keys))
+    patience = max(LEAST_PATIENCE, 3 * settings.sweep.total_seconds())
+    apis = _apis(settings) if settings.users else {}
+    app.register_blueprint(dashboard_views(service, settings.users, apis, lambda: dispatcher.state, patience))
     set_up_sessions(app, [key.get_secret_value() for key in settings.secret_keys])
     answer_problems(app)
     _greet(store)
     return app
-
-
-def _board(
-    settings: Settings, store: Store, sources: Mapping[str, Source], dispatcher: Dispatcher
-) -> DashboardParts:
-    return DashboardParts(
-        store=store,
-        users=settings.users,
-        sources=sources,
-        apis=_apis(settings) if settings.users else {},
-        nudge=dispatcher.nudge,
-        broker=lambda: dispatcher.state,
-        patience=max(LEAST_PATIENCE, 3 * settings.sweep.total_seconds()),
-    )
 
 
 def _apis(settings: Settings) -> Mapping[str, Api]:

@@ -9,16 +9,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any
 
 from config.providers import Locator, Locators, parse_locator
 from config.sources import Source
 from config.toml import ConfigError, suggest
-from config.tracing import here
+from config.tracing import current_traceparent
 from receiver.handshakes import Handshakes
 from receiver.ledger.intake import Delivery
-from receiver.ledger.text import uuid7
+from receiver.ledger.text import hashed, storable, uuid7
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.signatures import InvalidSignature, Request, Scheme, compile_scheme
 from receiver.signatures.request import compile_reader, dig
@@ -34,8 +33,6 @@ from receiver.verifiers.remote_keys import FetchedKeys, Keys
 from receiver.verifiers.twilio import Twilio
 
 UNKNOWN_TYPE = "unknown"
-
-LONGEST = 255  # characters that the ledger's columns for ids and types hold
 
 MOST_ITEMS = 10_000
 """Events in one batch; a larger one is kept whole, for a person."""
@@ -176,22 +173,6 @@ class Extractor:
             return None
 
 
-def storable(text: str) -> str:
-    """Return a text that every database keeps as it is; what none would is hashed, not cut."""
-    if len(text) <= LONGEST and "\0" not in text and (text.isascii() or not _has_surrogate(text)):
-        return text
-    return hashed(text.encode("utf-8", "surrogatepass"))
-
-
-def hashed(raw: bytes) -> str:
-    """Name bytes by their SHA-256: `sha256:<hex>`."""
-    return f"sha256:{sha256(raw).hexdigest()}"
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
     found = list(values)
     for step in path:
@@ -231,7 +212,7 @@ class Endpoint:
         """Return one delivery for each event in a verified request that came from this address."""
         names = (*self.source.provider.keep_headers, *self.source.keep_headers)
         headers = {name: value for name in names if (value := request.header(name)) is not None}
-        traceparent = here()
+        traceparent = current_traceparent()
         return [
             Delivery(
                 source=self.source.name,

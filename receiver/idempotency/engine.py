@@ -67,7 +67,7 @@ class Engine:
     database does not answer: the application answers 503 in its own words.
     """
 
-    def __init__(  # noqa: PLR0913 - all but two have names at the call
+    def __init__(
         self,
         store: Store,
         policy: KeyPolicy,

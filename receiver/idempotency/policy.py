@@ -3,8 +3,7 @@
 `policy_of` builds a KeyPolicy; `read_key`, `fingerprint` and `scope` apply it to a request.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -12,6 +11,7 @@ from enum import StrEnum
 from flask import Request
 
 from config.dialects import Dialect, Error, Replay, ends_with
+from receiver.ledger.text import digest
 
 OF_REQUEST = frozenset({"method", "path"})
 """The scope parts that every request has; an API names the others."""
@@ -133,14 +133,6 @@ def scope(policy: KeyPolicy, request: Request, known: Mapping[str, Scope]) -> st
         known[name](request).encode() if name in known else _part(name, request, b"") for name in policy.scope
     )
     return digest(parts)
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """Return a SHA-256 in hex over parts, each with its length, so that no two lists run together."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "big") + part)
-    return whole.hexdigest()
 
 
 def _part(name: str, request: Request, body: bytes) -> bytes:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, false, func, select
 from receiver.ledger.states import CallState, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
-from receiver.ledger.text import plain, rfc3339, storable_id, uuid7
+from receiver.ledger.text import plain, rfc3339, storable, uuid7
 
 # Reading the journal: which calls there are. The command line, /v1 and the dashboard all ask here.
 
@@ -64,7 +64,7 @@ def conditions(store: Store, which: EventFilter) -> Iterable[ColumnElement[bool]
         if (wanted := getattr(which, name)) is not None:
             yield EVENT.c[name] == wanted if plain(wanted) == wanted else false()
     if which.event_id is not None:
-        yield EVENT.c.event_id == storable_id(which.event_id)
+        yield EVENT.c.event_id == storable(which.event_id)
         if which.source is None:
             yield EVENT.c.source.in_(sources())
     # Ids begin with their time, so a span of ids bounds what has to be read for a span of time.

@@ -1,8 +1,6 @@
 """The event's states and the one table of transitions between them; docs/states.md draws it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -135,38 +133,6 @@ ENDS_CALL: Final = {
     SendOutcome.REJECTED: CallState.REJECTED,
 }
 """Outcomes that end a call, and where: they answer for every send of it, not for their own alone."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What the ledger knows at the moment when an answer is recorded."""
-
-    open_before: bool
-    """Whether another send of this call may have been executed."""
-    live: bool
-    """Whether a key protects the call and its life, less the margin, is not over."""
-    protection: Protection
-    method: str
-    path: str = ""
-    """The URL's, without its query."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What an answer means for the call and the send that it answers."""
-
-    outcome: SendOutcome
-    park: bool = False
-    """Whether a person must look before anything is sent again."""
-    open: bool = False
-    """Whether this send may have been executed all the same."""
-    retry_after: timedelta | None = None
-    reason: str = ""
-    """One sentence for people, without any of the answer's body."""
-
-
-Judge = Callable[[Standing, datetime], Judgement]
-"""Classifies one answer, given what the ledger knows and its time; pure."""
 
 
 # The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome.

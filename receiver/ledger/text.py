@@ -1,10 +1,17 @@
-"""What a text column can hold: no U+0000, no lone surrogate, no more characters than it has room for."""
+"""What the ledger's columns hold, as text: storable ids, hashes, row ids and times.
+
+No text column takes U+0000, a lone surrogate, or more characters than it has room for: `storable` and
+`clipped` make any text fit. `hashed` and `digest` name bytes by their SHA-256, `uuid7` names rows, `rfc3339`
+writes times.
+"""
 
 import base64
 import hashlib
 import secrets
 import time
+from collections.abc import Iterable
 from datetime import datetime
+from typing import Literal, overload
 from uuid import UUID
 
 TEXT_MAX = 255
@@ -13,6 +20,8 @@ TEXT_MAX = 255
 
 def plain(text: str) -> str:
     """Return a text that both databases store: what they cannot hold becomes a visible escape."""
+    if text.isascii() and "\x00" not in text:
+        return text
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
@@ -21,11 +30,26 @@ def clipped(text: str | None) -> str | None:
     return None if text is None else plain(text)[:TEXT_MAX]
 
 
-def storable_id(event_id: str) -> str:
-    """Return an id as it is, or its SHA-256 where it cannot be stored: cutting it would join two events."""
-    if len(event_id) <= TEXT_MAX and plain(event_id) == event_id:
-        return event_id
-    return "sha256:" + hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()
+def storable(text: str) -> str:
+    """Return an id or type as it is, or `sha256:<hex>` where no column holds it."""
+    if len(text) <= TEXT_MAX and plain(text) == text:
+        return text
+    # Never cut: two ids that differ in their last characters would become one event.
+    return hashed(text.encode("utf-8", "surrogatepass"))
+
+
+def hashed(body: bytes) -> str:
+    """Return the SHA-256 of bytes as an id: `sha256:<hex>`."""
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Return one SHA-256 over several parts, in hex: the form of every stored fingerprint and scope."""
+    whole = hashlib.sha256()
+    for part in parts:
+        # Each part begins with its length, so that `a, bc` and `ab, c` differ.
+        whole.update(len(part).to_bytes(8, "big") + part)
+    return whole.hexdigest()
 
 
 def readable(body: bytes) -> dict[str, str]:
@@ -36,20 +60,21 @@ def readable(body: bytes) -> dict[str, str]:
         return {"encoding": "base64", "body": base64.b64encode(body).decode()}
 
 
-# Row ids that sort by the time they were made.
-
-
 def uuid7(now_ms: int | None = None, random_bits: int | None = None) -> UUID:
-    """Make a UUID version 7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then 74 random bits."""
+    """Make a UUID version 7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then 74 random bits.
+
+    Row ids are these, so they sort by the time they were made.
+    """
     milliseconds = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     noise = secrets.randbits(74) if random_bits is None else random_bits
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (noise >> 62) << 64 | 0b10 << 62
     return UUID(int=value | noise & (1 << 62) - 1)
 
 
-# Reading the ledger: which events there are. The command line, /v1 and the dashboard all ask here.
-
-
-def rfc3339(at: datetime | None) -> str | None:
-    """Write a time as RFC 3339 in UTC, with a Z."""
-    return None if at is None else at.isoformat().replace("+00:00", "Z")
+@overload
+def rfc3339(at: datetime, timespec: Literal["auto", "seconds"] = ...) -> str: ...
+@overload
+def rfc3339(at: datetime | None, timespec: Literal["auto", "seconds"] = ...) -> str | None: ...
+def rfc3339(at: datetime | None, timespec: Literal["auto", "seconds"] = "auto") -> str | None:
+    """Write a UTC time as RFC 3339 with a Z; None stays None. `seconds` leaves out their fraction."""
+    return None if at is None else at.isoformat(timespec=timespec).replace("+00:00", "Z")

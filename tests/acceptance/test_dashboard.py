@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from firstseen.admin import entry
+from firstseen.admin import user_entry
 from receiver.ledger.store import Store
 from tests.services.browser import DESKTOP, MISSING, PHONE, PROGRAM, Tab, browsing
 from tests.services.checkout import CHECKOUT
@@ -73,7 +73,7 @@ def staged(
     crowd(store)
     stage = set_up(store)
     store.close()
-    env = {"FIRSTSEEN_USERS": entry("ada", PASSWORD), "FIRSTSEEN_SWEEP": "1s", "STANNP_API_KEY": "key:"}
+    env = {"FIRSTSEEN_USERS": user_entry("ada", PASSWORD), "FIRSTSEEN_SWEEP": "1s", "STANNP_API_KEY": "key:"}
     folder = tmp_path_factory.mktemp("board")
     deployment = Deployment(
         folder, url, broker.url, sources=SOURCES, env=env | {"GITHUB_WEBHOOK_SECRETS": GITHUB_SECRET}

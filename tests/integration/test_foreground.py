@@ -15,9 +15,9 @@ from tests.services.waiting import wait_until
 
 PROGRAM = """
 import sys
-from firstseen.foreground import Foreground, Screen
+from firstseen.dev import Foreground
 
-run = Foreground(Screen())
+run = Foreground()
 run.start("server", ["/bin/sh", "-c", {server!r}], last=True)
 run.start("client", ["/bin/sh", "-c", {client!r}], {{"GREETING": "hello"}})
 run.wait(lambda: False)

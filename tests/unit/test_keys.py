@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.calls.outbound import credential_marks, digest, make_key
+from worker.calls.outbound import credential_marks, make_key
 
 SECRET = b"secret"
 PARTS = ("stripe", "evt_1", 0, "letter", 0)
@@ -64,9 +64,3 @@ def test_a_credential_has_a_mark_under_each_secret() -> None:
 def test_a_mark_is_no_key() -> None:
     """A credential's mark and a call's key of the same words share nothing."""
     assert make_key(SECRET, ("shop", "token"))[:8] != credential_marks([SECRET], "shop", "token")[0][:8]
-
-
-def test_a_digest_keeps_parts_apart() -> None:
-    """No two lists have the same."""
-    lists = [[], [b""], [b"", b""], [b"ab"], [b"a", b"b"], [b"", b"ab"], [b"ab", b""]]
-    assert len({digest(one) for one in lists}) == len(lists)

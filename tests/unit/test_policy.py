@@ -14,7 +14,6 @@ from receiver.idempotency.policy import (
     KeyPolicy,
     Refusal,
     StoredResponses,
-    digest,
     fingerprint,
     policy_of,
     read_key,
@@ -132,12 +131,6 @@ def test_what_is_stored(stored: StoredResponses, kept: set[int], not_kept: set[i
     """All answers, the successes, or all that asking again could not change."""
     policy = replace(FIRSTSEEN, stored=stored)
     assert {status for status in kept | not_kept if policy.stores(status)} == kept
-
-
-@given(st.lists(st.binary(max_size=20), max_size=4), st.lists(st.binary(max_size=20), max_size=4))
-def test_digests_do_not_run_together(one: list[bytes], other: list[bytes]) -> None:
-    """Two lists of parts have one digest only if they are equal: `a, bc` is not `ab, c`."""
-    assert (digest(one) == digest(other)) == (one == other)
 
 
 @pytest.mark.parametrize(

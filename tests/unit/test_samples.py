@@ -13,7 +13,7 @@ from receiver.endpoints import Extractor, Item, build_endpoints
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme
 from receiver.verifiers.base import OwnVerifier
-from tests.services.catalogue import DECLARED, make_keys, options
+from tests.services.catalogue import DECLARED, make_keys, options, over
 
 NOW = 1_800_000_000.25
 PROVIDERS = load_providers()
@@ -122,7 +122,7 @@ def source_of(provider: Provider) -> tuple[Source, str]:
     return source, signing if provider.required_scheme.type in PUBLIC_KEY else ""
 
 
-every = pytest.mark.parametrize("provider", DECLARED, ids=lambda provider: provider.name)
+every = over(DECLARED)
 
 
 @every

@@ -16,6 +16,7 @@ from tests.services.catalogue import (
     compiled,
     flips,
     make_keys,
+    over,
     signing_places,
     with_values,
 )
@@ -26,12 +27,7 @@ SHARED = [provider for provider in DECLARED if provider.required_scheme.type not
 TIMED = [provider for provider in DECLARED if provider.has_tolerable_time]
 
 
-def over(providers: list[Provider]) -> pytest.MarkDecorator:
-    """Run a test for each of these providers."""
-    return pytest.mark.parametrize("provider", providers, ids=lambda provider: provider.name)
-
-
-each = over(list(DECLARED))
+each = over(DECLARED)
 
 
 class Case:

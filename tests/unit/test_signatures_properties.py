@@ -5,13 +5,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config.providers import Provider, SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme
-from tests.services.catalogue import DECLARED, compiled, make_keys, signing_places, with_values
+from tests.services.catalogue import DECLARED, compiled, make_keys, over, signing_places, with_values
 
 HEX_SIGNATURE = {"in": "header:X-Sig", "encoding": "hex"}
 SIGNED = {"type": "hmac", "hash": "sha256", "content": "{body}", "signature": HEX_SIGNATURE}
@@ -86,7 +85,7 @@ HEADERS_ALONE = [
 REQUESTS = st.builds(Request, st.text(), URLS, HEADERS.map(tuple), BODIES)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(REQUESTS, SECRETS, st.floats(allow_nan=False, allow_infinity=False))
 @example(Request("POST", "https://x/", (("X-Sig", "0" * 64),), b""), ["key"], 0.0)
 @example(Request("POST", "https://x/", (("X-Sig", "0" * 64),), b""), ["\ud800", ""], 0.0)
@@ -98,8 +97,8 @@ def test_nothing_but_invalid_signature(request_: Request, secrets: list[str], no
             scheme.verify(secrets, request_, now, None)
 
 
-@pytest.mark.parametrize("provider", DECLARED, ids=lambda provider: provider.name)
-@settings(max_examples=20)
+@over(DECLARED)
+@settings(max_examples=8)
 @given(st.data())
 def test_a_providers_own_places_hold_anything(provider: Provider, data: st.DataObject) -> None:
     """The same with values where the provider's own stand, so that each step of its scheme runs."""
@@ -127,7 +126,7 @@ CALLS_MAX = 250
 HMACS = [provider for provider in DECLARED if provider.required_scheme.type == "hmac"]
 
 
-@pytest.mark.parametrize("provider", HMACS, ids=lambda provider: provider.name)
+@over(HMACS)
 def test_verification_takes_few_steps_however_long_the_body(provider: Provider) -> None:
     """Verifying 100 kB makes as many calls as verifying 1 kB, and no more than `CALLS_MAX`."""
     scheme, (secret, _) = compiled(provider.name), make_keys(provider)

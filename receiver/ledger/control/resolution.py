@@ -9,13 +9,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, select, update
 
-from receiver.ledger.calls import try_again
-from receiver.ledger.control.actions import Acted, note_action
+from receiver.ledger.calls import retry_calls
+from receiver.ledger.control.actions import ActionResult, note_action
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
-from receiver.ledger.text import clipped
+from receiver.ledger.text import clipped, rfc3339
 
 
 class Resolution(StrEnum):
@@ -38,7 +38,7 @@ class StatedResponse:
 
 def resolve(
     store: Store, call: UUID, how: Resolution, who: str, *, response: StatedResponse | None = None
-) -> Acted:
+) -> ActionResult:
     """Resolve a call of a parked event, and let the event go on; a call given up ends its event.
 
     Call and event change together or not at all. Raises UnknownCall, or NotAllowed with the reason.
@@ -54,7 +54,7 @@ def resolve(
         if how == Resolution.HAPPENED:
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
         if row.generation != row.present:
-            try_again(store, connection, [row.event])
+            retry_calls(store, connection, [row.event])
         return _go_on(store, connection, row, how, who)
 
 
@@ -83,11 +83,11 @@ def _refuse(row: Row[Any], how: Resolution) -> None:
     if how == Resolution.USE_STORED and row.changed_to is None:
         raise NotAllowed(f"{name} was never asked for with other bytes; retry the event instead.")
     if how == Resolution.RESEND_AS_NEW and row.quiet_until and row.quiet_until > row.now:
-        when = row.quiet_until.isoformat(timespec="seconds").replace("+00:00", "Z")
+        when = rfc3339(row.quiet_until, "seconds")
         raise NotAllowed(f"{name} may still be under way there; resend it as new after {when}.")
 
 
-def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution, who: str) -> Acted:
+def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution, who: str) -> ActionResult:
     given_up = how == Resolution.GIVE_UP
     move = Move.DISCARD if given_up else Move.RESOLVE
     change: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
@@ -97,7 +97,7 @@ def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution,
     else:
         change |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
     connection.execute(update(EVENT).where(EVENT.c.id == row.event).values(**change))
-    acted = Acted(row.event, move, State(row.event_state), enters(move), row.generation)
+    acted = ActionResult(row.event, move, State(row.event_state), enters(move), row.generation)
     note_action(store, connection, who, [acted], what=how, call=row.id)
     return acted
 

@@ -18,7 +18,7 @@ from receiver.ledger.intake.insert import insert_alone, insert_new
 from receiver.ledger.states import UNFINISHED, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
-from receiver.ledger.text import clipped, plain, storable_id, uuid7
+from receiver.ledger.text import clipped, plain, storable, uuid7
 
 # Ids outside the signed bytes: a captured body that comes again under another id is marked, or parked.
 
@@ -217,7 +217,7 @@ def _storable(delivery: Delivery) -> Delivery:
     fits = created is not None and created.tzinfo is not None and PLAUSIBLE[0] <= created < PLAUSIBLE[1]
     return replace(
         delivery,
-        event_id=storable_id(delivery.event_id),
+        event_id=storable(delivery.event_id),
         type=clipped(delivery.type) or "",
         created_at=created if fits else None,
         content_type=clipped(delivery.content_type),

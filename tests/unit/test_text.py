@@ -1,12 +1,13 @@
-"""Row ids: UUID version 7, sorted by time; and texts that every column holds."""
+"""What columns hold: row ids that sort by time, texts, hashes and times."""
 
 import time
+from datetime import UTC, datetime
 from uuid import RFC_4122
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from receiver.ledger.text import TEXT_MAX, clipped, plain, storable_id, uuid7
+from receiver.ledger.text import TEXT_MAX, clipped, digest, plain, rfc3339, storable, uuid7
 
 TIMES = st.integers(0, 2**48 - 1)
 NOISE = st.integers(0, 2**74 - 1)
@@ -61,17 +62,17 @@ def test_any_text_becomes_storable(text: str) -> None:
 @example("\x00", "\\x00")
 def test_two_ids_stay_two(one: str, other: str) -> None:
     """Whatever an id holds, it fits its column, and different ids do not become one."""
-    made = storable_id(one)
+    made = storable(one)
     made.encode()
     assert len(made) <= TEXT_MAX
     assert "\x00" not in made
-    assert (made == storable_id(other)) == (one == other)
+    assert (made == storable(other)) == (one == other)
 
 
 def test_an_id_is_kept_as_it_is_up_to_the_columns_length() -> None:
     """255 characters stay, the 256th turns an id into its hash."""
-    assert storable_id("é" * TEXT_MAX) == "é" * TEXT_MAX
-    assert storable_id("a" * (TEXT_MAX + 1)).startswith("sha256:")
+    assert storable("é" * TEXT_MAX) == "é" * TEXT_MAX
+    assert storable("a" * (TEXT_MAX + 1)).startswith("sha256:")
 
 
 def test_a_long_text_is_cut_and_none_stays_none() -> None:
@@ -79,3 +80,21 @@ def test_a_long_text_is_cut_and_none_stays_none() -> None:
     assert clipped("x" * 300) == "x" * TEXT_MAX
     assert clipped("\x00" * 300) == ("\\x00" * 300)[:TEXT_MAX]
     assert clipped(None) is None
+
+
+@given(st.lists(st.binary(max_size=20), max_size=4), st.lists(st.binary(max_size=20), max_size=4))
+@example([b""], [b"", b""])
+@example([b"ab"], [b"a", b"b"])
+@example([b"", b"ab"], [b"ab", b""])
+def test_digests_keep_parts_apart(one: list[bytes], other: list[bytes]) -> None:
+    """Two lists of parts have one digest only if they are equal: `a, bc` is not `ab, c`."""
+    assert (digest(one) == digest(other)) == (one == other)
+
+
+def test_times_end_with_a_z() -> None:
+    """RFC 3339 in UTC, with the fraction there is, or without it; no time stays none."""
+    at = datetime(2026, 5, 6, 7, 8, 9, 10, tzinfo=UTC)
+    assert rfc3339(at) == "2026-05-06T07:08:09.000010Z"
+    assert rfc3339(at.replace(microsecond=0)) == "2026-05-06T07:08:09Z"
+    assert rfc3339(at, "seconds") == "2026-05-06T07:08:09Z"
+    assert rfc3339(None) is None
