@@ -67,6 +67,15 @@ def compiled(name: str) -> Scheme:
     return compile_scheme(provider.required_scheme, options(provider))
 
 
+def signed_headers(
+    scheme: Scheme, secret: str, body: bytes, now: float, event_id: str, *, url: str = URL
+) -> dict[str, str]:
+    """Return the headers that sign a body as it is."""
+    request = scheme.sign(secret, Request("POST", url, (), body), now, event_id)
+    assert (request.url, request.body) == (url, body)
+    return dict(request.headers)
+
+
 def make_keys(provider: Provider) -> tuple[str, str]:
     """Return a secret to verify with and one to sign with: the same, but for public keys."""
     scheme = provider.required_scheme

@@ -11,7 +11,7 @@ from config.sources import SOURCES, Source, load_sources
 from firstseen.send import Sample, sample, signed_file
 from receiver.endpoints import Item, build_endpoints, compile_extractor
 from receiver.handshakes import Handshakes
-from receiver.signatures import CannotSign, Request, compile_scheme, verify
+from receiver.signatures import CannotSign, Request, compile_scheme
 from receiver.verifiers.base import OwnVerifier
 from tests.services.catalogue import DECLARED, make_keys, options, over
 
@@ -34,7 +34,7 @@ each = pytest.mark.parametrize("source", ALL.values(), ids=lambda source: source
 def received(source: Source, sent: Sample) -> Item:
     """Verify a sample as the endpoint would, and return its one event."""
     request = Request(sent.method, sent.url, tuple(sent.headers.items()), sent.body)
-    verify(compile_scheme(source.scheme, source.options), source.secrets, request, NOW, source.tolerance)
+    compile_scheme(source.scheme, source.options).verify(source.secrets, request, NOW, source.tolerance)
     (item,) = compile_extractor(source).items(request)
     assert item.problem is None
     return item

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config.providers import Provider, SchemeTable
-from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request, verify
+from receiver.signatures import InvalidSignature, Request, compile_scheme
 from tests.services.catalogue import DECLARED, compiled, make_keys, over, signing_places, with_values
 
 HEX_SIGNATURE = {"in": "header:X-Sig", "encoding": "hex"}
@@ -94,7 +94,7 @@ def test_nothing_but_invalid_signature(request_: Request, secrets: list[str], no
     """Whatever headers, body, URL and secrets are, a scheme accepts or says InvalidSignature."""
     for scheme in SCHEMES:
         with suppress(InvalidSignature):
-            verify(scheme, secrets, request_, now)
+            scheme.verify(secrets, request_, now, None)
 
 
 @over(DECLARED)
@@ -107,7 +107,7 @@ def test_a_providers_own_places_hold_anything(provider: Provider, data: st.DataO
         if place.kind == "header":
             request = with_values(request, place, data.draw(st.lists(VALUES, min_size=1, max_size=2)))
     with suppress(InvalidSignature):
-        verify(compiled(provider.name), data.draw(SECRETS), request, 1.7e9)
+        compiled(provider.name).verify(data.draw(SECRETS), request, 1.7e9, None)
 
 
 @given(
@@ -117,10 +117,8 @@ def test_whatever_is_signed_verifies(body: bytes, event_id: str) -> None:
     """Any body and any id that a header can carry come back verified, with whatever signs in headers."""
     for name in HEADERS_ALONE:
         scheme = compiled(name)
-        request = sign_request(
-            scheme, "AAAA", Request("POST", "https://x/", (), body), now=1e9, event_id=event_id
-        )
-        verify(scheme, ("AAAA",), request, 1e9)
+        request = scheme.sign("AAAA", Request("POST", "https://x/", (), body), 1e9, event_id)
+        scheme.verify(("AAAA",), request, 1e9, None)
 
 
 CALLS_MAX = 250
@@ -136,11 +134,11 @@ def test_verification_takes_few_steps_however_long_the_body(provider: Provider) 
     def calls_for(size: int) -> int:
         body = b'{"data":"' + b"x" * size + b'"}'
         unsigned = Request("POST", "https://x/", (), body)
-        signed = sign_request(scheme, secret, unsigned, now=1e9, event_id="evt_1")
+        signed = scheme.sign(secret, unsigned, 1e9, "evt_1")
 
         def run() -> None:
             # A request of its own: what one has decoded, it keeps.
-            verify(scheme, (secret,), Request("POST", signed.url, signed.headers, signed.body), 1e9)
+            scheme.verify((secret,), Request("POST", signed.url, signed.headers, signed.body), 1e9, None)
 
         return _calls(run)
 
