@@ -24,7 +24,7 @@ from config.nesting import load_json
 from config.providers import PUBLIC_KEY, Locator, Locators, Provider
 from config.sources import Source
 from firstseen.console import CommandFailed, Context, json_option, pass_context, print_json, visible
-from receiver.endpoints import POSITION, build_scheme, compile_extractor
+from receiver.endpoints import POSITION, Extractor, build_scheme
 from receiver.payload import FORM
 from receiver.signatures import CannotSign, Request
 from receiver.signatures.request import put
@@ -258,7 +258,7 @@ def _signed(source: Source, request: Request, now: float, event_id: str, key: st
         raise
     except ValueError as error:
         raise CannotSign(str(error)) from None
-    found = compile_extractor(source).items(signed)
+    found = Extractor(source).items(signed)
     return Sample(dict(signed.headers), signed.body, found[0].event_id if found else event_id, signed.url)
 
 

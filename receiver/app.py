@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from flask import Blueprint, Flask, Response, jsonify
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config.apis import Api, load_apis
 from config.dialects import load_dialects
@@ -18,7 +19,7 @@ from receiver.dashboard.auth import set_up_sessions
 from receiver.dashboard.pages import dashboard_views
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
-from receiver.ingress import Counts, Ingress, trust_proxies
+from receiver.ingress import Counts, Ingress
 from receiver.ledger.counters import count_duplicates, record_rejections
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.intake import Recorder
@@ -76,7 +77,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     ingress = Ingress(endpoints, Recorder(store), dispatcher, counts, settings.public_url)
     app = Flask("receiver", static_folder=None)
-    trust_proxies(app, settings.proxy_hops)
+    if settings.proxy_hops:
+        hops = settings.proxy_hops
+        # Without the prefix: a proxy that does not set that header passes on whatever a client wrote there.
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=0)  # type: ignore[method-assign]
     Observer(instruments).watch(app)
     app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))

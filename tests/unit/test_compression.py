@@ -54,7 +54,7 @@ def test_the_compressed_bytes_are_verified() -> None:
     endpoint = build_endpoints({"a": Source("a", load_providers()["nylas"], ("key",))})["a"]
     signed = endpoint.scheme.sign("key", sent(gzip.compress(BODY)), 0, "")
     endpoint.verify(signed, 0)
-    (delivery,) = endpoint.deliveries(signed, None)
+    (delivery,) = endpoint.extract(signed, None)
     assert (delivery.event_id, delivery.type, delivery.body) == ("a", "message.created", BODY)
     with pytest.raises(InvalidSignature):
         endpoint.verify(unpacked(signed, 100), 0)

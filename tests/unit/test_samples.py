@@ -9,7 +9,7 @@ import pytest
 from config.providers import PUBLIC_KEY, Provider, generate_secret, load_providers
 from config.sources import SOURCES, Source, load_sources
 from firstseen.send import Sample, sample, signed_file
-from receiver.endpoints import Item, build_endpoints, compile_extractor
+from receiver.endpoints import Extractor, Item, build_endpoints
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme
 from receiver.verifiers.base import OwnVerifier
@@ -35,7 +35,7 @@ def received(source: Source, sent: Sample) -> Item:
     """Verify a sample as the endpoint would, and return its one event."""
     request = Request(sent.method, sent.url, tuple(sent.headers.items()), sent.body)
     compile_scheme(source.scheme, source.options).verify(source.secrets, request, NOW, source.tolerance)
-    (item,) = compile_extractor(source).items(request)
+    (item,) = Extractor(source).items(request)
     assert item.problem is None
     return item
 
