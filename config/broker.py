@@ -1,10 +1,13 @@
-"""What both sides tell Celery about the broker, as data; neither needs the other for it."""
+"""Celery's options for the broker, of the side that publishes and of the side that consumes.
+
+Both are data, so that neither side needs the other: `publisher_options`, `consumer_options`, `wake_message`.
+"""
 
 import ssl
 from typing import Any
 
-WAKE_TASK = "firstseen.wake"
-QUEUE = "firstseen"
+WAKE_TASK, QUEUE = "firstseen.wake", "firstseen"
+"""Names that workers of every release agree on."""
 
 PUBLISH_TIMEOUT = 1.0
 """Seconds. A frozen broker must not hold a publishing thread; measured: 60 s and more by default."""

@@ -1,4 +1,8 @@
-"""TOML files read into frozen tables, durations, and what is wrong with them in one sentence."""
+"""TOML files read into frozen tables, and one sentence about what is wrong with them.
+
+`load_tables` builds an entry from each table of a file, `read_toml` reads any file; both raise ConfigError.
+`Duration` is a time span as people write it.
+"""
 
 import re
 import tomllib
@@ -13,12 +17,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from config.nesting import NestedTooDeeplyError, check_depth, check_toml
 
 LONGEST_ECHO = 80
-LONGEST_DURATION = timedelta(days=36_500)  # a longer one, taken from today, leaves the calendar
+"""Characters of a wrong value that a sentence repeats."""
+
+LONGEST_DURATION = timedelta(days=36_500)
+"""A longer one, taken from today, leaves the calendar."""
+
 UNITS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
+# pydantic's type of an error: what to say is allowed.
 _ALLOWED = {
     "literal_error": "allowed is {expected}",
     "int_type": "it must be a whole number",
@@ -87,7 +96,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         check_toml(text)
         tables = tomllib.loads(text)
-        # Dotted keys nest without brackets.
+        # Again, as dotted keys nest without brackets.
         check_depth(tables)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
