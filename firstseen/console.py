@@ -177,7 +177,7 @@ def _escaped(character: str) -> str:
 Command = Callable[..., Any]
 
 
-class Moment(click.ParamType[datetime]):
+class TimeParam(click.ParamType[datetime]):
     """A point in time: RFC 3339 (`2026-11-21T10:00:00Z`), or how long ago (`90s`, `2h`, `30d`)."""
 
     name = "time"
@@ -218,8 +218,8 @@ _FILTERS = (
     click.option("--source", "by_source", metavar="NAME", help="Only events of this source."),
     click.option("--state", type=click.Choice([str(state) for state in State]), help="Only in this state."),
     click.option("--type", "event_type", metavar="TYPE", help="Only of this type."),
-    click.option("--since", type=Moment(), help="Received since: 2h, 30d, or 2026-11-21T10:00:00Z."),
-    click.option("--until", type=Moment(), help="Received before; written likewise."),
+    click.option("--since", type=TimeParam(), help="Received since: 2h, 30d, or 2026-11-21T10:00:00Z."),
+    click.option("--until", type=TimeParam(), help="Received before; written likewise."),
 )
 
 

@@ -26,7 +26,7 @@ from config.sources import Source
 from firstseen.console import CommandFailed, Context, json_option, pass_context, print_json, visible
 from receiver.endpoints import POSITION, build_scheme, compile_extractor
 from receiver.payload import FORM
-from receiver.signatures import CannotSign, Request, sign_request
+from receiver.signatures import CannotSign, Request
 from receiver.signatures.request import put
 from receiver.signatures.timestamps import format_time
 from receiver.verifiers.remote_keys import FetchedKeys
@@ -253,7 +253,7 @@ def _signed(source: Source, request: Request, now: float, event_id: str, key: st
         )
     scheme = build_scheme(source, FetchedKeys())
     try:
-        signed = sign_request(scheme, secret, request, now=now, event_id=event_id)
+        signed = scheme.sign(secret, request, now, event_id)
     except CannotSign:
         raise
     except ValueError as error:

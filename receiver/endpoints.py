@@ -16,7 +16,7 @@ from receiver.ledger.intake import Delivery
 from receiver.ledger.text import hashed, storable, uuid7
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.signatures import InvalidSignature, Request, Scheme, compile_scheme
-from receiver.signatures.request import dig, reader
+from receiver.signatures.request import compile_reader, dig
 from receiver.signatures.timestamps import parse_time
 from receiver.verifiers.adyen import Adyen
 from receiver.verifiers.aws_sns import AwsSns
@@ -64,11 +64,11 @@ class Extractor:
         provider = source.provider
         self._policy = provider.policy
         self._id_places = [
-            (where, None if where == POSITION else reader(where)) for where in provider.id_places
+            (where, None if where == POSITION else compile_reader(where)) for where in provider.id_places
         ]
-        self._type_places = [reader(where) for where in provider.type_places]
+        self._type_places = [compile_reader(where) for where in provider.type_places]
         self._time = provider.created_at
-        self._read_time = reader(provider.created_at.places) if provider.created_at else None
+        self._read_time = compile_reader(provider.created_at.places) if provider.created_at else None
         self._without_id = provider.without_id
         self._batch = parse_locator(provider.batch, ("json", "form"), root=True) if provider.batch else None
         self._batch_type = provider.batch_type

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from receiver.ledger.errors import LedgerError
-from receiver.ledger.reports import News, Topic, next_news, told
+from receiver.ledger.reports import DueAlert, Topic, mark_sent, take_alert
 from receiver.ledger.store import Store
 from worker.calls.transport import HttpTransport, NoReply, Outgoing
 
@@ -69,7 +69,7 @@ class SlackWebhook:
 
 
 class Notifier:
-    """Posts the ledger's news. Any number of workers may: the database gives each item to one."""
+    """Posts the ledger's alert. Any number of workers may: the database gives each item to one."""
 
     def __init__(self, store: Store, webhook: SlackWebhook, backlog: timedelta) -> None:
         self._store, self._webhook, self._backlog = store, webhook, backlog
@@ -77,11 +77,11 @@ class Notifier:
     def run_once(self) -> int:
         """Post what is due and return how many items were taken. Raises LedgerError."""
         for count in range(AT_ONCE):
-            news = next_news(self._store, self._backlog)
-            if news is None or not self._webhook.post(sentence(news)):
+            alert = take_alert(self._store, self._backlog)
+            if alert is None or not self._webhook.post(sentence(alert)):
                 return count
             # Noted after the post: if this worker dies in between, another one repeats it.
-            told(self._store, news)
+            mark_sent(self._store, alert)
         return AT_ONCE
 
 
@@ -96,15 +96,15 @@ def run(notifier: Notifier, pause: timedelta, stopping: threading.Event) -> None
             log.exception("Alerts failed; they are tried again.")
 
 
-def sentence(news: News) -> str:
+def sentence(alert: DueAlert) -> str:
     """Write one item for people: source, type and numbers, nothing of an event's payload."""
-    count, state = news.count, news.subject.topic
-    source, event_type = _plain(news.subject.name), _plain(news.subject.what)
+    count, state = alert.count, alert.subject.topic
+    source, event_type = _plain(alert.subject.name), _plain(alert.subject.what)
     events = "1 event" if count == 1 else f"{count} events"
-    match news.subject.topic:
+    match alert.subject.topic:
         case Topic.BACKLOG:
             text = (
-                f"{events} wait for a worker, the first for {news.seconds / 60:.0f} minutes."
+                f"{events} wait for a worker, the first for {alert.seconds / 60:.0f} minutes."
                 " Are workers running, and enough of them?"
             )
         case Topic.REJECTIONS:
@@ -113,7 +113,10 @@ def sentence(news: News) -> str:
                 " Was a secret rotated at the provider? `firstseen stats` has the reasons."
             )
         case Topic.DEAD | Topic.PARKED:
-            verb, more = "is" if count == 1 else "are", "" if count == news.total else " since the last alert"
+            verb, more = (
+                "is" if count == 1 else "are",
+                "" if count == alert.total else " since the last alert",
+            )
             text = (
                 f"{events} of {source}, type {event_type}, {verb} {state}{more}."
                 f" `firstseen events --source {source} --state {state}` lists them."

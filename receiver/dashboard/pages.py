@@ -54,7 +54,7 @@ from receiver.ledger.states import Move, State
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.problems import Problem
 from receiver.requests import GivenResponse, Which
-from receiver.service import Acted, Resolution, Service, StatedResponse, refusal
+from receiver.service import ActionResult, Resolution, Service, StatedResponse, refusal
 
 STATIC = Path(__file__).with_name("static")
 
@@ -374,7 +374,7 @@ def _bulk_action(text: str | None) -> Move:
     return Move(str(text))
 
 
-def _answer(what: Move | Resolution, do: Callable[[], Acted]) -> AnyResponse | str:
+def _answer(what: Move | Resolution, do: Callable[[], ActionResult]) -> AnyResponse | str:
     try:
         do()
     except NotAllowed as error:

@@ -9,7 +9,7 @@ import pytest
 from receiver.ledger.control import Resolution, discard, resolve, retry
 from receiver.ledger.errors import BadCursor, UnknownCall
 from receiver.ledger.filter import CallFilter
-from receiver.ledger.lease import Outcome as End
+from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import settle
 from receiver.ledger.reports import call_story, list_calls, stats, story
 from receiver.ledger.states import CallState, Move, Protection, SendOutcome
@@ -85,7 +85,7 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held, once="letter-7").id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True)
-    assert settle(store, [(held, End(Move.RETRY_LATER))])
+    assert settle(store, [(held, Outcome(Move.RETRY_LATER))])
     later(store, minutes=1)
     held = take(store, event)
     assert planned(store, held, once="letter-7").id == call
@@ -195,10 +195,10 @@ def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
-    settle(store, [(held, End(Move.RETRY_LATER))])
+    settle(store, [(held, Outcome(Move.RETRY_LATER))])
     held = take(store, event)
     assert planned(store, held, fingerprint="e" * 64).handler_changed
-    settle(store, held, End(Move.PARK, call=call))
+    settle(store, [(held, Outcome(Move.PARK, call=call))])
     told = story(store, event).as_json()
     assert (told["calls"][0]["fingerprint"], told["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)
     said = told["next"]
@@ -221,7 +221,7 @@ def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     answered(store, held, planned(store, held).id, SendOutcome.LATER, 429, retry_after=timedelta(minutes=5))
-    settle(store, held, End(Move.FINISH))
+    settle(store, [(held, Outcome(Move.FINISH))])
     told = story(store, event).as_json()["next"]
     assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
 
@@ -241,7 +241,7 @@ def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held).id
     answered(store, held, call, SendOutcome.REJECTED, 422)
-    settle(store, held, End(Move.GIVE_UP, reason="It was refused."))
+    settle(store, [(held, Outcome(Move.GIVE_UP, reason="It was refused."))])
     assert "A retry sends its rejected call 'letter' as a successor" in story(store, event).as_json()["next"]
     assert "did not happen" in call_story(store, call).as_json()["next"]
     retry(store, event, "ann")
@@ -280,7 +280,7 @@ def test_a_call_that_shares_another_events_answer_says_so(store: Store) -> None:
     assert (told["call"]["shares"], told["next"]) == (
         str(holder), f"It waits for the call {holder} of another event.",
     )  # fmt: skip
-    settle(store, second, End(Move.FINISH))
+    settle(store, [(second, Outcome(Move.FINISH))])
     assert "waits for another event's call" in story(store, second.event).as_json()["next"]
 
 

@@ -1,6 +1,6 @@
 """What people see: lists, timelines, next steps, statistics, alerts. All of it read models."""
 
-from receiver.ledger.reports.alerts import News, Topic, next_news, told
+from receiver.ledger.reports.alerts import DueAlert, Topic, mark_sent, take_alert
 from receiver.ledger.reports.call_timeline import call_story, list_calls
 from receiver.ledger.reports.models import (
     Call,
@@ -59,12 +59,12 @@ __all__ = [
     "Content",
     "Counted",
     "Due",
+    "DueAlert",
     "EventInFull",
     "EventView",
     "EventsView",
     "Flow",
     "LedgerFigures",
-    "News",
     "Original",
     "OtherBody",
     "Pending",
@@ -89,7 +89,7 @@ __all__ = [
     "flow",
     "list_calls",
     "list_events",
-    "next_news",
+    "mark_sent",
     "original",
     "other_bodies",
     "pending",
@@ -97,7 +97,7 @@ __all__ = [
     "schema_name",
     "stats",
     "story",
+    "take_alert",
     "throughput",
-    "told",
     "workers",
 ]

@@ -1,4 +1,8 @@
-"""Figures of the whole ledger, by source and by API."""
+"""Figures of the ledger: by source and API, of the last minutes, of the workers, and for /metrics.
+
+`stats` reads every event. `pending`, `flow`, `throughput` and `figures` are asked again and again, so they
+read only rows that are not finished, rows of their window, and totals.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, column, func, select, values
+from sqlalchemy import ColumnElement, Connection, and_, column, func, select, values
 from sqlalchemy.types import Integer
 
 from receiver.ledger.counters import Total, totals
@@ -25,10 +29,21 @@ from receiver.ledger.reports.models import (
     Throughput,
     WorkerHeartbeat,
 )
-from receiver.ledger.states import OPEN, CallState, State
+from receiver.ledger.states import OPEN, UNFINISHED, CallState, SendOutcome, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, DUPLICATE_MINUTE, EVENT, REJECTION, SAMPLE, WORKER, in_state
 from receiver.ledger.text import plain, uuid7
+
+NEEDS_PERSON = (State.PARKED, State.DEAD)
+"""States that an event leaves only when a person, or for dead ones a new delivery, makes it."""
+
+REJECTION_MINUTES_MAX = 1000
+"""Counts of rejections in one answer: a flood over many sources must not make it unreadable."""
+
+MINUTE = timedelta(minutes=1)
+
+PRESENT = 60.0
+"""Seconds of silence after which a worker does not count as present; it sweeps every few."""
 
 
 def stats(store: Store) -> Stats:
@@ -38,96 +53,89 @@ def stats(store: Store) -> Stats:
     every event and every call.
     """
     with store.read() as connection:
-        found: dict[str, dict[str, Any]] = defaultdict(_nothing)
-        now = connection.execute(select(store.now())).scalar_one()
-        _count_events(connection, found)
-        _find_oldest(connection, found, now)
-        _count_rejections(connection, found)
-        calls = _count_calls(connection)
-    data = [FiguresView(source=source, **found[source]) for source in sorted(found)]
-    return Stats(data=data, calls=calls, next=None)
+        data = _figures_by_source(store, connection)
+        return Stats(data=data, calls=_figures_by_api(connection), next=None)
 
 
-def _nothing() -> dict[str, Any]:
-    return {
-        "accepted": 0,
-        "duplicates": 0,
-        "conflicts": 0,
-        "states": dict.fromkeys(map(str, State), 0),
-        "oldest_unfinished": None,
-        "oldest_unfinished_seconds": None,
-        "rejections": {},
-    }
-
-
-def _count_events(connection: Connection, found: dict[str, dict[str, Any]]) -> None:
+def _figures_by_source(store: Store, connection: Connection) -> list[FiguresView]:
+    found: dict[str, dict[str, Any]] = defaultdict(
+        lambda: {
+            "accepted": 0,
+            "duplicates": 0,
+            "conflicts": 0,
+            "states": dict.fromkeys(State, 0),
+            "oldest_unfinished": None,
+            "oldest_unfinished_seconds": None,
+            "rejections": {},
+        }
+    )
+    now = connection.execute(select(store.now())).scalar_one()
     sums = [func.sum(column).label(column.name) for column in (EVENT.c.duplicates, EVENT.c.conflicts)]
-    grouped = select(EVENT.c.source, EVENT.c.state, func.count().label("events"), *sums)
-    for row in connection.execute(grouped.group_by(EVENT.c.source, EVENT.c.state)):
-        figures = found[row.source]
-        figures["states"][row.state] = row.events
-        figures["accepted"] += row.events
-        figures["duplicates"] += int(row.duplicates)
-        figures["conflicts"] += int(row.conflicts)
-
-
-def _find_oldest(connection: Connection, found: dict[str, dict[str, Any]], now: Any) -> None:
+    by_state = select(EVENT.c.source, EVENT.c.state, func.count().label("events"), *sums)
+    for row in connection.execute(by_state.group_by(EVENT.c.source, EVENT.c.state)):
+        counts = found[row.source]
+        counts["states"][State(row.state)] = row.events
+        counts["accepted"] += row.events
+        counts["duplicates"] += int(row.duplicates)
+        counts["conflicts"] += int(row.conflicts)
     oldest = select(EVENT.c.source, func.min(EVENT.c.received_at).label("at")).where(EVENT.c.state.in_(OPEN))
     for row in connection.execute(oldest.group_by(EVENT.c.source)):
-        found[row.source]["oldest_unfinished"] = row.at
-        found[row.source]["oldest_unfinished_seconds"] = max(0.0, (now - row.at).total_seconds())
+        seconds = max(0.0, (now - row.at).total_seconds())
+        found[row.source] |= {"oldest_unfinished": row.at, "oldest_unfinished_seconds": seconds}
+    refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("total"))
+    for row in connection.execute(refused.group_by(REJECTION.c.source, REJECTION.c.reason)):
+        found[row.source]["rejections"][row.reason] = int(row.total)
+    return [FiguresView(source=source, **found[source]) for source in sorted(found)]
 
 
-def _count_rejections(connection: Connection, found: dict[str, dict[str, Any]]) -> None:
-    grouped = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("refused"))
-    for row in connection.execute(grouped.group_by(REJECTION.c.source, REJECTION.c.reason)):
-        found[row.source]["rejections"][row.reason] = int(row.refused)
-
-
-def _count_calls(connection: Connection) -> list[CallFigures]:
+def _figures_by_api(connection: Connection) -> list[CallFigures]:
+    found: dict[str, CallFigures] = {}
     columns = CALL.c.api, CALL.c.state, CALL.c.outcome
-    found: dict[str, dict[str, Any]] = {}
     grouped = select(*columns, func.count().label("calls")).group_by(*columns).order_by(CALL.c.api)
     for row in connection.execute(grouped):
-        nothing = {"count": 0, "states": dict.fromkeys(map(str, CallState), 0), "outcomes": {}}
-        figures = found.setdefault(row.api, nothing)
-        figures["count"] += row.calls
-        figures["states"][row.state] += row.calls
+        nothing = CallFigures(api=row.api, count=0, states=dict.fromkeys(CallState, 0), outcomes={})
+        counts = found.setdefault(row.api, nothing)
+        counts.count += row.calls
+        counts.states[CallState(row.state)] += row.calls
         if row.outcome is not None:
-            figures["outcomes"][row.outcome] = figures["outcomes"].get(row.outcome, 0) + row.calls
-    return [CallFigures(api=api, **figures) for api, figures in found.items()]
+            outcome = SendOutcome(row.outcome)
+            counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + row.calls
+    return list(found.values())
 
 
-# What is not finished, or waits for a person: read from the rows in those states alone.
-
-
-NEEDS_PERSON = (State.PARKED, State.DEAD)
-"""States that an event leaves only when a person, or for dead ones a new delivery, makes it."""
+def rejections(store: Store, source: str | None = None) -> Rejections:
+    """Return the counts and the samples of one source or all, newest first; at most 1,000 counts."""
+    counts = select(REJECTION).order_by(REJECTION.c.minute.desc(), REJECTION.c.source, REJECTION.c.reason)
+    columns = SAMPLE.c.source, SAMPLE.c.reason, SAMPLE.c.at, SAMPLE.c.address
+    latest = select(*columns).order_by(SAMPLE.c.id.desc())
+    if source is not None:
+        counts = counts.where(REJECTION.c.source == plain(source))
+        latest = latest.where(SAMPLE.c.source == plain(source))
+    with store.read() as connection:
+        rows = connection.execute(counts.limit(REJECTION_MINUTES_MAX)).mappings()
+        data = [RejectionCount(**row) for row in rows]
+        samples = [Rejection(**row) for row in connection.execute(latest).mappings()]
+    return Rejections(data=data, latest=samples, next=None)
 
 
 def pending(store: Store) -> Pending:
     """Return what is on its way and what waits for a person. It reads no row of an event that is done."""
     with store.read() as connection:
         now = connection.execute(select(store.now())).scalar_one()
-        return Pending(
-            at=now,
-            states=_states(connection),
-            oldest=_oldest(connection, now),
-            due=_due(connection, store, now),
-        )
+        grouped = select(EVENT.c.source, EVENT.c.state, func.count().label("events"))
+        standing = grouped.where(EVENT.c.state.in_((*OPEN, *NEEDS_PERSON)))
+        states: dict[str, dict[State, int]] = {}
+        for row in connection.execute(standing.group_by(EVENT.c.source, EVENT.c.state)):
+            states.setdefault(row.source, {})[State(row.state)] = row.events
+        late = (in_state(store, *UNFINISHED), EVENT.c.due_at <= store.now())
+        count, first = connection.execute(select(func.count(), func.min(EVENT.c.due_at)).where(*late)).one()
+        waits = max(0.0, (now - first).total_seconds()) if first else 0.0
+        due = Due(count=count, seconds=waits)
+        return Pending(at=now, states=states, oldest=_oldest(connection, now), due=due)
 
 
-def _states(connection: Connection) -> dict[str, dict[State, int]]:
-    grouped = select(EVENT.c.source, EVENT.c.state, func.count().label("events"))
-    chosen = grouped.where(EVENT.c.state.in_((*OPEN, *NEEDS_PERSON))).group_by(EVENT.c.source, EVENT.c.state)
-    found: dict[str, dict[State, int]] = {}
-    for row in connection.execute(chosen):
-        found.setdefault(row.source, {})[State(row.state)] = row.events
-    return found
-
-
-def _oldest(connection: Connection, now: Any) -> Oldest | None:
-    names = ("id", "source", "event_id", "type", "state", "received_at")
+def _oldest(connection: Connection, now: datetime) -> Oldest | None:
+    names = [name for name in Oldest.model_fields if name != "seconds"]
     columns = [EVENT.c[name] for name in names]
     # One look into the index for each state; a list of states would sort all of their rows.
     rows = [
@@ -143,39 +151,6 @@ def _oldest(connection: Connection, now: Any) -> Oldest | None:
     return Oldest(**{name: getattr(row, name) for name in names}, seconds=waits)
 
 
-def _due(connection: Connection, store: Store, now: Any) -> Due:
-    due = (in_state(store, State.RECEIVED, State.WAITING), EVENT.c.due_at <= store.now())
-    row = connection.execute(select(func.count(), func.min(EVENT.c.due_at)).where(*due)).one()
-    return Due(count=row[0], seconds=max(0.0, (now - row[1]).total_seconds()) if row[1] else 0.0)
-
-
-# What was refused at the door: counts by source, reason and minute, and the last 100 without bodies.
-
-
-MINUTES_SHOWN = 1000
-
-
-def rejections(store: Store, source: str | None = None) -> Rejections:
-    """Return the counts and the samples of one source or all, newest first; at most 1,000 counts."""
-    counts = select(REJECTION).order_by(REJECTION.c.minute.desc(), REJECTION.c.source, REJECTION.c.reason)
-    columns = SAMPLE.c.source, SAMPLE.c.reason, SAMPLE.c.at, SAMPLE.c.address
-    latest = select(*columns).order_by(SAMPLE.c.id.desc())
-    if source is not None:
-        counts = counts.where(REJECTION.c.source == plain(source))
-        latest = latest.where(SAMPLE.c.source == plain(source))
-    with store.read() as connection:
-        rows = connection.execute(counts.limit(MINUTES_SHOWN)).mappings()
-        data = [RejectionCount(**row) for row in rows]
-        samples = [Rejection(**row) for row in connection.execute(latest).mappings()]
-    return Rejections(data=data, latest=samples, next=None)
-
-
-# How much happens in each minute: accepted, duplicates and done. It reads the window's rows alone.
-
-
-MINUTE = timedelta(minutes=1)
-
-
 def throughput(store: Store, minutes: int) -> Throughput:
     """Return counts for each of the last `minutes` minutes, the one under way last.
 
@@ -185,12 +160,28 @@ def throughput(store: Store, minutes: int) -> Throughput:
     with store.read() as connection:
         now = connection.execute(select(store.now())).scalar_one()
         starts = [now.replace(second=0, microsecond=0) - MINUTE * back for back in range(minutes)][::-1]
+        ids = [(number, _first_id(start), _first_id(start + MINUTE)) for number, start in enumerate(starts)]
+        times = [(number, start, start + MINUTE) for number, start in enumerate(starts)]
+        minute, total = DUPLICATE_MINUTE.c.minute, func.sum(DUPLICATE_MINUTE.c.count)
+        counted = select(minute, total).where(minute >= starts[0]).group_by(minute)
         counts = {
-            "accepted": _accepted(connection, starts),
-            "duplicates": _duplicates(connection, starts),
-            "done": _done(store, connection, starts),
+            "accepted": _count_between(connection, EVENT.c.id, ids),
+            "done": _count_between(connection, EVENT.c.finished_at, times, in_state(store, State.DONE)),
         }
+        duplicates = {at: int(count) for at, count in connection.execute(counted)}
+    counts["duplicates"] = [duplicates.get(start, 0) for start in starts]
     return Throughput(**{"from": starts[0]}, minutes=minutes, **counts)
+
+
+def _count_between(
+    connection: Connection, place: ColumnElement[Any], bounds: Sequence[Any], *also: ColumnElement[bool]
+) -> list[int]:
+    """Count the events of each `(number, low, high)`; the index of `place` is searched once for each."""
+    columns = column("number", Integer()), column("low", place.type), column("high", place.type)
+    minute = values(*columns, name="minute").data(bounds).cte("minute")
+    within = and_(place >= minute.c.low, place < minute.c.high, *also)
+    counted = select(func.count()).select_from(EVENT).where(within).scalar_subquery()
+    return [row[1] for row in connection.execute(select(minute.c.number, counted).order_by(minute.c.number))]
 
 
 def flow(store: Store, minutes: int) -> dict[str, Flow]:
@@ -200,64 +191,31 @@ def flow(store: Store, minutes: int) -> dict[str, Flow]:
     """
     with store.read() as connection:
         since = connection.execute(select(store.now())).scalar_one() - MINUTE * minutes
-        found: dict[str, dict[str, Any]] = defaultdict(lambda: {"rejections": {}})
-        for name, chosen in _flows(store, since).items():
-            for row in connection.execute(chosen):
-                found[row.source][name] = int(row.total)
-        refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("total"))
-        recent = refused.where(REJECTION.c.minute >= since).group_by(REJECTION.c.source, REJECTION.c.reason)
-        for row in connection.execute(recent):
-            found[row.source]["rejections"][row.reason] = int(row.total)
-    return {source: Flow(**counts) for source, counts in found.items()}
+        found: dict[str, Flow] = defaultdict(Flow)
+        # Counted for each source by itself: its index begins with the source.
+        known = sources().subquery()
+        mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= _first_id(since))
+        accepted = select(func.count()).select_from(EVENT).where(mine).scalar_subquery()
+        for source, count in connection.execute(select(known.c.source, accepted)):
+            found[source].accepted = int(count)
+        again = select(DUPLICATE_MINUTE.c.source, func.sum(DUPLICATE_MINUTE.c.count))
+        recent = again.where(DUPLICATE_MINUTE.c.minute >= since).group_by(DUPLICATE_MINUTE.c.source)
+        for source, count in connection.execute(recent):
+            found[source].duplicates = int(count)
+        finished = and_(in_state(store, State.DONE), EVENT.c.finished_at >= since)
+        done = select(EVENT.c.source, func.count()).where(finished).group_by(EVENT.c.source)
+        for source, count in connection.execute(done):
+            found[source].done = int(count)
+        refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count))
+        lately = refused.where(REJECTION.c.minute >= since).group_by(REJECTION.c.source, REJECTION.c.reason)
+        for source, reason, count in connection.execute(lately):
+            found[source].rejections[reason] = int(count)
+    return dict(found)
 
 
-def _flows(store: Store, since: datetime) -> dict[str, Select[Any]]:
-    known = sources().subquery()
-    mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= _id_at(since))
-    accepted = select(func.count()).select_from(EVENT).where(mine).scalar_subquery().label("total")
-    again = select(DUPLICATE_MINUTE.c.source, func.sum(DUPLICATE_MINUTE.c.count).label("total"))
-    done = select(EVENT.c.source, func.count().label("total"))
-    recent = and_(in_state(store, State.DONE), EVENT.c.finished_at >= since)
-    return {
-        "accepted": select(known.c.source, accepted),
-        "duplicates": again.where(DUPLICATE_MINUTE.c.minute >= since).group_by(DUPLICATE_MINUTE.c.source),
-        "done": done.where(recent).group_by(EVENT.c.source),
-    }
-
-
-def _accepted(connection: Connection, starts: Sequence[datetime]) -> list[int]:
-    bounds = [(number, _id_at(start), _id_at(start + MINUTE)) for number, start in enumerate(starts)]
-    return _counted(connection, EVENT.c.id, bounds)
-
-
-def _done(store: Store, connection: Connection, starts: Sequence[datetime]) -> list[int]:
-    bounds = [(number, start, start + MINUTE) for number, start in enumerate(starts)]
-    return _counted(connection, EVENT.c.finished_at, bounds, in_state(store, State.DONE))
-
-
-def _counted(
-    connection: Connection, place: ColumnElement[Any], bounds: Sequence[Any], *also: ColumnElement[bool]
-) -> list[int]:
-    """Count the rows between each pair of bounds: one search of the place's index for each minute."""
-    columns = column("number", Integer()), column("low", place.type), column("high", place.type)
-    minute = values(*columns, name="minute").data(bounds).cte("minute")
-    within = and_(place >= minute.c.low, place < minute.c.high, *also)
-    counted = select(func.count()).select_from(EVENT).where(within).scalar_subquery()
-    return [row[1] for row in connection.execute(select(minute.c.number, counted).order_by(minute.c.number))]
-
-
-def _duplicates(connection: Connection, starts: Sequence[datetime]) -> list[int]:
-    minute, total = DUPLICATE_MINUTE.c.minute, func.sum(DUPLICATE_MINUTE.c.count)
-    chosen = select(minute, total).where(minute >= starts[0]).group_by(minute)
-    found = {at: int(count) for at, count in connection.execute(chosen)}
-    return [found.get(start, 0) for start in starts]
-
-
-def _id_at(at: datetime) -> Any:
+def _first_id(at: datetime) -> Any:
+    """Return the lowest id that an event of this millisecond can have."""
     return uuid7(int(at.timestamp() * 1000), 0)
-
-
-# Which workers live: each one says so at every sweep, and is forgotten an hour after its last word.
 
 
 def workers(store: Store) -> list[WorkerHeartbeat]:
@@ -276,16 +234,9 @@ def workers(store: Store) -> list[WorkerHeartbeat]:
     ]
 
 
-# What /metrics tells of the ledger: totals that only grow, and how things stand. Cheap at any size.
-
-
-PRESENT = 60.0
-"""Seconds without a word after which a worker does not count as present; it sweeps every few."""
-
-
 @dataclass(frozen=True)
 class LedgerFigures:
-    """The ledger at one moment. Seconds are 0 where nothing waits."""
+    """The ledger at one moment, for /metrics. Seconds are 0 where nothing waits."""
 
     totals: list[Total]
     states: dict[str, dict[State, int]]
@@ -299,21 +250,17 @@ class LedgerFigures:
 
 
 def figures(store: Store) -> LedgerFigures:
-    """Read all of it. Raises LedgerUnavailable."""
+    """Return totals, which only grow, and how things stand; cheap at any size. Raises LedgerUnavailable."""
     with store.read() as connection:
         joined = store.joined(connection)
         standing = pending(joined)
+        parked = select(CALL.c.api, func.count()).where(CALL.c.state == CallState.PARKED)
         return LedgerFigures(
             totals=totals(connection),
             states=standing.states,
             oldest_unfinished=standing.oldest.seconds if standing.oldest else 0.0,
             due=standing.due.count,
             longest_due=standing.due.seconds,
-            parked_calls=_parked_calls(connection),
+            parked_calls=dict(connection.execute(parked.group_by(CALL.c.api)).tuples().all()),
             workers=sum(worker.silent_seconds < PRESENT for worker in workers(joined)),
         )
-
-
-def _parked_calls(connection: Connection) -> dict[str, int]:
-    parked = select(CALL.c.api, func.count()).where(CALL.c.state == CallState.PARKED)
-    return {row[0]: row[1] for row in connection.execute(parked.group_by(CALL.c.api))}
