@@ -63,6 +63,7 @@ def check_base_url(url: str) -> str:
         raise ValueError("it holds blanks, backslashes or other characters that an address cannot have")
     try:
         parts = urlsplit(url)
+        # The port is read, and refused, when it is first asked for.
         _ = parts.port
     except ValueError:
         raise ValueError("its host or port cannot be read") from None
@@ -93,6 +94,7 @@ def _check_name(name: str) -> str:
 
 def _check_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     seen: set[str] = set()
+    # Without regard to case, which HTTP ignores and a TOML table does not.
     for name, value in headers.items():
         if _check_name(name).lower() in SECRETS:
             raise ValueError(f"{name} carries a secret; auth reads it from a variable")
@@ -139,6 +141,7 @@ class Auth:
         """Say in a clause why this credential cannot be sent, or None; it is never shown."""
         if self.type == "basic":
             return None if ":" in credential else f"{self.variable} is not written as user:password"
+        # A token has no blanks (RFC 6750, section 2.1); most often a whole header was pasted.
         blank = self.type == "bearer" and " " in credential
         if blank or not _fits_header(credential):
             return f"{self.variable} holds characters that {self.header} cannot carry"
@@ -229,6 +232,7 @@ def _build(name: str, table: ApiTable, dialects: Mapping[str, Dialect], environ:
     key_life = _key_life(table, dialect)
     connect_timeout, read_timeout = _timeouts(table)
     auth = Auth(table.auth.type, table.auth.value_env, table.auth.name or "Authorization")
+    # A credential that is missing stops no deployment: only calls of this API are refused.
     credential = environ.get(auth.variable, "").strip()
     if credential:
         problem = auth.problem_with(credential)
@@ -278,6 +282,7 @@ def _timeouts(table: ApiTable) -> tuple[timedelta, timedelta]:
                 f"{name} is {in_words(written)}, longer than deadline ({in_words(table.deadline)}),"
                 " which ends the request before"
             )
+    # The defaults give way to a short deadline; what is written does not, or it would mean nothing.
     connect, read = table.connect_timeout or CONNECT_TIMEOUT, table.read_timeout or READ_TIMEOUT
     return min(connect, table.deadline), min(read, table.deadline)
 

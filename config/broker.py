@@ -28,6 +28,7 @@ def publisher_options(broker: str) -> dict[str, Any]:
         timeouts = {"socket_timeout": PUBLISH_TIMEOUT, "socket_connect_timeout": PUBLISH_TIMEOUT}
     return {
         **_common(broker),
+        # One thread of a process publishes.
         "broker_pool_limit": 1,
         "broker_connection_timeout": PUBLISH_TIMEOUT,
         "broker_transport_options": {**timeouts, **one_try},
@@ -40,8 +41,10 @@ def consumer_options(broker: str) -> dict[str, Any]:
         **_common(broker),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": ENDLESS,
+        # A message says that there is work, not which: another worker may take it as well.
         "worker_prefetch_multiplier": 1,
         "worker_hijack_root_logger": False,
+        # Either would keep queues and send messages of its own, for tools that nobody needs here.
         "worker_enable_remote_control": False,
         "worker_send_task_events": False,
     }

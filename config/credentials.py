@@ -82,8 +82,9 @@ def _parse_api_key(number: int, entry: str) -> ApiKey:
 
 
 def find_api_key(keys: Iterable[ApiKey], secret: str) -> ApiKey | None:
-    """Return the key with this secret. Each one is compared, in constant time."""
+    """Return the key with this secret, in constant time."""
     digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()
+    # All of them, as stopping at the first would tell by time where in the list it stands.
     matching = [key for key in keys if hmac.compare_digest(key.digest, digest)]
     return matching[0] if matching else None
 

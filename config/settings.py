@@ -61,12 +61,14 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 class Settings(BaseSettings):
     """The configuration of this process; the README's table explains each variable."""
 
+    # A variable that is set to nothing counts as absent: that is how people switch one off in a panel.
     model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", env_ignore_empty=True)
 
     dev: bool = Field(default=False, validation_alias="FIRSTSEEN_DEV")
     database_url: str = Field(default="", validation_alias="DATABASE_URL", repr=False)
     broker_url: str = Field(default="", validation_alias="BROKER_URL", repr=False)
     redis_url: str = Field(default="", validation_alias="REDIS_URL", repr=False)
+    # NoDecode, here and below: pydantic would want tuples as JSON.
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), validation_alias="FIRSTSEEN_SECRET_KEY", repr=False
     )
@@ -162,12 +164,14 @@ class Settings(BaseSettings):
                 " or acknowledged events would have no home"
             )
         _check_scheme("DATABASE_URL", url, DATABASE_SCHEMES)
+        # sqlite:// and sqlite:/// name no file either.
         nameless = not url.partition("?")[0].removeprefix("sqlite://").strip("/")
         if url.startswith(SQLITE) and (nameless or any(word in url for word in IN_MEMORY)):
             raise ValueError(
                 "DATABASE_URL names no file, and a database in memory forgets every event:"
                 " write sqlite:///path/to/file.db"
             )
+        # Only the process's own variables: a `.env` copied from a platform is not the platform.
         platform = next((name for name in THROWAWAY_DISKS if os.environ.get(name)), None)
         if url.startswith(SQLITE) and platform:
             raise ValueError(
@@ -187,6 +191,7 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The database's URL as SQLAlchemy takes it, with the psycopg driver."""
+        # SQLAlchemy knows no postgres://, which platforms write, and takes postgresql:// for psycopg2.
         scheme, _, rest = (self.database_url or DEV_DATABASE).partition("://")
         return f"{scheme}://{rest}" if scheme == SQLITE else f"postgresql+psycopg://{rest}"
 

@@ -182,6 +182,7 @@ def _build(
     separated = isinstance(table.secrets_env, str)
     secret_names = (table.secrets_env,) if isinstance(table.secrets_env, str) else table.secrets_env or ()
     secrets, warnings = _read_secrets(provider, secret_names, environ, separated=separated)
+    # A missing secret stops no deployment: this source answers 503, and the provider sends again.
     problem = f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None
     verify_tokens = _split(environ.get(table.verify_token_env, "")) if table.verify_token_env else ()
     if table.verify_token_env and not verify_tokens:
@@ -260,6 +261,7 @@ def _check_handshake(table: SourceTable, provider: Provider) -> None:
 
 
 def _check_replay(table: SourceTable, provider: Provider) -> None:
+    # Asking for a guard that does nothing would feel safer than it is.
     if table.on_replay == "run" or can_be_replayed(provider):
         return
     if not provider.signs_body:
@@ -278,6 +280,7 @@ def _read_secrets(
 
     A variable holds several secrets with commas between them if they are `separated`, one otherwise.
     """
+    # A dictionary keeps the order: deliveries are verified with the first secret first.
     found: dict[str, None] = {}
     warnings = []
     for variable in variables:

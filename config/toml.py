@@ -60,6 +60,7 @@ class Table(BaseModel):
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         known = [field.alias or name for name, field in cls.model_fields.items()]
+        # Before pydantic, whose own sentence suggests no key.
         for key in data if isinstance(data, dict) else ():
             if key not in known:
                 raise ValueError(f"{key!r} is not a known key{suggest(key, known)}")
@@ -83,6 +84,7 @@ def load_tables(
             raise ConfigError(f"{path}: [{name}] is {kind_of(table)}; every {kind}")
         try:
             entries[name] = build(name, table)
+        # `from None`, here and below: pydantic's text, and so a traceback, repeats every value.
         except ValidationError as error:
             raise ConfigError(f"{path}: [{name}] {explain(error, silent)}") from None
         except ValueError as error:
@@ -93,6 +95,7 @@ def load_tables(
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raise ConfigError with a sentence that names it, and the line where it breaks."""
     try:
+        # Editors on Windows write a byte order mark.
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         check_toml(text)
         tables = tomllib.loads(text)
@@ -141,6 +144,7 @@ def echo(value: Any) -> str:
     """Show a short value as it was written, a table or an array by its kind."""
     if isinstance(value, dict | list):
         return kind_of(value)
+    # TOML's booleans have no capitals.
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
 

@@ -77,6 +77,7 @@ def prune(context: Context, *, as_json: bool) -> None:
         name: queue.Retention(source.retention, source.payload_retention)
         for name, source in context.sources.items()
     }
+    # In portions, each a short transaction, until one finds nothing.
     result = counts = queue.prune(context.ledger, windows)
     while any(number > 0 for number in counts.values()):
         counts = queue.prune(context.ledger, windows)

@@ -211,6 +211,7 @@ def signed_file(
     described, layout = _described(source), Layout(source.provider)
     made_id = event_id or _new_id(described)
     request = _request(source, body, described, url)
+    # An id in the body stands there already, and changing it would change the file.
     if event_id:
         request = layout.put_id(event_id, request)
     elif layout.has_ids_in_headers:
@@ -258,6 +259,7 @@ def _signed(source: Source, request: Request, now: float, event_id: str, key: st
         raise
     except ValueError as error:
         raise CannotSign(str(error)) from None
+    # The id as the receiver will have it: it may be composite, or the body's hash.
     found = compile_extractor(source).items(signed)
     return Sample(dict(signed.headers), signed.body, found[0].event_id if found else event_id, signed.url)
 
