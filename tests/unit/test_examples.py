@@ -97,7 +97,7 @@ def test_the_readmes_handler(currency: str, *, is_open: int, state: str) -> None
 
 @pytest.mark.usefixtures("_no_handlers")
 def test_the_documented_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verifier of docs/configuration.md knows the secret, refuses others, and compares in constant time."""
+    """The verifier of docs/configuration.md knows the secret, refuses others, compares in constant time."""
     names: dict[str, Any] = {}
     run_code_of("docs/configuration.md", names)
     compared: list[Any] = []
