@@ -194,6 +194,7 @@ def schema(context: Context) -> Sentences:
 def clock(context: Context) -> Sentences:
     """Compare the host's clock with the database's."""
     with context.database.read() as connection:
+        # Connected already, so that only the question lies between the two.
         before = time.time()
         there = connection.execute(select(context.database.now())).scalar_one()
         after = time.time()

@@ -211,6 +211,7 @@ def signed_file(
     described, layout = _described(source), Layout(source.provider)
     made_id = event_id or _new_id(described)
     request = _request(source, body, described, url)
+    # An id in the body stands there already, and changing it would change the file.
     if event_id:
         request = layout.put_id(event_id, request)
     elif layout.has_ids_in_headers:

@@ -216,6 +216,7 @@ class Capture:
         try:
             (scheme or self.scheme).verify(asked, request or self.request, self.now, self.source.tolerance)
         except InvalidSignature as error:
+            # The time is checked last, so the signature was good.
             return error.reason in TIME
         except CannotVerify:
             return False
@@ -327,6 +328,7 @@ def bodies(request: Request) -> Iterator[tuple[str, bytes]]:
 
 
 def _jsons(value: Any) -> Iterator[tuple[str, bytes]]:
+    # A number or a text alone has one spelling.
     if not isinstance(value, dict | list):
         return
     for (what, style), plain in itertools.product(JSON_STYLES, (True, False)):

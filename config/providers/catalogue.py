@@ -84,6 +84,7 @@ class Catalogue(Mapping[str, Provider]):
     def _load(self, name: str) -> Provider:
         file = self._file(name)
         entry = read_toml(file)
+        # An entry whose provider signs as another does names that one.
         if isinstance(other := entry.get("scheme"), str):
             entry["scheme"] = read_toml(self._file(other)).get("scheme") if other in self else None
             if not isinstance(entry["scheme"], dict):
@@ -141,6 +142,7 @@ def describe_provider(
 def _complete(provider: Provider, event: Mapping[str, Any], proof: Mapping[str, Any]) -> Provider:
     """Return the entry with what a source says of its events and of the way to verify them."""
     reason = {"window_reason": "the source's own options say so"} if "window" in event else {}
+    # By alias, and only what is set: that is how the entry stands in its file, whose rules are checked again.
     entry = provider.model_dump(by_alias=True, exclude_unset=True)
     try:
         return Provider.model_validate({**entry, **event, **reason, **proof, "custom": False})

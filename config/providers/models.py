@@ -154,6 +154,7 @@ class HandshakeTable(Table):
             raise ValueError("challenge and an answer with {challenge} or {proof} go together")
         if (self.proof is not None) != ("proof" in self.placeholders):
             raise ValueError("proof and an answer with {proof} go together")
+        # Answered before any signature is looked at, it must not fit what could be an event.
         if not self.signed and self.method == "POST" and not (self.when or self.challenge):
             raise ValueError("an unsigned POST needs when or a challenge, or it would swallow events")
         return self

@@ -220,6 +220,7 @@ class SchemeTable(Table):
             raise ValueError("{id} in the content and the key id go together (the event's id is event_id)")
         if self.signature is None or self.signature.encoding is None:
             raise ValueError("signature.encoding is missing; allowed are hex, base64 and base64url")
+        # A header is no part of the bytes unless the content names it.
         if any(p.kind != "header" and self._signs_place(p) for p in self.signature.places.places):
             raise ValueError("the signature cannot stand inside the bytes that it signs")
         encodings = PUBLIC_KEY.get(self.type, {"utf8", "base64", "hex"})
@@ -236,6 +237,7 @@ class SchemeTable(Table):
         in_fields = self.nonce_field is not None or any(place.kind == "sig" for place in places)
         if in_fields and (self.signature is None or self.signature.pair_sep is None):
             raise ValueError("a field of the signature header needs signature.pair_sep")
+        # Anybody could write a fresh time beside an old signature.
         if self.timestamp and self.timestamp.tolerance and not self.timestamp_is_signed:
             raise ValueError("timestamp.tolerance protects nothing: the timestamp is not in the signed bytes")
 
