@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +19,7 @@ from config.sources import Source
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import HandshakeAnswer
-from receiver.ledger.counters import Again, Rejected
+from receiver.ledger.counters import Rejected
 from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.intake import Recorder, Verdict
 from receiver.problems import Problem, unavailable
@@ -123,14 +122,6 @@ NO_HANDSHAKE = (
 )
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What is counted off the answer's path: a flood is counted as far as there is room."""
-
-    rejections: Background[Rejected]
-    duplicates: Background[Again]
-
-
 class Ingress:
     """The door for deliveries. What it acknowledges is committed; what it refuses leaves only a count."""
 
@@ -139,11 +130,11 @@ class Ingress:
         endpoints: Mapping[str, Endpoint],
         recorder: Recorder,
         dispatcher: Dispatcher,
-        counts: Counts,
+        rejections: Background[Rejected],
         public_url: str = "",
     ) -> None:
         self._endpoints, self._recorder = endpoints, recorder
-        self._dispatcher, self._counts = dispatcher, counts
+        self._dispatcher, self._rejections = dispatcher, rejections
         self._public_url = public_url
 
     def views(self) -> Blueprint:
@@ -167,7 +158,6 @@ class Ingress:
         verdicts = self._record(endpoint, delivered)
         note_recorded(source, verdicts)
         self._dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
-        self._count_duplicates(source, verdicts)
         return _answer(endpoint, verdicts)
 
     def _known(self, source: str) -> Endpoint:
@@ -221,12 +211,7 @@ class Ingress:
 
     def _note(self, source: str, reason: str) -> None:
         note_refused(source, reason)
-        self._counts.rejections.put(Rejected(source, reason, request.remote_addr))
-
-    def _count_duplicates(self, source: str, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
-            if not verdict.first_seen:
-                self._counts.duplicates.put(Again(source))
+        self._rejections.put(Rejected(source, reason, request.remote_addr))
 
 
 def _answer(endpoint: Endpoint, verdicts: Sequence[Verdict]) -> Response:

@@ -29,7 +29,7 @@ TRIES = 50
 WORKER = """
 import sys
 from tests.integration.test_record_concurrency import record_batches
-from receiver.ledger import Store
+from receiver.ledger.store import Store
 store = Store(sys.stdin.readline().strip())
 print("ready", flush=True)
 sys.stdin.readline()

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, column, func, select, values
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, and_, cast, column, func, select, values
 from sqlalchemy.types import Integer
 
-from receiver.ledger.counters import Total, totals
+from receiver.ledger.counters import ALL_TIME, CounterKind, Total, totals
 from receiver.ledger.filter import sources
 from receiver.ledger.states import OPEN, CallState, State
 from receiver.ledger.store import Store
-from receiver.ledger.tables import CALL, DUPLICATE_MINUTE, EVENT, REJECTION, SAMPLE, WORKER, in_state
+from receiver.ledger.tables import CALL, COUNTER, EVENT, SAMPLE, WORKER, in_state
 from receiver.ledger.text import plain, rfc3339, uuid7
+
+MINUTES_OF_REJECTIONS = (COUNTER.c.kind == CounterKind.REJECTION, COUNTER.c.minute > ALL_TIME)
 
 
 def stats(store: Store) -> dict[str, Any]:
@@ -67,9 +69,10 @@ def _find_oldest(connection: Connection, found: dict[str, dict[str, Any]], now: 
 
 
 def _count_rejections(connection: Connection, found: dict[str, dict[str, Any]]) -> None:
-    grouped = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("refused"))
-    for row in connection.execute(grouped.group_by(REJECTION.c.source, REJECTION.c.reason)):
-        found[row.source]["rejections"][row.reason] = int(row.refused)
+    grouped = select(COUNTER.c.name, COUNTER.c.what, func.sum(COUNTER.c.count).label("refused"))
+    grouped = grouped.where(*MINUTES_OF_REJECTIONS).group_by(COUNTER.c.name, COUNTER.c.what)
+    for row in connection.execute(grouped):
+        found[row.name]["rejections"][row.what] = int(row.refused)
 
 
 def _count_calls(connection: Connection) -> list[dict[str, Any]]:
@@ -155,11 +158,16 @@ def rejections(store: Store, source: str | None = None) -> dict[str, Any]:
     `{"data": [{source, reason, minute, count}], "latest": [{source, reason, at, address}], "next": null}`;
     at most 1,000 counts.
     """
-    counts = select(REJECTION).order_by(REJECTION.c.minute.desc(), REJECTION.c.source, REJECTION.c.reason)
+    source_, reason, minute = COUNTER.c.name.label("source"), COUNTER.c.what.label("reason"), COUNTER.c.minute
+    # A minute's count is spread over rows, and PostgreSQL makes their sum a decimal.
+    count = cast(func.sum(COUNTER.c.count), BigInteger).label("count")
+    counts = select(source_, reason, minute, count).where(*MINUTES_OF_REJECTIONS)
+    counts = counts.group_by(minute, COUNTER.c.name, COUNTER.c.what)
+    counts = counts.order_by(minute.desc(), COUNTER.c.name, COUNTER.c.what)
     columns = SAMPLE.c.source, SAMPLE.c.reason, SAMPLE.c.at, SAMPLE.c.address
     latest = select(*columns).order_by(SAMPLE.c.id.desc())
     if source is not None:
-        counts = counts.where(REJECTION.c.source == plain(source))
+        counts = counts.where(COUNTER.c.name == plain(source))
         latest = latest.where(SAMPLE.c.source == plain(source))
     with store.read() as connection:
         data = _listed(connection, counts.limit(MINUTES_SHOWN))
@@ -208,10 +216,10 @@ def flow(store: Store, minutes: int) -> dict[str, dict[str, Any]]:
         for name, chosen in _flows(store, since).items():
             for row in connection.execute(chosen):
                 found[row.source][name] = int(row.total)
-        refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("total"))
-        recent = refused.where(REJECTION.c.minute >= since).group_by(REJECTION.c.source, REJECTION.c.reason)
-        for row in connection.execute(recent):
-            found[row.source]["rejections"][row.reason] = int(row.total)
+        refused = select(COUNTER.c.name, COUNTER.c.what, func.sum(COUNTER.c.count).label("total"))
+        recent = refused.where(*MINUTES_OF_REJECTIONS, COUNTER.c.minute >= since)
+        for row in connection.execute(recent.group_by(COUNTER.c.name, COUNTER.c.what)):
+            found[row.name]["rejections"][row.what] = int(row.total)
     return dict(found)
 
 
@@ -223,12 +231,13 @@ def _flows(store: Store, since: datetime) -> dict[str, Select[Any]]:
     known = sources().subquery()
     mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= _id_at(since))
     accepted = select(func.count()).select_from(EVENT).where(mine).scalar_subquery().label("total")
-    again = select(DUPLICATE_MINUTE.c.source, func.sum(DUPLICATE_MINUTE.c.count).label("total"))
+    again = select(COUNTER.c.name.label("source"), func.sum(COUNTER.c.count).label("total"))
+    again = again.where(COUNTER.c.kind == CounterKind.DELIVERY, COUNTER.c.minute >= since)
     done = select(EVENT.c.source, func.count().label("total"))
     recent = and_(in_state(store, State.DONE), EVENT.c.finished_at >= since)
     return {
         "accepted": select(known.c.source, accepted),
-        "duplicates": again.where(DUPLICATE_MINUTE.c.minute >= since).group_by(DUPLICATE_MINUTE.c.source),
+        "duplicates": again.group_by(COUNTER.c.name),
         "done": done.where(recent).group_by(EVENT.c.source),
     }
 
@@ -255,9 +264,10 @@ def _counted(
 
 
 def _duplicates(connection: Connection, starts: Sequence[datetime]) -> list[int]:
-    minute, total = DUPLICATE_MINUTE.c.minute, func.sum(DUPLICATE_MINUTE.c.count)
-    chosen = select(minute, total).where(minute >= starts[0]).group_by(minute)
-    found = {at: int(count) for at, count in connection.execute(chosen)}
+    # Minutes of deliveries are those of duplicates and conflicts: `counters.py` leaves first-seen ones out.
+    minute, total = COUNTER.c.minute, func.sum(COUNTER.c.count)
+    chosen = select(minute, total).where(COUNTER.c.kind == CounterKind.DELIVERY, minute >= starts[0])
+    found = {at: int(count) for at, count in connection.execute(chosen.group_by(minute))}
     return [found.get(start, 0) for start in starts]
 
 
