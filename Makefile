@@ -22,12 +22,11 @@ run: $(VENV)/.run  ## Start web, worker and an embedded broker here; PORT=8000, 
 test: $(VENV)/.test  ## Run all tests; ARGS="-k name -x" goes to pytest, JOBS=0 runs them one after another
 	@exec $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
-check: $(VENV)/.test  ## Lint, check the format, the types, the import contracts and the sizes
+check: $(VENV)/.test  ## Lint, check the format, the types and the import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(PY) .ci/budget.py
 
 defects: $(VENV)/.test  ## Break each promise in a copy; fail if its tests still pass
 	@exec $(PY) -m tests.defects.run $(ARGS)

@@ -1,4 +1,8 @@
-"""Log lines of every process: JSON, or text in a terminal. They hold facts, never an event's data."""
+"""Log lines of every process: JSON, or text in a terminal. They hold facts, never an event's data.
+
+`set_up_logs` sends all loggers to stderr. `begin`, `bind` and `unbind` keep the facts that stand on a
+thread's lines, `about` adds some for a while. A thread formats its own lines; one other writes those of all.
+"""
 
 import copy
 import json
@@ -6,22 +10,28 @@ import logging
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import FrameType, TracebackType
+from logging.handlers import QueueHandler, QueueListener
+from multiprocessing.util import Finalize
+from queue import SimpleQueue
+from select import PIPE_BUF
+from traceback import walk_tb
+from types import TracebackType
 from typing import Any, Literal, TextIO
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from config.nesting import NestedTooDeeplyError, check_depth
 
 Form = Literal["auto", "json", "text"]
 
 CHATTY = (
+    # These tell of everyday work, of which our own lines tell already.
     "celery.worker.strategy",
     "celery.app.trace",
     "kombu",
@@ -36,7 +46,7 @@ OURS = frozenset({"config", "receiver", "worker", "firstseen"})
 """Packages whose own lines show the text of an error: a sentence of ours, without data."""
 
 QUICK = "receiver"
-"""The package whose plain lines are written at once; handlers' lines hold what structlog has bound."""
+"""The package whose plain lines skip structlog's chain; a handler's may have facts bound by structlog."""
 
 EXTRA = ("status", "ms", "send", "outcome", "verdicts")
 """What a line may add to its message. Celery adds its arguments and results to some of its own."""
@@ -44,17 +54,23 @@ EXTRA = ("status", "ms", "send", "outcome", "verdicts")
 PLACES = 12
 """Frames shown of an error, the innermost."""
 
-TURNS, MANY = 4, 1000
-"""Times that one thread writes for the others, and lines that may wait; then each waits for its turn."""
+MAX_WAITING = 10_000
+"""Lines that may wait for stderr, a few megabytes; further ones are dropped and counted."""
+
+PAUSE = 0.02
+"""Seconds between two writes: waking the writer for each line would cost more than the line."""
 
 PATIENCE = 1.0
-"""Seconds that a process which ends waits for the thread that writes."""
+"""Seconds that a process which ends waits for its last lines to be written."""
+
+log = logging.getLogger(__name__)
 
 
 def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
     """Send every logger's lines, and Python's warnings, to stderr in one form."""
-    handler = Stderr(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(line_formatter(form))
+    # Without effect where a host, such as a test runner, has handlers of its own already.
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)
     for name in CHATTY:
@@ -68,23 +84,15 @@ def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
 
 def log_uncaught() -> None:
     """Log what no code catches, in any thread: Python itself would print the error's text."""
-    log = logging.getLogger(__name__)
 
     def uncaught(kind: type[BaseException], error: BaseException | None, _: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt | SystemExit):
+            # Python passes None where it could not make the error itself.
             log.critical("Nothing caught this.", exc_info=error or kind())
 
     sys.excepthook = uncaught
-    threading.excepthook = lambda seen: uncaught(seen.exc_type, seen.exc_value, None)
-    sys.unraisablehook = lambda seen: uncaught(seen.exc_type, seen.exc_value, None)
-
-
-def line_formatter(form: Form = "auto") -> logging.Formatter:
-    """Return the formatter of every line; `auto` is text where stderr is a terminal, and JSON elsewhere."""
-    readable = form == "text" or (form == "auto" and sys.stderr.isatty())
-    kind, shape = (_Lines, _text()) if readable else (_JsonLines, _json())
-    meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    return kind(foreign_pre_chain=_shared_processors(), processors=[meta, *shape])
+    threading.excepthook = lambda failed: uncaught(failed.exc_type, failed.exc_value, None)
+    sys.unraisablehook = lambda failed: uncaught(failed.exc_type, failed.exc_value, None)
 
 
 _FACTS: ContextVar[Mapping[str, object]] = ContextVar("facts", default={})  # noqa: B039 - never written to
@@ -96,7 +104,7 @@ def bind(**facts: object) -> None:
 
 
 def begin(**facts: object) -> None:
-    """Forget this thread's facts, as it begins something else, and put these on its lines."""
+    """Replace this thread's facts, as it begins something else."""
     _FACTS.set(_as_facts(facts))
 
 
@@ -116,23 +124,124 @@ def about(**facts: object) -> Iterator[None]:
 
 
 def _as_facts(facts: Mapping[str, object]) -> dict[str, object]:
+    # Here, once, and not on each line: UUIDs and enums would need a JSON encoder that knows them.
     return {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
 
 
-class _Lines(structlog.stdlib.ProcessorFormatter):
+class LineHandler(QueueHandler):
+    """Formats a record in the thread that logs it, and queues the line for the thread that writes.
+
+    Neither a slow stderr nor a blocked one holds up a thread that logs. A killed process may lose the lines
+    of its last milliseconds; `flush`, which logging calls at an orderly exit, waits for them.
+    """
+
+    queue: SimpleQueue[str | threading.Event]
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(SimpleQueue())
+        self.stream = stream
+        self._writer: _LineWriter | None = None
+        os.register_at_fork(after_in_child=self._forget_parent)
+
+    def _forget_parent(self) -> None:
+        # The parent's thread does not live here, and the lines in its queue are the parent's to write.
+        self.queue, self._writer = SimpleQueue(), None
+
+    def prepare(self, record: logging.LogRecord) -> str:
+        """Return the line: facts belong to the thread that logs, so the writer could not format it."""
+        return f"{self.format(record)}\n"
+
+    def enqueue(self, record: Any) -> None:
+        """Queue a line, under the handler's lock; drop it when too many wait."""
+        if self._writer is None:
+            # Not before the first line: a process may set up logs and then fork.
+            self._writer = _LineWriter(self)
+            self._writer.start()
+            # A process that multiprocessing forked, as granian's are, ends without logging's own exit hook.
+            Finalize(None, self.flush, exitpriority=0)
+        if self.queue.qsize() < MAX_WAITING:
+            self.queue.put_nowait(record)
+        else:
+            self._writer.dropped += 1
+
+    def flush(self) -> None:
+        """Wait until the lines queued so far are written, PATIENCE seconds at most."""
+        if self._writer:
+            written = threading.Event()
+            self.queue.put_nowait(written)
+            written.wait(PATIENCE)
+
+
+class _LineWriter(QueueListener):
+    """Writes queued lines in batches; an Event among them is set once the lines before it are written."""
+
+    def __init__(self, handler: LineHandler) -> None:
+        super().__init__(handler.queue)
+        self._lines, self._stream, self._format = handler.queue, handler.stream, handler.prepare
+        self.dropped = self._reported = 0
+
+    def handle(self, record: Any) -> None:
+        """Write a line and all that wait behind it, then rest, so that the next batch is a larger one."""
+        text, flushed = "", []
+        for item in (record, *(self._lines.get_nowait() for _ in range(self._lines.qsize()))):
+            if isinstance(item, threading.Event):
+                flushed.append(item)
+                continue
+            # Processes share a pipe, and only up to PIPE_BUF bytes are written to it in one piece.
+            if len(text) + len(item) > PIPE_BUF:
+                self._write(text)
+                text = ""
+            text += item
+        if dropped := self.dropped - self._reported:
+            self._reported += dropped
+            about_dropped = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
+            about_dropped |= {"msg": "%d lines were dropped while stderr was blocked.", "args": (dropped,)}
+            text += self._format(logging.makeLogRecord(about_dropped))
+        self._write(text)
+        for event in flushed:
+            event.set()
+        time.sleep(PAUSE)
+
+    def _write(self, text: str) -> None:
+        # Nobody can be told of a stderr that is closed.
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def line_formatter(form: Form = "auto") -> logging.Formatter:
+    """Return the formatter of every line; `auto` is text where stderr is a terminal, and JSON elsewhere."""
+    names = structlog.processors.EventRenamer("message", "_event")
+    kind: type[_LineFormatter]
+    shape: list[Processor]
+    if form == "text" or (form == "auto" and sys.stderr.isatty()):
+        console = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
+        )
+        kind, shape = _LineFormatter, [_failure_on_one_line, _printable, names, console]
+    else:
+        kind, shape = _JsonLineFormatter, [names, _ordered, structlog.processors.JSONRenderer()]
+    meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    return kind(foreign_pre_chain=_shared_processors(), processors=[meta, _failure, _shallow, *shape])
+
+
+class _LineFormatter(structlog.stdlib.ProcessorFormatter):
     """Lines of the standard library's loggers and of structlog's, in one form."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a line; of an error that a library hands over it shows the type alone."""
         if record.name.partition(".")[0] not in OURS and record.args:
+            # Other handlers get the same record.
             record = copy.copy(record)
-            record.args = _without_errors(record)
+            record.args = _without_errors(record.args)
         return super().format(record)
 
 
-class _JsonLines(_Lines):
+class _JsonLineFormatter(_LineFormatter):
+    _encode = json.JSONEncoder(default=repr).encode
+
     def format(self, record: logging.LogRecord) -> str:
-        """Write a plain line of web's at once: every request leaves one, and structlog's way is slow."""
+        """Fast path: a plain line of web's, as every request leaves one, without structlog's chain."""
         plain = isinstance(record.msg, str) and not (record.exc_info or record.stack_info)
         if not plain or record.name.partition(".")[0] != QUICK:
             return super().format(record)
@@ -145,26 +254,24 @@ class _JsonLines(_Lines):
             **_FACTS.get(),
             **extra,
         }
-        return _encode(line)
+        return self._encode(line)
 
 
-_encode = json.JSONEncoder(default=repr).encode
-
-
-def _without_errors(record: logging.LogRecord) -> Any:
-    if isinstance(record.args, dict):
+def _without_errors(arguments: Any) -> Any:
+    """Return a message's arguments with the type of each error in its place."""
+    if isinstance(arguments, dict):
         # Celery writes an error's text, and its traceback, into the named arguments.
-        return {name: "-" if name in ("exc", "traceback") else _typed(v) for name, v in record.args.items()}
-    return tuple(_typed(argument) for argument in record.args or ())
+        kept = {name: "-" if name in ("exc", "traceback") else value for name, value in arguments.items()}
+        return dict(zip(kept, _without_errors(tuple(kept.values())), strict=True))
+    return tuple(
+        type(argument).__qualname__ if isinstance(argument, BaseException) else argument
+        for argument in arguments
+    )
 
 
-def _typed(argument: object) -> object:
-    return type(argument).__qualname__ if isinstance(argument, BaseException) else argument
-
-
-def _shared_processors() -> list[structlog.typing.Processor]:
+def _shared_processors() -> list[Processor]:
     return [
-        _about,
+        _facts,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -173,32 +280,31 @@ def _shared_processors() -> list[structlog.typing.Processor]:
     ]
 
 
-def _about(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+def _facts(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     # structlog keeps the message under "event"; here that is an event's id, and both are renamed at the end.
     facts = {"_event" if name == "event" else name: value for name, value in _FACTS.get().items()}
     return {**facts, **line}
 
 
-def _json() -> list[structlog.typing.Processor]:
-    names = structlog.processors.EventRenamer("message", "_event")
-    return [_failed, _shallow, names, _ordered, structlog.processors.JSONRenderer()]
-
-
-def _text() -> list[structlog.typing.Processor]:
-    shape = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
-    )
-    return [_failed, _shallow, _flat, _visible, structlog.processors.EventRenamer("message", "_event"), shape]
-
-
-def _failed(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
-    """Tell of an error its types and places: its text, and the values in its frames, quote what came in."""
+def _failure(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Replace an error by the types and places of its chain: its text and its frames' values quote data."""
     found = line.pop("exc_info", None)
     if found is True:
         found = sys.exc_info()
     error = found[1] if isinstance(found, tuple) else found
-    if isinstance(error, BaseException):
-        line["failure"] = [{"type": _type(one), "at": list(_places(one))} for one in _chain(error)]
+    if not isinstance(error, BaseException):
+        return line
+    chain: dict[int, dict[str, object]] = {}
+    # A chain can be a ring.
+    while error is not None and id(error) not in chain:
+        kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+        places = [
+            f"{frame.f_globals.get('__name__', '?')}:{number} {frame.f_code.co_name}"
+            for frame, number in walk_tb(error.__traceback__)
+        ]
+        chain[id(error)] = {"type": kind, "at": places[-PLACES:]}
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    line["failure"] = list(chain.values())
     return line
 
 
@@ -217,106 +323,13 @@ def _ordered(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     return {**first, **line}
 
 
-def _flat(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
-    failures = line.pop("failure", [])
-    if failures:
-        line["failure"] = " from ".join(
-            f"{one['type']} at {(one['at'] or ['nowhere'])[-1]}" for one in failures
-        )
+def _failure_on_one_line(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    if chain := line.pop("failure", None):
+        line["failure"] = " from ".join(f"{one['type']} at {(one['at'] or ['nowhere'])[-1]}" for one in chain)
     return line
 
 
-def _visible(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
-    """Keep a message on its line: a type that somebody sends may hold line breaks, or words for terminals."""
-    shown = (one if one.isprintable() else ascii(one)[1:-1] for one in str(line["event"]))
-    return {**line, "event": "".join(shown)}
-
-
-def _type(error: BaseException) -> str:
-    return f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
-
-
-def _places(error: BaseException) -> Iterable[str]:
-    places, trace = [], error.__traceback__
-    while trace is not None:
-        places.append(_place(trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
-    return places[-PLACES:]
-
-
-def _place(frame: FrameType, line: int) -> str:
-    return f"{frame.f_globals.get('__name__', '?')}:{line} {frame.f_code.co_name}"
-
-
-class Stderr(logging.StreamHandler[TextIO]):
-    """Of threads that log at once, one writes the lines of all.
-
-    A write lets another thread run, and coming back costs more than the line.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._lines: deque[str] = deque()
-        self._writing, self._crowded = threading.Lock(), False
-        os.register_at_fork(after_in_child=self._begin_anew)
-
-    def _begin_anew(self) -> None:
-        # A thread that was writing at the fork writes in the parent only.
-        self._lines, self._writing, self._crowded = deque(), threading.Lock(), False
-
-    def createLock(self) -> None:  # noqa: N802 - logging's own name
-        """Create none: threads would queue for it."""
-        self.lock = None
-
-    def handle(self, record: logging.LogRecord) -> bool:
-        """Write a record that the filters let through; the inherited method takes the lock."""
-        passed: bool | logging.LogRecord = self.filter(record)
-        if passed:
-            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
-        return bool(passed)
-
-    def flush(self) -> None:
-        """Write what is left as the process ends; wait for the lock only PATIENCE seconds."""
-        if self._writing.acquire(timeout=PATIENCE):
-            try:
-                self.stream.write("".join(self._taken()))
-                self.stream.flush()
-            finally:
-                self._writing.release()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, or leave it to the thread that is writing."""
-        try:
-            self._lines.append(f"{self.format(record)}\n")
-            self._write()
-        except RecursionError:
-            raise
-        except Exception:  # noqa: BLE001 - as every handler of logging does
-            self.handleError(record)
-
-    def _write(self) -> None:
-        # Looked at again after each turn: a line may have come just before the lock was free.
-        turns = 0
-        while self._lines and self._writing.acquire(blocking=self._crowded or len(self._lines) > MANY):
-            try:
-                self.stream.write("".join(self._taken()))
-            finally:
-                self._writing.release()
-            turns += 1
-            # The others wait for their turn now, or this thread would write for them as long as they log.
-            self._crowded = turns >= TURNS
-        if turns:
-            self._crowded = False
-
-    def _taken(self) -> Iterator[str]:
-        while self._lines:
-            yield self._lines.popleft()
+def _printable(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Keep a message on its line: a type that a sender chose may hold line breaks, or a terminal's codes."""
+    characters = (one if one.isprintable() else ascii(one)[1:-1] for one in str(line["event"]))
+    return {**line, "event": "".join(characters)}

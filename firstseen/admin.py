@@ -1,4 +1,4 @@
-"""`migrate`, `prune`, `version`: what keeps a deployment in order."""
+"""Commands that keep a deployment in order: `migrate`, `prune`, `version`, `hash-password`, `sandbox`."""
 
 import logging
 import sys
@@ -11,27 +11,28 @@ import click
 from sqlalchemy import URL
 from werkzeug.security import generate_password_hash
 
-from config.credentials import check_name
+from config.credentials import check_user_name
 from firstseen.console import Context, json_option, pass_context, print_json
+from receiver.ledger import queue, schema
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.idempotency_keys import prune_keys
-from receiver.ledger.queue import Retention
-from receiver.ledger.queue import prune as prune_once
-from receiver.ledger.schema import found
-from receiver.ledger.schema import migrate as bring_up
 from receiver.ledger.store import Store
 from receiver.sandbox.factory import create_sandbox
 from receiver.sandbox.server import is_loopback, listen, serve
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
+PASSWORD_MIN = 10
+"""Characters: guesses are throttled, but a hash may leak."""
 
-def release() -> str:
-    """Return this release's version; from a checkout, where nothing is installed, as the project says."""
-    try:
-        return metadata.version("firstseen")
-    except metadata.PackageNotFoundError:
-        return str(tomllib.loads(PROJECT.read_text())["project"]["version"])
+SANDBOX_PORT = 8001
+SANDBOX_DATABASE = Path("var") / "sandbox.db"
+
+SANDBOX_LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+"""Its lines are for the person at this terminal, and everything in it is made up."""
+
+SANDBOX_POOL = 32
+"""Connections: one thread a request, and each writes down what it does."""
 
 
 @click.command()
@@ -44,13 +45,21 @@ def version(*, as_json: bool) -> None:
         click.echo(release())
 
 
+def release() -> str:
+    """Return this release's version; from a checkout, where nothing is installed, as the project says."""
+    try:
+        return metadata.version("firstseen")
+    except metadata.PackageNotFoundError:
+        return str(tomllib.loads(PROJECT.read_text())["project"]["version"])
+
+
 @click.command()
 @json_option
 @pass_context
 def migrate(context: Context, *, as_json: bool) -> None:
     """Bring the database to this release's schema; safe to run again and beside a running release."""
-    before = found(context.database)
-    after = bring_up(context.database)
+    before = schema.found(context.database)
+    after = schema.migrate(context.database)
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
@@ -65,12 +74,13 @@ def migrate(context: Context, *, as_json: bool) -> None:
 def prune(context: Context, *, as_json: bool) -> None:
     """Erase payloads, and forget ids and idempotency keys, that are past their windows."""
     windows = {
-        name: Retention(source.retention, source.payload_retention)
+        name: queue.Retention(source.retention, source.payload_retention)
         for name, source in context.sources.items()
     }
-    result = counts = prune_once(context.ledger, windows)
+    # In portions, each a short transaction, until one finds nothing.
+    result = counts = queue.prune(context.ledger, windows)
     while any(number > 0 for number in counts.values()):
-        counts = prune_once(context.ledger, windows)
+        counts = queue.prune(context.ledger, windows)
         result = {kind: result[kind] + number for kind, number in counts.items()}
     result["keys"] = prune_keys(context.ledger)
     if as_json:
@@ -79,64 +89,39 @@ def prune(context: Context, *, as_json: bool) -> None:
         click.echo(", ".join(f"{number} {kind}" for kind, number in result.items()) + " pruned.")
 
 
-# `hash-password`: makes an entry of FIRSTSEEN_USERS.
-
-
-SHORTEST = 10
-"""Characters: guesses are throttled, but a hash may leak."""
-
-
 @click.command("hash-password")
 @click.argument("name")
 def hash_password(name: str) -> None:
     """Print an entry of FIRSTSEEN_USERS for NAME; the password is asked for, or read from standard input."""
     try:
-        check_name(name)
+        check_user_name(name)
     except ValueError as error:
         raise click.BadParameter(f"{error}.", param_hint="NAME") from None
-    password = _password()
-    if len(password) < SHORTEST:
-        raise click.UsageError(f"The password is shorter than {SHORTEST} characters.")
-    click.echo(entry(name, password))
+    if sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if len(password) < PASSWORD_MIN:
+        raise click.UsageError(f"The password is shorter than {PASSWORD_MIN} characters.")
+    click.echo(user_entry(name, password))
     click.echo("Put it into FIRSTSEEN_USERS, in single quotes: its $ mean something to shells.", err=True)
 
 
-def entry(name: str, password: str) -> str:
+def user_entry(name: str, password: str) -> str:
     """Return what FIRSTSEEN_USERS has for this person."""
     return f"{name}={generate_password_hash(password, 'scrypt')}"
 
 
-def _password() -> str:
-    if sys.stdin.isatty():
-        found: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-        return found
-    return sys.stdin.readline().rstrip("\r\n")
-
-
-# `firstseen sandbox`: the five APIs of `docs/dialects.md` on this machine.
-
-
-PORT = 8001
-
-DATABASE = Path("var") / "sandbox.db"
-
-LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-"""Its lines are for the person at this terminal, and everything in it is made up."""
-
-POOL = 32
-"""Connections: one thread a request, and each writes down what it does."""
-
-
 @click.command()
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="0: a free one."
+    "--port", type=click.IntRange(0, 65_535), default=SANDBOX_PORT, show_default=True, help="0: a free one."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--allow-remote", is_flag=True, help="Let other machines in: it takes any credential.")
 @click.option(
     "--database",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=DATABASE,
+    default=SANDBOX_DATABASE,
     show_default=True,
     help="A SQLite file of its own.",
 )
@@ -147,19 +132,19 @@ def sandbox(port: int, host: str, *, allow_remote: bool, database: Path) -> None
             f"The sandbox takes any credential, and {host} may be reached from other machines:"
             " use 127.0.0.1, or add --allow-remote."
         )
-    logging.basicConfig(level="INFO", format=LINE, force=True)
+    logging.basicConfig(level="INFO", format=SANDBOX_LINE, force=True)
     url = URL.create("sqlite", database=str(database)).render_as_string()
+
+    def greet(address: str) -> None:
+        click.echo(f"The sandbox is at {address}; {address}/_effects says what happened. Ctrl-C stops it.")
+
     with ExitStack() as opened:
         try:
-            store = opened.enter_context(closing(Store(url, pool=POOL)))
+            store = opened.enter_context(closing(Store(url, pool=SANDBOX_POOL)))
             app = create_sandbox(store)
             listener = opened.enter_context(listen(host, port))
         except LedgerError as error:
             raise click.ClickException(f"{database} cannot be used: {error}") from error
         except OSError as error:
             raise click.ClickException(f"The sandbox cannot start: {error.strerror or error}.") from error
-        serve(app, listener, _greet)
-
-
-def _greet(address: str) -> None:
-    click.echo(f"The sandbox is at {address}; {address}/_effects says what happened. Ctrl-C stops it.")
+        serve(app, listener, greet)

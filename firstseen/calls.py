@@ -1,7 +1,7 @@
 """`calls`, `call show`, `call resolve`: what handlers asked of other APIs, and what a person says of it."""
 
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,114 +24,14 @@ from firstseen.console import (
     visible,
     visible_lines,
 )
-from receiver.ledger.control import Resolution, StatedResponse, resolve
 from receiver.ledger.filter import CallFilter
-from receiver.ledger.reports import call_story, list_calls
+from receiver.ledger.reports.models import Call, CallStory, Content, Send, Stored, ToldCall
 from receiver.ledger.states import CallState
-from receiver.redaction import redacted_calls
+from receiver.service import Resolution, StatedResponse
 from worker.calls.transport import ANSWER_MAX
-
-# How calls look on a terminal: each with its key, its sends and its answer.
-
 
 BODY_LINES = 40
 """Lines of a stored request or answer that are printed; `--json` has all of it."""
-
-
-def told_calls(calls: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield an event's calls, in their order, as `story` has them."""
-    if calls:
-        yield labelled("calls", str(len(calls)))
-    for one in calls:
-        yield f"  {one['generation']}.{one['position'] + 1}  {_headline(one)}"
-        for name, fact in _facts(one, one).items():
-            if fact:
-                yield f"       {name.ljust(9)}{fact}"
-        yield from _sends(one["sends"], one["generation"], "       ")
-
-
-def told_call(told: dict[str, Any]) -> Iterator[str]:
-    """Yield all about one call, as `call_story` has it."""
-    one, event = told["call"], told["event"]
-    yield click.style(_headline(one), bold=True)
-    yield labelled("next", visible(told["next"]))
-    yield labelled("event", f"{visible(event['source'])} {visible(event['event_id'])}, {event['state']}")
-    yield labelled("call", f"{one['generation']}.{one['position'] + 1}, created {moment(one['created_at'])}")
-    for name, fact in _facts(one, told).items():
-        if fact:
-            yield labelled(name, fact)
-    if told["sends"]:
-        yield labelled("sends", str(one["send_count"]))
-    yield from _sends(told["sends"], one["generation"], "  ")
-    yield from _content("body sent", told["request"])
-    yield from _content("body got", told["answer"])
-    if told["actions"]:
-        yield labelled("actions", str(len(told["actions"])))
-    for action in told["actions"]:
-        yield f"  {moment(action['at'])}  {action['what']} by {visible(action['who'])}"
-
-
-def _sends(sends: list[dict[str, Any]], generation: int, indent: str) -> Iterator[str]:
-    for send in sends:
-        by = f"attempt {generation}.{send['attempt']}"
-        end = send["outcome"] or ("no answer yet" if send["open"] else "not open any more")
-        still = click.style(", open", fg="yellow") if send["open"] and send["outcome"] else ""
-        reason = f": {visible(send['reason'])}" if send["reason"] else ""
-        yield f"{indent}send {send['number']}  {moment(send['at'])}  {by}  {end}{still}{reason}"
-
-
-def _headline(one: dict[str, Any]) -> str:
-    again = f" (successor {one['successor']})" if one["successor"] else ""
-    return f"{visible(one['step'])}{again}  {visible(one['api'])}  {tinted(one['state'])}"
-
-
-def _facts(one: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
-    protection = one["protection"] if one["key"] is None else f"{one['key']}, {_life(one)}"
-    # What its last send says already is not said twice.
-    known = told["sends"][-1]["reason"] if told["sends"] else None
-    return {
-        "id": one["id"],
-        "request": visible(f"{one['method']} {one['url']}"),
-        "key": protection,
-        "once": visible(one["once"]),
-        "shares": f"the answer of call {one['shares']}" if one["shares"] else "",
-        "changed": _changed(one),
-        "reason": "" if one["reason"] == known else visible(one["reason"]),
-        "due": moment(one["due_at"]) if one["state"] == CallState.PENDING else "",
-        "answer": _answer(one, told["answer"]),
-    }
-
-
-def _life(one: dict[str, Any]) -> str:
-    return f"until {moment(one['expires_at'])}" if one["expires_at"] else "not sent yet"
-
-
-def _changed(one: dict[str, Any]) -> str:
-    if not one["changed_to"]:
-        return ""
-    return f"the handler asks for {one['changed_to'][:12]}, stored is {one['fingerprint'][:12]}"
-
-
-def _answer(one: dict[str, Any], answer: dict[str, Any] | None) -> str:
-    if one["status"] is None:
-        return ""
-    kept = f"{plural(answer['size'], 'byte')} {visible(answer['content_type'])}" if answer else "not kept"
-    return f"{one['status']}, {kept}".rstrip()
-
-
-def _content(name: str, content: dict[str, Any] | None) -> Iterator[str]:
-    if content is None or not content["size"]:
-        return
-    if content["encoding"] != "utf-8":
-        yield labelled(name, f"{plural(content['size'], 'byte')}, no text")
-        return
-    lines = visible_lines(content["body"])
-    yield labelled(name, "")
-    for line in lines[:BODY_LINES]:
-        yield f"  {line}"
-    if len(lines) > BODY_LINES:
-        yield f"  ... and {plural(len(lines) - BODY_LINES, 'line')} more"
-
 
 PAGE = 50
 
@@ -163,12 +63,11 @@ def calls(
 ) -> None:
     """List outbound calls, newest first; `--state parked` are those that wait for a person."""
     which = CallFilter(state=CallState(state) if state else None, **given)
-    page = list_calls(context.ledger, which, limit=limit, cursor=cursor)
-    data = redacted_calls(context.sources, context.ledger, page.data)
+    page = context.service.list_calls(which, limit=limit, cursor=cursor)
     if as_json:
-        print_json({"data": data, "next": page.next})
+        print_json(page)
         return
-    rows = [(moment(one["created_at"]), *(one[name] for name in SHOWN)) for one in data]
+    rows = [(moment(call.created_at), *(getattr(call, name) for name in SHOWN)) for call in page.data]
     print_table(("created", *SHOWN), rows)
     if page.next:
         click.echo(f"More: the same command with --cursor {page.next}", err=True)
@@ -185,17 +84,12 @@ def call() -> None:
 @pass_context
 def show(context: Context, call_id: UUID, *, as_json: bool) -> None:
     """Tell all about one call: its sends, its answer, and what happens next."""
-    told = _told(context, call_id)
+    story = context.service.call_story(call_id)
     if as_json:
-        print_json(told)
+        print_json(story)
         return
-    for line in told_call(told):
+    for line in _story_lines(story):
         click.echo(line)
-
-
-def _told(context: Context, call_id: UUID) -> Any:
-    told = call_story(context.ledger, call_id)
-    return context.shown(UUID(told["call"]["event"]), told)
 
 
 def _ways(command: Any) -> Any:
@@ -221,14 +115,13 @@ def resolve_call(context: Context, /, call_id: UUID, *, as_json: bool, **given: 
     if how != Resolution.HAPPENED and (file or status):
         raise click.UsageError("--response and --status go with --happened.")
     response = _response(file, status or StatedResponse.status)
-    resolve(context.ledger, call_id, how, given["who"] or system_user(), response=response)
-    now = _told(context, call_id)
+    context.service.resolve(call_id, how, given["who"] or system_user(), response)
+    story = context.service.call_story(call_id)
     if as_json:
-        print_json(now)
+        print_json(story)
         return
-    event = now["event"]
-    click.echo(f"Call {visible(now['call']['step'])}: {visible(now['call']['reason'])}")
-    click.echo(f"Event {visible(event['event_id'])} is {event['state']} now.")
+    click.echo(f"Call {visible(story.call.step)}: {visible(story.call.reason)}")
+    click.echo(f"Event {visible(story.event.event_id)} is {story.event.state} now.")
 
 
 def _response(file: Path | None, status: int) -> StatedResponse:
@@ -256,3 +149,88 @@ def _content_type(file: Path, body: bytes) -> str:
     except ValueError:
         return named or "application/octet-stream"
     return "application/json"
+
+
+def call_lines(calls: Sequence[ToldCall]) -> Iterator[str]:
+    """Yield an event's calls as lines for a terminal, each with its key, its sends and its answer."""
+    if calls:
+        yield labelled("calls", str(len(calls)))
+    for call in calls:
+        yield f"  {call.generation}.{call.position + 1}  {_headline(call)}"
+        for name, fact in _facts(call, call.sends, call.answer).items():
+            if fact:
+                yield f"       {name.ljust(9)}{fact}"
+        yield from _send_lines(call.sends, call.generation, "       ")
+
+
+def _story_lines(story: CallStory) -> Iterator[str]:
+    call, event = story.call, story.event
+    yield click.style(_headline(call), bold=True)
+    yield labelled("next", visible(story.next))
+    yield labelled("event", f"{visible(event.source)} {visible(event.event_id)}, {event.state}")
+    yield labelled("call", f"{call.generation}.{call.position + 1}, created {moment(call.created_at)}")
+    for name, fact in _facts(call, story.sends, story.answer).items():
+        if fact:
+            yield labelled(name, fact)
+    if story.sends:
+        yield labelled("sends", str(call.send_count))
+    yield from _send_lines(story.sends, call.generation, "  ")
+    yield from _content_lines("body sent", story.request)
+    yield from _content_lines("body got", story.answer)
+    if story.actions:
+        yield labelled("actions", str(len(story.actions)))
+    for action in story.actions:
+        yield f"  {moment(action.at)}  {action.what} by {visible(action.who)}"
+
+
+def _send_lines(sends: Sequence[Send], generation: int, indent: str) -> Iterator[str]:
+    for send in sends:
+        by = f"attempt {generation}.{send.attempt}"
+        end = send.outcome or ("no answer yet" if send.open else "not open any more")
+        still = click.style(", open", fg="yellow") if send.open and send.outcome else ""
+        reason = f": {visible(send.reason)}" if send.reason else ""
+        yield f"{indent}send {send.number}  {moment(send.at)}  {by}  {end}{still}{reason}"
+
+
+def _headline(call: Call) -> str:
+    again = f" (successor {call.successor})" if call.successor else ""
+    return f"{visible(call.step)}{again}  {visible(call.api)}  {tinted(call.state)}"
+
+
+def _facts(call: Call, sends: Sequence[Send], answer: Stored | Content | None) -> dict[str, str]:
+    key = call.protection if call.key is None else call.key
+    if call.key is not None:
+        key += f", until {moment(call.expires_at)}" if call.expires_at else ", not sent yet"
+    changed = reply = ""
+    if call.changed_to:
+        changed = f"the handler asks for {call.changed_to[:12]}, stored is {call.fingerprint[:12]}"
+    if call.status is not None:
+        kept = f"{plural(answer.size, 'byte')} {visible(answer.content_type)}" if answer else "not kept"
+        reply = f"{call.status}, {kept}".rstrip()
+    # A reason that the last send gives already is not repeated.
+    known = sends[-1].reason if sends else None
+    return {
+        "id": str(call.id),
+        "request": visible(f"{call.method} {call.url}"),
+        "key": key,
+        "once": visible(call.once),
+        "shares": f"the answer of call {call.shares}" if call.shares else "",
+        "changed": changed,
+        "reason": "" if call.reason == known else visible(call.reason),
+        "due": moment(call.due_at) if call.state == CallState.PENDING else "",
+        "answer": reply,
+    }
+
+
+def _content_lines(name: str, content: Content | None) -> Iterator[str]:
+    if content is None or not content.size:
+        return
+    if content.encoding != "utf-8":
+        yield labelled(name, f"{plural(content.size, 'byte')}, no text")
+        return
+    lines = visible_lines(content.body)
+    yield labelled(name, "")
+    for line in lines[:BODY_LINES]:
+        yield f"  {line}"
+    if len(lines) > BODY_LINES:
+        yield f"  ... and {plural(len(lines) - BODY_LINES, 'line')} more"

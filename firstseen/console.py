@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
-from uuid import UUID
 
 import click
 
@@ -17,10 +16,12 @@ from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
 from config.toml import parse_duration
 from receiver.ledger.filter import EventFilter
+from receiver.ledger.reports.models import Shape
 from receiver.ledger.schema import check_schema
 from receiver.ledger.states import State
 from receiver.ledger.store import Store
-from receiver.redaction import redacted
+from receiver.requests import Which
+from receiver.service import Service
 
 
 class CommandFailed(click.ClickException):
@@ -58,9 +59,15 @@ class Context:
         check_schema(self.database)
         return self.database
 
-    def shown(self, event: UUID, told: Any) -> Any:
-        """Return what is told of an event without what its source leaves out."""
-        return redacted(self.sources, self.ledger, event, told)
+    @cached_property
+    def service(self) -> Service:
+        """What people may see and do; actions nudge nobody, and the sweeper finds what is due."""
+        return Service(self.ledger, self.sources)
+
+    @cached_property
+    def counting_service(self) -> Service:
+        """The service for what shows no event: it works while the sources are misconfigured, too."""
+        return Service(self.ledger, {})
 
     def source(self, name: str) -> Source:
         """Return a configured source or say no."""
@@ -110,8 +117,8 @@ COLOURS = {
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON, one line, ASCII only."""
-    click.echo(json.dumps(value))
+    """Print a read model, or a value, as JSON, one line, ASCII only."""
+    click.echo(json.dumps(value.as_json() if isinstance(value, Shape) else value))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -146,9 +153,9 @@ def visible_lines(text: str) -> list[str]:
     return [visible(line) for line in text.splitlines()]
 
 
-def moment(text: str | None) -> str:
-    """Return an RFC 3339 time shortened to whole seconds."""
-    return "" if text is None else text[:19] + "Z"
+def moment(at: datetime | None) -> str:
+    """Write a time as RFC 3339, cut to whole seconds."""
+    return "" if at is None else f"{at:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def plural(number: int, word: str) -> str:
@@ -170,7 +177,7 @@ def _escaped(character: str) -> str:
 Command = Callable[..., Any]
 
 
-class Moment(click.ParamType[datetime]):
+class TimeParam(click.ParamType[datetime]):
     """A point in time: RFC 3339 (`2026-11-21T10:00:00Z`), or how long ago (`90s`, `2h`, `30d`)."""
 
     name = "time"
@@ -211,8 +218,8 @@ _FILTERS = (
     click.option("--source", "by_source", metavar="NAME", help="Only events of this source."),
     click.option("--state", type=click.Choice([str(state) for state in State]), help="Only in this state."),
     click.option("--type", "event_type", metavar="TYPE", help="Only of this type."),
-    click.option("--since", type=Moment(), help="Received since: 2h, 30d, or 2026-11-21T10:00:00Z."),
-    click.option("--until", type=Moment(), help="Received before; written likewise."),
+    click.option("--since", type=TimeParam(), help="Received since: 2h, 30d, or 2026-11-21T10:00:00Z."),
+    click.option("--until", type=TimeParam(), help="Received before; written likewise."),
 )
 
 
@@ -225,11 +232,11 @@ def filter_options(command: Command) -> Command:
 
 def filter_of(given: dict[str, Any]) -> EventFilter:
     """Return the filter that a command's options make."""
-    state = given["state"]
-    return EventFilter(
+    which = Which(
         source=given["by_source"],
-        state=State(state) if state else None,
+        state=given["state"],
         type=given["event_type"],
         since=given["since"],
         until=given["until"],
     )
+    return which.as_filter()

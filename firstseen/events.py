@@ -1,4 +1,4 @@
-"""`events`, `stats`, `sources`: what there is."""
+"""Events on the command line: `events`, `show`, `stats`, `sources`, and what a person does to them."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from firstseen.calls import told_calls
+from firstseen.calls import call_lines
 from firstseen.console import (
     CommandFailed,
     Context,
@@ -26,87 +26,21 @@ from firstseen.console import (
     visible,
     visible_lines,
 )
-from receiver.api.routes import describe
-from receiver.ledger.control import actions as ledger
-from receiver.ledger.control import candidates, plan, progress, step
 from receiver.ledger.filter import EventFilter
-from receiver.ledger.reports import find_event, list_events, story
-from receiver.ledger.reports import stats as figures
+from receiver.ledger.reports.models import CallFigures, EventInFull, FiguresView, Progress, Story
 from receiver.ledger.states import CallState, Move, State
-from receiver.ledger.store import Store
-from receiver.redaction import redacted_rows
+from receiver.service import describe_sources
 
 PAGE = 50
 
 SHOWN = ("source", "event_id", "type", "state", "attempts", "duplicates", "reason")
 
+FLAGS = {
+    "suspected_replay": "suspected replay",
+    "calls_changed": "its handler asks for other bytes in a call that succeeded",
+}
 
-@click.command()
-@filter_options
-@click.option(
-    "--limit", type=click.IntRange(1, 500), default=PAGE, show_default=True, help="Events on a page."
-)
-@click.option("--cursor", help="Where the page starts; the previous one prints it.")
-@json_option
-@pass_context
-def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any) -> None:
-    """List events, newest first."""
-    page = list_events(context.ledger, filter_of(given), limit=limit, cursor=cursor)
-    data = redacted_rows(context.sources, context.ledger, page.data)
-    if as_json:
-        print_json({"data": data, "next": page.next})
-        return
-    rows = [(moment(event["received_at"]), *(event[name] for name in SHOWN)) for event in data]
-    print_table(("received", *SHOWN), rows)
-    if page.next:
-        click.echo(f"More: the same command with --cursor {page.next}", err=True)
-
-
-@click.command()
-@json_option
-@pass_context
-def stats(context: Context, *, as_json: bool) -> None:
-    """Count events by source and state, rejections by reason, and calls by API and state."""
-    found = figures(context.ledger)
-    if as_json:
-        print_json(found)
-        return
-    states = [str(state) for state in State]
-    head = ("source", "accepted", "duplicates", "conflicts", *states, "oldest unfinished", "rejected")
-    print_table(head, [_figures_row(row, states) for row in found["data"]])
-    if found["calls"]:
-        click.echo()
-        kinds = [str(state) for state in CallState]
-        rows = [(row["api"], row["count"], *row["states"].values(), _told(row)) for row in found["calls"]]
-        print_table(("api", "calls", *kinds, "last told"), rows)
-
-
-def _figures_row(row: dict[str, Any], states: list[str]) -> tuple[Any, ...]:
-    refused = ", ".join(f"{number} {reason}" for reason, number in sorted(row["rejections"].items()))
-    counts = (row["states"][state] for state in states)
-    plain = (row["source"], row["accepted"], row["duplicates"], row["conflicts"])
-    return (*plain, *counts, moment(row["oldest_unfinished"]), refused)
-
-
-def _told(row: dict[str, Any]) -> str:
-    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(row["outcomes"].items()))
-
-
-@click.command()
-@json_option
-@pass_context
-def sources(context: Context, *, as_json: bool) -> None:
-    """List the configured sources, and what is wrong with them."""
-    configured = [describe(source) for source in context.sources.values()]
-    if as_json:
-        print_json({"data": configured, "next": None})
-        return
-    rows = [(s["name"], s["provider"], s["path"], s["secrets"], s["problem"] or "ok") for s in configured]
-    print_table(("source", "provider", "path", "secrets", "problem"), rows)
-
-
-# Many events at once: count, list, act, show how far it is, go on where it was interrupted.
-
+DONE = {Move.RETRY: "is due again", Move.RERUN: "runs again", Move.DISCARD: "is discarded"}
 
 BATCH = 100
 """Events of one transaction: short enough to let deliveries through on SQLite."""
@@ -114,62 +48,7 @@ BATCH = 100
 PAUSE = 0.2
 """Seconds to wait when every open step is in another process's hands."""
 
-
-def count_first(store: Store, move: Move, which: EventFilter, *, as_json: bool) -> None:
-    """Say how many events a bulk run would act on, and act on none."""
-    number = candidates(store, move, which)
-    if as_json:
-        print_json({"what": move, "filter": which.as_json(), "dry_run": True, "total": number})
-        return
-    click.echo(f"{plural(number, 'event')} to {move}; nothing is done yet: add --yes to do it.")
-
-
-def run_all(store: Store, move: Move, which: EventFilter, who: str, *, as_json: bool) -> None:
-    """List the events of a filter and act on each once."""
-    replay = plan(store, move, which, who)
-    if replay.total:
-        hint = f"Bulk run {replay.id}: if it is interrupted, `firstseen {move} --resume {replay.id}` goes on."
-        click.echo(hint, err=True)
-    _run(store, replay.id, replay.total)
-    _report(progress(store, replay.id), as_json=as_json)
-
-
-def resume(store: Store, move: Move, replay: UUID, *, as_json: bool) -> None:
-    """Go on with a bulk run; what it has done is not done again."""
-    found = progress(store, replay)
-    if found["what"] != move:
-        raise CommandFailed(
-            f"Bulk run {replay} is a {found['what']}: say firstseen {found['what']} --resume {replay}."
-        )
-    _run(store, replay, found["open"])
-    _report(progress(store, replay), as_json=as_json)
-
-
-def _run(store: Store, replay: UUID, number: int) -> None:
-    with click.progressbar(length=number, file=sys.stderr) as bar:
-        left = True
-        while left:
-            stepped = step(store, replay, batch=BATCH)
-            left = stepped.left
-            bar.update(stepped.done + stepped.skipped)
-            if left and not stepped.done + stepped.skipped:
-                time.sleep(PAUSE)
-
-
-def _report(found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
-    skipped = f", {found['skipped']} had moved on and were left alone" if found["skipped"] else ""
-    click.echo(f"{found['what']}: {found['done']} of {plural(found['total'], 'event')} done{skipped}.")
-
-
-# `retry`, `rerun`, `discard`: one event by its name, or many by a filter.
-
-
-DONE = {Move.RETRY: "is due again", Move.RERUN: "runs again", Move.DISCARD: "is discarded"}
-
-_OPTIONS = (
+_ACTION_OPTIONS = (
     click.argument("source", required=False),
     click.argument("event_id", required=False),
     filter_options,
@@ -186,8 +65,137 @@ _OPTIONS = (
 )
 
 
+@click.command()
+@filter_options
+@click.option(
+    "--limit", type=click.IntRange(1, 500), default=PAGE, show_default=True, help="Events on a page."
+)
+@click.option("--cursor", help="Where the page starts; the previous one prints it.")
+@json_option
+@pass_context
+def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any) -> None:
+    """List events, newest first."""
+    page = context.service.list_events(filter_of(given), limit=limit, cursor=cursor)
+    if as_json:
+        print_json(page)
+        return
+    rows = [(moment(event.received_at), *(getattr(event, name) for name in SHOWN)) for event in page.data]
+    print_table(("received", *SHOWN), rows)
+    if page.next:
+        click.echo(f"More: the same command with --cursor {page.next}", err=True)
+
+
+@click.command()
+@json_option
+@pass_context
+def stats(context: Context, *, as_json: bool) -> None:
+    """Count events by source and state, rejections by reason, and calls by API and state."""
+    found = context.counting_service.stats()
+    if as_json:
+        print_json(found)
+        return
+    head = ("source", "accepted", "duplicates", "conflicts", *State, "oldest unfinished", "rejected")
+    print_table(head, [_source_row(figures) for figures in found.data])
+    if found.calls:
+        click.echo()
+        print_table(("api", "calls", *CallState, "last told"), [_api_row(figures) for figures in found.calls])
+
+
+def _source_row(figures: FiguresView) -> tuple[Any, ...]:
+    rejected = ", ".join(f"{number} {reason}" for reason, number in sorted(figures.rejections.items()))
+    counts = (figures.states[state] for state in State)
+    totals = (figures.source, figures.accepted, figures.duplicates, figures.conflicts)
+    return (*totals, *counts, moment(figures.oldest_unfinished), rejected)
+
+
+def _api_row(figures: CallFigures) -> tuple[Any, ...]:
+    outcomes = ", ".join(f"{number} {outcome}" for outcome, number in sorted(figures.outcomes.items()))
+    return (figures.api, figures.count, *figures.states.values(), outcomes)
+
+
+@click.command()
+@json_option
+@pass_context
+def sources(context: Context, *, as_json: bool) -> None:
+    """List the configured sources, and what is wrong with them."""
+    configured = describe_sources(context.sources)
+    if as_json:
+        print_json(configured)
+        return
+    rows = [
+        (source.name, source.provider, source.path, source.secrets, source.problem or "ok")
+        for source in configured.data
+    ]
+    print_table(("source", "provider", "path", "secrets", "problem"), rows)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("event_id")
+@json_option
+@pass_context
+def show(context: Context, source: str, event_id: str, *, as_json: bool) -> None:
+    """Tell the whole story of an event, and what happens next."""
+    story = context.service.story(context.service.find_event(source, event_id))
+    if as_json:
+        print_json(story)
+        return
+    for line in _story_lines(story):
+        click.echo(line)
+
+
+def _story_lines(story: Story) -> Iterator[str]:
+    yield from _event_lines(story.event)
+    yield labelled("next", visible(story.next))
+    if story.duplicates.count:
+        span = f"first {moment(story.duplicates.first)}, last {moment(story.duplicates.last)}"
+        yield labelled("duplicates", f"{story.duplicates.count}: {span}")
+    for duplicate in story.duplicates.latest:
+        yield f"  {moment(duplicate.at)}  {visible(duplicate.address)}".rstrip()
+    if story.conflicts:
+        yield labelled("conflicts", f"{plural(len(story.conflicts), 'conflict')} kept")
+    for conflict in story.conflicts:
+        fate = f", promoted to {conflict.promoted_to}" if conflict.promoted_to else ""
+        yield f"  {moment(conflict.at)}  {conflict.body_hash}  {plural(conflict.size, 'byte')}{fate}"
+    if story.attempts:
+        yield labelled("attempts", str(len(story.attempts)))
+    for attempt in story.attempts:
+        end = f"{attempt.outcome} {moment(attempt.ended_at)}" if attempt.outcome else "running"
+        number = f"{attempt.generation}.{attempt.number}"
+        yield f"  {number}  {moment(attempt.started_at)}  {end}  by {visible(attempt.worker)}"
+        if attempt.reason:
+            yield f"       {visible(attempt.reason)}"
+        for line in visible_lines(attempt.error or ""):
+            yield click.style(f"       {line}", dim=True)
+    yield from call_lines(story.calls)
+    if story.actions:
+        yield labelled("actions", str(len(story.actions)))
+    for action in story.actions:
+        of = f", call {action.call}" if action.call else ""
+        yield f"  {moment(action.at)}  {action.what} by {visible(action.who)}, was {action.was}{of}"
+
+
+def _event_lines(event: EventInFull) -> Iterator[str]:
+    yield click.style(f"{visible(event.source)} {visible(event.event_id)}", bold=True)
+    size = "payload erased" if event.size is None else plural(event.size, "byte")
+    facts = {
+        "state": tinted(event.state),
+        "reason": visible(event.reason),
+        "type": visible(event.type),
+        "id": str(event.id),
+        "received": f"{moment(event.received_at)} from {visible(event.address) or 'unknown'}, {size}",
+        "created": moment(event.created_at),
+        "finished": moment(event.finished_at),
+        "generation": str(event.generation),
+        "flags": ", ".join(word for name, word in FLAGS.items() if getattr(event, name)),
+    }
+    for name, fact in facts.items():
+        if fact:
+            yield labelled(name, fact)
+
+
 def _action(command: Callable[..., None]) -> click.Command:
-    for option in reversed(_OPTIONS):
+    for option in reversed(_ACTION_OPTIONS):
         command = option(command)
     return click.command()(command)
 
@@ -226,124 +234,60 @@ def _act(context: Context, move: Move, given: dict[str, Any]) -> None:
         raise click.UsageError(
             "Name one event by SOURCE and EVENT_ID, or many by a filter, or a run to resume."
         )
-    who = given["who"] or system_user()
+    who, as_json = given["who"] or system_user(), given["as_json"]
     if given["source"]:
         _act_on_one(context, move, who, given)
     elif given["replay"]:
-        resume(context.ledger, move, given["replay"], as_json=given["as_json"])
+        _resume(context, move, given["replay"], as_json=as_json)
     elif given["yes"]:
-        run_all(context.ledger, move, which, who, as_json=given["as_json"])
+        started = context.counting_service.start_bulk(move, which, who)
+        if started.total:
+            again = f"`firstseen {move} --resume {started.id}` goes on."
+            click.echo(f"Bulk run {started.id}: if it is interrupted, {again}", err=True)
+        _carry_out(context, started)
+        _report(context.counting_service.bulk_progress(started.id), as_json=as_json)
     else:
-        count_first(context.ledger, move, which, as_json=given["as_json"])
+        counted = context.counting_service.count(move, which)
+        if as_json:
+            print_json(counted)
+            return
+        number = plural(counted.total, "event")
+        click.echo(f"{number} to {move}; nothing is done yet: add --yes to do it.")
 
 
 def _act_on_one(context: Context, move: Move, who: str, given: dict[str, Any]) -> None:
-    event = find_event(context.ledger, given["source"], given["event_id"])
-    _carry_out(context, move, event, who, given["generation"])
-    now = story(context.ledger, event)
+    event = context.service.find_event(given["source"], given["event_id"])
+    context.service.act(move, event, who, generation=given["generation"])
+    story = context.service.story(event)
     if given["as_json"]:
-        print_json(now["event"])
+        print_json(story.event)
         return
-    click.echo(f"{visible(given['event_id'])} {DONE[move]}. {visible(now['next'])}")
+    click.echo(f"{visible(given['event_id'])} {DONE[move]}. {visible(story.next)}")
 
 
-def _carry_out(context: Context, move: Move, event: UUID, who: str, generation: int | None) -> None:
-    if move == Move.RETRY:
-        ledger.retry(context.ledger, event, who, generation=generation)
-    elif move == Move.DISCARD:
-        ledger.discard(context.ledger, event, who, generation=generation)
-    else:
-        seen = story(context.ledger, event)["event"]["generation"] if generation is None else generation
-        ledger.rerun(context.ledger, event, who, generation=seen)
+def _resume(context: Context, move: Move, replay: UUID, *, as_json: bool) -> None:
+    found = context.counting_service.bulk_progress(replay)
+    if found.what != move:
+        again = f"firstseen {found.what} --resume {replay}"
+        raise CommandFailed(f"Bulk run {replay} is a {found.what}: say {again}.")
+    _carry_out(context, found)
+    _report(context.counting_service.bulk_progress(replay), as_json=as_json)
 
 
-# `show`: the whole story of one event, for a person to read.
+def _carry_out(context: Context, run: Progress) -> None:
+    with click.progressbar(length=run.open, file=sys.stderr) as bar:
+        left = True
+        while left:
+            stepped = context.counting_service.step_bulk(run.id, BATCH)
+            left = stepped.left
+            bar.update(stepped.done + stepped.skipped)
+            if left and not stepped.done + stepped.skipped:
+                time.sleep(PAUSE)
 
 
-FLAGS = {
-    "suspected_replay": "suspected replay",
-    "calls_changed": "its handler asks for other bytes in a call that succeeded",
-}
-
-
-@click.command()
-@click.argument("source")
-@click.argument("event_id")
-@json_option
-@pass_context
-def show(context: Context, source: str, event_id: str, *, as_json: bool) -> None:
-    """Tell the whole story of an event, and what happens next."""
-    event = find_event(context.ledger, source, event_id)
-    told = context.shown(event, story(context.ledger, event))
+def _report(run: Progress, *, as_json: bool) -> None:
     if as_json:
-        print_json(told)
+        print_json(run)
         return
-    for line in _duplicate_lines(told):
-        click.echo(line)
-
-
-def _duplicate_lines(told: dict[str, Any]) -> Iterator[str]:
-    yield from _event(told["event"])
-    yield labelled("next", visible(told["next"]))
-    yield from _duplicates(told["duplicates"])
-    yield from _conflicts(told["conflicts"])
-    yield from _attempts(told["attempts"])
-    yield from told_calls(told["calls"])
-    yield from _actions(told["actions"])
-
-
-def _event(event: dict[str, Any]) -> Iterator[str]:
-    yield click.style(f"{visible(event['source'])} {visible(event['event_id'])}", bold=True)
-    size = "payload erased" if event["size"] is None else plural(event["size"], "byte")
-    facts = {
-        "state": tinted(event["state"]),
-        "reason": visible(event["reason"]),
-        "type": visible(event["type"]),
-        "id": event["id"],
-        "received": f"{moment(event['received_at'])} from {visible(event['address']) or 'unknown'}, {size}",
-        "created": moment(event["created_at"]),
-        "finished": moment(event["finished_at"]),
-        "generation": str(event["generation"]),
-        "flags": ", ".join(word for name, word in FLAGS.items() if event[name]),
-    }
-    for name, fact in facts.items():
-        if fact:
-            yield labelled(name, fact)
-
-
-def _duplicates(duplicates: dict[str, Any]) -> Iterator[str]:
-    if not duplicates["count"]:
-        return
-    span = f"first {moment(duplicates['first'])}, last {moment(duplicates['last'])}"
-    yield labelled("duplicates", f"{duplicates['count']}: {span}")
-    for one in duplicates["latest"]:
-        yield f"  {moment(one['at'])}  {visible(one['address'])}".rstrip()
-
-
-def _conflicts(conflicts: list[dict[str, Any]]) -> Iterator[str]:
-    if conflicts:
-        yield labelled("conflicts", f"{plural(len(conflicts), 'conflict')} kept")
-    for one in conflicts:
-        fate = f", promoted to {one['promoted_to']}" if one["promoted_to"] else ""
-        yield f"  {moment(one['at'])}  {one['body_hash']}  {plural(one['size'], 'byte')}{fate}"
-
-
-def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
-    if attempts:
-        yield labelled("attempts", str(len(attempts)))
-    for one in attempts:
-        number = f"{one['generation']}.{one['number']}"
-        end = f"{one['outcome']} {moment(one['ended_at'])}" if one["outcome"] else "running"
-        yield f"  {number}  {moment(one['started_at'])}  {end}  by {visible(one['worker'])}"
-        if one["reason"]:
-            yield f"       {visible(one['reason'])}"
-        for line in visible_lines(one["error"] or ""):
-            yield click.style(f"       {line}", dim=True)
-
-
-def _actions(actions: list[dict[str, Any]]) -> Iterator[str]:
-    if actions:
-        yield labelled("actions", str(len(actions)))
-    for one in actions:
-        of = f", call {one['call']}" if one["call"] else ""
-        yield f"  {moment(one['at'])}  {one['what']} by {visible(one['who'])}, was {one['was']}{of}"
+    skipped = f", {run.skipped} had moved on and were left alone" if run.skipped else ""
+    click.echo(f"{run.what}: {run.done} of {plural(run.total, 'event')} done{skipped}.")

@@ -1,8 +1,14 @@
 """`python -m receiver`: the Procfile's web."""
 
 import logging
+import os
+import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from flask import Flask
 from granian import Granian
@@ -15,10 +21,24 @@ from config.sources import load_sources
 from config.toml import ConfigError
 from config.tracing import set_up_traces
 from receiver.endpoints import build_endpoints
-from receiver.metrics import shared_metrics
+
+# Nothing imported here may import prometheus_client, which looks for this variable only then.
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 KILL_AFTER = 10
 """Seconds that a stopping server's requests get; the platform kills at 30."""
+
+
+@contextmanager
+def shared_metrics() -> Iterator[None]:
+    """Give the server's processes an empty folder for what they measure, so that any of them tells of all."""
+    folder = Path(tempfile.mkdtemp(prefix="firstseen-metrics-"))
+    os.environ[METRICS_FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(METRICS_FOLDER, None)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:

@@ -5,21 +5,21 @@ from collections.abc import Mapping
 from functools import partial
 
 from flask import Blueprint, Flask, Response, jsonify
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config.apis import Api, load_apis
 from config.dialects import load_dialects
 from config.logs import set_up_logs
 from config.providers import load_providers
 from config.settings import Settings, environment, load_settings
-from config.sources import Source, load_sources
+from config.sources import load_sources
 from config.toml import ConfigError
-from receiver.api.routes import Parts as ApiParts
 from receiver.api.routes import api_views
 from receiver.dashboard.auth import set_up_sessions
-from receiver.dashboard.pages import board_views
+from receiver.dashboard.pages import dashboard_views
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
-from receiver.ingress import Ingress, trust_proxies
+from receiver.ingress import Ingress
 from receiver.ledger.counters import record_rejections
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.intake import Recorder
@@ -27,7 +27,7 @@ from receiver.ledger.schema import check_schema
 from receiver.ledger.store import Store
 from receiver.metrics import Instruments, metrics_views
 from receiver.problems import answer_problems
-from receiver.service import DashboardParts
+from receiver.service import Service
 from receiver.telemetry import Observer
 
 # `/healthz`: the process lives. `/readyz`: the ledger answers and has the right schema.
@@ -74,31 +74,23 @@ def create_app(settings: Settings | None = None) -> Flask:
     rejections = Background("rejections", count, room=COUNTS_ROOM, batch=COUNTS_ROOM, pause=COUNTS_PAUSE)
     ingress = Ingress(endpoints, Recorder(store), dispatcher, rejections, settings.public_url)
     app = Flask("receiver", static_folder=None)
-    trust_proxies(app, settings.proxy_hops)
+    if settings.proxy_hops:
+        hops = settings.proxy_hops
+        # Without the prefix: a proxy that does not set that header passes on whatever a client wrote there.
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=0)  # type: ignore[method-assign]
     Observer(instruments).watch(app)
     app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))
     app.register_blueprint(metrics_views(store, settings.metrics_token.get_secret_value(), instruments))
-    app.register_blueprint(api_views(ApiParts(store, settings.api_keys, sources, dispatcher.nudge)))
-    app.register_blueprint(board_views(_board(settings, store, sources, dispatcher)))
+    service = Service(store, sources, dispatcher.nudge)
+    app.register_blueprint(api_views(service, settings.api_keys))
+    patience = max(LEAST_PATIENCE, 3 * settings.sweep.total_seconds())
+    apis = _apis(settings) if settings.users else {}
+    app.register_blueprint(dashboard_views(service, settings.users, apis, lambda: dispatcher.state, patience))
     set_up_sessions(app, [key.get_secret_value() for key in settings.secret_keys])
     answer_problems(app)
     _greet(store)
     return app
-
-
-def _board(
-    settings: Settings, store: Store, sources: Mapping[str, Source], dispatcher: Dispatcher
-) -> DashboardParts:
-    return DashboardParts(
-        store=store,
-        users=settings.users,
-        sources=sources,
-        apis=_apis(settings) if settings.users else {},
-        nudge=dispatcher.nudge,
-        broker=lambda: dispatcher.state,
-        patience=max(LEAST_PATIENCE, 3 * settings.sweep.total_seconds()),
-    )
 
 
 def _apis(settings: Settings) -> Mapping[str, Api]:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from config.apis import Api
 from config.dialects import Dialect, Error
@@ -23,6 +22,7 @@ from config.providers import (
 from config.sources import Source, can_be_replayed
 from config.toml import in_words
 from receiver.ledger.control import Resolution
+from receiver.ledger.reports.models import EventInFull, Story, ToldCall
 from receiver.ledger.states import Move, State, leaves
 
 # What a provider's entry means, in words: the same for `firstseen providers show` and docs/providers.md.
@@ -204,7 +204,7 @@ def trust(provider: Provider) -> str:
 # Words and forms that the pages share: times, spans, counts, JSON for people.
 
 
-CHOICES = {
+ACTION_EFFECTS = {
     Move.RETRY: (
         "Runs the handler again in the same generation. Calls that succeeded are not sent again;"
         " the others go out under the keys they have."
@@ -227,14 +227,9 @@ STATES = {
 }
 
 
-def exact(text: str | None) -> str:
+def exact(at: datetime | None) -> str:
     """Write a time for people, to the second, in UTC."""
-    return parse(text).strftime("%Y-%m-%d %H:%M:%S UTC") if text else ""
-
-
-def parse(text: str) -> datetime:
-    """Read RFC 3339 as the ledger writes it."""
-    return datetime.fromisoformat(text)
+    return at.strftime("%Y-%m-%d %H:%M:%S UTC") if at else ""
 
 
 def duration(value: timedelta) -> str:
@@ -346,12 +341,6 @@ def _error(error: Error) -> str:
     return f"{error.status} {error.code}".strip()
 
 
-# What may be done to an event now, and what each choice does, in plain words.
-
-
-Told = dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Choice:
     """One button. `what` is its name in forms; `key` the keystroke; `not_yet` why it must wait."""
@@ -365,7 +354,7 @@ class Choice:
     not_yet: str = ""
 
 
-def event_choices(event: Told) -> list[Choice]:
+def event_choices(event: EventInFull) -> list[Choice]:
     """Return what a person may do to an event in its state."""
     named = {
         Move.RETRY: ("Retry", "r", False),
@@ -373,31 +362,29 @@ def event_choices(event: Told) -> list[Choice]:
         Move.DISCARD: ("Discard", "d", True),
     }
     return [
-        Choice(move, label, CHOICES[move], key, grave)
+        Choice(move, label, ACTION_EFFECTS[move], key, grave)
         for move, (label, key, grave) in named.items()
-        if State(event["state"]) in leaves(move) and (move == Move.DISCARD or event["size"] is not None)
+        if event.state in leaves(move) and (move == Move.DISCARD or event.size is not None)
     ]
 
 
-def deciding_call(told: Told) -> Told | None:
+def deciding_call(story: Story) -> ToldCall | None:
     """Return the call that an event is parked for."""
-    wanted = told["event"]["parked_call"] if told["event"]["state"] == State.PARKED else None
-    found: Told | None = next((call for call in told["calls"] if call["id"] == wanted), None)
-    return found
+    wanted = story.event.parked_call if story.event.state == State.PARKED else None
+    return next((call for call in story.calls if call.id == wanted), None)
 
 
-def call_choices(call: Told, now: datetime) -> list[Choice]:
+def call_choices(call: ToldCall, now: datetime) -> list[Choice]:
     """Return what a person may say of a call whose event is parked for it."""
-    api, is_open = call["api"], any(send["open"] for send in call["sends"])
-    twice = " If it did happen after all, it happens twice." if is_open else ""
-    quiet = call["quiet_until"]
-    not_yet = f"It may still be under way there until {exact(quiet)}." if quiet and parse(quiet) > now else ""
-    happened = f"You looked at {api}, and it is there. The handler goes on with the answer you give."
+    twice = " If it did happen after all, it happens twice." if any(send.open for send in call.sends) else ""
+    quiet = call.quiet_until
+    not_yet = f"It may still be under way there until {exact(quiet)}." if quiet and quiet > now else ""
+    happened = f"You looked at {call.api}, and it is there. The handler goes on with the answer you give."
     stored = "Sends the bytes that are stored, under their key, though the handler asks for others now."
-    again = f"You looked at {api}, and it is not there. It goes out under a new key.{twice}"
+    again = f"You looked at {call.api}, and it is not there. It goes out under a new key.{twice}"
     ended = "Ends the event. The call stays as it is, whatever became of it."
     found = [Choice(Resolution.HAPPENED, "It happened", happened, "h")]
-    if call["changed_to"] and not call["use_stored"]:
+    if call.changed_to and not call.use_stored:
         found.append(Choice(Resolution.USE_STORED, "Send the stored bytes", stored, "u"))
     return [
         *found,
@@ -406,13 +393,10 @@ def call_choices(call: Told, now: datetime) -> list[Choice]:
     ]
 
 
-def why(told: Told) -> str:
+def why(story: Story) -> str:
     """Say in plain words why an event stands still."""
-    event, call = told["event"], deciding_call(told)
-    reason = str(event["reason"] or told["next"])
-    if call is None:
+    call, reason = deciding_call(story), story.event.reason or story.next
+    if call is None or not any(send.open for send in call.sends):
         return reason
-    if any(send["open"] for send in call["sends"]):
-        doubt = f"Nobody knows whether call {call['step']!r} happened: look at {call['api']}."
-        return f"{doubt} {call['reason'] or ''}".strip()
-    return reason
+    doubt = f"Nobody knows whether call {call.step!r} happened: look at {call.api}."
+    return f"{doubt} {call.reason or ''}".strip()

@@ -19,7 +19,7 @@ from config.providers import (
     parse_locators,
 )
 from config.sources import Source
-from receiver.signatures.request import Request, one, wire
+from receiver.signatures.request import Request, single_text, wire
 
 LONGEST_CHALLENGE = 1_024  # far above any provider's; an answer never repeats more of a request
 _WORD = re.compile(r"[A-Za-z0-9+/=_.~-]{1,256}")  # what a challenge may be whose HMAC we give to anybody
@@ -69,7 +69,7 @@ class Handshakes:
 
     def _meets(self, table: HandshakeTable, request: Request) -> bool:
         return request.method == table.method and all(
-            self._is(one(parse_locators(place, VALUE_KINDS), request), value)
+            self._is(single_text(parse_locators(place, VALUE_KINDS), request), value)
             for place, value in table.when.items()
         )
 
@@ -98,7 +98,7 @@ class Handshakes:
         values = {"verify_token": next(iter(self._source.verify_tokens), "")}
         if table.challenge is None:
             return values
-        challenge = one(parse_locators(table.challenge, VALUE_KINDS), request)
+        challenge = single_text(parse_locators(table.challenge, VALUE_KINDS), request)
         if challenge is None or len(challenge) > LONGEST_CHALLENGE:
             return None
         values["challenge"] = challenge

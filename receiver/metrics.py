@@ -2,14 +2,10 @@
 
 import hmac
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from typing import Final
 
 from flask import Blueprint, Response, request
@@ -20,32 +16,12 @@ from prometheus_client.registry import Collector
 
 from receiver.ledger.counters import CounterKind
 from receiver.ledger.errors import LedgerError
-from receiver.ledger.reports import Figures, figures
+from receiver.ledger.reports import LedgerFigures, figures
 from receiver.ledger.store import Store
 from receiver.problems import Problem
 
-# The folder in which a server's processes keep what they measure, so that any of them tells of all.
-
-
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable in which prometheus_client looks, once, when it is imported."""
-
-
-def is_shared() -> bool:
-    """Whether this process was started inside `shared_metrics`."""
-    return bool(os.environ.get(FOLDER))
-
-
-@contextmanager
-def shared_metrics() -> Iterator[None]:
-    """Give the processes that are started inside an empty folder of their own, and remove it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="firstseen-metrics-"))
-    os.environ[FOLDER] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop(FOLDER, None)
-        shutil.rmtree(folder, ignore_errors=True)
+"""The variable in which prometheus_client looks, once, when it is imported. `receiver.__main__` sets it."""
 
 
 # What this process measures of itself; the ledger counts the rest. Several server processes add up.
@@ -93,7 +69,7 @@ class Instruments:
 
     def registry(self) -> CollectorRegistry:
         """Return a registry to read, of all processes of this server where they share a folder."""
-        if not is_shared():
+        if not os.environ.get(FOLDER):
             return self.own
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
@@ -121,7 +97,7 @@ TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
 }
 """Name, help and labels. The last labels of a total are taken: a sweep has one."""
 
-GAUGES: Final[dict[str, tuple[str, Callable[[Figures], float]]]] = {
+GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
     "firstseen_oldest_unfinished_seconds": (
         "Age of the oldest event that is not finished.",
         lambda told: told.oldest_unfinished,
@@ -141,7 +117,7 @@ class LedgerCollector(Collector):
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._told: tuple[float, Figures] | None = None
+        self._told: tuple[float, LedgerFigures] | None = None
 
     def describe(self) -> list[Metric]:
         """Name nothing beforehand: registering must not read the ledger."""
@@ -158,7 +134,7 @@ class LedgerCollector(Collector):
         yield from _totals(told)
         yield from _standing(told)
 
-    def _figures(self) -> Figures:
+    def _figures(self) -> LedgerFigures:
         with self._lock:
             if self._told is None or time.monotonic() - self._told[0] > KEPT:
                 self._told = time.monotonic(), figures(self._store)
@@ -199,7 +175,7 @@ def _up(value: int) -> Metric:
     return GaugeMetricFamily("firstseen_ledger_up", "Whether the ledger answered.", value=value)
 
 
-def _totals(told: Figures) -> Iterator[Metric]:
+def _totals(told: LedgerFigures) -> Iterator[Metric]:
     for kind, (name, text, labels) in TOTALS.items():
         family = CounterMetricFamily(name, text, labels=labels)
         for total in told.totals:
@@ -208,7 +184,7 @@ def _totals(told: Figures) -> Iterator[Metric]:
         yield family
 
 
-def _standing(told: Figures) -> Iterator[Metric]:
+def _standing(told: LedgerFigures) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "firstseen_events", "Events that are not done or ignored, by state.", labels=("source", "state")
     )

@@ -5,15 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import quote, quote_plus
-from uuid import UUID
 
 from config.sources import EVERY, JsonPath, Source
-from receiver.ledger.reports import Original, original
-from receiver.ledger.store import Store
+from receiver.ledger.reports import Original, ShapeT
 from receiver.ledger.text import plain
 from receiver.payload import UnreadablePayloadError, parse_payload
 
-Told = dict[str, Any]
 HIDDEN = "[redacted]"
 SHORTEST = 3
 """Characters; a shorter value would be found, and blanked, in every second word."""
@@ -64,14 +61,17 @@ class Redactor:
         """Return what others wrote, ready for JSON, with the hidden values blanked in every text of it."""
         return _mapped(value, partial(_blanked, self._values), lambda _name: False)
 
-    def told(self, value: Any) -> Any:
-        """Return what the ledger tells, with the hidden values blanked but in what it writes itself.
+    def redact(self, view: ShapeT) -> ShapeT:
+        """Return a read model as `blank` leaves it."""
+        return type(view).model_validate(self.blank(view.as_json())) if self.active else view
+
+    def blank(self, value: Any) -> Any:
+        """Return JSON of the ledger with the hidden values blanked, but in what the ledger writes itself.
 
         Without a payload to find them in, as once it is erased, whatever may quote one is blanked whole.
         """
-        if self._blind:
-            return _mapped(value, partial(_blanked, _longest_first(_quotes(value))), _is_ours)
-        return _mapped(value, partial(_blanked, self._values), _is_ours)
+        hidden = _longest_first(_quotes(value)) if self._blind else self._values
+        return _mapped(value, partial(_blanked, hidden), _is_ours)
 
 
 def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None) -> bytes:
@@ -89,30 +89,6 @@ def redactor_of(sources: Mapping[str, Source], kept: Original) -> Redactor:
     """Return the redactor of a stored event; a source that is no longer configured hides nothing."""
     source = sources.get(kept.source)
     return Redactor(source.redact if source else (), kept.body, kept.content_type)
-
-
-def redacted(sources: Mapping[str, Source], store: Store, event: UUID, told: Any) -> Any:
-    """Return what is told of an event without what its source hides; raises UnknownEvent."""
-    if not any(source.redact for source in sources.values()):
-        return told
-    return redactor_of(sources, original(store, event)).told(told)
-
-
-def redacted_rows(sources: Mapping[str, Source], store: Store, rows: Sequence[Told]) -> list[Told]:
-    """Return listed events without what their sources hide; only a reason can quote a payload."""
-    hiding = {name for name, source in sources.items() if source.redact}
-    return [
-        redacted(sources, store, UUID(row["id"]), row) if row["reason"] and row["source"] in hiding else row
-        for row in rows
-    ]
-
-
-def redacted_calls(sources: Mapping[str, Source], store: Store, rows: Sequence[Told]) -> list[Told]:
-    """Return listed calls without what their events' sources hide: URLs and steps quote payloads."""
-    hiding = {name for name, source in sources.items() if source.redact}
-    return [
-        redacted(sources, store, UUID(row["event"]), row) if row["source"] in hiding else row for row in rows
-    ]
 
 
 def _mapped(value: Any, change: Callable[[str], str], keeps: Callable[[str], bool]) -> Any:

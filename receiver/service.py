@@ -1,24 +1,278 @@
-"""What the dashboard stands on."""
+"""What people may see and do. `/v1`, the dashboard and the command line only render what this returns.
+
+Here, once: redaction of what a source hides, waking workers for what an action made due, and the HTTP status
+of each refusal. Everything it returns is a read model of `receiver.ledger.reports`, or what an action did.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
-from config.apis import Api
-from config.credentials import User
 from config.sources import Source
+from receiver.ledger.control import (
+    ActionResult,
+    BulkStep,
+    Promotion,
+    Resolution,
+    StatedResponse,
+    bulk_candidates,
+    bulk_progress,
+    discard,
+    plan_bulk,
+    promote,
+    rerun,
+    resolve,
+    retry,
+    step_bulk,
+)
+from receiver.ledger.errors import (
+    BadCursor,
+    LedgerError,
+    NotAllowed,
+    UnknownCall,
+    UnknownEvent,
+    UnknownReplay,
+)
+from receiver.ledger.filter import CallFilter, EventFilter
+from receiver.ledger.reports import (
+    CallStory,
+    CallsView,
+    Conflicts,
+    Counted,
+    EventsView,
+    Flow,
+    Original,
+    OtherBody,
+    Pending,
+    Progress,
+    Rejections,
+    ShapeT,
+    Sources,
+    SourceView,
+    Stats,
+    Story,
+    Throughput,
+    WorkerHeartbeat,
+    call_story,
+    find_event,
+    flow,
+    list_calls,
+    list_events,
+    original,
+    other_bodies,
+    pending,
+    rejections,
+    stats,
+    story,
+    throughput,
+    workers,
+)
+from receiver.ledger.schema import check_schema
+from receiver.ledger.states import Move
 from receiver.ledger.store import Store
+from receiver.redaction import Redactor, redactor_of, shown_body
+
+__all__ = [
+    "ActionResult",
+    "Nudge",
+    "Promotion",
+    "Resolution",
+    "Service",
+    "StatedResponse",
+    "describe_sources",
+    "refusal",
+]
+
+Nudge = Callable[[Iterable[UUID]], None]
+"""Wakes workers for events; never waits and never raises."""
+
+_REFUSALS: Sequence[tuple[type[LedgerError], int, str, str]] = (
+    (UnknownEvent, 404, "unknown-event", " GET /v1/events lists those there are."),
+    (UnknownReplay, 404, "unknown-replay", " POST /v1/replays starts one and says its id."),
+    (UnknownCall, 404, "unknown-call", " GET /v1/calls lists those there are."),
+    (BadCursor, 422, "bad-cursor", ""),
+    (NotAllowed, 409, "not-allowed", ""),
+)
+
+
+def refusal(error: LedgerError) -> tuple[int, str, str] | None:
+    """Return status, kind and the API's advice of a definite refusal; None where the ledger is down."""
+    found = (entry for entry in _REFUSALS if isinstance(error, entry[0]))
+    return next(((status, kind, advice) for _, status, kind, advice in found), None)
+
+
+def describe_sources(sources: Mapping[str, Source]) -> Sources:
+    """Return the sources as configured; it needs no ledger."""
+    configured = [
+        SourceView(
+            name=source.name,
+            provider=source.provider.name,
+            path=f"/webhooks/{source.name}",
+            secrets=len(source.secrets),
+            problem=source.problem,
+            warnings=list(source.warnings),
+            retention_seconds=int(source.retention.total_seconds()),
+            payload_retention_seconds=int(source.payload_retention.total_seconds()),
+            max_body=source.max_body,
+            on_replay=source.on_replay,
+        )
+        for source in sources.values()
+    ]
+    return Sources(data=configured, next=None)
+
+
+def wake_nobody(_events: Iterable[UUID]) -> None:
+    """Leave what is due to the sweeper, which finds it at its next pass."""
 
 
 @dataclass(frozen=True)
-class DashboardParts:
-    """The parts. `nudge` takes event ids and never waits; `broker` tells the state of whoever nudges."""
+class Service:
+    """All that people see and do, on one ledger. Methods raise LedgerError and its kinds."""
 
     store: Store
-    users: Sequence[User]
     sources: Mapping[str, Source]
-    apis: Mapping[str, Api]
-    nudge: Callable[[Iterable[UUID]], None]
-    broker: Callable[[], str]
-    patience: float
-    """Seconds that a worker may be silent before it counts as gone."""
+    nudge: Nudge = wake_nobody
+
+    def inside(self, transaction: Store, nudge: Nudge) -> "Service":
+        """Return this service in a transaction that is under way; `nudge` is to wait for its commit."""
+        return replace(self, store=transaction, nudge=nudge)
+
+    # Seeing
+
+    def list_events(self, which: EventFilter, *, limit: int, cursor: str | None = None) -> EventsView:
+        """Return a page of events, newest first."""
+        page = list_events(self.store, which, limit=limit, cursor=cursor)
+        # Of what a list shows, only a reason can quote a payload.
+        quoting = (event.reason is not None and self._hides(event.source) for event in page.data)
+        page.data = [
+            self._redact(event.id, event) if may_quote else event
+            for event, may_quote in zip(page.data, quoting, strict=True)
+        ]
+        return page
+
+    def find_event(self, source: str, event_id: str) -> UUID:
+        """Return the ledger's id of a provider's event."""
+        return find_event(self.store, source, event_id)
+
+    def story(self, event: UUID) -> Story:
+        """Return everything about an event."""
+        return self._redact(event, story(self.store, event))
+
+    def original(self, event: UUID) -> tuple[Original, Redactor]:
+        """Return an event as it came, and what says which of it may be shown."""
+        kept = original(self.store, event)
+        return kept, redactor_of(self.sources, kept)
+
+    def other_bodies(self, event: UUID) -> list[tuple[OtherBody, Redactor]]:
+        """Return the bodies that came under an event's id beside its own, as `original` does."""
+        return [(body, redactor_of(self.sources, body)) for body in other_bodies(self.store, event)]
+
+    def conflicts(self, event: UUID) -> Conflicts:
+        """Return the bodies that came under an event's id, as far as they may be seen."""
+        bodies = other_bodies(self.store, event)
+        source = self.sources.get(bodies[0].source) if bodies else None
+        paths = source.redact if source else ()
+        shown = [body.in_full(shown_body(paths, body.body, body.content_type)) for body in bodies]
+        return Conflicts(data=shown, next=None)
+
+    def list_calls(self, which: CallFilter, *, limit: int, cursor: str | None = None) -> CallsView:
+        """Return a page of calls, newest first; their URLs and steps may quote payloads."""
+        page = list_calls(self.store, which, limit=limit, cursor=cursor)
+        page.data = [
+            self._redact(call.event, call) if self._hides(call.source) else call for call in page.data
+        ]
+        return page
+
+    def call_story(self, call: UUID) -> CallStory:
+        """Return everything about a call."""
+        found = call_story(self.store, call)
+        return self._redact(found.call.event, found)
+
+    def list_sources(self) -> Sources:
+        """Return the sources as configured: their secrets are counted, never shown."""
+        return describe_sources(self.sources)
+
+    def stats(self) -> Stats:
+        """Return figures by source and by API; it reads every event."""
+        return stats(self.store)
+
+    def rejections(self, source: str | None = None) -> Rejections:
+        """Return what was refused at the door."""
+        return rejections(self.store, source)
+
+    def check(self) -> None:
+        """Raise LedgerUnavailable or SchemaBehind unless the ledger answers with the right schema."""
+        check_schema(self.store)
+
+    def pending(self) -> Pending:
+        """Return what is on its way and what waits for a person."""
+        return pending(self.store)
+
+    def workers(self) -> list[WorkerHeartbeat]:
+        """Return the workers of the last hour."""
+        return workers(self.store)
+
+    def flow(self, minutes: int) -> dict[str, Flow]:
+        """Return what each source got and did in the last `minutes` minutes."""
+        return flow(self.store, minutes)
+
+    def throughput(self, minutes: int) -> Throughput:
+        """Return the counts of each of the last `minutes` minutes."""
+        return throughput(self.store, minutes)
+
+    # Acting. `who` goes into the audit.
+
+    def act(self, what: Move, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
+        """Retry, rerun or discard an event; with `generation`, only while it is still in that one."""
+        match what:
+            case Move.RETRY:
+                acted = retry(self.store, event, who, generation=generation)
+            case Move.RERUN:
+                seen = story(self.store, event).event.generation if generation is None else generation
+                acted = rerun(self.store, event, who, generation=seen)
+            case _:
+                acted = discard(self.store, event, who, generation=generation)
+        return self._nudged(acted)
+
+    def promote(self, event: UUID, body_hash: str, who: str) -> Promotion:
+        """Make a conflicting body an event of its own; asked again, return the same one."""
+        promoted = promote(self.store, event, body_hash, who)
+        self.nudge([promoted.event])
+        return promoted
+
+    def resolve(
+        self, call: UUID, how: Resolution, who: str, response: StatedResponse | None = None
+    ) -> ActionResult:
+        """Say what became of a call whose event is parked, or shall."""
+        return self._nudged(resolve(self.store, call, how, who, response=response))
+
+    def count(self, what: Move, which: EventFilter) -> Counted:
+        """Count what a bulk operation would act on now; nothing is done."""
+        total = bulk_candidates(self.store, what, which)
+        return Counted(what=what, filter=which.as_json(), dry_run=True, total=total)
+
+    def start_bulk(self, what: Move, which: EventFilter, who: str) -> Progress:
+        """Write a bulk operation down with its full list; the workers' sweepers carry it out."""
+        return bulk_progress(self.store, plan_bulk(self.store, what, which, who).id)
+
+    def bulk_progress(self, replay: UUID) -> Progress:
+        """Return how far a bulk operation is."""
+        return bulk_progress(self.store, replay)
+
+    def step_bulk(self, replay: UUID, batch: int) -> BulkStep:
+        """Do the next open steps of a bulk operation."""
+        return step_bulk(self.store, replay, batch=batch)
+
+    def _nudged(self, acted: ActionResult) -> ActionResult:
+        if acted.nudge:
+            self.nudge([acted.event])
+        return acted
+
+    def _hides(self, source: str) -> bool:
+        return source in self.sources and bool(self.sources[source].redact)
+
+    def _redact(self, event: UUID, view: ShapeT) -> ShapeT:
+        # Where no source hides anything, the event is not read for it.
+        if not any(source.redact for source in self.sources.values()):
+            return view
+        return redactor_of(self.sources, original(self.store, event)).redact(view)

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from flask import Flask, Response, g, request
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 from config.logs import begin, bind, unbind
-from config.tracing import UNTRACED, Span, span
+from config.tracing import describe, span
 from receiver.ledger.intake import Verdict
 from receiver.metrics import Instruments
 
@@ -52,7 +53,7 @@ class Observer:
         if route == DELIVERIES:
             # A sender is not to be trusted with our traces: it is pointed at, never joined.
             sender = request.environ.get("HTTP_TRACEPARENT")
-            seen.opened = span(f"POST {DELIVERIES}", "server", link=sender, root=True)
+            seen.opened = span(f"POST {DELIVERIES}", SpanKind.SERVER, link=sender, root=True)
             seen.span = seen.opened.__enter__()
 
     def _answered(self, response: Response) -> Response:
@@ -85,7 +86,7 @@ class RequestFacts:
     begun: float = field(default_factory=time.perf_counter)
     events: int = 0
     opened: AbstractContextManager[Span] | None = None
-    span: Span = UNTRACED
+    span: Span = INVALID_SPAN
 
 
 def note_recorded(source: str, verdicts: Sequence[Verdict]) -> None:
@@ -97,7 +98,7 @@ def note_recorded(source: str, verdicts: Sequence[Verdict]) -> None:
         (one,) = verdicts
         facts = {"source": source, "event": str(one.event), "event_id": one.event_id, "verdict": one.name}
     bind(**facts)
-    seen.span.note(**facts)
+    describe(seen.span, **facts)
 
 
 def note_refused(source: str, reason: str) -> None:

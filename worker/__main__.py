@@ -1,5 +1,6 @@
 """`python -m worker`: the Procfile's worker."""
 
+import logging
 import os
 import sys
 
@@ -38,6 +39,6 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    sys.stderr.flush()
+    logging.shutdown()
     # A handler's thread that never returns must not hold the process.
     os._exit(status)

@@ -1,4 +1,8 @@
-"""The worker's composition root: settings, ledger, handlers, Celery, sweeper."""
+"""The worker process, wired: settings, ledger, handlers, Celery's consumer, sweeper, notifier, orderly stop.
+
+`Worker.start` runs until a signal; then `Shutdown` ends the process in bounded time: nothing new is claimed,
+running handlers have GRACE to return, and what is still held is released, or left to expire.
+"""
 
 import logging
 import os
@@ -25,16 +29,20 @@ from receiver.ledger.errors import LedgerError
 from receiver.ledger.queue import Retention, forget_worker
 from receiver.ledger.schema import check_schema
 from receiver.ledger.store import Store
-from worker import notifier as alerts
-from worker import sweeper
+from worker import notifier, sweeper
 from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.perform import outbound_of
+from worker.calls.perform import CallContext
 from worker.registry import Registry
-from worker.runner import Limits, Runner
+from worker.runner import Limits, Runner, renew_for_ever
 
-# How a worker ends: in order, in time, and without counting what it could not finish.
+log = logging.getLogger(__name__)
 
+BROKER_PAUSE = 30.0
+"""Seconds until a broker that refused this worker is asked again."""
+
+LEDGER_PAUSE = 2.0
+"""Seconds between looks at a ledger that is not there yet, or not migrated."""
 
 GRACE = 20.0
 """Seconds for running handlers after SIGTERM; platforms kill at 30, and releasing takes a moment."""
@@ -49,64 +57,7 @@ TRACES_GRACE = 1.0
 """Seconds for sending the last spans, where there are any."""
 
 PAUSE = 0.05
-
-
-class Shutdown:
-    """Waits for handlers, releases what is left, and ends the process: Celery's threads pool never would."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._celery_ended = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def begin(self) -> None:
-        """Start to stop; once is enough. A signal handler calls this, so it takes no lock."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._end, daemon=True, name="shutdown")
-            self._thread.start()
-
-    def finish(self) -> int:
-        """Say that Celery has ended and wait for the rest; return the exit status."""
-        self._celery_ended.set()
-        self.begin()
-        if self._thread is not None:
-            self._thread.join()
-        return 0
-
-    def _end(self) -> None:
-        self._runner.stopping.set()
-        log.info("Stopping: nothing new is claimed; running handlers have %d s.", GRACE)
-        deadline = time.monotonic() + GRACE
-        while not self._runner.idle and time.monotonic() < deadline:
-            time.sleep(PAUSE)
-        if self._runner.idle:
-            self._celery_ended.wait(CELERY_GRACE)
-        release = threading.Thread(target=self._release, daemon=True, name="release")
-        release.start()
-        release.join(RELEASE_GRACE)
-        flush(TRACES_GRACE)
-        logging.shutdown()
-        # Threads cannot be stopped, and the interpreter would wait for them.
-        os._exit(0)
-
-    def _release(self) -> None:
-        try:
-            released = self._runner.release()
-            forget_worker(self._runner.store, self._runner.name)
-        except LedgerError as error:
-            log.warning("Claims are left to expire: %s", error)
-        else:
-            if released:
-                log.info("Released %d events; another worker runs them.", released)
-
-
-log = logging.getLogger(__name__)
-
-BROKER_PAUSE = 30.0
-"""Seconds until a broker that refused this worker is asked again."""
-
-LEDGER_PAUSE = 2.0
-"""Seconds between looks at a ledger that is not there yet, or not migrated."""
+"""Seconds between looks at whether handlers still run."""
 
 
 class Worker:
@@ -123,28 +74,38 @@ class Worker:
         self.store = Store(settings.database, pool=settings.db_pool)
         policy = AttemptPolicy(settings.attempts, settings.backoff_max)
         limits = Limits(settings.lease, settings.max_runtime, settings.sweep, settings.worker_concurrency)
-        make_calls = partial(Calls, outbound_of(settings, self.store, apis))
+        make_calls = partial(Calls, CallContext.of(settings, self.store, apis))
         self.runner = Runner(self.store, lambda held: attempt(held, registry, policy, make_calls), limits)
+        # Not Celery's current app: that is the consumer's.
         self.publisher = Celery(
             "firstseen-nudges", **publisher_options(settings.broker), set_as_current=False
         )
         self.sweeper = sweeper.Sweeper(self.store, settings.sweep, self.nudge, self.runner)
         self.pruner = sweeper.Pruner(self.store, windows)
         self.reopener = sweeper.Reopener(self.store, registry)
-        self.alerts = _alerts(settings, self.store)
+        url = settings.alert_url.get_secret_value()
+        self.notifier = (
+            notifier.Notifier(self.store, notifier.SlackWebhook(url), settings.alert_backlog) if url else None
+        )
         self.shutdown = Shutdown(self.runner)
 
     def start(self) -> int:
-        """Run until told to stop and return the exit status."""
+        """Run until a signal says to stop and return the exit status."""
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            celery_state.should_stop = 0  # type: ignore[assignment]  # an exit code, once set
+            self.shutdown.begin()
+
+        # First of all, so that no signal meets Python's own handlers.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._asked_to_stop)
+            signal.signal(number, stop)
         if not self._wait_for_ledger():
             return 0
-        self._in_background(sweeper.renew_for_ever, self.runner, self.settings.lease / 3, threading.Event())
-        chores = (self.sweeper, self.pruner, self.reopener)
-        self._in_background(sweeper.run, *chores, self.settings.sweep, self.runner.stopping)
-        if self.alerts:
-            self._in_background(alerts.run, self.alerts, self.settings.sweep, self.runner.stopping)
+        pause, stopping = self.settings.sweep, self.runner.stopping
+        _in_background(renew_for_ever, self.runner, self.settings.lease / 3)
+        _in_background(sweeper.run, self.sweeper, self.pruner, self.reopener, pause, stopping)
+        if self.notifier:
+            _in_background(notifier.run, self.notifier, pause, stopping)
         return self._consume()
 
     def nudge(self, event: UUID) -> bool:
@@ -157,6 +118,8 @@ class Worker:
         return True
 
     def _consume(self) -> int:
+        """Serve nudges until the worker stops. A broker that refuses this worker for good is asked again."""
+        # While anything takes part in Celery's signal about logging, Celery configures none.
         setup_logging.connect(_leave_logs_alone)
         # Celery warns root of pickled messages; only JSON is accepted here.
         warnings.simplefilter("ignore", SecurityWarning)
@@ -171,6 +134,7 @@ class Worker:
                 """Leave the signals as they are: from its first moment this process stops in one way."""
 
         while not self.runner.stopping.is_set():
+            # Workers need not hear of each other: what they share is in the ledger.
             consumer = Consumer(
                 quiet=True,
                 pool_cls="threads",
@@ -198,18 +162,60 @@ class Worker:
                 return True
         return False
 
-    def _asked_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        celery_state.should_stop = 0  # type: ignore[assignment]  # an exit code, once set
-        self.shutdown.begin()
 
-    def _in_background(self, target: Callable[..., None], *arguments: Any) -> None:
-        threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()
-
-
-def _alerts(settings: Settings, store: Store) -> alerts.Alerts | None:
-    url = settings.alert_url.get_secret_value()
-    return alerts.Alerts(store, alerts.Post(url), settings.alert_backlog) if url else None
+def _in_background(target: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()
 
 
 def _leave_logs_alone(**_: Any) -> None:
-    """Take part in Celery's logging signal: while somebody does, it configures nothing."""
+    """Do nothing; a module-level function, since Celery keeps only weak references to receivers."""
+
+
+class Shutdown:
+    """Waits for handlers, releases what is left, and ends the process: Celery's threads pool never would."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._celery_ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Start to stop; a second call is a no-op. A signal handler calls this, so it takes no lock."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._end, daemon=True, name="shutdown")
+            self._thread.start()
+
+    def finish(self) -> int:
+        """Note that Celery has ended and wait for the rest; return the exit status."""
+        self._celery_ended.set()
+        self.begin()
+        if self._thread is not None:
+            self._thread.join()
+        return 0
+
+    def _end(self) -> None:
+        self._runner.stopping.set()
+        log.info("Stopping: nothing new is claimed; running handlers have %d s.", GRACE)
+        deadline = time.monotonic() + GRACE
+        while not self._runner.idle and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+        if self._runner.idle:
+            self._celery_ended.wait(CELERY_GRACE)
+        # On a thread of its own, so that a ledger that does not answer cannot hold the process.
+        release = threading.Thread(target=self._release, daemon=True, name="release")
+        release.start()
+        release.join(RELEASE_GRACE)
+        flush(TRACES_GRACE)
+        logging.shutdown()
+        # Threads cannot be stopped, and the interpreter would wait for them.
+        os._exit(0)
+
+    def _release(self) -> None:
+        try:
+            released = self._runner.release()
+            forget_worker(self._runner.store, self._runner.name)
+        except LedgerError as error:
+            log.warning("Claims are left to expire: %s", error)
+        else:
+            if released:
+                log.info("Released %d events; another worker runs them.", released)

@@ -1,4 +1,4 @@
-"""What an attempt and each of its sends leave behind: facts on their lines, a line, and a span."""
+"""What an attempt and each of its sends leave behind: facts on their log lines, a line, and a span."""
 
 import logging
 from collections.abc import Iterator
@@ -6,28 +6,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from uuid import UUID
 
+from opentelemetry.trace import Span, SpanKind
+
 from config.logs import about
-from config.tracing import Span, here, span
+from config.tracing import TRACEPARENT, current_traceparent, describe, span
 from receiver.ledger.lease import Claim
+from receiver.ledger.states import SendOutcome
 from worker.calls.transport import Outgoing
 
 log = logging.getLogger(__name__)
 
-TRACEPARENT = "traceparent"
+
+@contextmanager
+def attempt_span(held: Claim) -> Iterator[Span]:
+    """Trace an attempt. The first one is part of its delivery's trace; a later one links to it."""
+    traces = {"parent": held.traceparent} if held.token == 1 else {"link": held.traceparent}
+    with attempt_facts(held), span("attempt", SpanKind.CONSUMER, root=True, **traces) as opened:
+        describe(opened, event=str(held.event), type=held.type, generation=held.generation, **_facts(held))
+        yield opened
 
 
 @contextmanager
-def watched(held: Claim) -> Iterator[Span]:
-    """Watch an attempt. The first is part of its delivery's trace; one that comes later links to it."""
-    first = held.token == 1
-    traces = {"parent": held.traceparent} if first else {"link": held.traceparent}
-    with concerning(held), span("attempt", "consumer", root=True, **traces) as seen:
-        seen.note(event=str(held.event), type=held.type, generation=held.generation, **_facts(held))
-        yield seen
-
-
-@contextmanager
-def concerning(held: Claim) -> Iterator[None]:
+def attempt_facts(held: Claim) -> Iterator[None]:
     """Put an attempt's facts on the lines that are logged meanwhile."""
     with about(event=held.event, generation=held.generation, **_facts(held)):
         yield
@@ -38,23 +38,23 @@ def _facts(held: Claim) -> dict[str, str | int]:
 
 
 @contextmanager
-def watched_send(api: str, method: str, call: UUID | None = None) -> Iterator[Span]:
-    """Watch one request on its way to an API. Its address stays out: paths and queries hold data."""
+def send_span(api: str, method: str, call: UUID | None = None) -> Iterator[Span]:
+    """Trace one request to an API. Its address stays out: paths and queries hold data."""
     facts = {"api": api} if call is None else {"api": api, "call": str(call)}
-    with about(**facts), span(f"{method} {api}", "client") as seen:
-        seen.note(**facts)
-        yield seen
+    with about(**facts), span(f"{method} {api}", SpanKind.CLIENT) as opened:
+        describe(opened, **facts)
+        yield opened
 
 
-def came_back(seen: Span, api: str, outcome: str) -> None:
-    """Say what a send's answer, or its absence, means."""
-    seen.note(outcome=str(outcome))
+def log_outcome(opened: Span, api: str, outcome: SendOutcome) -> None:
+    """Put what a send's response, or its absence, means on its span and on a line."""
+    describe(opened, outcome=str(outcome))
     log.info("A send to %s: %s.", api, outcome)
 
 
-def traced(request: Outgoing) -> Outgoing:
+def with_traceparent(request: Outgoing) -> Outgoing:
     """Return a request with the present trace, unless the handler gave it one of its own."""
-    trace = here()
+    trace = current_traceparent()
     if trace is None or any(name.lower() == TRACEPARENT for name, _ in request.headers):
         return request
     return replace(request, headers=(*request.headers, (TRACEPARENT, trace)))

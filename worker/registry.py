@@ -1,4 +1,8 @@
-"""Which handler runs for which event: exactly one, the most specific."""
+"""Which handler runs for which event: exactly one, the most specific.
+
+`handles` registers a function, `load_handlers` imports the handlers' modules and returns the `Registry` that
+finds the handler of an event.
+"""
 
 import importlib
 import pkgutil
@@ -33,24 +37,22 @@ class Handler:
         return f"{self.run.__module__}.{getattr(self.run, '__qualname__', self.run)}"
 
     def matches(self, source: str, event_type: str) -> bool:
-        """Say whether both patterns match."""
+        """Whether both patterns match."""
         return _matches(self.source, source) and _matches(self.type, event_type)
 
     @property
     def specificity(self) -> tuple[bool, int, bool, int]:
         """Return what orders matching handlers: exact before prefix, longer before shorter, source first."""
-        return (*_specificity(self.source), *_specificity(self.type))
+        source, event_type = self.source, self.type
+        return (not source.endswith("*"), len(source), not event_type.endswith("*"), len(event_type))
 
 
 def _matches(pattern: str, text: str) -> bool:
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
 
 
-def _specificity(pattern: str) -> tuple[bool, int]:
-    return not pattern.endswith("*"), len(pattern)
-
-
 _declared: list[Handler] = []
+"""What modules have registered so far: an import is the only way to find a handler."""
 
 
 def handles(
@@ -61,28 +63,21 @@ def handles(
     `*` at the end of either matches any rest. `attempts` is the most runs of one event and `backoff` the
     first wait between them (`"5s"`); both default to the deployment's settings.
     """
+    decorator = f"@handles({source!r}, {event_type!r})"
     if "*" in source[:-1] or "*" in event_type[:-1] or not source or not event_type:
-        raise HandlerError(
-            f"@handles({source!r}, {event_type!r}): `*` may only stand at the end of a pattern"
-        )
+        raise HandlerError(f"{decorator}: `*` may only stand at the end of a pattern")
     if attempts is not None and attempts < 1:
-        raise HandlerError(
-            f"@handles({source!r}, {event_type!r}): attempts is {attempts}, and must be 1 or more"
-        )
-    wait = None if backoff is None else _wait(source, event_type, backoff)
+        raise HandlerError(f"{decorator}: attempts is {attempts}, and must be 1 or more")
+    try:
+        wait = None if backoff is None else parse_duration(backoff)
+    except ValueError as error:
+        raise HandlerError(f"{decorator}: backoff {error}") from None
 
     def register(function: Function) -> Function:
         _declared.append(Handler(source, event_type, function, attempts, wait))
         return function
 
     return register
-
-
-def _wait(source: str, event_type: str, text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise HandlerError(f"@handles({source!r}, {event_type!r}): backoff {error}") from None
 
 
 class Registry:
@@ -117,6 +112,7 @@ def load_handlers(modules: Sequence[str] = ()) -> Registry:
             importlib.import_module(name)
         except HandlerError:
             raise
+        # A script without a guard for `__main__` exits when it is imported.
         except (Exception, SystemExit) as error:
             raise HandlerError(
                 f"Handlers: {name} fails to import: {type(error).__name__}: {error}"

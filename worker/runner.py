@@ -1,4 +1,8 @@
-"""The claims that this process holds: runs them on its threads, renews their leases, lets them go."""
+"""The runner: claims events, runs them on this process's threads, and renews, settles or releases the claims.
+
+`run_nudged` serves Celery's threads, `run_unattended` the sweeper; both share the slots. `renew` is called
+for as long as the process lives, `release` when it stops. `settle_all` writes down how attempts ended.
+"""
 
 import logging
 import os
@@ -10,63 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, claim_due, claim_next, finish_several, renew, settle, unattended
+from receiver.ledger.queue import claim, claim_due, renew, settle, unattended
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
-from worker.instrumentation import concerning, watched
-
-# Writing down how attempts ended: together where that is possible, and for as long as it takes.
-
-
-SETTLE_PAUSE = 0.5
-"""Seconds between tries to settle while the ledger does not answer."""
-
-DONE = Outcome(Move.FINISH)
-"""The end of an attempt whose handler returned; several of these share a transaction."""
-
-
-def settle_all(store: Store, ended: Sequence[tuple[Claim, Outcome]], *, patience: timedelta) -> None:
-    """Settle attempts; while the ledger does not answer, try for `patience`: nobody else can claim them."""
-    returned = [held for held, end in ended if end == DONE]
-    try:
-        done = finish_several(store, returned) if len(returned) > 1 else set()
-    except LedgerError:
-        done = set()
-    except Exception:
-        log.exception("Several events could not be settled together; they are settled one by one.")
-        done = set()
-    for held, end in ended:
-        with concerning(held):
-            if held.event in done:
-                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
-            else:
-                _settle(store, held, end, time.monotonic() + patience.total_seconds())
-
-
-def _settle(store: Store, held: Claim, end: Outcome, deadline: float) -> None:
-    while True:
-        try:
-            settled = settle(store, held, end)
-        except LedgerError:
-            if time.monotonic() > deadline:
-                log.exception("Event %s ran but could not be settled; it will run again.", held.event)
-                return
-            time.sleep(SETTLE_PAUSE)
-            continue
-        except Exception:
-            log.exception("Event %s ran but could not be settled; it will run again.", held.event)
-            return
-        if settled:
-            log.info("Event %s (%s %s): %s", held.event, held.source, held.type, end.move)
-        else:
-            log.warning("Event %s was taken over; this attempt settles nothing.", held.event)
-        return
-
+from worker.instrumentation import attempt_facts, attempt_span
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +35,14 @@ TOGETHER, QUICK = 32, 0.01
 SLOW = 0.1
 """Seconds that one of them may take before the rest are given back: other threads are there for them."""
 
+WAIT_SHARE = 3
+"""The part of a lease that a claim may wait for its turn: it is renewed, but nobody else can have it."""
+
 SETTLE_AFTER = 0.05
 """Seconds after which finished events of a batch are settled, though others of it still run."""
+
+SETTLE_PAUSE = 0.5
+"""Seconds between tries to settle while the ledger does not answer."""
 
 SHUT_DOWN = Outcome(Move.RELEASE, reason="Its worker shut down; the attempt does not count.")
 
@@ -97,56 +59,72 @@ class Limits:
     concurrency: int
 
 
+@dataclass(eq=False)
+class HeldClaim:
+    """A claim of this process. `since` is the monotonic time from before it; `outcome` is set at the end."""
+
+    claim: Claim
+    since: float
+    outcome: Outcome | None = None
+
+
+class BatchResult(NamedTuple):
+    """How many events were claimed at once, and the seconds that their handlers took."""
+
+    events: int
+    seconds: float
+
+
 class Runner:
-    """One worker process's hands. Celery's threads and the sweeper share its slots."""
+    """Runs events on the slots that Celery's threads and the sweeper share."""
 
     def __init__(self, store: Store, attempt: Callable[[Claim], Outcome], limits: Limits) -> None:
         self.store = store
         self.limits = limits
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.stopping = threading.Event()
         self._attempt = attempt
-        self._held: dict[UUID, tuple[Claim, float]] = {}
-        self._ended: dict[UUID, Outcome] = {}
+        self._held: dict[UUID, HeldClaim] = {}
         self._busy = self._drains = 0
         self._lock, self._claiming = threading.Lock(), threading.Lock()
-        self._times = threading.local()
         self._slots = threading.BoundedSemaphore(limits.concurrency)
         self._own = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="firstseen-own")
-        self.stopping = threading.Event()
 
     def run(self, event: UUID) -> bool:
-        """Claim one event and run it to its settlement; False when it was not to be had."""
-        return bool(self._run(lambda: self._take(claim(self.store, event, **self._terms))))
+        """Claim one event and run it to its settlement; False when it cannot be claimed."""
+        return self._run(partial(self._claim_one, event)).events > 0
 
     def run_nudged(self, event: UUID) -> None:
         """Run the event of a nudge, then go on with what is due: a nudge says that there is work.
 
         Handlers that return quickly are taken up several at a time; slow ones one by one, so that other
-        threads find the rest. What goes wrong is logged here, since Celery would quote it.
+        threads find the rest. Errors are logged here, since Celery would quote them.
         """
         try:
             self.run(event)
-            self._go_on()
+            ends, size = time.monotonic() + AWAKE, 1
+            # Of a flood web nudges only a few events, so this thread looks for the rest by itself.
+            while time.monotonic() < ends:
+                ran = self._run(partial(self._claim_due, size))
+                if not ran.events:
+                    return
+                size = min(size * 2, TOGETHER) if ran.seconds < QUICK * ran.events else 1
         except Exception:
             log.exception("An event could not be run; its lease will expire.")
 
-    def _go_on(self) -> None:
-        ends, size = time.monotonic() + AWAKE, 1
-        while time.monotonic() < ends:
-            begun = self._handled_in
-            ran = self._run(partial(self._claim_due, size))
-            if not ran:
-                return
-            quick = self._handled_in - begun < QUICK * ran
-            size = min(size * 2, TOGETHER) if quick else 1
-
     def run_next(self) -> bool:
         """Claim and run the due event that has waited longest unattended; False when there is none."""
-        return bool(self._run(self._claim_next))
+
+        def take() -> list[Claim]:
+            which = unattended(self.store, self.limits.sweep)
+            return claim_due(self.store, limit=1, where=which, lease=self.limits.lease, worker=self.name)
+
+        return self._run(take).events > 0
 
     def run_unattended(self) -> int:
-        """Put idle threads of this process to what nobody fetches; returns how many were set to work."""
+        """Set idle threads of this process to run what nobody fetches; return how many."""
         with self._lock:
+            # A draining thread that runs an event is in both counts.
             idle = self.limits.concurrency - max(self._busy, self._drains)
             self._drains += idle
         for _ in range(idle):
@@ -155,53 +133,42 @@ class Runner:
 
     @property
     def idle(self) -> bool:
-        """Say whether no thread of this process holds a claim or is about to."""
+        """Whether no thread of this process holds a claim or is about to."""
         with self._lock:
             return not self._busy
 
     def renew(self) -> int:
-        """Renew the leases of claims younger than `max_runtime`; returns how many still hold."""
+        """Renew the leases of claims younger than `max_runtime`; return how many still hold."""
+        # An older one is let go: its lease runs out, and its handler's next call raises ClaimLost.
         oldest = time.monotonic() - self.limits.max_runtime.total_seconds()
         with self._lock:
-            young = [held for held, since in self._held.values() if since > oldest]
+            young = [held for held in self._held.values() if held.since > oldest]
         if not young:
             return 0
-        lost = renew(self.store, young, lease=self.limits.lease)
+        lost = renew(self.store, [held.claim for held in young], lease=self.limits.lease)
         for held in young:
-            if held.event in lost:
-                log.warning("Event %s was taken over: its lease had run out.", held.event)
+            if held.claim.event in lost:
+                log.warning("Event %s was taken over: its lease had run out.", held.claim.event)
                 self._forget(held)
         return len(young) - len(lost)
 
     def release(self) -> int:
-        """Give every held claim back, its attempt uncounted; returns how many were still ours."""
+        """Give every held claim back, its attempt uncounted; return how many were still ours."""
         with self._lock:
-            claims = [held for held, _ in self._held.values()]
-        # One that has ended may wait for its neighbours of the lot to be settled with them.
-        ends = [self._ended.get(held.event, SHUT_DOWN) for held in claims]
-        return sum(settle(self.store, held, end) for held, end in zip(claims, ends, strict=True))
+            all_held = list(self._held.values())
+        # One whose attempt has ended only waits to be settled with others of its batch.
+        return len(settle(self.store, [(held.claim, held.outcome or SHUT_DOWN) for held in all_held]))
 
-    @property
-    def _terms(self) -> dict[str, Any]:
-        return {"lease": self.limits.lease, "worker": self.name}
-
-    def _take(self, held: Claim | None) -> list[Claim]:
-        return [] if held is None else [held]
-
-    def _claim_next(self) -> list[Claim]:
-        return self._take(claim_next(self.store, unattended(self.store, self.limits.sweep), **self._terms))
+    def _claim_one(self, event: UUID) -> list[Claim]:
+        taken = claim(self.store, event, lease=self.limits.lease, worker=self.name)
+        return [taken] if taken else []
 
     def _claim_due(self, limit: int) -> list[Claim]:
         # One thread at a time: what several claim at once costs them the same, and gives each of them less.
         with self._claiming:
             if self.stopping.is_set():
                 return []
-            return claim_due(self.store, limit=limit, **self._terms)
-
-    @property
-    def _handled_in(self) -> float:
-        """Seconds that this thread's handlers have taken so far."""
-        return getattr(self._times, "handled", 0.0)
+            return claim_due(self.store, limit=limit, lease=self.limits.lease, worker=self.name)
 
     def _drain(self) -> None:
         try:
@@ -213,12 +180,13 @@ class Runner:
             with self._lock:
                 self._drains -= 1
 
-    def _run(self, take: Callable[[], list[Claim]]) -> int:
+    def _run(self, take: Callable[[], list[Claim]]) -> BatchResult:
+        """Take claims and run them to their settlement, in one of the slots."""
         with self._slots:
             # Busy from before the claim: a shutdown that saw nobody busy would leave it to expire.
             with self._lock:
                 if self.stopping.is_set():
-                    return 0
+                    return BatchResult(0, 0.0)
                 self._busy += 1
             try:
                 return self._claim_and_run(take)
@@ -226,60 +194,103 @@ class Runner:
                 with self._lock:
                     self._busy -= 1
 
-    def _claim_and_run(self, take: Callable[[], list[Claim]]) -> int:
+    def _claim_and_run(self, take: Callable[[], list[Claim]]) -> BatchResult:
         # Counted from before the claim: the ledger's own clock starts later, never earlier.
         since = time.monotonic()
         try:
-            claims = take()
+            batch = [HeldClaim(taken, since) for taken in take()]
         except LedgerError as error:
             log.warning("Nothing claimed: %s", error)
-            return 0
+            return BatchResult(0, 0.0)
         with self._lock:
-            self._held.update({held.event: (held, since) for held in claims})
+            self._held.update({held.claim.event: held for held in batch})
         try:
-            self._run_all(claims, since)
+            return BatchResult(len(batch), self._run_batch(batch, since))
         finally:
-            for held in claims:
+            for held in batch:
                 self._forget(held)
-        return len(claims)
 
-    def _run_all(self, claims: Sequence[Claim], since: float) -> None:
+    def _run_batch(self, batch: Sequence[HeldClaim], since: float) -> float:
+        """Run a batch in order and settle it; return the seconds that its handlers took.
+
+        Once one of them is slow or the process stops, the rest are released for other threads.
+        """
+        longest_wait = self.limits.lease.total_seconds() / WAIT_SHARE
         ended: list[tuple[Claim, Outcome]] = []
-        settled, late = time.monotonic(), False
-        for held in claims:
-            if self._is_held(held):
+        settled, late, seconds = time.monotonic(), False, 0.0
+        for held in batch:
+            with self._lock:
+                # It may have been lost meanwhile, and this process may even hold a later claim of the event.
+                is_ours = self._held.get(held.claim.event) is held
+            if is_ours:
                 begun = time.monotonic()
-                late = late or self.stopping.is_set() or begun - since > self._patience
-                begins = held is claims[0] or not late
-                ended.append((held, self._watched(held) if begins else NOT_BEGUN))
-                late = late or time.monotonic() - begun > SLOW
-            if held is claims[-1] or time.monotonic() - settled > SETTLE_AFTER:
+                late = late or self.stopping.is_set() or begun - since > longest_wait
+                if late and held is not batch[0]:
+                    ended.append((held.claim, NOT_BEGUN))
+                else:
+                    with attempt_span(held.claim) as span:
+                        held.outcome = self._attempt(held.claim)
+                        span.set_attribute("firstseen.outcome", str(held.outcome.move))
+                    ended.append((held.claim, held.outcome))
+                took = time.monotonic() - begun
+                seconds += took
+                late = late or took > SLOW
+            # Together they share a transaction, but a slow handler must not delay those before it for long.
+            if held is batch[-1] or time.monotonic() - settled > SETTLE_AFTER:
                 settle_all(self.store, ended, patience=self.limits.max_runtime)
                 ended, settled = [], time.monotonic()
+        return seconds
 
-    def _watched(self, held: Claim) -> Outcome:
-        begun = time.monotonic()
-        with watched(held) as seen:
-            end = self._attempt(held)
-            seen.note(outcome=str(end.move))
-        self._times.handled = self._handled_in + time.monotonic() - begun
+    def _forget(self, held: HeldClaim) -> None:
         with self._lock:
-            if self._held.get(held.event, (None,))[0] is held:
-                self._ended[held.event] = end
-        return end
+            # A later claim of the same event stays.
+            if self._held.get(held.claim.event) is held:
+                del self._held[held.claim.event]
 
-    @property
-    def _patience(self) -> float:
-        """Seconds that a claim may wait for its turn: it is renewed, but nobody else can have it."""
-        return self.limits.lease.total_seconds() / 3
 
-    def _is_held(self, held: Claim) -> bool:
-        with self._lock:
-            return self._held.get(held.event, (None,))[0] is held
+def renew_for_ever(runner: Runner, pause: timedelta) -> None:
+    """Renew this process's leases until it ends, also while it stops: running handlers need them."""
+    while True:
+        time.sleep(pause.total_seconds())
+        try:
+            runner.renew()
+        except LedgerError as error:
+            log.warning("No lease renewed: %s", error)
+        except Exception:
+            log.exception("A renewal failed; the next one follows.")
 
-    def _forget(self, held: Claim) -> None:
-        with self._lock:
-            # By now this process may hold a later claim of the same event.
-            if self._held.get(held.event, (None,))[0] is held:
-                del self._held[held.event]
-                self._ended.pop(held.event, None)
+
+def settle_all(store: Store, ended: Sequence[tuple[Claim, Outcome]], *, patience: timedelta) -> None:
+    """Settle attempts together; while the ledger does not answer, try again for `patience`."""
+    deadline = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            settled = settle(store, ended)
+            break
+        except LedgerError as error:
+            # What the handlers did stands: to give up early would run them once more.
+            if time.monotonic() <= deadline:
+                time.sleep(SETTLE_PAUSE)
+                continue
+            _log_unsettled(ended, error)
+            return
+        except Exception as error:
+            if len(ended) == 1:
+                _log_unsettled(ended, error)
+                return
+            log.exception("Several events could not be settled together; they are settled one by one.")
+            for attempt in ended:
+                settle_all(store, [attempt], patience=patience)
+            return
+    for held, outcome in ended:
+        with attempt_facts(held):
+            if held.event in settled:
+                log.info("Event %s (%s %s): %s", held.event, held.source, held.type, outcome.move)
+            else:
+                log.warning("Event %s was taken over; this attempt settles nothing.", held.event)
+
+
+def _log_unsettled(ended: Sequence[tuple[Claim, Outcome]], error: Exception) -> None:
+    for held, _ in ended:
+        with attempt_facts(held):
+            log.error("Event %s ran but could not be settled; it will run again.", held.event, exc_info=error)

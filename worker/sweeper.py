@@ -1,4 +1,9 @@
-"""The sweeper: in every worker, any number at once; what the broker forgot, it remembers."""
+"""The sweeper: in every worker, any number at once, made safe by the database. It finds what was forgotten.
+
+Each job has a `run_once` that makes one pass and returns its counts: `Sweeper` (expired leases, nudges, what
+nobody fetches, bulk operations), `Pruner` (payloads and ids past their windows) and `Reopener` (ignored
+events that have a handler now). Only `run` knows time.
+"""
 
 import logging
 import threading
@@ -8,7 +13,7 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from receiver.ledger.control import step, unfinished
+from receiver.ledger.control import step_bulk, unfinished_bulk
 from receiver.ledger.counters import count_sweep
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.idempotency_keys import prune_keys
@@ -16,8 +21,8 @@ from receiver.ledger.queue import (
     Retention,
     expire,
     ignored_types,
-    note_worker,
     prune,
+    record_heartbeat,
     reopen,
     starved,
     take_nudges,
@@ -31,15 +36,14 @@ log = logging.getLogger(__name__)
 PRUNE_EVERY, REOPEN_EVERY = 60, 12
 """Sweeps between two prunings and two reopenings: five minutes and one, at the default pace."""
 
-REPLAY_BATCH = 100
-"""Events of a bulk run in one transaction: short enough to let deliveries through on SQLite."""
-
-REPLAY_ROUNDS, REPLAYS_AT_ONCE = 10, 5
-"""Batches of each bulk run in one pass, and bulk runs that take turns: a pass must come to its end."""
-
-
 NUDGES_A_THREAD, NUDGES_A_PASS = 4, 128
 """Of one pass, for each of this worker's threads, and at least: all are awake then, with some in reserve."""
+
+REPLAY_BATCH = 100
+"""Events of a bulk operation in one transaction: short enough to let deliveries through on SQLite."""
+
+REPLAY_ROUNDS, REPLAYS_AT_ONCE = 10, 5
+"""Batches of each bulk operation in one pass, and operations that take turns: a pass must come to its end."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,15 @@ class Swept:
 
 
 class Sweeper:
-    """Takes expired leases back, nudges what is due, runs what nobody fetches, carries bulk runs on."""
+    """Takes expired leases back, nudges what is due, runs what nobody fetches, continues bulk operations."""
 
     def __init__(self, store: Store, sweep: timedelta, nudge: Callable[[UUID], bool], runner: Runner) -> None:
         self._store, self._sweep, self._nudge, self._runner = store, sweep, nudge, runner
 
     def run_once(self) -> Swept:
         """Make one pass and return its counts. Raises LedgerError when the ledger does not answer."""
-        note_worker(self._store, self._runner.name)
+        # The heartbeat, by which people see which workers live.
+        record_heartbeat(self._store, self._runner.name)
         expired = expire(self._store)
         nudged = failed = 0
         most = max(NUDGES_A_PASS, NUDGES_A_THREAD * self._runner.limits.concurrency)
@@ -70,23 +75,25 @@ class Sweeper:
                 failed = 1
                 break
             nudged += 1
+        # A dead broker, or a consumer that hears nothing, must starve no event.
         idle = self._runner.run_unattended() if starved(self._store, self._sweep) else 0
-        swept = Swept(expired, nudged, idle, carry_on(self._store))
+        swept = Swept(expired, nudged, idle, continue_bulk_operations(self._store))
         count_sweep(self._store, {**asdict(swept), "nudges_failed": failed})
         return swept
 
 
-def carry_on(store: Store) -> int:
-    """Do open steps of unfinished bulk runs, in turn; return how many events were acted on or skipped.
+def continue_bulk_operations(store: Store) -> int:
+    """Do open steps of unfinished bulk operations, in turn; return how many events were acted on or skipped.
 
     Any number of processes may: the database gives each step to one of them, and one that dies gives it back.
     """
     total = 0
     for _ in range(REPLAY_ROUNDS):
         stepped = [
-            step(store, replay, batch=REPLAY_BATCH) for replay in unfinished(store, limit=REPLAYS_AT_ONCE)
+            step_bulk(store, replay, batch=REPLAY_BATCH)
+            for replay in unfinished_bulk(store, limit=REPLAYS_AT_ONCE)
         ]
-        moved = sum(one.done + one.skipped for one in stepped)
+        moved = sum(batch.done + batch.skipped for batch in stepped)
         if not moved:
             break
         total += moved
@@ -107,9 +114,9 @@ class Pruner:
 
 
 class Reopener:
-    """Opens again what was ignored and has a handler here.
+    """Reopens ignored events that have a handler here.
 
-    Not at the start alone: while releases overlap, an older worker may ignore it once more.
+    Not at the start alone: while releases overlap, an older worker may ignore them once more.
     """
 
     def __init__(self, store: Store, registry: Registry) -> None:
@@ -130,8 +137,9 @@ class Reopener:
 def run(
     sweeper: Sweeper, pruner: Pruner, reopener: Reopener, pause: timedelta, stopping: threading.Event
 ) -> None:
-    """Sweep for ever, the rest now and then; a ledger that does not answer is tried again at the next."""
+    """Sweep until the worker stops, prune and reopen now and then; after an error the next pass follows."""
     rng, passes = Random(), 0
+    # Jittered, so that workers that started together do not sweep together.
     while not stopping.wait(pause.total_seconds() * rng.uniform(0.8, 1.2)):
         try:
             if passes % REOPEN_EVERY == 0:
@@ -146,14 +154,3 @@ def run(
         except Exception:
             log.exception("A sweep failed; the next one follows.")
         passes += 1
-
-
-def renew_for_ever(runner: Runner, pause: timedelta, ended: threading.Event) -> None:
-    """Renew this process's leases until it ends."""
-    while not ended.wait(pause.total_seconds()):
-        try:
-            runner.renew()
-        except LedgerError as error:
-            log.warning("No lease renewed: %s", error)
-        except Exception:
-            log.exception("A renewal failed; the next one follows.")

@@ -12,8 +12,9 @@
         assert ends(invoice_paid, paid, outside) == "done"
         assert [call.step for call in outside.made] == ["salesly POST /contacts", "thanks", "thanks"]
 
-All but the wire is what a worker runs: apis.toml with its dialects, the building and refusing of requests,
-the reading of answers, and the journal, on a ledger in memory whose clock jumps to the next attempt.
+All but the transport is what a worker runs: apis.toml with its dialects, the building and refusing of
+requests, the reading of answers, and the journal, on a ledger in memory whose clock jumps to the next
+attempt.
 """
 
 import json
@@ -22,9 +23,11 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
+from uuid import uuid4
 
 import httpx
 from sqlalchemy import Row, func, select
@@ -39,34 +42,36 @@ from receiver.ledger.schema import migrate
 from receiver.ledger.states import UNFINISHED, Move, Protection, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT
-from receiver.ledger.text import uuid7
 from worker.attempt import AttemptPolicy, Event, attempt
 from worker.calls.client import Calls
 from worker.calls.outbound import OutboundRequest
-from worker.calls.perform import Outbound
-from worker.calls.transport import Mark, NoReply, Outgoing, Reply
+from worker.calls.perform import CallContext
+from worker.calls.transport import BeforeSend, NoReply, Outgoing, Reply
 from worker.registry import Function, Handler, Registry
 
-# A wire for tests: it gives the answers that a test wrote down, and notes what would have gone out.
+__all__ = ["Made", "Unscripted", "answer", "calls", "ends", "event"]
 
+log = logging.getLogger(__name__)
+
+LEASE = timedelta(hours=1)
+"""Longer than any test: only the clock that jumps may end it, and it jumps between attempts."""
+
+ATTEMPTS, BACKOFF_MAX = 15, timedelta(hours=1)
+
+MAX_RUNTIME, GIVE_UP_AFTER = timedelta(minutes=10), timedelta(days=3)
+"""A deployment's defaults."""
+
+SECRET = b"worker.testing"
+
+CREDENTIAL = "test:"
+"""Stands in for every credential; the colon is for those of type basic."""
 
 UNWRITTEN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """Failures before the first byte: nothing can have happened. Any other one may have lost an answer."""
 
-OK = 200
-
 
 class Unscripted(AssertionError):
     """The handler makes a call that the test wrote no answer for."""
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """One answer that an API is to give."""
-
-    status: int = OK
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,103 +97,13 @@ class Made:
         return dict(parse_qsl(self.content.decode(), keep_blank_values=True))
 
 
-class Script:
-    """The answers of a test, by `"<api> <METHOD> <path>"`, and the requests that got them, in order."""
+@dataclass(frozen=True)
+class Scripted:
+    """One answer that an API is to give."""
 
-    def __init__(self, answers: Mapping[str, Any], apis: Mapping[str, Api]) -> None:
-        self.made: list[Made] = []
-        self.missing: Unscripted | None = None
-        """Kept, since a handler may catch it."""
-        self._answers = {_checked(name, apis): _in_turn(name, given) for name, given in answers.items()}
-
-    def next(self, api: str, method: str, path: str) -> Scripted | Exception:
-        """Return the answer to a request; raise Unscripted where there is none, or none any more."""
-        name = f"{api} {method} {path}"
-        take = self._answers.get(name)
-        found = take() if take else None
-        if found is None:
-            left = "left " if take else ""
-            has = ", ".join(map(repr, self._answers)) or "none at all"
-            self.missing = Unscripted(f"The test has no answer {left}for {name!r}; calls(...) has {has}.")
-            raise self.missing
-        return found
-
-
-class ScriptedWire:
-    """Carries the requests of one API to a script; `step` says which call is under way."""
-
-    def __init__(self, api: Api, script: Script, step: Callable[[], str | None]) -> None:
-        self._api, self._script, self._step = api, script, step
-
-    def send(self, request: Outgoing, mark: Mark) -> Reply | NoReply:
-        """Give the next answer. A failure of the transport is one here too; any other error is raised."""
-        path = request.url.removeprefix(self._api.base_url).partition("?")[0]
-        found = self._script.next(self._api.name, request.method, path)
-        if isinstance(found, UNWRITTEN):
-            return NoReply(f"the connection failed ({type(found).__name__})", written=False)
-        if isinstance(found, Exception) and not isinstance(found, httpx.TransportError):
-            raise found
-        mark()
-        place = (self._step(), self._api.name, request.method, path, httpx.URL(request.url))
-        self._script.made.append(Made(*place, httpx.Headers(list(request.headers)), request.body))
-        if isinstance(found, Scripted):
-            return Reply(found.status, tuple(found.headers.items()), found.body)
-        return NoReply(f"the answer was lost ({type(found).__name__})", written=True)
-
-
-def _checked(name: str, apis: Mapping[str, Api]) -> str:
-    api, _, rest = name.partition(" ")
-    method, _, path = rest.partition(" ")
-    if api not in apis or method not in (*METHODS, "GET") or not path.startswith("/") or "?" in path:
-        known = ", ".join(sorted(apis))
-        raise ValueError(
-            f"{name!r} names no call: write an API ({known}), a method and a path without its query,"
-            " such as 'salesly POST /contacts'."
-        )
-    return name
-
-
-def _in_turn(name: str, given: Any) -> Callable[[], Scripted | Exception | None]:
-    """Return what gives the answers: a tuple each of its own in turn, anything else itself every time."""
-    if not isinstance(given, tuple):
-        only = _answer(name, given)
-        return lambda: only
-    left = iter([_answer(name, one) for one in given])
-    return lambda: next(left, None)
-
-
-def _answer(name: str, given: Any) -> Scripted | Exception:
-    match given:
-        case Scripted() | Exception():
-            return given
-        case bool():
-            pass
-        case int():
-            return Scripted(given)
-        case dict() | list():
-            return Scripted(OK, json.dumps(given).encode(), {"Content-Type": "application/json"})
-    raise ValueError(
-        f"The answer to {name!r} is {given!r:.80}: write a status, JSON as a dict or list, answer(...), an"
-        " exception, or a tuple of such, one for each time."
-    )
-
-
-__all__ = ["Made", "Unscripted", "answer", "calls", "ends", "event"]
-
-log = logging.getLogger(__name__)
-
-LEASE = timedelta(hours=1)
-"""Longer than any test: only the clock that jumps may end it, and it jumps between attempts."""
-
-ATTEMPTS, BACKOFF_MAX = 15, timedelta(hours=1)
-
-MAX_RUNTIME, GIVE_UP_AFTER = timedelta(minutes=10), timedelta(days=3)
-"""A deployment's defaults."""
-
-SECRET = b"worker.testing"
-
-CREDENTIAL = "test:"
-"""Stands in for every credential; the colon is for those of type basic."""
+    status: int = HTTPStatus.OK
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def event(source: str, event_type: str, *, data: Any = None, **fields: Any) -> Event:
@@ -198,7 +113,7 @@ def event(source: str, event_type: str, *, data: Any = None, **fields: Any) -> E
     """
     now = datetime.now(UTC)
     usual: dict[str, Any] = {
-        "id": uuid7(),
+        "id": uuid4(),
         "event_id": "evt_test",
         "created_at": now,
         "received_at": now,
@@ -230,7 +145,12 @@ def calls(answers: Mapping[str, Any] | None = None, *, apis: Path | None = None)
     other. `httpx.ReadTimeout("")` and its like fail the connection: the answer is lost. Any other exception
     is raised as it is. `apis` is another apis.toml than the deployment's; no credential need be set.
     """
-    return ScriptedCalls(_Bench(answers or {}, _apis(apis)))
+    path = apis or Path(environment().get("FIRSTSEEN_APIS") or APIS)
+    loaded = {
+        name: replace(api, credential=CREDENTIAL, problem=None)
+        for name, api in load_apis(path, load_dialects(), {}).items()
+    }
+    return ScriptedCalls(_Bench(answers or {}, loaded))
 
 
 def ends(handler: Function, given: Event, outside: "ScriptedCalls") -> State:
@@ -241,40 +161,78 @@ def ends(handler: Function, given: Event, outside: "ScriptedCalls") -> State:
     return outside.bench.attempt(handler, given)
 
 
+class ScriptedCalls(Calls):
+    """The calls of one attempt, with a test's answers. `made` lists what went out, over all attempts."""
+
+    def __init__(self, bench: "_Bench") -> None:
+        super().__init__(bench.context, bench.held)
+        self.bench, self.made = bench, bench.script.made
+
+    def again(self) -> "ScriptedCalls":
+        """Return the calls of the next attempt, as if this one had failed here."""
+        self.bench.end(Outcome(Move.RETRY_LATER))
+        return ScriptedCalls(self.bench)
+
+    def make(
+        self, api: Api, request: OutboundRequest, protected_by: Protection, step: str, once: str | None
+    ) -> httpx.Response:
+        """Make the next call of this attempt, and note its step with what goes out."""
+        self.bench.step = step
+        try:
+            return super().make(api, request, protected_by, step, once)
+        finally:
+            self.bench.step = None
+
+
 class _Bench:
     """One event on a ledger in memory, from attempt to attempt."""
 
     def __init__(self, answers: Mapping[str, Any], apis: Mapping[str, Api]) -> None:
-        self.script = Script(answers, apis)
+        self.script = _Script(answers, apis)
         self.step: str | None = None
         self.store = Store("sqlite://", pool=1)
         migrate(self.store)
         self._event = record(self.store, [Delivery("test", "evt_test", "test", b"{}")])[0].event
-        wires = {api.name: ScriptedWire(api, self.script, lambda: self.step) for api in apis.values()}
-        # No lease to wait in: a locked call is at once a later one.
-        limits = (timedelta(0), MAX_RUNTIME, GIVE_UP_AFTER, BACKOFF_MAX)
-        self.outbound = Outbound(self.store, apis, wires, (SECRET,), *limits)
+        self.context = CallContext(
+            store=self.store,
+            apis=apis,
+            transports={
+                api.name: ScriptedTransport(api, self.script, lambda: self.step) for api in apis.values()
+            },
+            secrets=(SECRET,),
+            # No lease to wait in: a locked call is at once a later one.
+            lease=timedelta(0),
+            max_runtime=MAX_RUNTIME,
+            give_up_after=GIVE_UP_AFTER,
+            backoff_max=BACKOFF_MAX,
+        )
         self._held: Claim | None = None
+        # A test closes nothing, and warnings of open connections may be errors there.
         weakref.finalize(self, self.store.close)
 
     @property
     def held(self) -> Claim:
-        """Return the claim of the attempt under way; begin one, when it is due, if none is."""
+        """Return the claim of the attempt under way; begin the next one, when it is due, if none is."""
         if self._held is None:
-            self._wait()
+            row = self._row()
+            if row.state not in UNFINISHED:
+                reason = f"The event is {row.state}, so no attempt follows. {row.reason or ''}"
+                raise AssertionError(reason.rstrip())
+            due = max(row.due_at, row.calls_due or row.due_at)
+            self.store.shift += max(due - row.now, timedelta(0))
             self._held = claim(self.store, self._event, lease=LEASE, worker="test")
             assert self._held, "the event is due"  # noqa: S101 - the clock was just moved there
         return self._held
 
-    def end(self, how: Outcome) -> State:
+    def end(self, outcome: Outcome) -> State:
         """End the attempt under way; return the event's state."""
-        settle(self.store, self.held, how)
+        settle(self.store, [(self.held, outcome)])
         self._held = None
         return State(self._row().state)
 
     def attempt(self, function: Function, given: Event) -> State:
         """Run one attempt of a handler and end it as a worker does."""
-        seen = replace(
+        held = replace(
             self.held,
             source=given.source,
             event_id=given.event_id,
@@ -288,12 +246,13 @@ class _Bench:
         )
         registry = Registry([Handler(given.source, given.type, function)])
         policy = AttemptPolicy(ATTEMPTS, BACKOFF_MAX)
-        how = attempt(seen, registry, policy, lambda _: ScriptedCalls(self))
+        outcome = attempt(held, registry, policy, lambda _: ScriptedCalls(self))
+        # The handler may have caught it, and would hide it from the test.
         if self.script.missing:
             raise self.script.missing
-        if how.error:
-            log.warning("The handler failed:\n%s", how.error)
-        return self.end(how)
+        if outcome.error:
+            log.warning("The handler failed:\n%s", outcome.error)
+        return self.end(outcome)
 
     def _row(self) -> Row[Any]:
         calls_due = select(func.max(CALL.c.due_at)).where(CALL.c.event == EVENT.c.id).scalar_subquery()
@@ -302,41 +261,82 @@ class _Bench:
             found = select(*columns, self.store.now().label("now")).where(EVENT.c.id == self._event)
             return connection.execute(found).one()
 
-    def _wait(self) -> None:
-        """Move the clock to when the next attempt is due."""
-        row = self._row()
-        if row.state not in UNFINISHED:
-            raise AssertionError(
-                f"The event is {row.state}, so no attempt follows. {row.reason or ''}".rstrip()
-            )
-        due = max(row.due_at, row.calls_due or row.due_at)
-        self.store.shift += max(due - row.now, timedelta(0))
+
+class _Script:
+    """The answers of a test, by `"<api> <METHOD> <path>"`, and the requests that got them, in order."""
+
+    def __init__(self, answers: Mapping[str, Any], apis: Mapping[str, Api]) -> None:
+        self.made: list[Made] = []
+        self.missing: Unscripted | None = None
+        """Kept, since a handler may catch it."""
+        self._answers: dict[str, Callable[[], Scripted | Exception | None]] = {}
+        for name, given in answers.items():
+            api, _, rest = name.partition(" ")
+            method, _, path = rest.partition(" ")
+            known = api in apis and method in (*METHODS, "GET")
+            if not known or not path.startswith("/") or "?" in path:
+                names = ", ".join(sorted(apis))
+                raise ValueError(
+                    f"{name!r} names no call: write an API ({names}), a method and a path without its query,"
+                    " such as 'salesly POST /contacts'."
+                )
+            self._answers[name] = _in_turn(name, given)
+
+    def next(self, api: str, method: str, path: str) -> Scripted | Exception:
+        """Return the answer to a request; raise Unscripted where there is none, or none any more."""
+        name = f"{api} {method} {path}"
+        take = self._answers.get(name)
+        found = take() if take else None
+        if found is None:
+            left = "left " if take else ""
+            has = ", ".join(map(repr, self._answers)) or "none at all"
+            self.missing = Unscripted(f"The test has no answer {left}for {name!r}; calls(...) has {has}.")
+            raise self.missing
+        return found
 
 
-class ScriptedCalls(Calls):
-    """The calls of one attempt, with a test's answers. `made` lists what went out, over all attempts."""
-
-    def __init__(self, bench: _Bench) -> None:
-        super().__init__(bench.outbound, bench.held)
-        self.bench, self.made = bench, bench.script.made
-
-    def again(self) -> "ScriptedCalls":
-        """Return the calls of the next attempt, as if this one had failed here."""
-        self.bench.end(Outcome(Move.RETRY_LATER))
-        return ScriptedCalls(self.bench)
-
-    def make(
-        self, api: Api, request: OutboundRequest, how: Protection, step: str, once: str | None
-    ) -> httpx.Response:
-        """Make the next call of this attempt, and note its step with what goes out."""
-        self.bench.step = step
-        try:
-            return super().make(api, request, how, step, once)
-        finally:
-            self.bench.step = None
+def _in_turn(name: str, given: Any) -> Callable[[], Scripted | Exception | None]:
+    """Return what gives the answers: those of a tuple in turn, anything else itself every time."""
+    if not isinstance(given, tuple):
+        only = _answer(name, given)
+        return lambda: only
+    left = iter([_answer(name, item) for item in given])
+    return lambda: next(left, None)
 
 
-def _apis(path: Path | None) -> dict[str, Api]:
-    """Load the APIs that handlers call here, each with a credential that stands in for its own."""
-    found = load_apis(path or Path(environment().get("FIRSTSEEN_APIS") or APIS), load_dialects(), {})
-    return {name: replace(api, credential=CREDENTIAL, problem=None) for name, api in found.items()}
+def _answer(name: str, given: Any) -> Scripted | Exception:
+    match given:
+        case Scripted() | Exception():
+            return given
+        case bool():
+            pass
+        case int():
+            return Scripted(given)
+        case dict() | list():
+            return Scripted(HTTPStatus.OK, json.dumps(given).encode(), {"Content-Type": "application/json"})
+    raise ValueError(
+        f"The answer to {name!r} is {given!r:.80}: write a status, JSON as a dict or list, answer(...), an"
+        " exception, or a tuple of such, one for each time."
+    )
+
+
+class ScriptedTransport:
+    """Carries the requests of one API to a script; `step` says which call is under way."""
+
+    def __init__(self, api: Api, script: _Script, step: Callable[[], str | None]) -> None:
+        self._api, self._script, self._step = api, script, step
+
+    def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
+        """Give the next answer. A failure of the transport is one here too; any other error is raised."""
+        path = request.url.removeprefix(self._api.base_url).partition("?")[0]
+        found = self._script.next(self._api.name, request.method, path)
+        if isinstance(found, UNWRITTEN):
+            return NoReply(f"the connection failed ({type(found).__name__})", written=False)
+        if isinstance(found, Exception) and not isinstance(found, httpx.TransportError):
+            raise found
+        before_send()
+        place = (self._step(), self._api.name, request.method, path, httpx.URL(request.url))
+        self._script.made.append(Made(*place, httpx.Headers(list(request.headers)), request.body))
+        if isinstance(found, Scripted):
+            return Reply(found.status, tuple(found.headers.items()), found.body)
+        return NoReply(f"the answer was lost ({type(found).__name__})", written=True)

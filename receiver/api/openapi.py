@@ -10,15 +10,17 @@ from typing import Any
 from flask import Response, make_response, render_template
 from markupsafe import Markup, escape
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from config.dialects import load_dialects
 from receiver.api.operation import PREFIX, Operation
-from receiver.ledger.reports import Problem
+from receiver.ledger.reports.models import ProblemView, schema_name
 
 Json = dict[str, Any]
 
 REF = "#/components/schemas/"
+
+PUBLIC_NAMES = {"SendOutcome": "Outcome"}
 
 KEY_FORM = r'^([ !#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 """1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941)."""
@@ -35,6 +37,14 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
     "call": ("The id of the call.", {"type": "string", "format": "uuid"}),
     "body_hash": ("SHA-256 of the body, in hex.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
 }
+
+
+class _Namer(GenerateJsonSchema):
+    """Names components as clients know them, whatever their classes are called here."""
+
+    def normalize_name(self, name: str) -> str:
+        name = super().normalize_name(name)
+        return PUBLIC_NAMES.get(name, name.removesuffix("View"))
 
 
 def document(operations: Sequence[Operation]) -> Json:
@@ -114,21 +124,27 @@ def _answer(status: int, shape: type[BaseModel], operation: Operation) -> Json:
 
 
 def _problem(status: int) -> Json:
-    content = {"application/problem+json": {"schema": _reference(Problem)}}
+    content = {"application/problem+json": {"schema": _reference(ProblemView)}}
     return {"description": HTTPStatus(status).phrase, "content": content}
 
 
 def _reference(model: type[BaseModel] | None) -> Json:
-    return {"$ref": REF + model.__name__} if model else {}
+    return {"$ref": REF + schema_name(model)} if model else {}
 
 
 def _schemas(operations: Iterable[Operation]) -> Json:
-    shapes = {shape for one in operations for shape in one.answers.values()} | {Problem}
+    shapes = {shape for one in operations for shape in one.answers.values()} | {ProblemView}
     given = {one.takes for one in operations if one.takes}
     models = [(shape, "serialization") for shape in shapes] + [(model, "validation") for model in given]
-    models.sort(key=lambda pair: pair[0].__name__)
-    _, schemas = models_json_schema(models, ref_template=REF + "{model}")  # type: ignore[arg-type]
+    models.sort(key=lambda pair: schema_name(pair[0]))
+    _, schemas = models_json_schema(
+        models,  # type: ignore[arg-type]
+        ref_template=REF + "{model}",
+        schema_generator=_Namer,
+    )
     found: Json = schemas["$defs"]
+    for name in PUBLIC_NAMES.values():
+        found[name]["title"] = name
     return found
 
 

@@ -9,10 +9,10 @@ from uuid import UUID
 from flask import Request
 from pydantic import BaseModel, ValidationError
 
-from receiver.api.requests import UUID_FORM, Nothing
 from receiver.ledger.errors import UnknownCall, UnknownEvent, UnknownReplay
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.problems import Problem
+from receiver.requests import UUID_FORM, Nothing
 
 View = Callable[..., Any]
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -11,9 +11,9 @@ from flask import Response, jsonify, render_template, request
 
 from receiver.dashboard.presentation import plural, span
 from receiver.ledger.errors import LedgerError
-from receiver.ledger.reports import flow, pace, pending, workers
-from receiver.ledger.schema import check_schema
-from receiver.service import DashboardParts
+from receiver.ledger.reports.models import Due, Flow, WorkerHeartbeat
+from receiver.ledger.states import OPEN, State
+from receiver.service import Service
 
 # An answer that many ask for and that costs something: it is found anew only so often.
 
@@ -70,125 +70,115 @@ class Remembered(Generic[Answer]):
 HOUR, DAY = 60, 1_440
 """Minutes: what the chart and the figures may span."""
 
-OPEN = ("received", "processing", "waiting")
+TOTALS = ("accepted", "duplicates", "done", "rejected", "open", "parked", "dead")
+
+BROKER_STATES = {
+    "ok": "takes nudges",
+    "unreachable": "unreachable; the sweeper takes over",
+    "untried": "no nudge sent yet",
+}
 
 STUCK = 60.0
 """Seconds that a due event waits for a worker before the page says so."""
 
 DOWN = "The ledger does not answer. Nothing is lost: deliveries get 503, and providers send them again."
 
-Told = dict[str, Any]
-
 
 class Overview:
     """The views of the whole. What they show is found once for everybody who looks."""
 
-    def __init__(self, parts: DashboardParts) -> None:
-        self._parts = parts
+    def __init__(self, service: Service, broker: Callable[[], str], patience: float) -> None:
+        self._sources, self._broker, self._patience = service.sources, broker, patience
         # One connection for all of them: deliveries need the others.
-        store, turn = parts.store, threading.Lock()
-        self._schema = Remembered(partial(check_schema, store), turn=turn)
-        self._pending = Remembered(partial(pending, store), turn=turn)
-        self._workers = Remembered(partial(workers, store), turn=turn)
-        self._flow = {of: Remembered(partial(flow, store, of), turn=turn) for of in (HOUR, DAY)}
-        self._pace = {of: Remembered(partial(pace, store, of), turn=turn) for of in (HOUR, DAY)}
+        turn = threading.Lock()
+        self._schema = Remembered(service.check, turn=turn)
+        self._pending = Remembered(service.pending, turn=turn)
+        self._workers = Remembered(service.workers, turn=turn)
+        self._flow = {of: Remembered(partial(service.flow, of), turn=turn) for of in (HOUR, DAY)}
+        self._throughput = {of: Remembered(partial(service.throughput, of), turn=turn) for of in (HOUR, DAY)}
 
     def overview(self) -> str:
         """Show the page."""
-        return render_template("overview.html", **self._told())
+        return render_template("overview.html", **self._context())
 
     def figures(self) -> str:
         """Show the part of the page that changes."""
-        return render_template("_figures.html", **self._told())
+        return render_template("_figures.html", **self._context())
 
     def series(self) -> Response:
         """Give the chart's numbers."""
-        return jsonify(self._pace[_span()].get())
+        return jsonify(self._throughput[_minutes()].get().as_json())
 
-    def _told(self) -> Told:
-        minutes = _span()
+    def _context(self) -> dict[str, Any]:
+        minutes = _minutes()
         try:
             self._schema.get()
-            now, flows, alive = self._pending.get(), self._flow[minutes].get(), self._workers.get()
+            pending, flows, alive = self._pending.get(), self._flow[minutes].get(), self._workers.get()
         except LedgerError as error:
-            health = _health(str(error), self._parts.broker(), None)
             return {
                 "span": minutes,
                 "rows": None,
                 "verdict": {"tone": "bad", "short": DOWN},
-                "health": health,
+                "health": _health(str(error), self._broker(), None),
             }
-        names = sorted({*flows, *now["states"], *self._parts.sources})
-        rows = [self._row(name, flows, now["states"]) for name in names]
-        worker = _worker(alive, now["due"], self._parts.patience)
+        names = sorted({*flows, *pending.states, *self._sources})
+        rows = [self._row(name, flows.get(name, Flow()), pending.states.get(name, {})) for name in names]
+        totals = {name: sum(row[name] for row in rows) for name in TOTALS}
+        worker = _worker(alive, pending.due, self._patience)
         return {
             "span": minutes,
             "rows": rows,
-            "total": _total(rows),
-            "oldest": now["oldest"],
-            "verdict": _verdict(_total(rows), worker, now["due"]),
-            "health": _health(None, self._parts.broker(), worker),
+            "total": totals,
+            "oldest": pending.oldest,
+            "verdict": _verdict(totals, worker, pending.due),
+            "health": _health(None, self._broker(), worker),
         }
 
-    def _row(self, name: str, flows: Told, states: Told) -> Told:
-        moved, stands = flows.get(name, {}), states.get(name, {})
-        source = self._parts.sources.get(name)
+    def _row(self, name: str, flow: Flow, states: Mapping[State, int]) -> dict[str, Any]:
+        source = self._sources.get(name)
         return {
             "source": name,
             "problem": source.problem if source else "It is not configured any more.",
-            "accepted": moved.get("accepted", 0),
-            "duplicates": moved.get("duplicates", 0),
-            "done": moved.get("done", 0),
-            "rejections": moved.get("rejections", {}),
-            "rejected": sum(moved.get("rejections", {}).values()),
-            "open": sum(stands.get(state, 0) for state in OPEN),
-            "parked": stands.get("parked", 0),
-            "dead": stands.get("dead", 0),
+            "accepted": flow.accepted,
+            "duplicates": flow.duplicates,
+            "done": flow.done,
+            "rejections": flow.rejections,
+            "rejected": sum(flow.rejections.values()),
+            "open": sum(states.get(state, 0) for state in OPEN),
+            "parked": states.get(State.PARKED, 0),
+            "dead": states.get(State.DEAD, 0),
         }
 
 
-def _span() -> int:
+def _minutes() -> int:
     return DAY if request.args.get("minutes") == str(DAY) else HOUR
 
 
-def _total(rows: list[Told]) -> Told:
-    names = ("accepted", "duplicates", "done", "rejected", "open", "parked", "dead")
-    return {name: sum(row[name] for row in rows) for name in names}
-
-
-def _verdict(total: Told, worker: Told, due: Told) -> Told:
+def _verdict(totals: Mapping[str, int], worker: Mapping[str, Any], due: Due) -> dict[str, str]:
     """Answer in one sentence what somebody asks who was woken: whether anything is lost or stuck."""
-    late = plural(due["count"], "event")
+    late = plural(due.count, "event")
     if worker["tone"] == "bad":
-        waits = f", and {late} wait in the ledger" if due["count"] else ""
+        waits = f", and {late} wait in the ledger" if due.count else ""
         return {"tone": "bad", "short": f"No worker is running{waits}. Nothing is lost; start one."}
     if worker["tone"] == "fair":
-        return {"tone": "fair", "short": f"Workers are behind: {late} due, for {span(due['seconds'])}."}
-    if stuck := total["parked"] + total["dead"]:
+        return {"tone": "fair", "short": f"Workers are behind: {late} due, for {span(due.seconds)}."}
+    if stuck := totals["parked"] + totals["dead"]:
         return {"tone": "fair", "short": f"{plural(stuck, 'event')} cannot go on alone; all others run."}
     return {"tone": "good", "short": "All is well: nothing is stuck, and nothing waits for a person."}
 
 
-def _health(problem: str | None, broker: str, worker: Told | None) -> list[Told]:
+def _health(problem: str | None, broker: str, worker: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     ledger = {"name": "Ledger", "tone": "bad" if problem else "good", "says": problem or "answers"}
-    return [ledger, _broker(broker), worker or {"name": "Workers", "tone": "unknown", "says": "unknown"}]
+    tone = {"ok": "good", "unreachable": "fair"}.get(broker, "unknown")
+    nudges = {"name": "Broker", "tone": tone, "says": BROKER_STATES.get(broker, broker)}
+    return [ledger, nudges, worker or {"name": "Workers", "tone": "unknown", "says": "unknown"}]
 
 
-def _broker(state: str) -> Told:
-    tone = {"ok": "good", "unreachable": "fair"}.get(state, "unknown")
-    says = {
-        "ok": "takes nudges",
-        "unreachable": "unreachable; the sweeper takes over",
-        "untried": "no nudge sent yet",
-    }
-    return {"name": "Broker", "tone": tone, "says": says.get(state, state)}
-
-
-def _worker(alive: list[Told], due: Told, patience: float) -> Told:
-    here = [one for one in alive if one["silent_seconds"] <= patience]
-    if not here:
-        last = alive[0]["seen_at"] if alive else None
+def _worker(alive: Sequence[WorkerHeartbeat], due: Due, patience: float) -> dict[str, Any]:
+    running = sum(worker.silent_seconds <= patience for worker in alive)
+    if not running:
+        last = alive[0].seen_at if alive else None
         return {"name": "Workers", "tone": "bad", "says": "none is running", "last": last}
-    tone = "fair" if due["count"] and due["seconds"] > STUCK else "good"
-    busy = "; events wait for them" if tone == "fair" else ""
-    return {"name": "Workers", "tone": tone, "says": f"{len(here)} running{busy}"}
+    behind = due.count and due.seconds > STUCK
+    says = f"{running} running{'; events wait for them' if behind else ''}"
+    return {"name": "Workers", "tone": "fair" if behind else "good", "says": says}

@@ -1,17 +1,23 @@
-"""An event's story as one list of moments, oldest first."""
+"""How the pages show things: an event's timeline, payloads, times, spans and counts."""
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from markupsafe import Markup, escape
 
-from receiver.describe import duration, exact, parse
-from receiver.ledger.text import plain
-
-Told = dict[str, Any]
+from config.nesting import load_json
+from receiver.describe import duration, exact
+from receiver.ledger.reports.models import Attempt, Content, Story, ToldCall
+from receiver.ledger.states import SendOutcome
+from receiver.ledger.text import plain, rfc3339
+from receiver.payload import UnreadablePayloadError, parse_payload
+from receiver.redaction import Redactor
 
 OUTCOMES = {
     "finish": ("done", "came through"),
@@ -35,90 +41,134 @@ ACTIONS = {
     "give-up": "gave the call up",
 }
 
-SENT = {
+SENT: Mapping[SendOutcome | None, tuple[str, str]] = {
     None: ("open", "no answer yet"),
-    "succeeded": ("done", "succeeded"),
-    "replayed": ("done", "had happened before; its answer was replayed"),
-    "locked": ("waiting", "another copy still runs there"),
-    "later": ("waiting", "was told to come later"),
-    "unknown": ("parked", "nobody knows whether it happened"),
-    "mismatch": ("parked", "its key belongs to another request"),
-    "rejected": ("dead", "was refused, so it did not happen"),
+    SendOutcome.SUCCEEDED: ("done", "succeeded"),
+    SendOutcome.REPLAYED: ("done", "had happened before; its answer was replayed"),
+    SendOutcome.LOCKED: ("waiting", "another copy still runs there"),
+    SendOutcome.LATER: ("waiting", "was told to come later"),
+    SendOutcome.UNKNOWN: ("parked", "nobody knows whether it happened"),
+    SendOutcome.MISMATCH: ("parked", "its key belongs to another request"),
+    SendOutcome.REJECTED: ("dead", "was refused, so it did not happen"),
 }
 
 
-def timeline(told: Told) -> list[Told]:
-    """Return moments `{at, tone, title, detail, error, link}` of a story as `story` tells it."""
+REJECTION_REASONS = {
+    "no_secret": "this source has no secret yet",
+    "too_large": "the body is larger than max_body",
+}
+
+PAYLOAD_SHOWN = 200_000
+"""Characters of a payload on a page; the raw download has all of it."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One entry of an event's timeline. `tone` is its colour, `link` the call that it is about."""
+
+    at: datetime
+    tone: str
+    title: str
+    detail: str | None = None
+    error: str | None = None
+    link: UUID | None = None
+
+
+def timeline(story: Story) -> list[Moment]:
+    """Return an event's story as one list of moments, oldest first."""
     moments = [
-        _first(told["event"]),
-        *_duplicates(told["duplicates"]),
-        *_conflicts(told["conflicts"]),
-        *_attempts(told["attempts"]),
-        *_sends(told["calls"]),
-        *_actions(told["actions"]),
-        *_nudges(told["nudges"]),
+        *_deliveries(story),
+        *_attempts(story.attempts),
+        *_sends(story.calls),
+        *(
+            Moment(
+                action.at,
+                "person",
+                f"{action.who} {ACTIONS.get(action.what, action.what)}",
+                f"It was {action.was}.",
+            )
+            for action in story.actions
+        ),
     ]
-    return sorted(moments, key=lambda moment: moment["at"])
+    if story.nudges.last:
+        times = "once" if story.nudges.count == 1 else f"{story.nudges.count} times"
+        moments.append(
+            Moment(story.nudges.last, "attempt", f"Workers were woken {times} for it", "The last time.")
+        )
+    return sorted(moments, key=lambda moment: moment.at)
 
 
-def _moment(at: str, tone: str, title: str, detail: str | None = None, **more: Any) -> Told:
-    return {"at": at, "tone": tone, "title": title, "detail": detail, "error": None, "link": None, **more}
+def _deliveries(story: Story) -> Iterator[Moment]:
+    event = story.event
+    where = f"From {event.address}." if event.address else ""
+    doubt = " Equal bytes came under another id before." if event.suspected_replay else ""
+    yield Moment(event.received_at, "received", "First seen", f"{where}{doubt}".strip() or None)
+    for again in story.duplicates.latest:
+        detail = f"From {again.address}." if again.address else None
+        yield Moment(again.at, "duplicate", "Came again, answered as a duplicate", detail)
+    hidden = story.duplicates.count - len(story.duplicates.latest)
+    if hidden > 0 and story.duplicates.first:
+        title = f"Came again {hidden} times"
+        yield Moment(story.duplicates.first, "duplicate", title, "Only the last 20 are kept.")
+    for conflict in story.conflicts:
+        detail = "The other body is kept below."
+        yield Moment(conflict.at, "parked", "Came again with another body", detail)
 
 
-def _first(event: Told) -> Told:
-    where = f"From {event['address']}." if event["address"] else None
-    doubt = " Equal bytes came under another id before." if event["suspected_replay"] else ""
-    return _moment(event["received_at"], "received", "First seen", f"{where or ''}{doubt}".strip() or None)
-
-
-def _duplicates(found: Told) -> Iterator[Told]:
-    for one in found["latest"]:
-        where = f"From {one['address']}." if one["address"] else None
-        yield _moment(one["at"], "duplicate", "Came again, answered as a duplicate", where)
-    hidden = found["count"] - len(found["latest"])
-    if hidden > 0:
-        yield _moment(found["first"], "duplicate", f"Came again {hidden} times", "Only the last 20 are kept.")
-
-
-def _conflicts(found: list[Told]) -> Iterator[Told]:
-    for one in found:
-        yield _moment(one["at"], "parked", "Came again with another body", "The other body is kept below.")
-
-
-def _attempts(found: list[Told]) -> Iterator[Told]:
-    for one in found:
-        name = f"Attempt {one['generation']}.{one['number']}"
-        tone, words = OUTCOMES.get(one["outcome"], ("processing", "runs now"))
-        if one["ended_at"]:
-            yield _moment(one["started_at"], "attempt", f"{name} started", f"By {one['worker']}.")
-            told = {"detail": one["reason"], "error": one["error"]}
-            yield {**_moment(one["ended_at"], tone, f"{name} {words}"), **told}
+def _attempts(attempts: Iterable[Attempt]) -> Iterator[Moment]:
+    for attempt in attempts:
+        name = f"Attempt {attempt.generation}.{attempt.number}"
+        tone, words = OUTCOMES.get(attempt.outcome or "", ("processing", "runs now"))
+        by = f"By {attempt.worker}."
+        if attempt.ended_at:
+            yield Moment(attempt.started_at, "attempt", f"{name} started", by)
+            yield Moment(attempt.ended_at, tone, f"{name} {words}", attempt.reason, attempt.error)
         else:
-            yield _moment(one["started_at"], tone, f"{name} {words}", f"By {one['worker']}.")
+            yield Moment(attempt.started_at, tone, f"{name} {words}", by)
 
 
-def _sends(calls: list[Told]) -> Iterator[Told]:
+def _sends(calls: Iterable[ToldCall]) -> Iterator[Moment]:
     for call in calls:
-        for send in call["sends"]:
-            tone, words = SENT.get(send["outcome"], ("open", str(send["outcome"])))
-            status = f" ({send['status']})" if send["status"] else ""
-            title = f"Call {call['step']!r} to {call['api']}: {words}{status}"
-            yield _moment(send["at"], tone, title, send["reason"], link=call["id"])
+        for send in call.sends:
+            tone, words = SENT[send.outcome]
+            status = f" ({send.status})" if send.status else ""
+            title = f"Call {call.step!r} to {call.api}: {words}{status}"
+            yield Moment(send.at, tone, title, send.reason, link=call.id)
 
 
-def _actions(found: list[Told]) -> Iterator[Told]:
-    for one in found:
-        did = ACTIONS.get(one["what"], one["what"])
-        yield _moment(one["at"], "person", f"{one['who']} {did}", f"It was {one['was']}.")
+def rejection_reason(reason: str) -> str:
+    """Write a rejection's reason for people."""
+    return REJECTION_REASONS.get(reason, reason.replace("_", " "))
 
 
-def _nudges(found: Told) -> Iterator[Told]:
-    if found["last"]:
-        times = "once" if found["count"] == 1 else f"{found['count']} times"
-        yield _moment(found["last"], "attempt", f"Workers were woken {times} for it", "The last time.")
+def payload_view(redactor: Redactor, body: bytes | None, content_type: str | None) -> dict[str, str]:
+    """Return `{kind, value}`: `json` parsed and redacted, `text`, or `none` with the reason."""
+    if body is None:
+        return {"kind": "none", "value": "It was erased after payload_retention."}
+    try:
+        return _json_view(redactor.payload(parse_payload(body, content_type)))
+    except UnreadablePayloadError as error:
+        if redactor.active:
+            hidden = f"It is not shown: its source leaves places out, and {error}. The raw download has it."
+            return {"kind": "none", "value": hidden}
+        return {"kind": "text", "value": body.decode("utf-8", "backslashreplace")[:PAYLOAD_SHOWN]}
 
 
-# Words and forms that the pages share: times, spans, counts, JSON for people.
+def content_view(redactor: Redactor, content: Content | None) -> dict[str, Any] | None:
+    """Return what went out or came back with its `payload` as `payload_view` shows one."""
+    if content is None:
+        return None
+    shown = {"kind": "text", "value": content.body[:PAYLOAD_SHOWN]}
+    if content.encoding == "utf-8" and len(content.body) <= PAYLOAD_SHOWN:
+        with suppress(ValueError):
+            # Parsed, an escape becomes a character: what is hidden may turn up anew.
+            shown = _json_view(redactor.data(load_json(content.body)))
+    return {**dict(content), "payload": shown}
+
+
+def _json_view(value: Any) -> dict[str, str]:
+    text, whole = written(value, PAYLOAD_SHOWN)
+    return {"kind": "json" if whole else "text", "value": text}
 
 
 KILO = 1_000
@@ -135,14 +185,14 @@ def span(seconds: float | None) -> str:
     return f"{whole // size} {unit}"
 
 
-def when(text: str | None, now: datetime | None = None) -> Markup:
-    """Return a time, RFC 3339, as an element that says how long ago it was, and exactly in its title."""
-    if not text:
+def when(at: datetime | None, now: datetime | None = None) -> Markup:
+    """Return a time as an element that says how long ago it was, and exactly in its title."""
+    if at is None:
         return Markup('<span class="quiet">-</span>')
-    away = (parse(text) - (now or datetime.now(UTC))).total_seconds()
+    away = (at - (now or datetime.now(UTC))).total_seconds()
     relative = "now" if abs(away) < 1 else f"in {span(away)}" if away > 0 else f"{span(-away)} ago"
     shown = Markup('<time datetime="{}" title="{}" data-relative>{}</time>')
-    return shown.format(text, exact(text), relative)
+    return shown.format(rfc3339(at), exact(at), relative)
 
 
 def number(count: int) -> str:

@@ -1,4 +1,8 @@
-"""The engine: a decorator around a view that runs it once for each key, whatever fails in between."""
+"""The engine: a decorator around a view that runs it once for each key, whatever fails in between.
+
+A key is claimed under a lease, the view runs, and its work and its response are stored in one transaction. A
+request that comes again gets the stored response, waits for it, or is refused, as the policy says.
+"""
 
 import functools
 import time
@@ -27,59 +31,30 @@ from receiver.ledger.idempotency_keys import (
 )
 from receiver.ledger.store import Store
 
-# A request's body, read once and whole or refused.
-
-
-BODY_MAX = 1024 * 1024
-"""Bytes of a request that is guarded by a key: what is fingerprinted is held in memory."""
-
-
-def read_body(request: Request, limit: int = BODY_MAX) -> bytes:
-    """Return the body and leave it readable for the view.
-
-    Raises Refusal: 413 for more than `limit` bytes, 400 for a body that breaks off or is badly chunked.
-
-    werkzeug cuts a chunked body at its own limit without a word, so that limit is set one byte higher.
-    """
-    request.max_content_length = limit + 1
-    try:
-        body = request.get_data()
-    except RequestEntityTooLarge:
-        raise _too_large(limit) from None
-    except OSError:
-        raise Refusal(400, "body_broken", "The body breaks off or is badly chunked; send it again.") from None
-    if len(body) > limit:
-        raise _too_large(limit)
-    return body
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(413, "body_too_large", f"The body is longer than {limit} bytes.")
-
-
 LEASE = timedelta(seconds=30)
 """How long a view may take. A process that dies inside blocks its key for this long, and no longer."""
 
-ANSWER_MAX = 1024 * 1024
-"""Bytes of a stored answer; a view that answers more is rolled back rather than half remembered."""
-
-HEADERS_KEPT = frozenset({"content-type", "location", "content-language", "etag", "last-modified"})
-"""What is stored of an answer's headers: what says how to read it. Never cookies."""
+PATIENCE = 2
+"""Leases that a duplicate waits: the first request's may run out, and then that of another."""
 
 POLL = 0.05
 """Seconds between two looks at a key that another request holds."""
 
-PATIENCE = 2
-"""Leases that a duplicate waits: the first one's may run out, and then another's."""
+BODY_MAX = 1024 * 1024
+"""Bytes of a request that is guarded by a key: what is fingerprinted is held in memory."""
+
+ANSWER_MAX = 1024 * 1024
+"""Bytes of a stored response; a view that answers more is rolled back rather than half remembered."""
+
+HEADERS_KEPT = frozenset({"content-type", "location", "content-language", "etag", "last-modified"})
+"""The headers of a stored response: those that say how to read it. Never cookies."""
+
+View = Callable[..., Any]
+"""Returns what Flask makes a response of."""
 
 
 class TakenOver(Exception):
-    """Another request holds the key now; what this one did is rolled back."""
-
-
-View = Callable[..., Any]
-
-Guarded = Callable[..., Response]
+    """Another request holds the key now, so the work of this one is rolled back."""
 
 
 class Engine:
@@ -87,12 +62,12 @@ class Engine:
 
     A guarded view does all of its work in that database through `g.ledger`: its transaction is the engine's,
     and a holder whose lease was taken over rolls back whole. An answer of 400 or more leaves no such work.
-    `scopes` names the policy's scope parts; `refuse` turns a Refusal into the API's own error; `body_max` is
-    in bytes. The request must be authenticated before. Raises LedgerUnavailable when the database does not
-    answer: the application words it as 503.
+    `scopes` reads the policy's scope parts from a request; `refuse` turns a Refusal into the API's own error;
+    `body_max` is in bytes. The request must be authenticated before. Raises LedgerUnavailable when the
+    database does not answer: the application answers 503 in its own words.
     """
 
-    def __init__(  # noqa: PLR0913 - all but two have names at the call
+    def __init__(
         self,
         store: Store,
         policy: KeyPolicy,
@@ -108,7 +83,7 @@ class Engine:
         self.store, self.policy, self.lease, self.body_max = store, policy, lease, body_max
         self._scopes, self._refuse = scopes, refuse
 
-    def guard(self, view: View) -> Guarded:
+    def guard(self, view: View) -> Callable[..., Response]:
         """Wrap a view."""
 
         @functools.wraps(view)
@@ -116,7 +91,7 @@ class Engine:
             run = functools.partial(view, *arguments, **named)
             try:
                 slot = self._slot()
-                return self._unkeyed(run) if slot is None else self._keyed(slot, run)
+                return self._run_unkeyed(run) if slot is None else self._run_keyed(slot, run)
             except Refusal as refusal:
                 return self._refuse(refusal)
 
@@ -126,12 +101,14 @@ class Engine:
         """Do nothing, once a key is ours and before its view runs. The sandbox lingers here."""
 
     def overlaps(self, slot: Slot) -> bool:  # noqa: ARG002 - for those who override it
-        """Say whether a request may run beside the one that holds its key. Never, but for the sandbox."""
+        """Whether a request may run beside the one that holds its key. Never, but for the sandbox."""
         return False
 
     def _slot(self) -> Slot | None:
+        """Return what the request claims; None where it has no key, or none counts for its path."""
         covered = self.policy.covered(request.method, request.path)
         key = read_key(self.policy, request) if covered else None
+        # Without a key too: the limit holds for every request, and a broken body is refused before the view.
         body = read_body(request, self.body_max)
         if key is None:
             return None
@@ -144,32 +121,36 @@ class Engine:
             separate=self.policy.mismatch is None,
         )
 
-    def _unkeyed(self, run: View) -> Response:
+    def _run_unkeyed(self, run: View) -> Response:
         with self.store.write() as connection:
             return _run(self.store, connection, run)
 
-    def _keyed(self, slot: Slot, run: View) -> Response:
+    def _run_keyed(self, slot: Slot, run: View) -> Response:
         deadline = time.monotonic() + PATIENCE * self.lease.total_seconds()
         while True:
             match open_key(self.store, slot, lease=self.lease):
                 case Held() as held:
                     self.claimed(slot)
-                    response = self._once(held, run)
+                    response = self._run_held(held, run)
                     if response is not None:
                         return response
-                case StoredAnswer() as answer:
-                    return self._replay(answer)
+                case StoredAnswer() as stored:
+                    return self._replay(stored)
                 case Mismatch():
-                    raise self._misused()
+                    error = self.policy.mismatch or Error(status=409, code="idempotency_key_mismatch")
+                    used = f"This {self.policy.header} was used for another request"
+                    raise Refusal(error.status, error.code, f"{used}; take a new key for this one.")
                 case Running():
                     if self.overlaps(slot):
-                        return self._unkeyed(run)
+                        return self._run_unkeyed(run)
                     if self.policy.locked or time.monotonic() > deadline:
-                        raise self._locked()
+                        error = self.policy.locked or Error(status=409, code="idempotency_key_locked")
+                        detail = "A request with this key is still running; send it again shortly."
+                        raise Refusal(error.status, error.code, detail, retry_after=1)
                     time.sleep(POLL)
 
-    def _once(self, held: Held, run: View) -> Response | None:
-        """Run the view and store its answer in one transaction; None when the key was taken over."""
+    def _run_held(self, held: Held, run: View) -> Response | None:
+        """Run the view and store its response in one transaction; None when the key was taken over."""
         try:
             with self.store.write() as connection:
                 response = _run(self.store, connection, run)
@@ -177,7 +158,7 @@ class Engine:
         except TakenOver:
             return None
         except Exception:
-            # Its work is gone, and so must be its hold on the key: a stored answer is not touched by this,
+            # Its work is gone, and so must be its hold on the key: a stored response is not touched by this,
             # and where the database is away the lease runs out.
             with suppress(LedgerError), self.store.write() as connection:
                 drop_key(connection, held)
@@ -185,41 +166,51 @@ class Engine:
         return response
 
     def _keep(self, connection: Connection, held: Held, response: Response) -> None:
-        stored = self.policy.stores(response.status_code)
-        kept = finish_key(connection, held, _answer(response)) if stored else drop_key(connection, held)
+        stores = self.policy.stores(response.status_code)
+        kept = finish_key(connection, held, _storable(response)) if stores else drop_key(connection, held)
         if not kept:
             raise TakenOver
 
-    def _misused(self) -> Refusal:
-        error = self.policy.mismatch or Error(status=409, code="idempotency_key_mismatch")
-        detail = f"This {self.policy.header} was used for another request; take a new key for this one."
-        return Refusal(error.status, error.code, detail)
-
-    def _locked(self) -> Refusal:
-        error = self.policy.locked or Error(status=409, code="idempotency_key_locked")
-        detail = "A request with this key is still running; send it again shortly."
-        return Refusal(error.status, error.code, detail, retry_after=1)
-
-    def _replay(self, answer: StoredAnswer) -> Response:
-        response = Response(answer.body, self.policy.replay.status or answer.status)
+    def _replay(self, stored: StoredAnswer) -> Response:
+        response = Response(stored.body, self.policy.replay.status or stored.status)
+        # Flask adds a type of its own; the replay has exactly the headers that were stored.
         response.headers.pop("Content-Type", None)
-        for name, value in answer.headers:
+        for name, value in stored.headers:
             response.headers.add(name, value)
         if self.policy.replay.header:
             response.headers[self.policy.replay.header] = "true"
         return response
 
 
+def read_body(request: Request, limit: int = BODY_MAX) -> bytes:
+    """Return the body and leave it readable for the view.
+
+    Raises Refusal: 413 for more than `limit` bytes, 400 for a body that breaks off or is badly chunked.
+    """
+    # werkzeug cuts a chunked body at its own limit without an error: one byte more shows that it was longer.
+    request.max_content_length = limit + 1
+    body = None
+    try:
+        body = request.get_data()
+    except RequestEntityTooLarge:
+        pass  # its Content-Length says so already
+    except OSError:
+        raise Refusal(400, "body_broken", "The body breaks off or is badly chunked; send it again.") from None
+    if body is None or len(body) > limit:
+        raise Refusal(413, "body_too_large", f"The body is longer than {limit} bytes.")
+    return body
+
+
 def _run(store: Store, connection: Connection, run: View) -> Response:
-    """Run a view inside a savepoint: an answer that says no leaves nothing behind."""
+    """Run a view inside a savepoint: an error response leaves no work behind."""
     savepoint = connection.begin_nested()
     g.ledger = store.joined(connection)
     try:
         response = make_response(run())
     except (LedgerUnavailable, SQLAlchemyError):
-        # No answer of the view's: nobody may store it, whatever the application makes of it.
+        # Not a response of the view: it must not be stored, whatever the application makes of it.
         raise
-    except Exception as error:  # noqa: BLE001 - the application words it, or raises it again
+    except Exception as error:  # noqa: BLE001 - the application answers it, or raises it again
         savepoint.rollback()
         return make_response(current_app.handle_user_exception(error))
     if response.status_code >= 400:  # noqa: PLR2004 - client and server errors
@@ -229,7 +220,7 @@ def _run(store: Store, connection: Connection, run: View) -> Response:
     return response
 
 
-def _answer(response: Response) -> StoredAnswer:
+def _storable(response: Response) -> StoredAnswer:
     body = response.get_data()
     if len(body) > ANSWER_MAX:
         detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."

@@ -1,4 +1,7 @@
-"""What a server promises about idempotency keys, as data; `config/dialects.toml` has one a dialect."""
+"""What a server promises about idempotency keys, as data; `config/dialects.toml` has one policy a dialect.
+
+`policy_of` builds a KeyPolicy; `read_key`, `fingerprint` and `scope` apply it to a request.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +17,8 @@ OF_REQUEST = frozenset({"method", "path"})
 """The scope parts that every request has; an API names the others."""
 
 
-class WhatIsStored(StrEnum):
-    """Which answers a key keeps. `final` is all but 5xx and 404: what asking again could not change."""
+class StoredResponses(StrEnum):
+    """Which responses a key keeps. `final` is all but 5xx and 404: a repetition could not change those."""
 
     ALL = "all"
     SUCCESS = "2xx"
@@ -24,7 +27,7 @@ class WhatIsStored(StrEnum):
 
 @dataclass
 class Refusal(Exception):
-    """A request that the engine answers itself; the API words it its own way."""
+    """A request that the engine answers itself; each API has its own shape for it. `retry_after`: seconds."""
 
     status: int
     code: str
@@ -48,32 +51,75 @@ class KeyPolicy:
     scope: tuple[str, ...]
     fingerprint: tuple[str, ...]
     mismatch: Error | None
-    """What another request under a used key gets; None where it is a request of its own."""
+    """The error for another request under a used key; None where that is a request of its own."""
     locked: Error | None
-    """What a request gets while another with its key runs; None where it waits for that one's answer."""
-    stored: WhatIsStored
+    """The error while another request with the key runs; None where the second waits for its response."""
+    stored: StoredResponses
     replay: Replay
     quoted: bool = False
     covers: tuple[tuple[str, str], ...] = ()
     """Methods with path patterns (`{id}` is one segment, `*` all); what none covers ignores keys."""
 
     def covered(self, method: str, path: str) -> bool:
-        """Say whether keys count for this method and path."""
-        return any(method == verb and _path_matches(pattern, path) for verb, pattern in self.covers)
+        """Whether keys count for this method and path."""
+        return any(
+            method == verb
+            and ends_with(path, pattern)
+            and (pattern == "*" or path.count("/") == pattern.count("/"))
+            for verb, pattern in self.covers
+        )
 
     def stores(self, status: int) -> bool:
-        """Say whether an answer with this status is kept for replays."""
+        """Whether a response with this status is kept for replays."""
         match self.stored:
-            case WhatIsStored.ALL:
+            case StoredResponses.ALL:
                 return True
-            case WhatIsStored.SUCCESS:
+            case StoredResponses.SUCCESS:
                 return status // 100 == 2  # noqa: PLR2004 - the class of success
-            case WhatIsStored.FINAL:
+            case StoredResponses.FINAL:
                 return status < 500 and status != 404  # noqa: PLR2004 - as the name says
 
 
 Scope = Callable[[Request], str]
-"""Names one part of a scope from an authenticated request: its API key, company or connected account."""
+"""Reads one part of a scope from an authenticated request: its API key, company or connected account."""
+
+
+def policy_of(name: str, dialect: Dialect, prefix: str = "") -> KeyPolicy:
+    """Build the policy of a dialect's server half, its paths below `prefix`; raise ValueError without one."""
+    server, header, stored = dialect.server, dialect.header, dialect.stored
+    if not (server and header and stored):
+        raise ValueError(f"the dialect {name!r} has no server half")
+    covers = (entry.partition(" ")[::2] for entry in dialect.covers)
+    return KeyPolicy(
+        name=name,
+        header=header,
+        min_length=dialect.min_length,
+        max_length=dialect.max_length,
+        life=dialect.life,
+        scope=server.scope,
+        fingerprint=server.fingerprint,
+        mismatch=dialect.misused,
+        locked=dialect.locked,
+        stored=StoredResponses(stored),
+        replay=dialect.replay,
+        quoted=dialect.quoted,
+        covers=tuple((verb, path if path == "*" else prefix + path) for verb, path in covers),
+    )
+
+
+def read_key(policy: KeyPolicy, request: Request) -> str | None:
+    """Return the request's key, None when it has none; raise Refusal 400 for one that breaks the policy."""
+    value = request.headers.get(policy.header)
+    if value is None:
+        return None
+    key = _unquoted(value) if policy.quoted and value.startswith('"') else value
+    allowed = f"{policy.min_length} to {policy.max_length} printable ASCII characters"
+    if key is None or not key.isascii() or not key.isprintable():
+        raise Refusal(400, "idempotency_key_invalid", f"{policy.header} must be {allowed}.")
+    if not policy.min_length <= len(key) <= policy.max_length:
+        found = f"this one has {len(key)}" if key else "this one is empty"
+        raise Refusal(400, "idempotency_key_invalid", f"{policy.header} must be {allowed}; {found}.")
+    return key
 
 
 def fingerprint(policy: KeyPolicy, request: Request, body: bytes) -> str:
@@ -82,15 +128,11 @@ def fingerprint(policy: KeyPolicy, request: Request, body: bytes) -> str:
 
 
 def scope(policy: KeyPolicy, request: Request, known: Mapping[str, Scope]) -> str:
-    """Return the digest that a request's key is unique within."""
+    """Return the digest of the scope that a request's key is unique within; `known` reads the API's parts."""
     parts = (
         known[name](request).encode() if name in known else _part(name, request, b"") for name in policy.scope
     )
     return digest(parts)
-
-
-def _path_matches(pattern: str, path: str) -> bool:
-    return ends_with(path, pattern) and (pattern == "*" or path.count("/") == pattern.count("/"))
 
 
 def _part(name: str, request: Request, body: bytes) -> bytes:
@@ -109,21 +151,6 @@ def _part(name: str, request: Request, body: bytes) -> bytes:
             raise ValueError(f"{name!r} is no part of a request")
 
 
-def read_key(policy: KeyPolicy, request: Request) -> str | None:
-    """Return the request's key, None when it has none; raise Refusal 400 for one that breaks the policy."""
-    value = request.headers.get(policy.header)
-    if value is None:
-        return None
-    key = _unquoted(value) if policy.quoted and value.startswith('"') else value
-    allowed = f"{policy.min_length} to {policy.max_length} printable ASCII characters"
-    if key is None or not key.isascii() or not key.isprintable():
-        raise Refusal(400, "idempotency_key_invalid", f"{policy.header} must be {allowed}.")
-    if not policy.min_length <= len(key) <= policy.max_length:
-        found = f"this one has {len(key)}" if key else "this one is empty"
-        raise Refusal(400, "idempotency_key_invalid", f"{policy.header} must be {allowed}; {found}.")
-    return key
-
-
 def _unquoted(value: str) -> str | None:
     """Read a structured field string (RFC 8941, section 3.3.3), as the IETF draft writes keys."""
     inner, escaped = [], False
@@ -140,30 +167,3 @@ def _unquoted(value: str) -> str | None:
         else:
             inner.append(character)
     return None
-
-
-def policy_of(name: str, dialect: Dialect, prefix: str = "") -> KeyPolicy:
-    """Build the policy of a dialect's server half, its paths below `prefix`; raise ValueError without one."""
-    server, header, stored = dialect.server, dialect.header, dialect.stored
-    if not (server and header and stored):
-        raise ValueError(f"the dialect {name!r} has no server half")
-    return KeyPolicy(
-        name=name,
-        header=header,
-        min_length=dialect.min_length,
-        max_length=dialect.max_length,
-        life=dialect.life,
-        scope=server.scope,
-        fingerprint=server.fingerprint,
-        mismatch=dialect.misused,
-        locked=dialect.locked,
-        stored=WhatIsStored(stored),
-        replay=dialect.replay,
-        quoted=dialect.quoted,
-        covers=tuple(_below(prefix, entry) for entry in dialect.covers),
-    )
-
-
-def _below(prefix: str, entry: str) -> tuple[str, str]:
-    verb, _, path = entry.partition(" ")
-    return verb, path if path == "*" else prefix + path

@@ -4,9 +4,7 @@ Also what more than one room needs to decide about transitions: what an answer t
 bounds of revivals, reopenings and crash loops.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -146,35 +144,3 @@ ENDS_CALL: Final = {
     SendOutcome.REJECTED: CallState.REJECTED,
 }
 """Outcomes that end a call, and in which state: they answer for every send of it, not for their own alone."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What the ledger knows at the moment when an answer is recorded."""
-
-    open_before: bool
-    """Whether another send of this call may have been executed."""
-    live: bool
-    """Whether a key protects the call and its life, less the margin, is not over."""
-    protection: Protection
-    method: str
-    path: str = ""
-    """The URL's, without its query."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What an answer means for the call and the send that it answers."""
-
-    outcome: SendOutcome
-    park: bool = False
-    """Whether a person must look before anything is sent again."""
-    open: bool = False
-    """Whether this send may have been executed all the same."""
-    retry_after: timedelta | None = None
-    reason: str = ""
-    """One sentence for people, without any of the answer's body."""
-
-
-Judge = Callable[[Standing, datetime], Judgement]
-"""Classifies one answer, from what the ledger knows and its time; pure."""

@@ -1,10 +1,13 @@
-"""Faults on demand: what goes wrong with the next requests, and where on their way."""
+"""Faults on demand: what goes wrong with the next requests, and where on their way.
+
+`Control` has the sandbox's own paths: they arm faults, move the clock, reset all and list what happened.
+"""
 
 import threading
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,8 +16,14 @@ from config.dialects import load_dialects
 from receiver.idempotency import Refusal, read_body
 from receiver.ledger.idempotency_keys import Slot
 from receiver.ledger.store import Store
-from receiver.sandbox import storage as journal
-from receiver.sandbox.storage import empty
+from receiver.sandbox import storage
+
+Model = TypeVar("Model", bound=BaseModel)
+
+YEAR = 365 * 86_400
+
+CLOCK_MAX = 100 * YEAR
+"""Seconds that the clock can be moved ahead in all; databases and datetimes end at the year 9999."""
 
 
 class FaultKind(StrEnum):
@@ -31,7 +40,7 @@ class FaultKind(StrEnum):
     """Two requests with one key both run: the first waits up to `seconds` for the second."""
     DROP_AFTER = "drop_after"
     SLOW = "slow"
-    """The effect and the answer are committed, and the answer leaves after `seconds`."""
+    """The effect and the response are committed, and the response leaves after `seconds`."""
 
 
 class Fault(BaseModel):
@@ -46,14 +55,14 @@ class Fault(BaseModel):
     retry_after: Annotated[int, Field(ge=0, le=86_400)] = 1
 
     def hits(self, path: str) -> bool:
-        """Say whether a path is the prefix or lies below it."""
+        """Whether a path is the prefix or lies below it."""
         return f"{path}/".startswith(f"{self.prefix.rstrip('/')}/")
 
 
 AROUND = frozenset(
     {FaultKind.DROP_BEFORE, FaultKind.TOO_MANY, FaultKind.UNAVAILABLE, FaultKind.DROP_AFTER, FaultKind.SLOW}
 )
-"""Faults that a request takes when it comes; those inside the engine are taken by the one that gets there."""
+"""Faults that a request takes at its arrival; those inside the engine go to the request that gets there."""
 
 
 class Faults:
@@ -80,7 +89,7 @@ class Faults:
             return fault
 
     def armed(self) -> list[Fault]:
-        """Return what is still to come, the oldest first."""
+        """Return the faults that no request has taken, the oldest first."""
         with self._lock:
             return list(self._armed)
 
@@ -98,7 +107,7 @@ class Races:
         self._lock = threading.Lock()
 
     def wait(self, slot: Slot, seconds: float) -> None:
-        """Return when another request with this key has joined, or after so many seconds."""
+        """Return when another request with this key has joined, at the latest after `seconds`."""
         with self._lock:
             met = self._waiting.setdefault(slot, threading.Event())
         met.wait(seconds)
@@ -106,23 +115,12 @@ class Races:
             self._waiting.pop(slot, None)
 
     def join(self, slot: Slot) -> bool:
-        """Say whether a request with this key waits, and let it go on; it has one twin only."""
+        """Whether a request with this key waits; it goes on then, with one twin only."""
         with self._lock:
             met = self._waiting.pop(slot, None)
         if met:
             met.set()
         return met is not None
-
-
-# The sandbox's own paths, for tests and the curious: what happened, what shall go wrong, what time it is.
-
-
-Shape = TypeVar("Shape", bound=BaseModel)
-
-YEAR = 365 * 86_400
-
-CLOCK_MAX = 100 * YEAR
-"""Seconds that the clock can be moved ahead in all; databases and datetimes end at the year 9999."""
 
 
 class Advance(BaseModel):
@@ -134,10 +132,11 @@ class Advance(BaseModel):
 
 
 class Control:
-    """The control paths of one sandbox with these APIs."""
+    """The control paths of one sandbox; `names` are those of its APIs."""
 
     def __init__(self, store: Store, faults: Faults, names: Sequence[str]) -> None:
         self._store, self._faults, self._names = store, faults, names
+        # Moving the clock reads it first: two moves at once must add up.
         self._clock = threading.Lock()
 
     def views(self) -> Blueprint:
@@ -154,11 +153,11 @@ class Control:
 
     def effects(self) -> Response:
         """GET /_effects: what really happened."""
-        return jsonify(effects=journal.effects(self._store))
+        return jsonify(effects=storage.effects(self._store))
 
     def requests(self) -> Response:
-        """GET /_requests: what was asked; `status` is null where no answer was sent."""
-        return jsonify(requests=journal.requests(self._store))
+        """GET /_requests: what was asked; `status` is null where no response was sent."""
+        return jsonify(requests=storage.requests(self._store))
 
     def faults(self) -> Response:
         """GET /_faults: what is armed."""
@@ -181,7 +180,7 @@ class Control:
     def reset(self) -> Response:
         """POST /_reset: forget everything, and come back to the present."""
         self._faults.clear()
-        empty(self._store)
+        storage.empty(self._store)
         with self._clock:
             self._store.shift = timedelta(0)
         return jsonify(reset=True)
@@ -204,15 +203,10 @@ class Control:
         return self.clock()
 
 
-def word(refusal: Refusal) -> dict[str, Any]:
-    """Return an error of the control paths: one sentence."""
-    return {"error": refusal.detail}
-
-
-def _read(shape: type[Shape]) -> Shape:
-    text = read_body(request) or b"{}"
+def _read(model: type[Model]) -> Model:
+    """Return the request's body, {} where it is empty; raise Refusal 400 with one sentence."""
     try:
-        return shape.model_validate_json(text)
+        return model.model_validate_json(read_body(request) or b"{}")
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "The body"

@@ -1,11 +1,11 @@
-"""Serving the sandbox: werkzeug's threaded server, as it alone lets a view drop its connection."""
+"""The sandbox's server: werkzeug's threaded one, as it alone lets a view drop its connection."""
 
 import ipaddress
 import logging
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from flask import Flask, Response, g, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -13,6 +13,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 log = logging.getLogger("sandbox")
 
 BACKLOG = 128
+"""Connections that wait to be accepted: tests open dozens at once."""
 
 IDLE = 60
 """Seconds that a connection may stay silent before its thread is freed."""
@@ -36,7 +37,7 @@ class SandboxHandler(WSGIRequestHandler):
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach a server at this host; a name other than localhost is not."""
+    """Whether only this machine can reach a server at this host; of names, localhost alone counts."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -50,29 +51,23 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def build_server(app: Flask, listener: socket.socket) -> BaseWSGIServer:
-    """Make a threaded server on a socket that listens; `serve_forever()` runs it."""
+    """Build a threaded server on a listening socket; `serve_forever()` runs it."""
     host, port = listener.getsockname()[:2]
     return make_server(host, port, app, threaded=True, request_handler=SandboxHandler, fd=listener.fileno())
 
 
 def serve(app: Flask, listener: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; `ready` is told the address."""
+    """Serve until SIGTERM or Ctrl-C; `ready` is called with the address."""
     server = build_server(app, listener)
-    signal.signal(signal.SIGTERM, _stop)
+    # The same end as Ctrl-C: KeyboardInterrupt leaves serve_forever.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     host, port = listener.getsockname()[:2]
     ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     server.serve_forever()
 
 
-def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - as signal handlers are called
-    raise KeyboardInterrupt
-
-
-# Ending a connection without an answer: what no framework offers, and every network does.
-
-
 def hang_up() -> Response:
-    """Close the request's connection now; the response that this returns reaches nobody."""
+    """End the connection without a response, as networks do; the one that this returns reaches nobody."""
     connection: socket.socket = request.environ["werkzeug.socket"]
     connection.shutdown(socket.SHUT_RDWR)
     g.dropped = True

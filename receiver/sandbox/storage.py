@@ -1,4 +1,8 @@
-"""The sandbox's tables, in a file of its own: no migrations, its rows are worth nothing tomorrow."""
+"""What the sandbox keeps, in a database of its own: effects, requests and the APIs' resources.
+
+There are no migrations: its rows are worth nothing tomorrow. The journal functions (`note_...`, `effects`,
+`requests`) write down what was asked and what really happened; a `Desk` is what a view works with.
+"""
 
 import json
 import secrets
@@ -29,34 +33,34 @@ from receiver.ledger.errors import LedgerError
 from receiver.ledger.store import Store
 from receiver.ledger.tables import KEY
 
+Fields = dict[str, Any]
+
+TEXT_MAX = 10_000
+"""Characters of a request's body that are kept: enough to read, and a flood fills no disk."""
+
 metadata = MetaData()
 
-EFFECT = Table(
-    "sandbox_effect",
-    metadata,
-    Column("number", Integer, primary_key=True),
-    Column("api", Text, nullable=False),
-    Column("method", Text, nullable=False),
-    Column("path", Text, nullable=False),
-    Column("body", Text, nullable=False),
-    Column("key", Text),
-    Column("at", UTCDateTime(), nullable=False),
-)
+
+def _journal_table(name: str, *more: Column[Any]) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("number", Integer, primary_key=True),
+        Column("api", Text, nullable=False),
+        Column("method", Text, nullable=False),
+        Column("path", Text, nullable=False),
+        Column("body", Text, nullable=False),
+        Column("key", Text),
+        Column("at", UTCDateTime(), nullable=False),
+        *more,
+    )
+
+
+EFFECT = _journal_table("sandbox_effect")
 """What really happened: one row for each thing that an API made, changed or deleted."""
 
-REQUEST = Table(
-    "sandbox_request",
-    metadata,
-    Column("number", Integer, primary_key=True),
-    Column("api", Text, nullable=False),
-    Column("method", Text, nullable=False),
-    Column("path", Text, nullable=False),
-    Column("body", Text, nullable=False),
-    Column("key", Text),
-    Column("at", UTCDateTime(), nullable=False),
-    Column("status", Integer),
-)
-"""What was asked, in the order of arrival; `status` stays empty until, or unless, an answer is sent."""
+REQUEST = _journal_table("sandbox_request", Column("status", Integer))
+"""What was asked, in the order of arrival; `status` stays empty until, or unless, a response is sent."""
 
 RESOURCE = Table(
     "sandbox_resource",
@@ -90,64 +94,58 @@ def empty(store: Store) -> None:
             connection.execute(delete(table))
 
 
-# What the sandbox remembers of requests and effects, for whoever wants to count them.
-
-
-TEXT_MAX = 10_000
-"""Characters of a request's body that are kept."""
-
-
 def note_request(store: Store, api: str, request: Request, key: str | None) -> int:
     """Write a request down at its arrival, without its body as yet, and return its number."""
-    row = {"api": api, "method": request.method, "path": request.path, "body": "", "key": key}
     with store.write() as connection:
-        made = connection.execute(insert(REQUEST).values(**row, at=store.now()).returning(REQUEST.c.number))
-        return int(made.scalar_one())
+        row = _journal_row(store, api, request, key, "")
+        return int(connection.execute(insert(REQUEST).values(row).returning(REQUEST.c.number)).scalar_one())
 
 
-def note_answer(store: Store, number: int, body: bytes, status: int | None) -> None:
-    """Add what the request said and how it was answered; None for a connection that was dropped."""
+def note_response(store: Store, number: int, body: bytes, status: int | None) -> None:
+    """Add the request's body and the status of its response; None for a connection that was dropped."""
     text = body.decode("utf-8", "replace")[:TEXT_MAX]
     with store.write() as connection:
         connection.execute(update(REQUEST).where(REQUEST.c.number == number).values(body=text, status=status))
 
 
-def note_effect(ledger: Store, api: str, request: Request, key: str | None, body: str) -> None:
-    """Write an effect down, in the transaction of the view that has it."""
-    row = {"api": api, "method": request.method, "path": request.path, "body": body, "key": key}
-    with ledger.write() as connection:
-        connection.execute(insert(EFFECT).values(**row, at=ledger.now()))
+def _journal_row(store: Store, api: str, request: Request, key: str | None, body: str) -> Fields:
+    return {
+        "api": api,
+        "method": request.method,
+        "path": request.path,
+        "body": body,
+        "key": key,
+        "at": store.now(),
+    }
 
 
-def effects(store: Store) -> list[dict[str, Any]]:
-    """Return every effect, the first one first."""
-    return _rows(store, EFFECT)
+def effects(store: Store) -> list[Fields]:
+    """Return every effect, the first one first, ready for JSON."""
+    return _journal(store, EFFECT)
 
 
-def requests(store: Store) -> list[dict[str, Any]]:
-    """Return every request, the first one first."""
-    return _rows(store, REQUEST)
+def requests(store: Store) -> list[Fields]:
+    """Return every request, the first one first, ready for JSON."""
+    return _journal(store, REQUEST)
 
 
-def _rows(store: Store, table: Table) -> list[dict[str, Any]]:
+def _journal(store: Store, table: Table) -> list[Fields]:
     columns = [column for column in table.c if column.name != "number"]
     with store.read() as connection:
         rows = connection.execute(select(*columns).order_by(table.c.number)).mappings().all()
     return [{**row, "at": row["at"].isoformat()} for row in rows]
 
 
-# What a view works with: one API's resources as one owner sees them, inside the engine's transaction.
-
-
-Fields = dict[str, Any]
-
-
 class Desk:
-    """The resources of one API and owner. Whatever it writes is committed with the stored answer."""
+    """The resources of one API and owner, inside the engine's transaction.
+
+    Whatever it writes is committed together with the stored response.
+    """
 
     def __init__(self, ledger: Store, request: Request, *, api: str, owner: str, key: str | None) -> None:
         self._ledger, self.request = ledger, request
         self._api, self._owner, self._key = api, owner, key
+        self._mine = and_(RESOURCE.c.api == api, RESOURCE.c.owner == owner)
 
     @property
     def now(self) -> str:
@@ -165,9 +163,11 @@ class Desk:
         return found
 
     def happened(self, fields: Fields | None = None) -> None:
-        """Write down an effect; its body is the request's, unless given."""
-        text = self.request.get_data(as_text=True) if fields is None else json.dumps(fields)
-        note_effect(self._ledger, self._api, self.request, self._key, text)
+        """Write down an effect; its body is the request's, unless `fields` are given."""
+        body = self.request.get_data(as_text=True) if fields is None else json.dumps(fields)
+        with self._ledger.write() as connection:
+            row = _journal_row(self._ledger, self._api, self.request, self._key, body)
+            connection.execute(insert(EFFECT).values(row))
 
     def create(self, name: str, fields: Fields, *, effect: Fields | None = None) -> Fields:
         """Make a resource with an id of its own; `name` begins the id."""
@@ -180,7 +180,7 @@ class Desk:
         """Store a new resource."""
         row = {"api": self._api, "owner": self._owner, "id": identity, "fields": json.dumps(fields)}
         with self._ledger.write() as connection:
-            connection.execute(insert(RESOURCE).values(**row))
+            connection.execute(insert(RESOURCE).values(row))
 
     def find(self, identity: str) -> Fields:
         """Return a resource; raise Refusal 404 when this owner has none of this id."""
@@ -204,13 +204,12 @@ class Desk:
 
     def list(self) -> list[Fields]:
         """Return the owner's resources, the oldest first."""
-        mine = and_(RESOURCE.c.api == self._api, RESOURCE.c.owner == self._owner)
         with self._ledger.read() as connection:
-            rows = connection.execute(select(RESOURCE.c.fields).where(mine).order_by(RESOURCE.c.number))
+            rows = connection.execute(select(RESOURCE.c.fields).where(self._mine).order_by(RESOURCE.c.number))
             return [json.loads(fields) for fields in rows.scalars()]
 
     def remove(self, identity: str) -> ResponseReturnValue:
-        """Delete a resource and answer 204; 404 when it is gone already."""
+        """Delete a resource and answer 204; a second time it is gone, and refused with 404."""
         self.find(identity)
         with self._ledger.write() as connection:
             connection.execute(delete(RESOURCE).where(self._is(identity)))
@@ -218,12 +217,7 @@ class Desk:
         return "", 204
 
     def _is(self, identity: str) -> ColumnElement[bool]:
-        return and_(RESOURCE.c.api == self._api, RESOURCE.c.owner == self._owner, RESOURCE.c.id == identity)
-
-
-def remove(desk: Desk, identity: str) -> ResponseReturnValue:
-    """DELETE: gone is gone, and a second time is 404."""
-    return desk.remove(identity)
+        return and_(self._mine, RESOURCE.c.id == identity)
 
 
 def text(fields: Fields, name: str, *, needed: bool = False) -> str | None:

@@ -1,4 +1,4 @@
-"""Outbound calls around a wrong credential, a worker that is told to stop, and a frozen database."""
+"""CallContext calls around a wrong credential, a worker that is told to stop, and a frozen database."""
 
 from collections.abc import Iterator
 

@@ -18,7 +18,7 @@ from tests.services.sandbox import CLIENTS, SALESLY, Client, Sandbox
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
-ENV = {"FIRSTSEEN_LEASE": "2s", "FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_BACKOFF_MAX": "300ms"}
+ENV = {"FIRSTSEEN_LEASE": "6s", "FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_BACKOFF_MAX": "300ms"}
 SENDING = {"deadline": "9s", "quiet": "300ms"}
 """Time enough on a busy machine to be interrupted; a lease lasts 5 s longer, and is waited out."""
 LINGER = 12

@@ -227,3 +227,13 @@ def test_no_secret_and_no_payload_is_ever_logged(told: Deployment, broker: Valke
     assert any("IntegrityError" in str(line.get("failure")) for line in lines(told, "web"))
     found = [line for line in told.logs().splitlines() if MARK in line.lower()]
     assert found == []
+
+
+def test_a_stopping_web_loses_no_line(told: Deployment) -> None:
+    """Lines wait for a writer of their own; at SIGTERM all of them are written first."""
+    web = told.webs[0]
+    asked = [told.client.get(f"{told.url}/nothing").headers["X-Request-Id"] for _ in range(100)]
+    web.terminate()
+    assert web.wait_exit() == 0
+    logged = [line.get("request") for line in lines(told, "web")]
+    assert [one for one in asked if logged.count(one) != 1] == []

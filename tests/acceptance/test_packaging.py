@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from firstseen.admin import entry
+from firstseen.admin import user_entry
 from tests.conftest import Deploy
 from tests.services.checkout import CHECKOUT, copy_checkout
 from tests.services.deployment import Deployment
@@ -101,7 +101,7 @@ def test_a_wheel_runs_elsewhere(tmp_path: Path, installed: Path, valkey: Valkey,
     """The wheel carries everything, data and migrations too, and its console script migrates."""
     deployment = deploy(f"sqlite:///{tmp_path}/events.db", valkey.url, python=installed)
     deployment.env["PYTHONPATH"] = str(deployment.handlers.folder)
-    deployment.env["FIRSTSEEN_USERS"] = entry("ada", "correct horse battery")
+    deployment.env["FIRSTSEEN_USERS"] = user_entry("ada", "correct horse battery")
     where = deployment.run("python -c 'import config, receiver; print(config.__file__, receiver.__file__)'")
     assert str(CHECKOUT) not in where
     deployment.run("firstseen migrate")

@@ -4,7 +4,7 @@ A defect is a table of a TOML file in this folder:
 
     [lease-not-renewed]
     promise = "A handler that works for longer than a lease keeps its claim."
-    find = "lost = renew(self.store, young, lease=self.limits.lease)"
+    find = "lost = renew(self.store, [held.claim for held in young], lease=self.limits.lease)"
     replace = "lost: set[UUID] = set()"
     tests = ["test_worker.py::test_renewal_keeps_a_claim[sqlite]"]
 

@@ -7,13 +7,13 @@ from uuid import UUID
 from sqlalchemy import Row, select, update
 
 from receiver.ledger.calls import (
-    Answered,
-    Marked,
-    Place,
-    Planned,
-    Receipt,
-    Terms,
-    Wanted,
+    CallRequest,
+    Classification,
+    PlannedCall,
+    SendBegun,
+    SendPolicy,
+    SendResult,
+    StoredResponse,
     begin_send,
     plan,
     record_response,
@@ -21,24 +21,25 @@ from receiver.ledger.calls import (
 from receiver.ledger.lease import Claim
 from receiver.ledger.lease import Outcome as End
 from receiver.ledger.queue import settle
-from receiver.ledger.states import Judgement, Move, Protection, SendOutcome
+from receiver.ledger.states import Move, Protection, SendOutcome
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL
 from tests.integration.steps import deliver, state, take
 
-TERMS = Terms(
+TERMS = SendPolicy(
     deadline=timedelta(seconds=30),
-    life=timedelta(hours=24),
-    margin=timedelta(minutes=10),
-    quiet=timedelta(seconds=15),
+    key_life=timedelta(hours=24),
+    key_margin=timedelta(minutes=10),
+    settle_delay=timedelta(seconds=15),
     credentials=("credential",),
 )
 KEPT = (("Content-Type", "application/json"),)
 
 
-def wanted(step: str = "letter", **change: Any) -> Wanted:
+def wanted(step: str = "letter", **change: Any) -> CallRequest:
     """Return a call as a handler asks for it."""
     asked = {
+        "position": 0,
         "step": step,
         "api": "stannp",
         "method": "POST",
@@ -47,14 +48,15 @@ def wanted(step: str = "letter", **change: Any) -> Wanted:
         "body": b'{"to":"Ann"}',
         "fingerprint": "f" * 64,
         "protection": Protection.KEYED,
+        "give_up_after": timedelta(days=3),
     }
-    return Wanted(**(asked | change))
+    return CallRequest(**(asked | change))
 
 
-def planned(store: Store, held: Claim, step: str = "letter", position: int = 0, **change: Any) -> Planned:
+def planned(store: Store, held: Claim, step: str = "letter", position: int = 0, **change: Any) -> PlannedCall:
     """Plan the n-th call of an attempt; fail when the claim is lost."""
-    place = Place(held, position, timedelta(days=3))
-    found = plan(store, place, wanted(step, **change), lambda successor: f"key-{step}-{successor}")
+    request = wanted(step, position=position, **change)
+    found = plan(store, held, request, lambda successor: f"key-{step}-{successor}")
     assert found is not None, "the claim was lost"
     return found
 
@@ -62,7 +64,7 @@ def planned(store: Store, held: Claim, step: str = "letter", position: int = 0, 
 def sent(store: Store, held: Claim, call: UUID) -> UUID:
     """Mark a send of a call; fail when it may not go out."""
     done = begin_send(store, held, call, TERMS)
-    assert isinstance(done, Marked), done
+    assert isinstance(done, SendBegun), done
     return done.send
 
 
@@ -71,9 +73,9 @@ def answered(
 ) -> None:
     """Send a call and record an answer that means this; without a status nothing came back."""
     send = sent(store, held, call)
-    judged = Judgement(outcome, reason=f"It was {outcome}.", **verdict)
-    answer = Answered(status, KEPT, b'{"id":7}') if status else None
-    receipt = Receipt(send, answer, lambda _standing, _now: judged, TERMS, timedelta(seconds=5))
+    judged = Classification(outcome, reason=f"It was {outcome}.", **verdict)
+    answer = StoredResponse(status, KEPT, b'{"id":7}') if status else None
+    receipt = SendResult(send, answer, lambda _context, _now: judged, TERMS, timedelta(seconds=5))
     record_response(store, held, call, receipt)
 
 
@@ -95,6 +97,6 @@ def with_parked_call(store: Store, event_id: str = "evt_1", **change: Any) -> tu
     held = take(store, event)
     call = planned(store, held, **change).id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
-    assert settle(store, held, End(Move.FINISH))
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "parked"
     return event, call

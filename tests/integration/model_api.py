@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from tests.integration.office import SILENCE, UNSENT, Crash, reply
-from worker.calls.transport import Mark, NoReply, Outgoing, Reply
+from worker.calls.transport import BeforeSend, NoReply, Outgoing, Reply
 
 LOCKED = b"idempotency_key_locked"
 SLOW = timedelta(seconds=30)
@@ -90,7 +90,7 @@ class ModelApi:
     late: list[tuple[UUID, Reply]] = field(default_factory=list)
     """Answers that nobody waits for, by their send."""
 
-    def send(self, request: Outgoing, mark: Mark) -> Reply | NoReply:
+    def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
         """Go through one send, with the next fault."""
         fault = self.plan.pop(0) if self.plan else "ok"
         if fault == "unsent":
@@ -99,7 +99,7 @@ class ModelApi:
             raise Crash
         if fault == "frozen before mark":
             self.interlude()
-        mark()
+        before_send()
         send, call = self.marked()
         if fault == "dies before bytes":
             raise Crash

@@ -1,4 +1,4 @@
-"""A worker's office for tests of calls: a ledger, an API behind a scripted wire, attempts run by hand."""
+"""A worker's office for tests of calls: a ledger, a scripted API, attempts run by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from sqlalchemy import Row, func, select, update
 
 from config.apis import Api, Auth
 from config.dialects import load_dialects
-from receiver.ledger.calls import Answered, Receipt, Recorded, Terms, record_response
+from receiver.ledger.calls import CallUpdate, SendPolicy, SendResult, StoredResponse, record_response
 from receiver.ledger.control import retry
 from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import settle
@@ -20,11 +20,11 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, SEND
 from tests.integration.steps import change, row, take
 from worker.attempt import AttemptPolicy, attempt
-from worker.calls.classify import Answer, classify
+from worker.calls.classify import classify
 from worker.calls.client import Calls
 from worker.calls.outbound import credential_marks
-from worker.calls.perform import Outbound
-from worker.calls.transport import Mark, NoReply, Outgoing, Reply
+from worker.calls.perform import CallContext
+from worker.calls.transport import BeforeSend, NoReply, Outgoing, Reply
 from worker.registry import Handler, Registry
 
 SECRET = b"a secret key of thirty-two bytes"
@@ -51,21 +51,21 @@ def crash(_request: Outgoing) -> Reply:
     raise Crash
 
 
-class ScriptedWire:
+class ScriptedTransport:
     """Gives the next answer of its script, 201 when that is over, and keeps what went out."""
 
     def __init__(self) -> None:
         self.script: list[Step] = []
         self.sent: list[Outgoing] = []
-        self.before_mark: Callable[[], None] = lambda: None
+        self.before_begin: Callable[[], None] = lambda: None
 
-    def send(self, request: Outgoing, mark: Mark) -> Reply | NoReply:
-        """Mark and send, unless the script says that no connection stands."""
+    def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
+        """Begin and send, unless the script says that no connection stands."""
         step = self.script.pop(0) if self.script else reply()
         if isinstance(step, NoReply) and not step.written:
             return step
-        self.before_mark()
-        mark()
+        self.before_begin()
+        before_send()
         self.sent.append(request)
         return step(request) if callable(step) else step
 
@@ -79,7 +79,7 @@ class Office:
     """One deployment's worker: `calls.shop` of a dialect."""
 
     def __init__(self, store: Store, dialect: str = "stripe", **terms: Any) -> None:
-        self.store, self.wire, self.secrets = store, ScriptedWire(), (SECRET,)
+        self.store, self.transport, self.secrets = store, ScriptedTransport(), (SECRET,)
         known = load_dialects()[dialect]
         given = {"key_life": known.life, "key_margin": min(timedelta(minutes=10), known.life / 2)} | terms
         auth = Auth("bearer", "SHOP_KEY", "Authorization")
@@ -99,12 +99,12 @@ class Office:
         """Deploy another credential."""
         self.api = replace(self.api, credential=credential)
 
-    def outbound(self) -> Outbound:
+    def context(self) -> CallContext:
         """Return what attempts call out with."""
-        return Outbound(
+        return CallContext(
             store=self.store,
             apis={"shop": self.api},
-            wires={"shop": self.wire},
+            transports={"shop": self.transport},
             secrets=self.secrets,
             lease=self.lease,
             max_runtime=self.max_runtime,
@@ -116,7 +116,7 @@ class Office:
     def perform(self, held: Claim, handle: Handle) -> Outcome:
         """Run a handler for a claim, and do not settle."""
         registry = Registry([Handler(held.source, held.type, handle)])
-        return attempt(held, registry, self.policy, partial(_calls, self.outbound()))
+        return attempt(held, registry, self.policy, partial(_calls, self.context()))
 
     def take(self, event: UUID) -> Claim:
         """Claim an event, once it is due."""
@@ -131,7 +131,7 @@ class Office:
     def run(self, event: UUID, handle: Handle) -> str:
         """Run one attempt from claim to settlement, and return the event's state."""
         held = self.take(event)
-        assert settle(self.store, held, self.perform(held, handle)), "the claim was lost"
+        assert settle(self.store, [(held, self.perform(held, handle))]), "the claim was lost"
         return str(row(self.store, event).state)
 
     def run_after_retry(self, event: UUID, handle: Handle) -> str:
@@ -143,7 +143,7 @@ class Office:
         """Run one attempt whose worker dies in it."""
         held = self.take(event)
         try:
-            handle(None, Calls(self.outbound(), held))
+            handle(None, Calls(self.context(), held))
         except Crash:
             return held
         raise AssertionError("it survived")
@@ -168,21 +168,19 @@ class Office:
         """Return how many sends of a call may have been executed."""
         return sum(one.open for one in self.sends(call))
 
-    def terms(self) -> Terms:
+    def terms(self) -> SendPolicy:
         """Return what the API's configuration says of its sends."""
         marks = credential_marks(self.secrets, self.api.name, self.api.credential)
         apart = self.api.dialect.in_flight == "unstated"
-        return Terms(DEADLINE, self.api.key_life, self.api.key_margin, QUIET, marks, apart)
+        return SendPolicy(DEADLINE, self.api.key_life, self.api.key_margin, QUIET, marks, apart)
 
-    def late(self, held: Claim, send: Row[Any], got: Reply) -> Recorded:
+    def late(self, held: Claim, send: Row[Any], got: Reply) -> CallUpdate:
         """Record the answer to a send, as the worker that sent it does whenever it comes."""
-        headers = {name.lower(): value for name, value in got.headers}
-        answer = Answer(got.status, headers, got.body, got.truncated)
-        kept = Answered(got.status, got.headers, None if got.truncated else got.body)
-        receipt = Receipt(
+        kept = StoredResponse(got.status, got.headers, None if got.truncated else got.body)
+        receipt = SendResult(
             send.id,
             kept,
-            lambda standing, now: classify(self.api.dialect, standing, answer, now),
+            lambda context, now: classify(self.api.dialect, context, got, now),
             self.terms(),
             timedelta(seconds=1),
         )
@@ -194,8 +192,8 @@ class Office:
             connection.execute(update(CALL).where(CALL.c.id == call).values(**values))
 
 
-def _calls(outbound: Outbound, held: Claim) -> Calls:
-    return Calls(outbound, held)
+def _calls(context: CallContext, held: Claim) -> Calls:
+    return Calls(context, held)
 
 
 def letter(_event: Any, calls: Any) -> None:

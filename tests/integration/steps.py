@@ -90,7 +90,7 @@ def take(store: Store, event: UUID, worker: str = "worker-1", lease: timedelta =
 
 def end(store: Store, event: UUID, move: Move = Move.FINISH, **outcome: Any) -> None:
     """Claim an event and settle it so."""
-    assert settle(store, take(store, event), Outcome(move, **outcome)), "the claim was lost"
+    assert settle(store, [(take(store, event), Outcome(move, **outcome))]), "the claim was lost"
 
 
 def crowd(store: Store, count: int, prefix: str = "crowd", **values: Any) -> None:

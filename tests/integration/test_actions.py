@@ -160,4 +160,4 @@ def test_an_action_overtakes_no_running_worker(store: Store) -> None:
     later(store, minutes=5)
     expire(store)
     discard(store, event, "ann")
-    assert not settle(store, held, Outcome(Move.FINISH)), "a late worker settled a discarded event"
+    assert not settle(store, [(held, Outcome(Move.FINISH))]), "a late worker settled a discarded event"

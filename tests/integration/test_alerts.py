@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -12,13 +11,13 @@ from receiver.ledger.counters import Rejected, record_rejections
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import claim, settle
-from receiver.ledger.reports import News, Topic, next_news, told
+from receiver.ledger.reports import DueAlert, Topic, mark_sent, take_alert
 from receiver.ledger.reports.alerts import AGAIN, SPIKE_LEAST, TAKEN, Subject
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.integration.steps import LEASE, deliver
 from tests.services.listener import Listener
-from worker.notifier import AT_ONCE, Alerts, Post, sentence
+from worker.notifier import AT_ONCE, Notifier, SlackWebhook, sentence
 
 BACKLOG = timedelta(minutes=10)
 DEAD = Subject(Topic.DEAD, "stripe", "invoice.paid")
@@ -28,27 +27,27 @@ def kill(store: Store, event_id: str, *, move: Move = Move.GIVE_UP, **change: st
     """Record an event and let its only attempt end it."""
     held = claim(store, deliver(store, event_id, **change).event, lease=LEASE, worker="w")
     assert held
-    assert settle(store, held, Outcome(move, reason="no such customer: Jane"))
+    assert settle(store, [(held, Outcome(move, reason="no such customer: Jane"))])
 
 
-def tell(store: Store) -> list[News]:
+def tell(store: Store) -> list[DueAlert]:
     """Take everything that there is to tell, and say that it was told."""
     taken = []
-    while news := next_news(store, BACKLOG):
-        told(store, news)
-        taken.append(news)
+    while alert := take_alert(store, BACKLOG):
+        mark_sent(store, alert)
+        taken.append(alert)
     return taken
 
 
 def test_the_first_dead_event_is_told_and_then_a_count_an_hour(store: Store) -> None:
     """The first of a source and type at once; what follows within the hour comes as one number after it."""
     kill(store, "evt_1")
-    assert tell(store) == [News(DEAD, 1, 1)]
+    assert tell(store) == [DueAlert(DEAD, 1, 1)]
     kill(store, "evt_2")
     kill(store, "evt_3")
     assert tell(store) == []
     store.shift += AGAIN
-    assert tell(store) == [News(DEAD, 2, 3)]
+    assert tell(store) == [DueAlert(DEAD, 2, 3)]
     store.shift += AGAIN
     assert tell(store) == [], "nothing new, nothing told"
 
@@ -59,7 +58,7 @@ def test_each_source_and_type_is_told_by_itself(store: Store) -> None:
     kill(store, "evt_2", type="other")
     kill(store, "evt_3", move=Move.PARK)
     record(store, [Delivery("shop", "sha", "unknown", b"{", problem="Its body does not parse.")])
-    subjects = {(news.subject.topic, news.subject.name, news.subject.what) for news in tell(store)}
+    subjects = {(alert.subject.topic, alert.subject.name, alert.subject.what) for alert in tell(store)}
     assert subjects == {
         ("dead", "stripe", "invoice.paid"),
         ("dead", "stripe", "other"),
@@ -72,32 +71,32 @@ def test_of_many_workers_one_gets_it(store: Store) -> None:
     """The database gives a subject to one of any number that ask at the same moment."""
     kill(store, "evt_1")
     with ThreadPoolExecutor(4) as pool:
-        given = [news for news in pool.map(lambda _: next_news(store, BACKLOG), range(8)) if news]
-    assert given == [News(DEAD, 1, 1)]
+        given = [alert for alert in pool.map(lambda _: take_alert(store, BACKLOG), range(8)) if alert]
+    assert given == [DueAlert(DEAD, 1, 1)]
 
 
 def test_what_a_dead_worker_took_is_given_out_again(store: Store) -> None:
     """Without the word that it was told, another worker gets it after a minute: it is not lost."""
     kill(store, "evt_1")
-    assert next_news(store, BACKLOG) == News(DEAD, 1, 1)
-    assert next_news(store, BACKLOG) is None
+    assert take_alert(store, BACKLOG) == DueAlert(DEAD, 1, 1)
+    assert take_alert(store, BACKLOG) is None
     store.shift += TAKEN
     kill(store, "evt_2")
-    assert next_news(store, BACKLOG) == News(DEAD, 2, 2)
+    assert take_alert(store, BACKLOG) == DueAlert(DEAD, 2, 2)
 
 
 def test_a_backlog_is_told_once_it_is_old(store: Store) -> None:
     """An event that is due for longer than the threshold; what waits for its back-off is no backlog."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
-    settle(store, held, Outcome(Move.RETRY_LATER, timedelta(days=1)))
+    settle(store, [(held, Outcome(Move.RETRY_LATER, timedelta(days=1)))])
     store.shift += BACKLOG * 2
-    assert next_news(store, BACKLOG) is None
+    assert take_alert(store, BACKLOG) is None
     deliver(store, "evt_2")
-    assert next_news(store, BACKLOG) is None
+    assert take_alert(store, BACKLOG) is None
     store.shift += BACKLOG
-    (news,) = tell(store)
-    assert (news.subject, news.count, round(news.seconds)) == (Subject(Topic.BACKLOG), 1, 600)
+    (alert,) = tell(store)
+    assert (alert.subject, alert.count, round(alert.seconds)) == (Subject(Topic.BACKLOG), 1, 600)
     assert tell(store) == []
 
 
@@ -110,19 +109,19 @@ def test_a_spike_of_rejections_is_told(store: Store) -> None:
     record_rejections(store, [Rejected("quiet", "bad_signature")] * (SPIKE_LEAST - 1))
     assert tell(store) == []
     record_rejections(store, [Rejected("quiet", "expired")])
-    assert tell(store) == [News(Subject(Topic.REJECTIONS, "quiet"), SPIKE_LEAST, 0)]
+    assert tell(store) == [DueAlert(Subject(Topic.REJECTIONS, "quiet"), SPIKE_LEAST, 0)]
 
 
 @pytest.fixture
-def alerts(store: Store, listener: Listener) -> Iterator[Alerts]:
-    """Tell the listener."""
-    return Alerts(store, Post(f"{listener.url}/hook/secret"), BACKLOG)
+def notifier(store: Store, listener: Listener) -> Notifier:
+    """Post to the listener."""
+    return Notifier(store, SlackWebhook(f"{listener.url}/hook/secret"), BACKLOG)
 
 
-def test_alerts_are_posted_as_slack_takes_them(store: Store, alerts: Alerts, listener: Listener) -> None:
+def test_alerts_are_posted_as_slack_takes_them(store: Store, notifier: Notifier, listener: Listener) -> None:
     """One JSON object with a text, without a word of an event; a type cannot name people or make links."""
     kill(store, "evt_1", type="<!channel> & more")
-    assert alerts.run_once() == 1
+    assert notifier.run_once() == 1
     (heard,) = listener.heard
     assert (heard.method, heard.path) == ("POST", "/hook/secret")
     assert heard.headers["Content-Type"] == "application/json"
@@ -133,7 +132,7 @@ def test_alerts_are_posted_as_slack_takes_them(store: Store, alerts: Alerts, lis
 
 
 def test_what_is_not_taken_is_told_again_and_complained_of_once(
-    store: Store, alerts: Alerts, listener: Listener, caplog: pytest.LogCaptureFixture
+    store: Store, notifier: Notifier, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An address that answers with an error, or hangs up, gets it again in a minute; its name is secret."""
     kill(store, "evt_1")
@@ -142,9 +141,9 @@ def test_what_is_not_taken_is_told_again_and_complained_of_once(
     listener.answer = lambda _: next(said, (200, b"ok"))
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            assert alerts.run_once() == 0
+            assert notifier.run_once() == 0
             store.shift += TAKEN
-        assert alerts.run_once() == 2
+        assert notifier.run_once() == 2
     assert len(listener.heard) == 5, "a failure ends the round"
     assert caplog.text.count("takes no alerts: it answered 500") == 1
     assert caplog.text.count("takes no alerts") == 1
@@ -152,20 +151,20 @@ def test_what_is_not_taken_is_told_again_and_complained_of_once(
     assert "secret" not in caplog.text
 
 
-def test_one_round_is_bounded(store: Store, alerts: Alerts, listener: Listener) -> None:
+def test_one_round_is_bounded(store: Store, notifier: Notifier, listener: Listener) -> None:
     """A release that kills every type at once is told of in rounds."""
     for number in range(AT_ONCE + 1):
         kill(store, f"evt_{number}", type=f"type-{number}")
-    assert [alerts.run_once(), alerts.run_once(), alerts.run_once()] == [AT_ONCE, 1, 0]
+    assert [notifier.run_once(), notifier.run_once(), notifier.run_once()] == [AT_ONCE, 1, 0]
     assert len({heard.body for heard in listener.heard}) == AT_ONCE + 1
 
 
 def test_sentences() -> None:
     """Numbers and what to do, in words."""
-    assert sentence(News(Subject(Topic.PARKED, "shop", "order"), 3, 9)).startswith(
+    assert sentence(DueAlert(Subject(Topic.PARKED, "shop", "order"), 3, 9)).startswith(
         "Firstseen: 3 events of shop, type order, are parked since the last alert."
     )
     assert "2 events wait for a worker, the first for 15 minutes" in sentence(
-        News(Subject(Topic.BACKLOG), 2, 0, 900.0)
+        DueAlert(Subject(Topic.BACKLOG), 2, 0, 900.0)
     )
-    assert "shop refused 70 deliveries" in sentence(News(Subject(Topic.REJECTIONS, "shop"), 70, 0))
+    assert "shop refused 70 deliveries" in sentence(DueAlert(Subject(Topic.REJECTIONS, "shop"), 70, 0))

@@ -36,12 +36,6 @@ READING = [
 ]
 
 
-@pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
-
-
 def parked(store: Store, event_id: str = "evt_1") -> UUID:
     """Record an event and park it."""
     event = deliver(store, event_id).event
@@ -76,7 +70,7 @@ def test_an_unknown_key_is_refused_before_anything_is_stored(api: Api, store: St
     headers = {"Authorization": "Bearer nobodys-key-of-nothing", "Idempotency-Key": "k1"}
     refused = api.send("POST", f"/v1/events/{event}/retry", key=None, headers=headers, json={})
     assert problem(refused) == (401, "api-key-unknown")
-    assert story(store, event)["actions"] == []
+    assert story(store, event).as_json()["actions"] == []
     assert "Idempotent-Replayed" not in api.post(f"/v1/events/{event}/retry", {}, once="k1").headers
 
 
@@ -289,7 +283,7 @@ def test_a_retry_runs_the_event_again_and_nudges(api: Api, store: Store) -> None
     answer = api.post(f"/v1/events/{event}/retry", key=DEV)
     assert (answer.status_code, answer.json["state"], answer.json["generation"]) == (200, "waiting", 0)
     assert api.nudged == [event]
-    (action,) = story(store, event)["actions"]
+    (action,) = story(store, event).as_json()["actions"]
     assert (action["what"], action["who"], action["was"]) == ("retry", "api:dev", "parked")
 
 

@@ -5,17 +5,11 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger.reports import Calls, CallStory
+from receiver.ledger.reports import CallStory, CallsView
 from receiver.ledger.store import Store
 from tests.integration.call_steps import call_row, change_call, with_parked_call
 from tests.integration.steps import change, later, state
 from tests.services.api import Api, problem
-
-
-@pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
 
 
 @pytest.fixture
@@ -30,7 +24,7 @@ def test_calls_are_listed_and_told(api: Api, parked: tuple[UUID, UUID]) -> None:
     """The list has its row, its own page all about it, in the documented shapes."""
     event, call = parked
     listed, told = api.get("/v1/calls", state="parked").json, api.get(f"/v1/calls/{call}").json
-    assert Calls.model_validate(listed).data[0].event == event
+    assert CallsView.model_validate(listed).data[0].event == event
     assert CallStory.model_validate(told).sends[0].open
     assert listed["data"] == [told["call"]]
     assert told["request"]["body"] == '{"to":"Ann"}'

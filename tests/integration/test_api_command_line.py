@@ -20,29 +20,7 @@ from tests.integration.call_steps import change_call, with_parked_call
 from tests.integration.steps import deliver, end
 from tests.services.api import Api
 
-SOURCES = """
-[stripe]
-provider = "stripe"
-secrets_env = "STRIPE_WEBHOOK_SECRET"
-
-[github]
-provider = "github"
-secrets_env = "NOT_SET"
-"""
 Run = Callable[..., Any]
-
-
-@pytest.fixture
-def environ(store: Store, tmp_path: Path) -> dict[str, str]:
-    """Give the environment in which the command line finds the test's ledger."""
-    (tmp_path / "sources.toml").write_text(SOURCES)
-    return {
-        "DATABASE_URL": store.url.render_as_string(hide_password=False),
-        "BROKER_URL": "redis://127.0.0.1:1/0",
-        "FIRSTSEEN_SECRET_KEY": "k" * 32,
-        "FIRSTSEEN_SOURCES": str(tmp_path / "sources.toml"),
-        "STRIPE_WEBHOOK_SECRET": "whsec_tests",
-    }
 
 
 @pytest.fixture

@@ -30,12 +30,6 @@ MUTATIONS: dict[str, Any] = {
 
 
 @pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
-
-
-@pytest.fixture
 def event(store: Store) -> UUID:
     """Record an event with a conflicting body, and park it for a call."""
     event, _ = with_parked_call(store)
@@ -137,7 +131,7 @@ def test_keys_belong_to_an_api_key_and_an_endpoint(api: Api, store: Store) -> No
         assert (
             "Idempotent-Replayed" not in api.post(f"/v1/events/{event}/retry", {}, once="k1", **named).headers
         )
-    assert [len(story(store, event)["actions"]) for event in (one, two)] == [2, 1]
+    assert [len(story(store, event).as_json()["actions"]) for event in (one, two)] == [2, 1]
 
 
 def test_a_refusal_that_would_not_change_is_remembered(api: Api, store: Store) -> None:
@@ -185,7 +179,7 @@ def test_a_view_that_breaks_leaves_nothing_and_frees_its_key(api: Api, store: St
         with store.write() as connection:
             connection.execute(text("ALTER TABLE action_away RENAME TO action"))
     assert broken.status_code in (500, 503)
-    assert story(store, event)["event"]["state"] == "parked"
+    assert story(store, event).as_json()["event"]["state"] == "parked"
     mended = api.post(url, {}, once="k1")
     assert (mended.status_code, mended.json["state"]) == (200, "waiting")
     assert "Idempotent-Replayed" not in mended.headers

@@ -14,15 +14,9 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL
 from tests.integration.steps import ONLY_SQLITE, change, end
 from tests.services.api import Api
-from tests.services.stage import EMAIL, Stage, body_of, deliver, set_up
+from tests.services.stage import EMAIL, Stage, body_of, deliver
 
 pytestmark = pytest.mark.parametrize(**ONLY_SQLITE)
-
-
-@pytest.fixture
-def stage(store: Store) -> Stage:
-    """Fill the ledger with one event of every kind."""
-    return set_up(store)
 
 
 def api(store: Store, *paths: str) -> Api:

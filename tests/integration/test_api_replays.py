@@ -14,32 +14,27 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, EVENT
 from tests.integration.steps import change, count, deliver, deliver_all
 from tests.services.api import BOARD, Api, problem
-from worker.sweeper import REPLAY_BATCH, REPLAY_ROUNDS, carry_on
+from worker.sweeper import REPLAY_BATCH, REPLAY_ROUNDS, continue_bulk_operations
 
 RETRY_DEAD = {"what": "retry", "filter": {"state": "dead"}}
 KILLED = """
 import os, signal, sys
-from receiver.ledger import Store, replays
+from receiver.ledger.control import bulk
+from receiver.ledger.store import Store
 from worker import sweeper
 
-real, left = replays._mark, [2 * {rounds}]
+real, left = bulk.BulkStep, [{rounds}]
 
-def mark(*arguments):
+def step(*arguments):
     left[0] -= 1
-    real(*arguments)
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
 
-replays._mark = mark
-sweeper.carry_on(Store(sys.argv[1]))
+bulk.BulkStep = step
+sweeper.continue_bulk_operations(Store(sys.argv[1]))
 """
 """Dies after the acts and marks of its last batch, before their commit."""
-
-
-@pytest.fixture
-def api(store: Store) -> Api:
-    """Give the test the API on an empty ledger."""
-    return Api(store)
 
 
 def dead_events(store: Store, number: int) -> list[UUID]:
@@ -66,7 +61,7 @@ def test_a_dry_run_counts_and_does_nothing(api: Api, store: Store) -> None:
     answer = api.post("/v1/replays", {**RETRY_DEAD, "dry_run": True})
     expected = {"what": "retry", "filter": {"state": "dead"}, "dry_run": True, "total": 3}
     assert (answer.status_code, answer.json) == (200, expected)
-    assert carry_on(store) == 0
+    assert continue_bulk_operations(store) == 0
     assert count(store, EVENT.c.state == "dead") == 3
 
 
@@ -81,13 +76,13 @@ def test_a_bulk_run_is_listed_at_once_and_done_by_a_sweeper(api: Api, store: Sto
         REPLAY_BATCH + 1,
         REPLAY_BATCH + 1,
     )
-    assert carry_on(store) == REPLAY_BATCH + 1
+    assert continue_bulk_operations(store) == REPLAY_BATCH + 1
     ended = api.get(started.headers["Location"]).json
     assert (ended["done"], ended["skipped"], ended["open"]) == (REPLAY_BATCH + 1, 0, 0)
     assert ended["finished_at"]
     assert ended["who"] == "api:ops"
     assert count(store, EVENT.c.state == "dead") == 1
-    assert carry_on(store) == 0
+    assert continue_bulk_operations(store) == 0
 
 
 def test_events_that_moved_on_are_skipped(api: Api, store: Store) -> None:
@@ -95,7 +90,7 @@ def test_events_that_moved_on_are_skipped(api: Api, store: Store) -> None:
     events = dead_events(store, 3)
     started = api.post("/v1/replays", {"what": "rerun", "filter": {"source": "stripe"}})
     change(store, events[0], generation=1)
-    carry_on(store)
+    continue_bulk_operations(store)
     ended = api.get(started.headers["Location"]).json
     assert (ended["total"], ended["done"], ended["skipped"], ended["open"]) == (3, 2, 1, 0)
 
@@ -108,8 +103,8 @@ def test_sweepers_at_once_do_nothing_twice(api: Api, store: Store) -> None:
         api.post("/v1/replays", {"what": "discard", "filter": {"state": "received"}}).headers["Location"]
     )
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: carry_on(store), range(4)))
-    carry_on(store)
+        list(pool.map(lambda _: continue_bulk_operations(store), range(4)))
+    continue_bulk_operations(store)
     assert [api.get(path).json["finished_at"] is not None for path in paths] == [True, True]
     assert acted(store) == (450, 450)
 
@@ -119,8 +114,8 @@ def test_a_pass_ends_though_much_is_left(api: Api, store: Store) -> None:
     number = REPLAY_BATCH * REPLAY_ROUNDS + 1
     dead_events(store, number)
     api.post("/v1/replays", RETRY_DEAD)
-    assert carry_on(store) == number - 1
-    assert carry_on(store) == 1
+    assert continue_bulk_operations(store) == number - 1
+    assert continue_bulk_operations(store) == 1
 
 
 def test_a_killed_sweeper_costs_nothing(api: Api, store: Store) -> None:
@@ -139,7 +134,7 @@ def test_a_killed_sweeper_costs_nothing(api: Api, store: Store) -> None:
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     halfway = api.get(path).json
     assert (halfway["done"], halfway["open"], halfway["finished_at"]) == (200, 150, None)
-    carry_on(store)
+    continue_bulk_operations(store)
     assert api.get(path).json["done"] == 350
     assert acted(store) == (350, 350)
 
@@ -148,7 +143,7 @@ def test_the_same_key_starts_one_bulk_run(api: Api, store: Store) -> None:
     """Sent again, the request is answered with the first run's id and its state of then."""
     dead_events(store, 2)
     first = api.post("/v1/replays", RETRY_DEAD, once="k1")
-    carry_on(store)
+    continue_bulk_operations(store)
     again = api.post("/v1/replays", RETRY_DEAD, once="k1")
     assert again.data == first.data
     assert again.headers["Location"] == first.headers["Location"]
@@ -157,7 +152,7 @@ def test_the_same_key_starts_one_bulk_run(api: Api, store: Store) -> None:
 def test_a_filter_of_nothing_ends_at_once(api: Api, store: Store) -> None:
     """A bulk run of no events is over after one pass."""
     path = api.post("/v1/replays", RETRY_DEAD).headers["Location"]
-    assert carry_on(store) == 0
+    assert continue_bulk_operations(store) == 0
     assert api.get(path).json["finished_at"]
 
 

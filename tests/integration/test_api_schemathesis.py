@@ -15,21 +15,22 @@ from config.providers import load_providers
 from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
 from receiver.api.openapi import KEY_FORM, document
-from receiver.api.routes import Parts, list_operations
-from receiver.ledger.control import plan
+from receiver.api.routes import list_operations
+from receiver.ledger.control import plan_bulk
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.idempotency_keys import KEY
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT
+from receiver.service import Service
 from tests.integration.call_steps import with_parked_call
 from tests.integration.steps import deliver
-from tests.services.api import KEYS, OPS, Api
+from tests.services.api import OPS, Api
 
 if TYPE_CHECKING:
     from flask import Flask
 
-EXAMPLES = 100
+EXAMPLES = 20
 """Generated requests of each operation, beside those that cover the bounds of each parameter."""
 
 OTHER = b'{"other": 1}'
@@ -51,7 +52,7 @@ class Door:
 DOOR = Door()
 SOURCES = load_sources(SHIPPED, load_providers(), {})
 NOWHERE = Store("postgresql+psycopg://127.0.0.1:1/none")
-schema = schemathesis.openapi.from_dict(document(list_operations(Parts(NOWHERE, KEYS, {}, list))))
+schema = schemathesis.openapi.from_dict(document(list_operations(Service(NOWHERE, {}))))
 schema.app = DOOR
 
 
@@ -64,7 +65,7 @@ class World:
         for number in range(20):
             deliver(store, f"evt_{number}", OTHER)
         self._calls = cycle([with_parked_call(store, f"evt_with_call_{n}") for n in range(4)])
-        self._replay = plan(store, Move.RETRY, EventFilter(), "nobody").id
+        self._replay = plan_bulk(store, Move.RETRY, EventFilter(), "nobody").id
 
     def prepare(self, case: schemathesis.Case) -> None:
         """Put the names of what exists into a request whose path is valid."""

@@ -171,12 +171,12 @@ def test_no_database_connection_is_held_while_it_waits(
 
     with RawServer(wait) as server, ThreadPoolExecutor(8) as pool:
         apis = apis_of(tmp_path, Target("api", TELNESS, server.url, {"deadline": "60s"}))
-        outbound = Attempts(small, apis).outbound
+        context = Attempts(small, apis).context
         helds = []
         for number in range(8):
             event = record(small, [Delivery("stripe", f"evt_w{number}", "x", b"{}")])[0].event
             helds.append(claim(small, event, lease=LEASE, worker="test"))
-        answers = [pool.submit(post, None, Calls(outbound, held)) for held in helds if held]
+        answers = [pool.submit(post, None, Calls(context, held)) for held in helds if held]
         wait_until(lambda: len(server.requests) == len(answers) == 8, "8 requests to wait")
         for number in range(20):
             record(small, [Delivery("stripe", f"evt_m{number}", "x", b"{}")])
@@ -184,8 +184,8 @@ def test_no_database_connection_is_held_while_it_waits(
         go.set()
         for answer in answers:
             answer.result()
-        for wire in outbound.wires.values():
-            wire.close()  # type: ignore[attr-defined]
+        for transport in context.transports.values():
+            transport.close()  # type: ignore[attr-defined]
 
 
 def test_an_answer_over_the_cap_parks(prepare: Prepare) -> None:
@@ -302,7 +302,7 @@ def test_a_lease_outlasts_its_send(prepare: Prepare) -> None:
     with RawServer(look) as server:
         attempts = prepare(server.url, deadline="20s")
         held = attempts.claim(timedelta(seconds=2))
-        post(None, Calls(attempts.outbound, held))
+        post(None, Calls(attempts.context, held))
     (row,) = seen
     lease, until = (seconds(row[name]) for name in ("lease_until", "sending_until"))
     assert lease - until >= SLACK.total_seconds() - 0.001
@@ -325,9 +325,9 @@ def test_an_answer_after_the_claim_was_lost_counts(prepare: Prepare) -> None:
     with RawServer(slowly, CREATED) as server:
         attempts = prepare(server.url)
         held = attempts.claim()
-        post(None, Calls(attempts.outbound, held))
+        post(None, Calls(attempts.context, held))
         assert [call["state"] for call in attempts.calls] == ["succeeded"]
-        post(None, Calls(attempts.outbound, taken[0]))
+        post(None, Calls(attempts.context, taken[0]))
         assert len(server.requests) == 1
 
 
@@ -338,7 +338,7 @@ def test_a_lost_claim_sends_nothing(prepare: Prepare) -> None:
         held = attempts.claim()
         attempts.change("UPDATE event SET claim = claim + 1")
         with pytest.raises(Exception, match="taken this event over"):
-            post(None, Calls(attempts.outbound, held))
+            post(None, Calls(attempts.context, held))
         assert server.connections == 0
     assert attempts.calls == []
 
@@ -407,13 +407,13 @@ def test_a_release_leaves_a_send_on_its_way_alone(prepare: Prepare, store: Store
     release, released = Outcome(Move.RELEASE, reason="It shuts down."), []
 
     def look(connection: Any) -> None:
-        released.append(settle(store, held, release))
+        released.append(bool(settle(store, [(held, release)])))
         connection.sendall(CREATED)
 
     with RawServer(look) as server:
         attempts = prepare(server.url)
         held = attempts.claim()
-        post(None, Calls(attempts.outbound, held))
+        post(None, Calls(attempts.context, held))
         released.append(settle(store, held, release))
     assert released == [False, True]
 

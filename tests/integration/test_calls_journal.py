@@ -12,7 +12,6 @@ from sqlalchemy import delete, select, text
 from receiver.ledger.control import Resolution, rerun, resolve, retry
 from receiver.ledger.queue.sweep import erase_contents
 from receiver.ledger.reports import story
-from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, VALUE
 from tests.integration.office import (
     SECRET,
@@ -32,18 +31,6 @@ from worker.calls.errors import CallChanged, ClaimLost
 from worker.calls.transport import Outgoing, Reply
 
 
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
-
-
 def test_call_and_send_are_committed_before_the_first_byte(office: Office, event: UUID) -> None:
     """Whoever looks while the bytes leave sees the call, with key and request, and its send."""
     seen: list[Any] = []
@@ -56,7 +43,7 @@ def test_call_and_send_are_committed_before_the_first_byte(office: Office, event
         assert request.url == call.url
         return reply()
 
-    office.wire.script = [look]
+    office.transport.script = [look]
     assert office.run(event, letter) == "done"
     call, send = seen
     assert (call.state, call.step, call.sends, call.method) == ("pending", "letter", 1, "POST")
@@ -72,21 +59,21 @@ def test_no_transaction_is_open_while_a_call_is_on_its_way(office: Office, event
         assert office.store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         return reply()
 
-    office.wire.script = [busy]
+    office.transport.script = [busy]
     assert office.run(event, letter) == "done"
 
 
 def test_a_resend_is_the_same_request(office: Office, event: UUID) -> None:
     """A retry replays exactly those bytes under the same key."""
-    office.wire.script = [SILENCE, SILENCE]
+    office.transport.script = [SILENCE, SILENCE]
     assert [office.run(event, letter) for _ in range(3)] == ["waiting", "waiting", "done"]
-    first, *others = office.wire.sent
+    first, *others = office.transport.sent
     assert others == [first, first]
 
 
 def test_a_succeeded_call_is_not_sent_again(office: Office, event: UUID) -> None:
     """An attempt after a crash gets the stored response, headers and body alike, and goes on behind it."""
-    office.wire.script = [reply(202, b"\x00\xffkept", x_request="7"), crash]
+    office.transport.script = [reply(202, b"\x00\xffkept", x_request="7"), crash]
     office.die(event, posts("letter", "order"))
     seen: list[Any] = []
 
@@ -97,14 +84,14 @@ def test_a_succeeded_call_is_not_sent_again(office: Office, event: UUID) -> None
     assert office.run(event, handle) == "done"
     (stored,) = seen
     assert (stored.status_code, stored.content, stored.headers["x-request"]) == (202, b"\x00\xffkept", "7")
-    assert [one.url.rpartition("/")[2] for one in office.wire.sent] == ["letter", "order", "order"]
+    assert [one.url.rpartition("/")[2] for one in office.transport.sent] == ["letter", "order", "order"]
 
 
 def test_credentials_are_not_in_the_database(office: Office, event: UUID) -> None:
     """What a call leaves in the ledger holds its credential only as an HMAC."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, letter)
-    assert "Bearer first-credential" in dict(office.wire.sent[0].headers).values()
+    assert "Bearer first-credential" in dict(office.transport.sent[0].headers).values()
     assert "first-credential" not in str(office.calls(event)) + str(office.sends(office.call(event).id))
     assert re.fullmatch("[0-9a-f]{64}", office.call(event).credential)
 
@@ -115,22 +102,22 @@ def test_credentials_are_not_in_the_database(office: Office, event: UUID) -> Non
 )
 def test_another_step_in_the_nth_place_parks(office: Office, event: UUID, answer: Reply, before: str) -> None:
     """A handler that changed between attempts sends nothing, whatever stood in that place."""
-    office.wire.script = [answer]
+    office.transport.script = [answer]
     office.run(event, posts("letter"))
-    sent = len(office.wire.sent)
+    sent = len(office.transport.sent)
     assert office.run(event, posts("order")) == "parked", before
-    assert len(office.wire.sent) == sent
+    assert len(office.transport.sent) == sent
     assert "was 'letter' and is 'order' now" in str(row(office.store, event).reason)
     assert row(office.store, event).parked_call == office.call(event).id
 
 
 def test_another_step_parks_behind_a_finished_one_too(office: Office, event: UUID) -> None:
     """The first call succeeded under another name: the second is not sent either."""
-    office.wire.script = [reply(), SILENCE]
+    office.transport.script = [reply(), SILENCE]
     office.run(event, posts("letter", "order"))
     assert office.run(event, posts("parcel", "order")) == "parked"
     assert len(office.wire.sent) == 2
-    told = story(office.store, event)["next"]
+    told = story(office.store, event).as_json()["next"]
     assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in told
     assert "firstseen call resolve" not in told
 
@@ -140,22 +127,22 @@ def test_a_step_that_moved_to_another_place_is_not_sent_twice(
     office: Office, event: UUID, *, caught: bool
 ) -> None:
     """A person retries, and the handler now begins with what was its second call: that one happened."""
-    office.wire.script = [reply(422), reply()]
+    office.transport.script = [reply(422), reply()]
     assert office.run(event, _both_then_fail) == "waiting"
     retry(office.store, event, "ada")
     assert office.run(event, posts("order", caught=caught)) != "done"
-    assert len(office.wire.sent) == 2
+    assert len(office.transport.sent) == 2
 
 
 def test_a_step_is_not_begun_again_in_the_place_of_a_replaced_one(office: Office, event: UUID) -> None:
     """The first call is to be sent as new, and the handler now begins with its second: that one happened."""
-    office.wire.script = [SILENCE, reply()]
+    office.transport.script = [SILENCE, reply()]
     office.run(event, posts("letter", "order", caught=True))
     later(office.store, days=2)
     assert office.run(event, posts("letter", "order", caught=True)) == "parked"
     resolve(office.store, office.calls(event)[0].id, Resolution.RESEND_AS_NEW, "ada")
     assert office.run(event, posts("order")) != "done"
-    assert len(office.wire.sent) == 2
+    assert len(office.transport.sent) == 2
 
 
 def _both_then_fail(_event: Any, calls: Any) -> None:
@@ -166,10 +153,10 @@ def _both_then_fail(_event: Any, calls: Any) -> None:
 @pytest.mark.parametrize("caught", [True, False])
 def test_a_step_of_an_earlier_place_is_not_begun_again(office: Office, event: UUID, *, caught: bool) -> None:
     """What was the first call is the second now, where nothing stood: it parks without a database's error."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, posts("letter"))
     assert office.run(event, posts("order", "letter", caught=caught)) == "parked"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
     assert "SQL" not in str(row(office.store, event).reason)
 
 
@@ -177,7 +164,7 @@ def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
     office: Office, event: UUID
 ) -> None:
     """A handler is mended by a call before the rejected one: both go out at a retry, under new keys."""
-    office.wire.script = [reply(422)]
+    office.transport.script = [reply(422)]
     assert office.run(event, posts("order")) == "dead"
     assert office.run_after_retry(event, posts("contact", "order")) == "done"
     assert [(one.position, one.step, one.state) for one in office.calls(event)] == [
@@ -185,7 +172,7 @@ def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
         (0, "contact", "succeeded"),
         (1, "order", "succeeded"),
     ]
-    assert len(set(office.wire.keys())) == 3
+    assert len(set(office.transport.keys())) == 3
 
 
 def test_a_caught_change_names_the_call_that_it_is_about(office: Office, event: UUID) -> None:
@@ -213,11 +200,11 @@ def _fail(_event: Any, _calls: Any) -> None:
 @pytest.mark.parametrize("answer", [SILENCE, reply(429)])
 def test_other_bytes_for_an_unfinished_step_park(office: Office, event: UUID, answer: Reply) -> None:
     """Both fingerprints and both choices are told, and nothing goes out."""
-    office.wire.script = [answer]
+    office.transport.script = [answer]
     office.run(event, posts("letter"))
     old = office.call(event).fingerprint
     assert office.run(event, posts("letter", json={"for": "eve"})) == "parked"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
     call = office.call(event)
     assert (call.state, call.fingerprint) == ("parked", old)
     told = str(row(office.store, event).reason)
@@ -229,7 +216,7 @@ def test_other_bytes_for_an_unfinished_step_park(office: Office, event: UUID, an
 
 def test_a_changed_call_is_what_the_handler_is_told(office: Office, event: UUID) -> None:
     """The exception is CallChanged; a handler that catches it does not save its event from parking."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, posts("letter"))
     caught: list[Exception] = []
 
@@ -245,12 +232,12 @@ def test_a_changed_call_is_what_the_handler_is_told(office: Office, event: UUID)
 
 def test_other_bytes_for_a_succeeded_step_flag_the_event(office: Office, event: UUID) -> None:
     """The stored response is returned, nothing is sent, and the event says that its calls changed."""
-    office.wire.script = [reply(201, b"stored"), crash]
+    office.transport.script = [reply(201, b"stored"), crash]
     office.die(event, posts("letter", "order"))
     handle = _then(posts("letter", json={"for": "eve"}), posts("order"))
     assert office.run(event, handle) == "done"
     assert row(office.store, event).calls_changed
-    assert [one.body for one in office.wire.sent].count(b'{"for":"eve"}') == 0
+    assert [one.body for one in office.transport.sent].count(b'{"for":"eve"}') == 0
 
 
 def _then(*parts: Handle) -> Handle:
@@ -263,38 +250,38 @@ def _then(*parts: Handle) -> Handle:
 
 def test_the_stored_bytes_go_out_when_a_person_says_so(office: Office, event: UUID) -> None:
     """`use-stored` sends the first attempt's bytes under the first key, whatever the handler asks for."""
-    office.wire.script = [reply(429)]
+    office.transport.script = [reply(429)]
     office.run(event, posts("letter"))
     changed = posts("letter", json={"for": "eve"})
     office.run(event, changed)
     resolve(office.store, office.call(event).id, Resolution.USE_STORED, "ada")
     assert office.run(event, changed) == "done"
-    first, second = office.wire.sent
+    first, second = office.transport.sent
     assert first == second
 
 
 def test_a_successor_takes_the_new_bytes(office: Office, event: UUID) -> None:
     """`resend-as-new` sends what the handler asks for now, under a key of its own."""
-    office.wire.script = [reply(429)]
+    office.transport.script = [reply(429)]
     office.run(event, posts("letter"))
     changed = posts("letter", json={"for": "eve"})
     office.run(event, changed)
     later(office.store, minutes=1)
     resolve(office.store, office.call(event).id, Resolution.RESEND_AS_NEW, "ada")
     assert office.run(event, changed) == "done"
-    assert office.wire.sent[1].body == b'{"for":"eve"}'
-    assert len(set(office.wire.keys())) == 2
+    assert office.transport.sent[1].body == b'{"for":"eve"}'
+    assert len(set(office.transport.keys())) == 2
 
 
 def test_stored_bytes_do_not_go_to_another_host(office: Office, event: UUID) -> None:
     """base_url was changed meanwhile: the stored request is for the old one, and is not sent there."""
-    office.wire.script = [reply(429)]
+    office.transport.script = [reply(429)]
     office.run(event, letter)
     office.api = _moved(office)
     assert office.run(event, letter) == "parked"
     resolve(office.store, office.call(event).id, Resolution.USE_STORED, "ada")
     assert office.run(event, letter) == "parked"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
 
 
 def _moved(office: Office) -> Any:
@@ -305,13 +292,13 @@ def _moved(office: Office) -> Any:
 def test_a_key_is_shaped_like_a_uuid_and_the_same_again(office: Office, event: UUID) -> None:
     """A lost row, as after a restore, gets the same key from the same names."""
     assert office.run(event, letter) == "done"
-    (key,) = office.wire.keys()
+    (key,) = office.transport.keys()
     assert (str(UUID(key)), UUID(key).version, UUID(key).variant) == (key, 4, "specified in RFC 4122")
     with office.store.write() as connection:
         connection.execute(delete(CALL))
         connection.execute(text("UPDATE event SET state = 'waiting'"))
     assert office.run(event, letter) == "done"
-    assert office.wire.keys() == [key, key]
+    assert office.transport.keys() == [key, key]
 
 
 def test_keys_differ_by_all_that_names_a_call(office: Office, event: UUID) -> None:
@@ -321,26 +308,26 @@ def test_keys_differ_by_all_that_names_a_call(office: Office, event: UUID) -> No
     for source, name in (("stripe", "evt_2"), ("github", "evt_1")):
         assert office.run(deliver(office.store, name, source=source).event, again) == "done"
     rerun(office.store, event, "ada", generation=0)
-    office.wire.script = [reply(422)]
+    office.transport.script = [reply(422)]
     assert office.run(event, again) == "dead"
     retry(office.store, event, "ada")
     assert office.run(event, again) == "done"
     # Two for each event, two for the generation, one that was rejected.
-    assert len(office.wire.keys()) == len(set(office.wire.keys())) == 9
+    assert len(office.transport.keys()) == len(set(office.transport.keys())) == 9
 
 
 def test_a_rotated_secret_keeps_keys_and_parks_nothing(office: Office, event: UUID) -> None:
     """The stored key wins over the new secret's, and an open send is resent under it."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, letter)
     office.secrets = (b"the next secret key", SECRET)
     assert office.run(event, letter) == "done"
-    assert len(set(office.wire.keys())) == 1
+    assert len(set(office.transport.keys())) == 1
 
 
 def test_a_secret_that_is_gone_parks_what_is_open(office: Office, event: UUID) -> None:
     """Without the old secret nobody can tell whether the credential is the same one."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, letter)
     office.secrets = (b"the next secret key",)
     assert office.run(event, letter) == "parked"
@@ -367,7 +354,7 @@ def test_a_value_is_computed_once_for_a_generation(office: Office, event: UUID) 
         seen.append(calls.value("number", lambda: {"n": next(numbers)}))
         letter(_event, calls)
 
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     assert [office.run(event, handle) for _ in range(2)] == ["waiting", "done"]
     rerun(office.store, event, "ada", generation=0)
     office.run(event, handle)
@@ -379,7 +366,7 @@ def test_a_value_that_two_compute_at_once_is_one(office: Office, event: UUID) ->
     held = office.take(event)
 
     def compute(n: int) -> Any:
-        return Calls(office.outbound(), held).value("number", lambda: n)
+        return Calls(office.context(), held).value("number", lambda: n)
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(compute, range(1, 5)))) == 1
@@ -389,7 +376,7 @@ def test_a_value_that_two_compute_at_once_is_one(office: Office, event: UUID) ->
 def test_a_value_of_a_lost_claim_is_not_kept(office: Office, event: UUID) -> None:
     """A worker that was taken over while it computed stores nothing and is told so."""
     held = office.take(event)
-    calls = Calls(office.outbound(), held)
+    calls = Calls(office.context(), held)
     with pytest.raises(ClaimLost):
         calls.value("number", lambda: later(office.store, seconds=61) or 1)
     assert total(office.store, VALUE) == 0
@@ -397,29 +384,29 @@ def test_a_value_of_a_lost_claim_is_not_kept(office: Office, event: UUID) -> Non
 
 def test_an_erased_request_is_not_sent(office: Office, event: UUID) -> None:
     """Once the payload's time is over, bodies, answers and values are gone and facts stay; a retry parks."""
-    office.wire.script = [reply(429)]
+    office.transport.script = [reply(429)]
     office.run(event, letter)
     with office.store.write() as connection:
         erase_contents(connection, [event])
     call = office.call(event)
     assert (call.body, call.answer, call.headers, call.key is None) == (None, None, "{}", False)
     assert office.run(event, letter) == "parked"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
 
 
 def test_an_erased_answer_parks(office: Office, event: UUID) -> None:
     """A retry that needs an answer which is gone waits for a person, and sends nothing again."""
-    office.wire.script = [reply(), crash]
+    office.transport.script = [reply(), crash]
     office.die(event, posts("letter", "order"))
     with office.store.write() as connection:
         erase_contents(connection, [event])
     assert office.run(event, posts("letter", "order")) == "parked"
-    assert len(office.wire.sent) == 2
+    assert len(office.transport.sent) == 2
 
 
 def test_nothing_else_is_in_the_place_of_a_call(office: Office, event: UUID) -> None:
     """Positions are those of the calls alone: values and GETs between them count for nothing."""
-    office.wire.script = [reply(200), reply()]
+    office.transport.script = [reply(200), reply()]
 
     def handle(_event: Any, calls: Any) -> None:
         calls.shop.get("/letters")
@@ -429,6 +416,6 @@ def test_nothing_else_is_in_the_place_of_a_call(office: Office, event: UUID) -> 
     assert office.run(event, handle) == "done"
     with office.store.read() as connection:
         assert connection.execute(select(CALL.c.position)).scalars().all() == [0]
-    assert office.wire.sent[0].method == "GET"
-    assert len(office.wire.keys()) == 1
+    assert office.transport.sent[0].method == "GET"
+    assert len(office.transport.keys()) == 1
     assert state(office.store, event) == "done"

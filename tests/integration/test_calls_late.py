@@ -18,18 +18,6 @@ from worker.calls.transport import Outgoing, Reply
 TOO_LONG = replace(reply(), truncated=True)
 
 
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
-
-
 def parked(office: Office, event: UUID) -> Any:
     """Lose an answer until the key's life is over; return the claim that sent it."""
     held = office.die(event, _dying(office))
@@ -39,7 +27,7 @@ def parked(office: Office, event: UUID) -> Any:
 
 
 def _dying(office: Office) -> Any:
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     return letter
 
 
@@ -63,7 +51,7 @@ def test_a_late_success_closes_a_call_and_its_sends(office: Office, event: UUID)
     seen: list[Any] = []
     end = office.perform(fresh, _keeping(seen))
     assert end.move is Move.FINISH
-    assert (seen[0].content, len(office.wire.sent)) == (b"late", 1)
+    assert (seen[0].content, len(office.transport.sent)) == (b"late", 1)
 
 
 def test_a_late_answer_wakes_the_event_that_waited_for_it(office: Office, event: UUID) -> None:
@@ -74,7 +62,7 @@ def test_a_late_answer_wakes_the_event_that_waited_for_it(office: Office, event:
     found = row(office.store, event)
     assert (found.state, found.parked_call) == ("waiting", None)
     assert office.run(event, letter) == "done"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
 
 
 def test_a_late_rejection_ends_the_event(office: Office, event: UUID) -> None:
@@ -97,7 +85,7 @@ def test_a_late_answer_wakes_only_what_waits_for_it(office: Office, event: UUID)
     """An event that was parked for another reason stays parked when a call of it ends."""
     held = parked(office, event)
     retry(office.store, event, "ada")
-    assert settle(office.store, take(office.store, event), Outcome(Move.PARK, reason="Look at this."))
+    assert settle(office.store, [(take(office.store, event), Outcome(Move.PARK, reason="Look at this."))])
     # Its unfinished call is pending again, and nothing parks the event for it.
     office.late(held, office.sends(office.call(event).id)[0], reply())
     assert (office.call(event).state, state(office.store, event)) == ("succeeded", "parked")
@@ -105,10 +93,10 @@ def test_a_late_answer_wakes_only_what_waits_for_it(office: Office, event: UUID)
 
 def test_an_event_that_a_late_answer_wakes_has_its_attempts_again(office: Office, event: UUID) -> None:
     """Attempts were used up while the answer was lost: it still gets to its end, and not to the dead."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     used_up(office.store, event)
     held = office.take(event)
-    assert settle(office.store, held, office.perform(held, letter))
+    assert settle(office.store, [(held, office.perform(held, letter))])
     assert state(office.store, event) == "parked"
     office.late(held, office.sends(office.call(event).id)[0], reply())
     assert office.run(event, posts("letter", "after")) == "done"
@@ -122,7 +110,7 @@ def test_an_answer_between_parking_and_settling_is_not_overlooked(office: Office
     end = office.perform(held, letter)
     assert end.move is Move.PARK
     office.late(frozen, office.sends(office.call(event).id)[0], reply())
-    assert settle(office.store, held, end)
+    assert settle(office.store, [(held, end)])
     assert state(office.store, event) == "waiting"
     assert office.run(event, letter) == "done"
 
@@ -133,7 +121,7 @@ def test_a_late_success_stands_for_a_replaced_call(office: Office, event: UUID) 
     resolve(office.store, office.call(event).id, Resolution.RESEND_AS_NEW, "ada")
     office.late(held, office.sends(office.call(event).id)[0], reply())
     assert office.run(event, letter) == "done"
-    assert (len(office.wire.sent), [call.state for call in office.calls(event)]) == (1, ["succeeded"])
+    assert (len(office.transport.sent), [call.state for call in office.calls(event)]) == (1, ["succeeded"])
 
 
 def test_a_late_success_changes_nothing_once_its_successor_stands(office: Office, event: UUID) -> None:
@@ -152,7 +140,7 @@ def test_a_late_success_changes_nothing_once_its_successor_stands_elsewhere(
 ) -> None:
     """The replaced step moved to the place of a rejected one: that call counts now."""
     both = posts("order", "letter", caught=True)
-    office.wire.script = [reply(422), crash]
+    office.transport.script = [reply(422), crash]
     held = office.die(event, both)
     later(office.store, days=2)
     assert office.run(event, both) == "parked"
@@ -184,10 +172,10 @@ def test_the_handler_gets_the_answer_that_is_kept(office: Office, event: UUID) -
         office.late(frozen, office.sends(office.call(event).id)[0], reply(201, b"first"))
         return reply(404, b"gone")
 
-    office.wire.script = [refused]
+    office.transport.script = [refused]
     seen: list[Any] = []
     held = office.take(event)
-    assert settle(office.store, held, office.perform(held, _keeping(seen)))
+    assert settle(office.store, [(held, office.perform(held, _keeping(seen)))])
     assert [(one.status_code, one.content) for one in seen] == [(201, b"first")]
     assert state(office.store, event) == "done"
 
@@ -196,7 +184,7 @@ def test_the_handler_gets_the_answer_that_is_kept(office: Office, event: UUID) -
 def test_an_answer_that_is_too_long_is_no_reason_to_send_again(store: Store, dialect: str) -> None:
     """It happened, but its answer is not kept: it parks, and a retry past the key's life sends nothing."""
     office, event = Office(store, dialect), deliver(store).event
-    office.wire.script = [TOO_LONG]
+    office.transport.script = [TOO_LONG]
 
     def handle(_event: Any, calls: Any) -> None:
         calls.shop.post("/letters", json={}, unprotected=True)
@@ -205,12 +193,12 @@ def test_an_answer_that_is_too_long_is_no_reason_to_send_again(store: Store, dia
     later(store, days=2)
     retry(store, event, "ada")
     assert office.run(event, handle) == "parked"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
 
 
 def test_what_is_said_of_a_long_answer_ends_it(office: Office, event: UUID) -> None:
     """A person gives the part of the answer that the handler needs."""
-    office.wire.script = [TOO_LONG]
+    office.transport.script = [TOO_LONG]
     assert office.run(event, letter) == "parked"
     resolve(office.store, office.call(event).id, Resolution.HAPPENED, "ada")
     assert office.run(event, letter) == "done"
@@ -223,14 +211,14 @@ def test_a_late_answer_that_is_too_long_stops_the_successor(office: Office, even
     resolve(office.store, office.call(event).id, Resolution.RESEND_AS_NEW, "ada")
     office.late(held, office.sends(office.call(event).id)[0], TOO_LONG)
     assert office.run(event, letter) == "parked"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
 
 
 def test_a_late_success_yields_its_once_to_whoever_took_it(store: Store, office: Office) -> None:
     """Another event took the `once` of a replaced call over: the late answer is recorded all the same."""
     first, second = deliver(store, "evt_1").event, deliver(store, "evt_2").event
     handle = posts("order", once="order-1")
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     held = office.die(first, handle)
     later(store, days=2)
     assert office.run(first, handle) == "parked"

@@ -9,7 +9,7 @@ import pytest
 from receiver.ledger.control import Resolution, discard, resolve, retry
 from receiver.ledger.errors import BadCursor, UnknownCall
 from receiver.ledger.filter import CallFilter
-from receiver.ledger.lease import Outcome as End
+from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import settle
 from receiver.ledger.reports import call_story, list_calls, stats, story
 from receiver.ledger.states import CallState, Move, Protection, SendOutcome
@@ -29,7 +29,7 @@ YES = SendOutcome.SUCCEEDED
 
 def steps(store: Store, **which: object) -> list[str]:
     """Return the steps of the calls that a filter finds."""
-    return [one["step"] for one in list_calls(store, CallFilter(**which)).data]  # type: ignore[arg-type]
+    return [call.step for call in list_calls(store, CallFilter(**which)).data]  # type: ignore[arg-type]
 
 
 def test_each_part_of_a_filter_narrows(store: Store) -> None:
@@ -65,7 +65,7 @@ def test_pages_are_complete_and_disjoint_while_calls_arrive(store: Store) -> Non
     cursor = None
     for _ in range(len(there)):
         page = list_calls(store, CallFilter(), limit=3, cursor=cursor)
-        seen += [one["id"] for one in page.data]
+        seen += [str(call.id) for call in page.data]
         planned(store, held, f"late {len(seen)}", len(there) + len(seen))
         cursor = page.next
         if cursor is None:
@@ -85,13 +85,13 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held, once="letter-7").id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True)
-    assert settle(store, held, End(Move.RETRY_LATER))
+    assert settle(store, [(held, Outcome(Move.RETRY_LATER))])
     later(store, minutes=1)
     held = take(store, event)
     assert planned(store, held, once="letter-7").id == call
     answered(store, held, call, YES)
     planned(store, held, "second", 1)
-    told = story(store, event)
+    told = story(store, event).as_json()
     json.dumps(told)
     first, second = told["calls"]
     assert (first["step"], first["state"], first["key"], first["once"]) == (
@@ -118,7 +118,7 @@ def test_successors_and_generations_stand_in_order(store: Store) -> None:
     planned(store, held, "second", 1)
     change(store, event, generation=1)
     change_call(store, planned(store, held, "third", 2).id, generation=1, position=0)
-    told = story(store, event)["calls"]
+    told = story(store, event).as_json()["calls"]
     assert [(c["generation"], c["position"], c["successor"], c["step"], c["state"]) for c in told] == [
         (0, 0, 0, "letter", "replaced"),
         (0, 0, 1, "letter", "succeeded"),
@@ -138,11 +138,11 @@ def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -
         call = planned(store, held, f"step {number}", number).id
     for _ in range(3):
         sent(store, held, call)
-    told = story(store, event)["calls"]
+    told = story(store, event).as_json()["calls"]
     assert [one["step"] for one in told] == ["step 1", "step 2", "step 3"]
     assert [send["number"] for send in told[-1]["sends"]] == [2, 3]
     assert told[-1]["send_count"] == 3
-    assert len(call_story(store, call)["sends"]) == 3
+    assert len(call_story(store, call).as_json()["sends"]) == 3
 
 
 def test_a_calls_story_has_what_went_out_and_came_back(store: Store) -> None:
@@ -150,7 +150,7 @@ def test_a_calls_story_has_what_went_out_and_came_back(store: Store) -> None:
     held = take(store, deliver(store).event)
     call = planned(store, held, body=b"\xff\x00").id
     answered(store, held, call, YES)
-    told = call_story(store, call)
+    told = call_story(store, call).as_json()
     assert told["request"] == {
         "content_type": "application/json", "size": 2, "encoding": "base64", "body": "/wA=",
     }  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_calls_story_has_what_went_out_and_came_back(store: Store) -> None:
     }  # fmt: skip
     assert (told["event"]["event_id"], told["call"]["source"]) == ("evt_1", "stripe")
     change_call(store, call, body=None, answer=None, answer_headers=None, headers="{}")
-    erased = call_story(store, call)
+    erased = call_story(store, call).as_json()
     assert (erased["request"], erased["answer"]) == (None, None)
 
 
@@ -167,13 +167,13 @@ def test_an_unknown_call_is_named(store: Store) -> None:
     """Asking for nothing says so."""
     missing = uuid4()
     with pytest.raises(UnknownCall, match=str(missing)):
-        call_story(store, missing)
+        call_story(store, missing).as_json()
 
 
 def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
     """With the command for each, when the call may go out anew, and what is risked."""
     event, call = with_parked_call(store)
-    told = story(store, event)
+    told = story(store, event).as_json()
     assert (told["event"]["parked_call"], told["event"]["calls_changed"]) == (str(call), False)
     said = told["next"]
     for words in (
@@ -185,9 +185,9 @@ def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
     ):
         assert words in said, said
     assert "--use-stored" not in said
-    assert call_story(store, call)["next"] in said
+    assert call_story(store, call).as_json()["next"] in said
     later(store, minutes=2)
-    assert "not before" not in story(store, event)["next"]
+    assert "not before" not in story(store, event).as_json()["next"]
 
 
 def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
@@ -195,11 +195,11 @@ def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
-    settle(store, held, End(Move.RETRY_LATER))
+    settle(store, [(held, Outcome(Move.RETRY_LATER))])
     held = take(store, event)
-    assert planned(store, held, fingerprint="e" * 64).changed
-    settle(store, held, End(Move.PARK, call=call))
-    told = story(store, event)
+    assert planned(store, held, fingerprint="e" * 64).handler_changed
+    settle(store, [(held, Outcome(Move.PARK, call=call))])
+    told = story(store, event).as_json()
     assert (told["calls"][0]["fingerprint"], told["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)
     said = told["next"]
     assert "It has not happened" in said
@@ -213,7 +213,7 @@ def test_other_bytes_of_a_call_that_succeeded_flag_the_event(store: Store) -> No
     held = take(store, event)
     answered(store, held, planned(store, held).id, YES)
     planned(store, held, fingerprint="e" * 64)
-    assert story(store, event)["event"]["calls_changed"] is True
+    assert story(store, event).as_json()["event"]["calls_changed"] is True
 
 
 def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
@@ -221,8 +221,8 @@ def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
     event = deliver(store).event
     held = take(store, event)
     answered(store, held, planned(store, held).id, SendOutcome.LATER, 429, retry_after=timedelta(minutes=5))
-    settle(store, held, End(Move.FINISH))
-    told = story(store, event)["next"]
+    settle(store, [(held, Outcome(Move.FINISH))])
+    told = story(store, event).as_json()["next"]
     assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
 
 
@@ -231,7 +231,7 @@ def test_a_retry_after_the_life_of_a_key_says_that_it_parks_again(store: Store) 
     event, _ = with_parked_call(store)
     later(store, days=2)
     retry(store, event, "ann")
-    told = story(store, event)["next"]
+    told = story(store, event).as_json()["next"]
     assert told.endswith("'letter' parks then: it may have happened, and its key's life is over."), told
 
 
@@ -241,13 +241,13 @@ def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held).id
     answered(store, held, call, SendOutcome.REJECTED, 422)
-    settle(store, held, End(Move.GIVE_UP, reason="It was refused."))
-    assert "A retry sends its rejected call 'letter' as a successor" in story(store, event)["next"]
-    assert "did not happen" in call_story(store, call)["next"]
+    settle(store, [(held, Outcome(Move.GIVE_UP, reason="It was refused."))])
+    assert "A retry sends its rejected call 'letter' as a successor" in story(store, event).as_json()["next"]
+    assert "did not happen" in call_story(store, call).as_json()["next"]
     retry(store, event, "ann")
     assert call_row(store, call).state == "replaced"
     discard(store, event, "ann")
-    assert "successor" not in story(store, event)["next"]
+    assert "successor" not in story(store, event).as_json()["next"]
 
 
 @pytest.mark.parametrize("state", CallState)
@@ -258,7 +258,7 @@ def test_every_state_of_a_call_has_a_sentence(store: Store, state: CallState, *,
     change_call(store, call, state=state)
     if not parked:
         change(store, event, state="waiting")
-    told = call_story(store, call)["next"]
+    told = call_story(store, call).as_json()["next"]
     assert told.endswith("."), told
     assert ("firstseen call resolve" in told) == (parked and state in ("pending", "parked"))
 
@@ -267,7 +267,7 @@ def test_a_call_of_an_earlier_generation_waits_for_nobody(store: Store) -> None:
     """Its story says which generation its event is in."""
     event, call = with_parked_call(store)
     change(store, event, generation=1)
-    assert call_story(store, call)["next"] == "Nothing: its event is in generation 1 now."
+    assert call_story(store, call).as_json()["next"] == "Nothing: its event is in generation 1 now."
 
 
 def test_a_call_that_shares_another_events_answer_says_so(store: Store) -> None:
@@ -276,12 +276,12 @@ def test_a_call_that_shares_another_events_answer_says_so(store: Store) -> None:
     holder = planned(store, first, once="order-1").id
     second = take(store, deliver(store, "evt_2").event)
     call = planned(store, second, once="order-1").id
-    told = call_story(store, call)
+    told = call_story(store, call).as_json()
     assert (told["call"]["shares"], told["next"]) == (
         str(holder), f"It waits for the call {holder} of another event.",
     )  # fmt: skip
-    settle(store, second, End(Move.FINISH))
-    assert "waits for another event's call" in story(store, second.event)["next"]
+    settle(store, [(second, Outcome(Move.FINISH))])
+    assert "waits for another event's call" in story(store, second.event).as_json()["next"]
 
 
 def test_calls_are_counted_by_api(store: Store) -> None:
@@ -290,7 +290,7 @@ def test_calls_are_counted_by_api(store: Store) -> None:
     answered(store, held, planned(store, held, "one", 0).id, YES)
     answered(store, held, planned(store, held, "two", 1).id, SendOutcome.LATER, 429)
     planned(store, held, "three", 2, api="salesly", protection=Protection.UNPROTECTED)
-    salesly, stannp = stats(store)["calls"]
+    salesly, stannp = stats(store).as_json()["calls"]
     assert (salesly["api"], salesly["count"], salesly["states"]["pending"], salesly["outcomes"]) == (
         "salesly", 1, 1, {},
     )  # fmt: skip

@@ -8,13 +8,13 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, select, text
 
-from receiver.ledger.calls import Answered, Receipt, record_response
+from receiver.ledger.calls import Classification, SendResult, StoredResponse, record_response
 from receiver.ledger.control import Resolution, StatedResponse, resolve
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.lease import Outcome as End
 from receiver.ledger.queue import settle
 from receiver.ledger.reports import call_story, story
-from receiver.ledger.states import CallState, Judgement, Move, SendOutcome, State
+from receiver.ledger.states import CallState, Move, SendOutcome, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, EVENT, SEND
 from tests.integration.call_steps import TERMS, answered, call_row, change_call, planned, with_parked_call
@@ -49,8 +49,9 @@ def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
     assert opened(store, call) == [False]
     held = take(store, event)
     found = planned(store, held)
-    assert (found.id, found.state, found.status, found.answer) == (call, "succeeded", 201, b'{"id":7}')
-    assert settle(store, held, End(Move.FINISH))
+    assert (found.id, found.state) == (call, "succeeded")
+    assert found.response == StoredResponse(given.status, given.headers, given.body)
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "done"
 
 
@@ -63,7 +64,7 @@ def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
     assert (found.state, found.key, found.sends) == ("pending", "key-letter-1", 0)
     assert (call_row(store, call).state, call_row(store, found.id).successor) == ("replaced", 1)
     answered(store, held, found.id, SendOutcome.SUCCEEDED)
-    assert settle(store, held, End(Move.FINISH))
+    assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "done"
 
 
@@ -72,9 +73,9 @@ def test_use_stored(store: Store, parked: tuple[UUID, UUID]) -> None:
     event, call = parked
     resolve(store, call, Resolution.USE_STORED, "ann")
     found = planned(store, take(store, event), body=b"other", fingerprint=OTHER)
-    assert (found.id, found.state, found.changed) == (call, "pending", None)
+    assert (found.id, found.state, found.handler_changed) == (call, "pending", None)
     assert (found.key, found.body) == ("key-letter-0", b'{"to":"Ann"}')
-    assert "use-stored" not in call_story(store, call)["next"]
+    assert "use-stored" not in call_story(store, call).as_json()["next"]
 
 
 def test_give_up(store: Store, parked: tuple[UUID, UUID]) -> None:
@@ -99,9 +100,9 @@ def test_each_resolution_leaves_an_audit_row(
     """Who said what of which call; the event's attempts begin anew and nothing points at the call."""
     event, call = parked
     resolve(store, call, how, "ann")
-    (action,) = story(store, event)["actions"]
+    (action,) = story(store, event).as_json()["actions"]
     assert (action["what"], action["who"], action["was"], action["call"]) == (how, "ann", "parked", str(call))
-    (said,) = call_story(store, call)["actions"]
+    (said,) = call_story(store, call).as_json()["actions"]
     assert (said["what"], said["who"]) == (how, "ann")
     assert call_row(store, call).reason.endswith("ann.")
     assert row(store, event).parked_call is None
@@ -207,12 +208,14 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
     held = take(store, event)
     call = planned(store, held).id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
-    settle(store, held, End(Move.FINISH))
+    settle(store, [(held, End(Move.FINISH))])
     with store.read() as connection:
         send = connection.execute(select(SEND.c.id).where(SEND.c.call == call)).scalar_one()
-    judged = Judgement(SendOutcome.SUCCEEDED, reason="201 Created.")
-    answer = Answered(201, (), b"{}")
-    record_response(store, held, call, Receipt(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5)))
+    judged = Classification(SendOutcome.SUCCEEDED, reason="201 Created.")
+    answer = StoredResponse(201, (), b"{}")
+    record_response(
+        store, held, call, SendResult(send, answer, lambda *_: judged, TERMS, timedelta(seconds=5))
+    )
     refused(store, call, Resolution.GIVE_UP, "is succeeded; there is nothing left to resolve")
     assert state(store, event) == "waiting"
 
@@ -226,7 +229,7 @@ def test_a_broken_audit_resolves_nothing(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("receiver.ledger.control.actions.note_action", broken)
+    monkeypatch.setattr("receiver.ledger.control.resolution.note_action", broken)
     with pytest.raises(RuntimeError):
         resolve(store, call, Resolution.HAPPENED, "ann")
     assert (call_row(store, call).state, state(store, event)) == ("parked", "parked")

@@ -16,22 +16,13 @@ from receiver.ledger.queue import claim, renew, settle
 from receiver.ledger.store import Store
 from tests.integration.office import DAY, QUIET, SILENCE, UNSENT, Handle, Office, crash, letter, posts, reply
 from tests.integration.steps import LEASE, change, deliver, later, row, state
+from tests.services.clock import Clock
+from worker.calls import perform
 from worker.calls.client import Calls
 from worker.calls.errors import CallLater, CallLocked, CallRefused, CallRejected, ClaimLost
 from worker.calls.outbound import CallArguments, build, complete
-from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply
-
-
-@pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
-
-
-@pytest.fixture
-def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
-    return deliver(store).event
+from worker.calls.perform import LOCKED_PAUSE_MAX, LOCKED_SHARE
+from worker.calls.transport import HttpTransport, NoReply, Outgoing, Reply
 
 
 def unprotected(_event: Any, calls: Any) -> None:
@@ -46,14 +37,14 @@ def replaced(_event: Any, calls: Any) -> None:
 
 def test_past_the_life_of_its_key_nothing_is_resent(office: Office, event: UUID) -> None:
     """Less the margin: one second before it a resend goes out, one after it call and event park."""
-    office.wire.script = [SILENCE, SILENCE]
+    office.transport.script = [SILENCE, SILENCE]
     office.run(event, letter)
     end = office.api.key_life - office.api.key_margin
     later(office.store, seconds=end.total_seconds() - 5)
     assert office.run(event, letter) == "waiting"
     later(office.store, seconds=10)
     assert office.run(event, letter) == "parked"
-    assert len(office.wire.sent) == 2
+    assert len(office.transport.sent) == 2
     call = office.call(event)
     assert (call.state, call.reason.startswith("It went out 2 times,")) == ("parked", True)
     office.change_call(call.id, state="pending", sends=1)
@@ -63,7 +54,7 @@ def test_past_the_life_of_its_key_nothing_is_resent(office: Office, event: UUID)
 
 def test_the_life_of_a_key_is_set_by_the_first_send(office: Office, event: UUID) -> None:
     """Later sends move neither its beginning nor its end."""
-    office.wire.script = [SILENCE, SILENCE]
+    office.transport.script = [SILENCE, SILENCE]
     office.run(event, letter)
     before = office.call(event)
     later(office.store, hours=5)
@@ -75,21 +66,21 @@ def test_the_life_of_a_key_is_set_by_the_first_send(office: Office, event: UUID)
 
 def test_a_retry_by_a_person_sends_nothing_past_the_life(office: Office, event: UUID) -> None:
     """The event goes on and parks again, however often."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, letter)
     later(office.store, days=2)
     assert office.run(event, letter) == "parked"
     for _ in range(2):
         retry(office.store, event, "ada")
         assert office.run(event, letter) == "parked"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
 
 
 @pytest.mark.parametrize("handle", [letter, replaced])
 def test_under_another_credential_nothing_is_resent(store: Store, event: UUID, handle: Handle) -> None:
     """A rotation while a send is open parks; with the old credential back, a retry goes out."""
     office = Office(store, "salesly")
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, handle)
     office.rotate("second-credential")
     later(store, minutes=1)
@@ -98,7 +89,7 @@ def test_under_another_credential_nothing_is_resent(store: Store, event: UUID, h
     office.rotate("first-credential")
     retry(store, event, "ada")
     assert office.run(event, handle) == "done"
-    assert len(office.wire.sent) == 2
+    assert len(office.transport.sent) == 2
 
 
 @pytest.mark.parametrize("answer", [reply(429), UNSENT])
@@ -106,7 +97,7 @@ def test_another_credential_is_no_obstacle_while_nothing_is_open(
     office: Office, event: UUID, answer: Any
 ) -> None:
     """What certainly did not happen goes out again under the new one, days later too."""
-    office.wire.script = [answer]
+    office.transport.script = [answer]
     office.run(event, letter)
     office.rotate("second-credential")
     later(office.store, days=2)
@@ -122,25 +113,25 @@ def test_an_unprotected_call_is_sent_once(store: Store, event: UUID, dialect: st
     def handle(_event: Any, calls: Any) -> None:
         getattr(calls.shop, path)("/letters", json={}, unprotected=True)
 
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     assert office.run(event, handle) == "waiting"
     assert office.run(event, handle) == "parked"
     retry(store, event, "ada")
     assert office.run(event, handle) == "parked"
-    assert (len(office.wire.sent), office.call(event).key) == (1, None)
+    assert (len(office.transport.sent), office.call(event).key) == (1, None)
 
 
 def test_an_unprotected_call_that_was_not_executed_is_sent_again(store: Store, event: UUID) -> None:
     """No byte left, or a 429 came: that is certain."""
     office = Office(store, "none")
-    office.wire.script = [UNSENT, reply(429)]
+    office.transport.script = [UNSENT, reply(429)]
     assert [office.run(event, unprotected) for _ in range(3)] == ["waiting", "waiting", "done"]
 
 
 def test_an_unprotected_503_is_unknown(store: Store, event: UUID) -> None:
     """Without a key a 503 says nothing: it is not sent again."""
     office = Office(store, "none")
-    office.wire.script = [reply(503)]
+    office.transport.script = [reply(503)]
     assert [office.run(event, unprotected) for _ in range(2)] == ["waiting", "parked"]
 
 
@@ -148,22 +139,22 @@ def test_what_nothing_protects_is_refused(store: Store, event: UUID) -> None:
     """Without `unprotected=True` it is not even planned."""
     office = Office(store, "none")
     with pytest.raises(CallRefused, match="unprotected=True"):
-        posts("letter")(None, Calls(office.outbound(), office.take(event)))
-    assert (office.calls(event), office.wire.sent) == ([], [])
+        posts("letter")(None, Calls(office.context(), office.take(event)))
+    assert (office.calls(event), office.transport.sent) == ([], [])
 
 
 def test_quiet_time_keeps_copies_apart(store: Store, event: UUID) -> None:
     """Where nobody says what two copies do, a resend waits for deadline and quiet, at no attempt's cost."""
     office = Office(store, "salesly")
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     office.die(event, letter)
     change(store, event, state="waiting", lease_until=None, attempts=0)
     held = office.take(event)
     with pytest.raises(CallLater) as caught:
-        letter(None, Calls(office.outbound(), held))
+        letter(None, Calls(office.context(), held))
     wait = office.api.deadline + QUIET
     assert wait - timedelta(seconds=10) < caught.value.delay <= wait
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
     assert settle(store, held, office.perform(held, letter))
     found = row(store, event)
     assert (found.state, found.attempts) == ("waiting", 0)
@@ -175,12 +166,12 @@ def test_quiet_time_keeps_copies_apart(store: Store, event: UUID) -> None:
 def test_a_caught_wait_for_quiet_does_not_spin(store: Store, event: UUID) -> None:
     """A handler that swallows it is not run again at once."""
     office = Office(store, "salesly")
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     office.die(event, letter)
     change(store, event, state="waiting", lease_until=None)
     assert office.run(event, posts("letter", json={"to": "ada"}, caught=True)) == "parked"
     other = deliver(store, "evt_2").event
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     office.die(other, posts("letter"))
     change(store, other, state="waiting", lease_until=None)
     assert office.run(other, posts("letter", caught=True)) == "waiting"
@@ -189,7 +180,7 @@ def test_a_caught_wait_for_quiet_does_not_spin(store: Store, event: UUID) -> Non
 
 def test_a_locking_api_needs_no_quiet(office: Office, event: UUID) -> None:
     """Where a copy under way is answered, the resend goes at once."""
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     office.die(event, letter)
     change(office.store, event, state="waiting", lease_until=None)
     assert office.run(event, letter) == "done"
@@ -197,21 +188,26 @@ def test_a_locking_api_needs_no_quiet(office: Office, event: UUID) -> None:
 
 def test_a_locked_call_is_waited_for_in_its_attempt(office: Office, event: UUID) -> None:
     """It is sent again in the same attempt until it is free."""
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     office.die(event, letter)
-    office.wire.script = [reply(409), reply(409), reply(201)]
+    office.transport.script = [reply(409), reply(409), reply(201)]
     assert office.run(event, letter) == "done"
-    assert len(office.wire.sent) == 4
+    assert len(office.transport.sent) == 4
     assert row(office.store, event).attempts == 2
 
 
-def test_a_call_that_stays_locked_becomes_later(office: Office, event: UUID) -> None:
+def test_a_call_that_stays_locked_becomes_later(
+    office: Office, event: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The wait in the attempt ends long before its lease; then it costs no attempt."""
-    office.lease = timedelta(seconds=1.8)
-    office.wire.script = [reply(409)] * 20
+    clock = Clock()
+    monkeypatch.setattr(perform, "time", clock)
+    office.transport.script = [reply(409)] * 99
     with pytest.raises(CallLocked):
-        letter(None, Calls(office.outbound(), office.take(event)))
-    assert 2 <= len(office.wire.sent) <= 4
+        letter(None, Calls(office.context(), office.take(event)))
+    share = office.lease.total_seconds() / LOCKED_SHARE
+    assert share - LOCKED_PAUSE_MAX < clock.slept <= share
+    assert 2 <= len(office.transport.sent) < 99
     change(office.store, event, state="waiting", lease_until=None, attempts=0)
     assert office.run(event, letter) == "waiting"
     assert row(office.store, event).attempts == 0
@@ -225,7 +221,7 @@ def test_retry_after_says_when(office: Office, status: int, attempts: int) -> No
     date = format_datetime(now + timedelta(hours=2), usegmt=True)
     for after, wait in (("3600", 1), (date, 2), ("999999999", 24)):
         one = deliver(office.store, f"evt_{wait}").event
-        office.wire.script = [reply(status, retry_after=after)]
+        office.transport.script = [reply(status, retry_after=after)]
         assert office.run(one, letter) == "waiting"
         found = row(office.store, one)
         assert abs(found.due_at - now - timedelta(hours=wait)) < timedelta(minutes=2), after
@@ -234,7 +230,7 @@ def test_retry_after_says_when(office: Office, status: int, attempts: int) -> No
 
 def test_retry_after_0_backs_off(office: Office, event: UUID) -> None:
     """An API that asks for the next send at once does not get it at once for three days."""
-    office.wire.script = [reply(429, retry_after="0")]
+    office.transport.script = [reply(429, retry_after="0")]
     assert office.run(event, letter) == "waiting"
     call = office.call(event)
     assert call.due_at > office.sends(call.id)[0].ended_at
@@ -248,7 +244,7 @@ def test_without_a_credential_it_waits_longer_and_longer(office: Office, event: 
     assert office.run(event, letter) == "waiting"
     now = office.call(event).trying_since + timedelta(hours=1)
     assert row(office.store, event).due_at - now > timedelta(minutes=5)
-    assert office.wire.sent == []
+    assert office.transport.sent == []
 
 
 def test_a_503_is_later_only_while_its_key_lives(office: Office, event: UUID) -> None:
@@ -258,7 +254,7 @@ def test_a_503_is_later_only_while_its_key_lives(office: Office, event: UUID) ->
         office.store.shift += DAY
         return reply(503)
 
-    office.wire.script = [slow]
+    office.transport.script = [slow]
     assert office.run(event, letter) == "waiting"
     assert row(office.store, event).attempts == 1
     assert office.call(event).outcome == "unknown"
@@ -267,35 +263,35 @@ def test_a_503_is_later_only_while_its_key_lives(office: Office, event: UUID) ->
 
 def test_patience_ends(office: Office, event: UUID) -> None:
     """Past give_up_after what is later parks, and a person's retry gives it as much again."""
-    office.wire.script = [reply(429, retry_after="86400")] * 4
+    office.transport.script = [reply(429, retry_after="86400")] * 4
     assert [office.run(event, letter) for _ in range(2)] == ["waiting"] * 2
     later(office.store, days=3)
     assert office.run(event, letter) == "parked"
     assert office.run_after_retry(event, letter) == "waiting"
-    assert len(office.wire.sent) == 3
+    assert len(office.transport.sent) == 3
 
 
 def test_a_stored_rejection_ends_the_call(office: Office, event: UUID) -> None:
     """A 4xx with the replay's marker is the end of all its sends: rejected, and the event is dead."""
-    office.wire.script = [SILENCE, reply(402, idempotent_replayed="true")]
+    office.transport.script = [SILENCE, reply(402, idempotent_replayed="true")]
     assert [office.run(event, letter) for _ in range(2)] == ["waiting", "dead"]
     assert (office.call(event).state, office.open_sends(office.call(event).id)) == ("rejected", 0)
 
 
 def test_a_stored_failure_parks(office: Office, event: UUID) -> None:
     """A 5xx with the marker would come back for as long as the key lives: a person must look."""
-    office.wire.script = [SILENCE, reply(500, idempotent_replayed="true")]
+    office.transport.script = [SILENCE, reply(500, idempotent_replayed="true")]
     assert [office.run(event, letter) for _ in range(2)] == ["waiting", "parked"]
 
 
 def test_a_rejection_without_marker_parks_while_a_send_is_open(office: Office, event: UUID) -> None:
     """Is it about the earlier send, or its result? Nobody knows."""
-    office.wire.script = [SILENCE, reply(422)]
+    office.transport.script = [SILENCE, reply(422)]
     assert [office.run(event, letter) for _ in range(2)] == ["waiting", "parked"]
     retry(office.store, event, "ada")
     later(office.store, days=2)
     assert office.run(event, letter) == "parked"
-    assert len(office.wire.sent) == 2
+    assert len(office.transport.sent) == 2
 
 
 def test_a_claim_lost_before_the_plan_plans_nothing(office: Office, event: UUID) -> None:
@@ -303,8 +299,8 @@ def test_a_claim_lost_before_the_plan_plans_nothing(office: Office, event: UUID)
     held = office.take(event)
     later(office.store, seconds=61)
     with pytest.raises(ClaimLost):
-        letter(None, Calls(office.outbound(), held))
-    assert (office.calls(event), office.wire.sent) == ([], [])
+        letter(None, Calls(office.context(), held))
+    assert (office.calls(event), office.transport.sent) == ([], [])
 
 
 @pytest.mark.parametrize("taken", [True, False])
@@ -317,10 +313,10 @@ def test_a_claim_lost_before_the_mark_sends_nothing(office: Office, event: UUID,
         if taken:
             assert claim(office.store, event, lease=LEASE, worker="other") is not None
 
-    office.wire.before_mark = lose
+    office.transport.before_begin = lose
     with pytest.raises(ClaimLost):
-        letter(None, Calls(office.outbound(), held))
-    assert (office.wire.sent, office.sends(office.call(event).id)) == ([], [])
+        letter(None, Calls(office.context(), held))
+    assert (office.transport.sent, office.sends(office.call(event).id)) == ([], [])
 
 
 def test_a_claim_lost_is_not_done(office: Office, event: UUID) -> None:
@@ -332,17 +328,17 @@ def test_a_claim_lost_is_not_done(office: Office, event: UUID) -> None:
 
 def test_a_call_that_ended_before_the_mark_is_not_sent(office: Office, event: UUID) -> None:
     """A late answer comes between plan and mark: the handler gets that one."""
-    office.wire.script = [crash]
+    office.transport.script = [crash]
     frozen = office.die(event, letter)
 
     def answered() -> None:
         if office.call(event).state == "pending":
             office.late(frozen, office.sends(office.call(event).id)[0], reply(201, b"late"))
 
-    office.wire.before_mark = answered
+    office.transport.before_begin = answered
     assert office.run(event, letter) == "waiting"
     assert office.run(event, letter) == "done"
-    assert len(office.wire.sent) == 1
+    assert len(office.transport.sent) == 1
 
 
 def test_a_send_outlasts_no_lease(office: Office, event: UUID) -> None:
@@ -357,8 +353,8 @@ def test_a_send_outlasts_no_lease(office: Office, event: UUID) -> None:
         seen.extend([marked, row(office.store, event).lease_until])
         return reply()
 
-    office.wire.script = [renewed]
-    letter(None, Calls(office.outbound(), held))
+    office.transport.script = [renewed]
+    letter(None, Calls(office.context(), held))
     marked, after = seen
     (send,) = office.sends(office.call(event).id)
     assert marked == after > send.sending_until
@@ -368,7 +364,7 @@ def test_a_send_outlasts_no_lease(office: Office, event: UUID) -> None:
 
 def test_resending_as_new_waits_for_quiet(office: Office, event: UUID) -> None:
     """Until deadline and quiet are over the last send may still be under way there."""
-    office.wire.script = [SILENCE]
+    office.transport.script = [SILENCE]
     office.run(event, letter)
     office.rotate("second-credential")
     assert office.run(event, letter) == "parked"
@@ -377,7 +373,7 @@ def test_resending_as_new_waits_for_quiet(office: Office, event: UUID) -> None:
     later(office.store, minutes=1)
     resolve(office.store, office.call(event).id, Resolution.RESEND_AS_NEW, "ada")
     assert office.run(event, letter) == "done"
-    assert len(set(office.wire.keys())) == 2
+    assert len(set(office.transport.keys())) == 2
 
 
 def test_a_get_is_neither_kept_nor_keyed(office: Office, event: UUID) -> None:
@@ -386,17 +382,17 @@ def test_a_get_is_neither_kept_nor_keyed(office: Office, event: UUID) -> None:
     def handle(_event: Any, calls: Any) -> None:
         calls.shop.get("/letters", params={"page": 2})
 
-    office.wire.script = [reply(200), reply(503), reply(503), reply(503)]
+    office.transport.script = [reply(200), reply(503), reply(503), reply(503)]
     assert office.run(event, handle) == "done"
     other = deliver(office.store, "evt_2").event
     assert [office.run(other, handle) for _ in range(3)] == ["waiting", "waiting", "dead"]
-    assert (office.calls(event), office.wire.keys()) == ([], [])
+    assert (office.calls(event), office.transport.keys()) == ([], [])
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_get_waits_as_long_as_it_is_asked_to(office: Office, event: UUID, status: int) -> None:
     """Retry-After counts for what is only read, too."""
-    office.wire.script = [reply(status, retry_after="3600")]
+    office.transport.script = [reply(status, retry_after="3600")]
     assert office.run(event, lambda _, calls: calls.shop.get("/letters")) == "waiting"
     found = row(office.store, event)
     assert found.due_at - found.received_at > timedelta(minutes=59)
@@ -413,10 +409,10 @@ def test_a_handler_may_catch_a_rejection(office: Office, event: UUID) -> None:
             seen.append((error.response.status_code, error.response.content))
         calls.shop.post("/orders", json={})
 
-    office.wire.script = [reply(422, b"no"), SILENCE]
+    office.transport.script = [reply(422, b"no"), SILENCE]
     assert [office.run(event, handle) for _ in range(2)] == ["waiting", "done"]
     assert seen == [(422, b"no")] * 2
-    assert len(office.wire.sent) == 3
+    assert len(office.transport.sent) == 3
     assert state(office.store, event) == "done"
 
 
@@ -426,8 +422,8 @@ def test_a_header_of_any_kept_character_can_be_sent(office: Office) -> None:
         port = server.getsockname()[1]
     target = replace(office.api, base_url=f"http://127.0.0.1:{port}")
     request = build(target, "POST", "/a", CallArguments(headers={"X-Note": "caf\xe9"}), "")
-    wire = HttpWire(target)
-    got = wire.send(complete(target, request, None), lambda: None)
-    wire.close()
+    transport = HttpTransport.for_api(target)
+    got = transport.send(complete(target, request, None), lambda: None)
+    transport.close()
     assert isinstance(got, NoReply)
     assert not got.written

@@ -62,7 +62,7 @@ class Journal(RuleBasedStateMachine):
         self.office, self.script = Office(self.store, dialect), script
         life = self.office.api.key_life
         self.api = ModelApi(MANNERS[dialect], life, lambda: self.store.shift, self.marked, self.interlude)
-        self.office.wire = self.api  # type: ignore[assignment]
+        self.office.transport = self.api  # type: ignore[assignment]
 
     def handle(self, _event: Any, calls: Any) -> None:
         """Make the calls of the script."""
@@ -123,7 +123,7 @@ class Journal(RuleBasedStateMachine):
             return
         self.claims[held.token] = held
         end = self.performed(held)
-        if end is not None and settles and settle(self.store, held, end):
+        if end is not None and settles and settle(self.store, [(held, end)]):
             self.check_end(held)
 
     def performed(self, held: Claim) -> Any:
@@ -290,7 +290,7 @@ def hasty(store: Store) -> Iterator[Store]:
 def test_calls_take_effect_once(store: Store) -> None:
     """Any sequence of attempts, faults, late answers, waits, rotations, deployments and people's words."""
     often = settings(
-        max_examples=70 if store.sqlite else 15,
+        max_examples=40 if store.sqlite else 15,
         stateful_step_count=15,
         deadline=None,
         derandomize=True,

@@ -6,12 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import true
 
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.intake import record
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, claim_next, expire, renew, settle, unattended
+from receiver.ledger.queue import claim, claim_due, expire, renew, settle, unattended
 from receiver.ledger.queue.claims import EXPIRE_BATCH
 from receiver.ledger.states import CRASH_LIMIT, Move, State, leaves
 from receiver.ledger.store import Store
@@ -63,7 +62,7 @@ def test_a_held_event_is_not_to_be_had(store: Store) -> None:
     take(store, first.event)
     later(store, seconds=59)
     assert claim(store, first.event, lease=LEASE, worker="other") is None
-    assert claim_next(store, true(), lease=LEASE, worker="other") is None
+    assert claim_due(store, limit=1, lease=LEASE, worker="other") == []
 
 
 @pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.GIVE_UP, Move.IGNORE])
@@ -72,7 +71,7 @@ def test_an_event_that_ended_is_not_to_be_had(store: Store, move: Move) -> None:
     first = deliver(store)
     end(store, first.event, move)
     assert claim(store, first.event, lease=LEASE, worker="other") is None
-    assert claim_next(store, true(), lease=LEASE, worker="other") is None
+    assert claim_due(store, limit=1, lease=LEASE, worker="other") == []
 
 
 def test_an_unknown_event_is_not_to_be_had(store: Store) -> None:
@@ -113,8 +112,8 @@ def test_many_workers_empty_the_queue_without_meeting(store: Store) -> None:
 
     def drain(n: int) -> list[Any]:
         mine = []
-        while held := claim_next(store, true(), lease=LEASE, worker=f"w{n}"):
-            mine.append(held.event)
+        while held := claim_due(store, limit=1, lease=LEASE, worker=f"w{n}"):
+            mine += [one.event for one in held]
         return mine
 
     with ThreadPoolExecutor(8) as pool:
@@ -128,18 +127,16 @@ def test_the_longest_waiting_event_goes_first(store: Store) -> None:
     old, young = deliver(store, "old").event, deliver(store, "young").event
     later(store, minutes=10)
     change(store, young, due_at=row(store, old).due_at - timedelta(minutes=1))
-    held = claim_next(store, true(), lease=LEASE, worker="w")
-    assert held is not None
+    (held,) = claim_due(store, limit=1, lease=LEASE, worker="w")
     assert held.event == young
 
 
 def test_a_fresh_delivery_is_left_to_its_nudge(store: Store) -> None:
     """By the `unattended` rule a worker takes what nobody fetched for a sweep, and nothing younger."""
     first = deliver(store)
-    assert claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w") is None
+    assert claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP)) == []
     later(store, seconds=6)
-    held = claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w")
-    assert held is not None
+    (held,) = claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP))
     assert held.event == first.event
 
 
@@ -163,16 +160,16 @@ def test_a_stale_token_settles_nothing(store: Store, move: Move) -> None:
     later(store, seconds=61)
     fresh = take(store, first.event, "successor")
     before, story = row(store, first.event), attempts(store, first.event)
-    assert settle(store, stale, Outcome(move, reason="too late")) is False
+    assert not settle(store, [(stale, Outcome(move, reason="too late"))])
     assert (row(store, first.event), attempts(store, first.event)) == (before, story)
-    assert settle(store, fresh, DONE) is True
+    assert settle(store, [(fresh, DONE)]) == {fresh.event}
 
 
 def test_a_second_settlement_changes_nothing(store: Store) -> None:
     """A retried settle whose first try had committed is told that the claim is gone."""
     held = take(store, deliver(store).event)
-    assert settle(store, held, DONE)
-    assert settle(store, held, Outcome(Move.GIVE_UP)) is False
+    assert settle(store, [(held, DONE)])
+    assert not settle(store, [(held, Outcome(Move.GIVE_UP))])
     assert state(store, held.event) == "done"
 
 
@@ -180,7 +177,7 @@ def test_an_expired_lease_that_nobody_took_still_settles(store: Store) -> None:
     """Late is not lost: until someone takes over, the token holds."""
     held = take(store, deliver(store).event)
     later(store, minutes=10)
-    assert settle(store, held, DONE)
+    assert settle(store, [(held, DONE)])
 
 
 @pytest.mark.parametrize("move", [Move.CLAIM, Move.REVIVE, Move.RERUN, Move.DISCARD, Move.REOPEN])
@@ -188,7 +185,7 @@ def test_a_move_that_does_not_start_from_processing_is_refused(store: Store, mov
     """An attempt ends only as the table says."""
     held = take(store, deliver(store).event)
     with pytest.raises(NotAllowed):
-        settle(store, held, Outcome(move))
+        settle(store, [(held, Outcome(move))])
     assert state(store, held.event) == "processing"
 
 
@@ -196,7 +193,7 @@ def test_a_move_that_does_not_start_from_processing_is_refused(store: Store, mov
 def test_a_traceback_that_cannot_be_stored_settles_all_the_same(store: Store, bad: str) -> None:
     """An error that quotes garbage from a payload must not turn into five crashes."""
     held = take(store, deliver(store).event)
-    assert settle(store, held, Outcome(Move.GIVE_UP, reason=bad, error=bad))
+    assert settle(store, [(held, Outcome(Move.GIVE_UP, reason=bad, error=bad))])
     assert attempts(store, held.event)[0].error == bad.replace("\x00", "\\x00").replace("\ud800", "\\ud800")
 
 
@@ -267,7 +264,7 @@ def test_renewal_keeps_a_lease_alive(store: Store) -> None:
         later(store, seconds=20)
         assert renew(store, [held], lease=LEASE) == set()
         assert expire(store) == 0
-    assert settle(store, held, DONE)
+    assert settle(store, [(held, DONE)])
 
 
 def test_a_stale_token_renews_nothing(store: Store) -> None:
@@ -284,7 +281,7 @@ def test_a_stale_token_renews_nothing(store: Store) -> None:
 def test_what_was_settled_is_not_renewed(store: Store) -> None:
     """A renewal that comes after the end does not bring the lease back."""
     held = take(store, deliver(store).event)
-    settle(store, held, DONE)
+    settle(store, [(held, DONE)])
     assert renew(store, [held], lease=LEASE) == {held.event}
     assert (state(store, held.event), row(store, held.event).lease_until) == ("done", None)
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from firstseen.__main__ import cli
+from receiver.ledger.calls import StoredResponse
 from receiver.ledger.lease import Outcome as End
 from receiver.ledger.queue import settle
 from receiver.ledger.states import Move, SendOutcome
@@ -22,14 +23,9 @@ NOBODY = "0199c0de-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
-def run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command in an empty folder, on the test's ledger, and checks its exit."""
+def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs a command on the test's ledger, and checks its exit."""
     monkeypatch.chdir(tmp_path)
-    environ = {
-        "DATABASE_URL": store.url.render_as_string(hide_password=False),
-        "BROKER_URL": "redis://127.0.0.1:1/0",
-        "FIRSTSEEN_SECRET_KEY": "k" * 32,
-    }
 
     def invoke(*arguments: str, expect: int = 0) -> Result:
         result = CliRunner().invoke(cli, arguments, env=environ)
@@ -77,7 +73,7 @@ def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
     answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
     call = planned(store, held, "letter", 1).id
     answered(store, held, call, SendOutcome.UNKNOWN, 0, open=True, park=True)
-    settle(store, held, End(Move.FINISH))
+    settle(store, [(held, End(Move.FINISH))])
     shown = run("show", "stripe", "evt_1").stdout
     for words in (
         f"firstseen call resolve {call} --happened",
@@ -130,8 +126,8 @@ def test_what_happened_is_said_with_a_file(store: Store, run: Run, name: str, bo
     assert said.startswith("Call letter: It happened, says ")
     assert "Event evt_1 is waiting now." in said
     found = planned(store, take(store, event))
-    assert (found.state, found.status, found.answer) == ("succeeded", 201, body)
-    assert found.answer_headers == (("content-type", kind),)
+    assert found.state == "succeeded"
+    assert found.response == StoredResponse(201, (("content-type", kind),), body)
 
 
 @pytest.mark.parametrize("how", ["--resend-as-new", "--use-stored", "--give-up", "--happened"])

@@ -17,9 +17,9 @@ from config.dialects import load_dialects
 from config.providers import load_providers
 from config.sources import SOURCES, load_sources, parse_json_path
 from receiver.dashboard.auth import CROWD, FORM_MAX, TRIES_OF_BOTH, local
-from receiver.dashboard.pages import SHOWN
+from receiver.dashboard.presentation import PAYLOAD_SHOWN
 from receiver.ledger.filter import EventFilter
-from receiver.ledger.queue import note_worker
+from receiver.ledger.queue import record_heartbeat
 from receiver.ledger.reports import list_events, story
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL
@@ -37,12 +37,6 @@ CREDENTIALS = {"STANNP_API_KEY": "canary3:canary3", "SALESLY_API_KEY": "canary4"
 def board(store: Store) -> Board:
     """Give the dashboard of one person, not signed in, with the shipped sources and APIs."""
     return make(store)
-
-
-@pytest.fixture
-def stage(store: Store) -> Stage:
-    """Fill the ledger with one event of every kind."""
-    return set_up(store)
 
 
 def make(store: Store, **options: Any) -> Board:
@@ -335,7 +329,7 @@ def test_no_payload_is_too_odd_to_be_shown(store: Store, body: bytes) -> None:
     for board in (make(store), redacting(store)):
         answer = board.entered().get(f"/events/{event}?bodies=1")
         assert answer.status_code == 200
-        assert len(answer.data) < 3 * SHOWN
+        assert len(answer.data) < 3 * PAYLOAD_SHOWN
 
 
 def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
@@ -352,7 +346,7 @@ def test_an_action_bears_the_persons_name(board: Board, store: Store, stage: Sta
     answer = board.post(f"/events/{stage.dead}/retry", generation="0", back=f"/events/{stage.dead}")
     assert answer.headers["Location"] == f"/events/{stage.dead}"
     assert state(store, stage.dead) == "waiting"
-    assert [one["who"] for one in story(store, stage.dead)["actions"]] == ["ada"]
+    assert [one["who"] for one in story(store, stage.dead).as_json()["actions"]] == ["ada"]
     assert board.nudged == [stage.dead]
     page = board.get(f"/events/{stage.dead}").text
     assert "ada retried it" in page
@@ -415,7 +409,7 @@ def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
     board.entered()
     asked = board.get("/replays/new?what=discard&source=stripe")
     assert "Discard 7 events?" in asked.text
-    assert {event["state"] for event in list_events(store, EventFilter()).data} == {"received"}
+    assert {event.state for event in list_events(store, EventFilter()).data} == {"received"}
     place = board.post("/replays", what="discard", source="stripe").headers["Location"]
     page = board.get(place).text
     assert "Bulk discard of 7 events" in page
@@ -496,11 +490,11 @@ def test_the_overview_says_in_one_sentence_how_it_is(board: Board, store: Store)
     """No worker; then all well; then something that waits for a person."""
     board.entered()
     assert "No worker is running" in board.get("/").text
-    note_worker(store, "one:1")
+    record_heartbeat(store, "one:1")
     fresh = make(store).entered()
     assert "All is well" in fresh.get("/").text
     set_up(store)
-    note_worker(store, "one:1")
+    record_heartbeat(store, "one:1")
     assert "3 events cannot go on alone" in make(store).entered().get("/").text
 
 
@@ -521,7 +515,7 @@ def test_figures_are_asked_for_once_in_a_while(
     board: Board, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty people who look cost as much as one."""
-    monkeypatch.setattr("receiver.dashboard.remembered.LEAST", 3600.0)
+    monkeypatch.setattr("receiver.dashboard.overview.LEAST", 3600.0)
     board.entered()
     with statements(store) as first:
         assert board.get("/figures").status_code == 200

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from receiver.idempotency import engine as engine_module
 from receiver.idempotency.engine import ANSWER_MAX
-from receiver.idempotency.policy import WhatIsStored
+from receiver.idempotency.policy import StoredResponses
 from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.idempotency_keys import (
     KEY,
@@ -265,7 +265,7 @@ def test_a_database_that_goes_away_is_503(
     make: Make, monkeypatch: pytest.MonkeyPatch, *, released: bool
 ) -> None:
     """Nothing is half stored, whatever the policy stores; the next request runs once the lease is over."""
-    guarded = make(replace(WAITS, stored=WhatIsStored.ALL), lease=0.3)
+    guarded = make(replace(WAITS, stored=StoredResponses.ALL), lease=0.3)
 
     def view() -> Any:
         guarded.deed()
@@ -289,7 +289,7 @@ def test_a_database_that_goes_away_is_503(
 
 def test_an_unavailable_ledger_is_no_answer(make: Make) -> None:
     """A view that finds its ledger away gets 503, and even a policy that stores everything stores nothing."""
-    guarded = make(replace(WAITS, stored=WhatIsStored.ALL))
+    guarded = make(replace(WAITS, stored=StoredResponses.ALL))
 
     def view() -> Any:
         guarded.deed()

@@ -7,7 +7,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -17,11 +16,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-import receiver.app
-from config.settings import Settings
-from receiver.app import create_app
 from receiver.dispatch import Dispatcher
-from receiver.ledger.store import Store
+from tests.integration.conftest import Serve
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -53,42 +49,20 @@ MakeApp = Callable[..., Flask]
 
 
 @pytest.fixture
-def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeApp]:
-    """Make applications on a database; their connections are closed with the test."""
-    stores: list[Store] = []
-
-    def open_store(url: str, *, pool: int) -> Store:
-        stores.append(Store(url, pool=pool))
-        return stores[-1]
-
-    monkeypatch.setattr(receiver.app, "Store", open_store)
-    (tmp_path / "sources.toml").write_text(SOURCES)
-    monkeypatch.setenv("FIRSTSEEN_SOURCES", str(tmp_path / "sources.toml"))
-    monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
-    monkeypatch.setenv("TEST_STRIPE_SECRETS", f"{STRIPE_SECRET},{OLD_SECRET}")
-    monkeypatch.setenv("TEST_SLACK_SECRET", SLACK_SECRET)
+def make_app(serve: Serve) -> MakeApp:
+    """Make applications with these sources: `make_app(database_url, broker_url)`."""
+    secrets = {"TEST_STRIPE_SECRETS": f"{STRIPE_SECRET},{OLD_SECRET}", "TEST_SLACK_SECRET": SLACK_SECRET}
 
     def make(database_url: str, broker_url: str = NO_BROKER) -> Flask:
-        monkeypatch.setenv("DATABASE_URL", database_url)
-        monkeypatch.setenv("BROKER_URL", broker_url)
-        return create_app(Settings(_env_file=None))
+        return serve(database_url, SOURCES, BROKER_URL=broker_url, **secrets)
 
-    yield make
-    for store in stores:
-        wait_until(lambda store=store: not store.engine.pool.checkedout(), "connections to be put back")
-        store.close()
+    return make
 
 
 @pytest.fixture
 def client(make_app: MakeApp, migrated_url: str) -> FlaskClient:
     """Give a client of the application, on SQLite and on PostgreSQL; its broker is down."""
     return make_app(migrated_url).test_client()
-
-
-@pytest.fixture
-def ledger(migrated_url: str) -> Ledger:
-    """Look at the same database from outside."""
-    return Ledger(migrated_url)
 
 
 def deliver(

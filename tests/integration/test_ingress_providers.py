@@ -2,22 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-import receiver.app
 from config.providers import load_providers
-from config.settings import Settings
-from receiver.app import create_app
-from receiver.ledger.store import Store
-from receiver.signatures import Request, compile_scheme, sign_request
-from tests.services.databases import NO_BROKER
+from receiver.signatures import Request, compile_scheme
+from tests.integration.conftest import Serve
 from tests.services.ledger import Ledger
-from tests.services.waiting import wait_until
 
 SECRET = "tests-only-7c1e"
 NAMES = (
@@ -43,39 +36,17 @@ NO_SECRET = '\n[new]\nprovider = "asana"\nsecrets_env = "TEST_NOT_SET"\nhandshak
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_url: str) -> Iterator[FlaskClient]:
+def client(serve: Serve, migrated_url: str) -> FlaskClient:
     """Give a client of an application with these sources, on SQLite and on PostgreSQL."""
-    stores: list[Store] = []
-
-    def open_store(url: str, *, pool: int) -> Store:
-        stores.append(Store(url, pool=pool))
-        return stores[-1]
-
-    monkeypatch.setattr(receiver.app, "Store", open_store)
-    (tmp_path / "sources.toml").write_text(SOURCES + CLOSED + NO_SECRET)
-    monkeypatch.setenv("FIRSTSEEN_SOURCES", str(tmp_path / "sources.toml"))
-    monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
-    monkeypatch.setenv("TEST_SECRET", SECRET)
-    monkeypatch.setenv("TEST_VERIFY_TOKEN", "token-1")
-    monkeypatch.setenv("DATABASE_URL", migrated_url)
-    monkeypatch.setenv("BROKER_URL", NO_BROKER)
-    yield create_app(Settings(_env_file=None)).test_client()
-    for store in stores:
-        wait_until(lambda store=store: not store.engine.pool.checkedout(), "connections to be put back")
-        store.close()
-
-
-@pytest.fixture
-def ledger(migrated_url: str) -> Ledger:
-    """Look at the same database from outside."""
-    return Ledger(migrated_url)
+    sources = SOURCES + CLOSED + NO_SECRET
+    return serve(migrated_url, sources, TEST_SECRET=SECRET, TEST_VERIFY_TOKEN="token-1").test_client()
 
 
 def deliver(client: FlaskClient, name: str, body: bytes, secret: str = SECRET) -> TestResponse:
     """Post a body signed by a preset."""
     unsigned = Request("POST", f"http://localhost/webhooks/{name}", (), body)
     scheme = compile_scheme(load_providers()[name].required_scheme)
-    signed = sign_request(scheme, secret, unsigned, now=0, event_id="")
+    signed = scheme.sign(secret, unsigned, 0, "")
     return client.post(f"/webhooks/{name}", data=signed.body, headers=list(signed.headers))
 
 
@@ -173,7 +144,7 @@ def test_a_header_with_an_underscore_arrives(client: FlaskClient) -> None:
     """WSGI makes hyphens of underscores; Walmart's signature is found, and refused when it came twice."""
     unsigned = Request("POST", "http://localhost/webhooks/walmart", (), b'{"source":{}}')
     scheme = compile_scheme(load_providers()["walmart"].required_scheme)
-    signed = sign_request(scheme, SECRET, unsigned, now=time.time(), event_id="")
+    signed = scheme.sign(SECRET, unsigned, time.time(), "")
     headers = dict(signed.headers)
     assert client.post("/webhooks/walmart", data=signed.body, headers=headers).status_code == 200
     twice = {**headers, "Wm-Sec.Signature": headers["WM_SEC.SIGNATURE"]}

@@ -8,7 +8,7 @@ from uuid import UUID
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import delete, select, true
+from sqlalchemy import delete, select
 
 from receiver.ledger.control import discard, rerun, retry
 from receiver.ledger.errors import NotAllowed
@@ -17,7 +17,7 @@ from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import (
     Retention,
     claim,
-    claim_next,
+    claim_due,
     expire,
     prune,
     renew,
@@ -157,12 +157,12 @@ class Ledger(RuleBasedStateMachine):
         self.taken(held, [model] if self.due(model) else [])
 
     @rule()
-    def claim_next(self) -> None:
+    def claim_oldest(self) -> None:
         """Claim whichever is due and has waited longest."""
         due = [model for model in self.models.values() if self.due(model)]
         oldest = min((model.due for model in due), default=None)
-        held = claim_next(self.store, true(), lease=LEASE, worker="w")
-        self.taken(held, [model for model in due if model.due == oldest])
+        held = claim_due(self.store, limit=1, lease=LEASE, worker="w")
+        self.taken(next(iter(held), None), [model for model in due if model.due == oldest])
 
     def taken(self, held: Claim | None, possible: list[Model]) -> None:
         """Check that a claim was to be had, and note it."""
@@ -191,7 +191,8 @@ class Ledger(RuleBasedStateMachine):
         if self.claims:
             held = data.draw(st.sampled_from(self.claims), "claim")
             model = self.holds(held)
-            assert settle(self.store, held, Outcome(move, delay)) == (model is not None)
+            settled = settle(self.store, [(held, Outcome(move, delay))])
+            assert settled == ({held.event} if model else set())
             if model is not None:
                 model.end(move, self.now, delay)
 
@@ -283,7 +284,7 @@ class Ledger(RuleBasedStateMachine):
             for model in list(self.models.values()):
                 if held := claim(self.store, model.event, lease=LEASE, worker="last"):
                     self.taken(held, [model])
-                    assert settle(self.store, held, Outcome(Move.FINISH))
+                    assert settle(self.store, [(held, Outcome(Move.FINISH))])
                     model.end(Move.FINISH, self.now)
         self.the_rows_are_the_models()
         left = {model.state for model in self.models.values()}

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from receiver import metrics
 from receiver.ledger.counters import Rejected, count_sweep, record_rejections
 from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import Retention, claim, expire, note_worker, prune, settle
+from receiver.ledger.queue import Retention, claim, expire, prune, record_heartbeat, settle
 from receiver.ledger.reports import figures
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -82,7 +82,7 @@ def test_every_process_is_counted(store: Store, client: FlaskClient) -> None:
     """Deliveries, attempts, calls to account, rejections and sweeps, whoever did them."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
-    settle(store, held, Outcome(Move.FINISH))
+    settle(store, [(held, Outcome(Move.FINISH))])
     deliver(store, "evt_1")
     deliver(store, "evt_1", b'{"other": 1}')
     claim(store, deliver(store, "evt_2").event, lease=LEASE, worker="w")
@@ -90,7 +90,7 @@ def test_every_process_is_counted(store: Store, client: FlaskClient) -> None:
     assert expire(store) == 1
     record_rejections(store, [Rejected("stripe", "expired")] * 3)
     count_sweep(store, {"expired": 1, "set_to_work": 0})
-    note_worker(store, "w")
+    record_heartbeat(store, "w")
     read = scrape(client)
     ages = {key for key in read if key[0].endswith("_seconds")}
     measured = {key for key in read if key[0].endswith(("_created", "_sum", "_count", "_bucket"))}
@@ -114,7 +114,7 @@ def test_totals_only_grow(store: Store, client: FlaskClient) -> None:
     """What is pruned stays counted: a total that went down would look like a restart of everything."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
-    settle(store, held, Outcome(Move.FINISH))
+    settle(store, [(held, Outcome(Move.FINISH))])
     deliver(store, "evt_1")
     record_rejections(store, [Rejected("stripe", "expired")])
     before = scrape(client)
@@ -130,7 +130,7 @@ def test_an_attempt_that_was_taken_over_counts_once(store: Store, client: FlaskC
     """What settles nothing counts nothing."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
-    assert [settle(store, held, Outcome(Move.FINISH)) for _ in range(2)] == [True, False]
+    assert [bool(settle(store, [(held, Outcome(Move.FINISH))])) for _ in range(2)] == [True, False]
     assert scrape(client)["firstseen_attempts_total", ("finish", "stripe")] == 1
 
 

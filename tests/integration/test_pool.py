@@ -62,7 +62,7 @@ def test_connections_stay_within_the_pool_under_load(small: Store) -> None:
             held = claim(small, made, lease=LEASE, worker="w")
             assert held is not None
             renew(small, [held], lease=LEASE)
-            assert settle(small, held, Outcome(Move.FINISH))
+            assert settle(small, [(held, Outcome(Move.FINISH))])
             take_nudges(small, SWEEP)
             expire(small)
 
@@ -82,7 +82,7 @@ def test_no_connection_is_held_between_statements_of_the_protocol(small: Store) 
     held = take(small, deliver(small).event)
     watch = Watch(small)
     assert (watch.now("idle in transaction%"), watch.now("active"), watch.now()) == (0, 0, 1)
-    assert settle(small, held, Outcome(Move.FINISH))
+    assert settle(small, [(held, Outcome(Move.FINISH))])
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)

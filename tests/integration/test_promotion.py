@@ -34,7 +34,7 @@ def test_a_second_promotion_returns_the_same_event(store: Store) -> None:
     assert len({one.event for one in made}) == 1
     assert sum(one.created for one in made) == 1
     assert count(store) == 2
-    told = story(store, event)
+    told = story(store, event).as_json()
     assert told["conflicts"][0]["promoted_to"] == str(made[0].event)
     assert [action["what"] for action in told["actions"]] == ["promote"]
 

@@ -22,7 +22,7 @@ def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> Non
     record_rejections(store, first + first[:1])
     later(store, minutes=2)
     record_rejections(store, first[:1])
-    found = rejections(store)
+    found = rejections(store).as_json()
     counted = [(one["source"], one["reason"], one["count"]) for one in found["data"]]
     assert counted == [
         ("stripe", "bad_signature", 1),
@@ -36,7 +36,7 @@ def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> Non
 def test_a_source_can_be_asked_for_alone(store: Store) -> None:
     """Counts and samples of one source leave out the others."""
     record_rejections(store, [Rejected("stripe", "too_old", "192.0.2.1"), Rejected("github", "too_large")])
-    found = rejections(store, "stripe")
+    found = rejections(store, "stripe").as_json()
     assert [one["source"] for one in found["data"]] == ["stripe"]
     assert [(one["reason"], one["address"]) for one in found["latest"]] == [("too_old", "192.0.2.1")]
 
@@ -46,10 +46,10 @@ def test_the_last_hundred_of_each_source_are_kept(store: Store) -> None:
     record_rejections(store, [Rejected("quiet", "too_old", "192.0.2.9")])
     for number in range(5):
         record_rejections(store, [Rejected("loud", "bad_signature", f"192.0.2.{number}")] * 90)
-    assert len(rejections(store, "loud")["latest"]) == 100
-    assert rejections(store, "loud")["latest"][0]["address"] == "192.0.2.4"
-    assert len(rejections(store, "quiet")["latest"]) == 1
-    assert rejections(store, "loud")["data"][0]["count"] == 450
+    assert len(rejections(store, "loud").as_json()["latest"]) == 100
+    assert rejections(store, "loud").as_json()["latest"][0]["address"] == "192.0.2.4"
+    assert len(rejections(store, "quiet").as_json()["latest"]) == 1
+    assert rejections(store, "loud").as_json()["data"][0]["count"] == 450
     with store.read() as connection:
         assert connection.execute(select(func.count()).select_from(SAMPLE)).scalar_one() == 101
 
@@ -64,12 +64,12 @@ def test_concurrent_batches_add_up(store: Store) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))
-    assert sum(one["count"] for one in rejections(store)["data"]) == 8 * 5 * 6
+    assert sum(one["count"] for one in rejections(store).as_json()["data"]) == 8 * 5 * 6
 
 
 def test_what_columns_cannot_hold_is_cut(store: Store) -> None:
     """A long reason or address is cut rather than the batch lost; an empty batch is nothing."""
     record_rejections(store, [])
     record_rejections(store, [Rejected("stripe", "r" * 99, "a" * 999), Rejected("stripe", "too_old", "\x00")])
-    latest = rejections(store)["latest"]
+    latest = rejections(store).as_json()["latest"]
     assert sorted((len(one["reason"]), len(one["address"])) for one in latest) == [(7, 4), (64, 255)]

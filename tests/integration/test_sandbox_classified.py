@@ -8,9 +8,10 @@ import pytest
 from config.apis import APIS, Api, header_of, load_apis
 from config.dialects import load_dialects
 from firstseen.dev import sandbox_credentials
-from receiver.ledger.states import Standing
+from receiver.ledger.calls import SendContext
 from tests.services.sandbox import CLIENTS, KEY, Client, Sandbox
-from worker.calls.classify import Answer, classify, protection
+from worker.calls.classify import classify, protection
+from worker.calls.transport import Reply
 
 OTHER = {
     "celper": "mismatch",
@@ -41,11 +42,9 @@ def post(api: Api, client: Client, sandbox: Sandbox, *, n: int = 1, again: bool 
     kind = "application/x-www-form-urlencoded" if client.form else "application/json"
     headers = {name: value, "Content-Type": kind, str(api.dialect.header): KEY}
     came = sandbox.http.post(whole, content=client.body(n), headers=headers)
-    standing = Standing(again, live=True, protection=protection(api.dialect, "POST", whole), method="POST")
-    lower = {name.lower(): value for name, value in came.headers.items()}
-    return classify(
-        api.dialect, standing, Answer(came.status_code, lower, came.content), datetime.now(UTC)
-    ).outcome
+    standing = SendContext(again, live=True, protection=protection(api.dialect, "POST", whole), method="POST")
+    reply = Reply(came.status_code, tuple(came.headers.items()), came.content)
+    return classify(api.dialect, standing, reply, datetime.now(UTC)).outcome
 
 
 @every_api

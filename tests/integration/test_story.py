@@ -24,11 +24,11 @@ def test_the_whole_story_of_an_event(store: Store) -> None:
         later(store, seconds=1)
     deliver(store, body=b"other", address="192.0.2.99")
     failed = Outcome(Move.RETRY_LATER, reason="Attempt 1 failed.", error="Traceback: boom")
-    assert settle(store, take(store, event, worker="host:1"), failed)
+    assert settle(store, [(take(store, event, worker="host:1"), failed)])
     later(store, minutes=1)
     end(store, event)
     rerun(store, event, "ann", generation=0)
-    told = story(store, event)
+    told = story(store, event).as_json()
     json.dumps(told)
     assert told["event"]["address"] == "192.0.2.1"
     assert told["duplicates"]["count"] == 26
@@ -50,7 +50,7 @@ def test_a_running_attempt_is_open(store: Store) -> None:
     """While a worker holds an event its attempt has no end, and the next line says until when it may."""
     event = deliver(store).event
     take(store, event, worker="host:1")
-    told = story(store, event)
+    told = story(store, event).as_json()
     assert (told["attempts"][0]["ended_at"], told["attempts"][0]["outcome"]) == (None, None)
     assert told["next"].startswith("A worker runs attempt 1 now")
 
@@ -58,7 +58,7 @@ def test_a_running_attempt_is_open(store: Store) -> None:
 def test_an_unknown_event_has_no_story(store: Store) -> None:
     """Asking for nothing says so."""
     with pytest.raises(UnknownEvent):
-        story(store, uuid4())
+        story(store, uuid4()).as_json()
 
 
 def test_stats_count_by_source(store: Store) -> None:
@@ -69,7 +69,7 @@ def test_stats_count_by_source(store: Store) -> None:
     discard(store, deliver(store, "evt_2").event, "ann")
     end(store, deliver(store, "evt_1", source="github").event)
     record_rejections(store, [Rejected("slack", "bad_signature")] * 3)
-    github, slack, stripe = stats(store)["data"]
+    github, slack, stripe = stats(store).as_json()["data"]
     assert (stripe["source"], stripe["accepted"], stripe["duplicates"], stripe["conflicts"]) == (
         "stripe",
         2,
@@ -80,4 +80,4 @@ def test_stats_count_by_source(store: Store) -> None:
     assert 89 < stripe["oldest_unfinished_seconds"] < 120
     assert (github["states"]["done"], github["oldest_unfinished"]) == (1, None)
     assert (slack["accepted"], slack["rejections"]) == (0, {"bad_signature": 3})
-    json.dumps(stats(store))
+    json.dumps(stats(store).as_json())

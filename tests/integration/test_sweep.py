@@ -12,7 +12,7 @@ from sqlalchemy import text
 from receiver.ledger.intake import record
 from receiver.ledger.queue import (
     Retention,
-    claim_next,
+    claim_due,
     expire,
     ignored_types,
     prune,
@@ -151,8 +151,7 @@ def test_a_locked_row_holds_no_sweep_up(store: Store) -> None:
         assert take_nudges(store, SWEEP) == [free]
         assert expire(store) == 0
         later(store, minutes=1)
-        taken = claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w")
-        assert taken is not None
+        (taken,) = claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP))
         assert taken.event == free
         other.rollback()
 
@@ -174,12 +173,11 @@ def test_what_nobody_fetches_is_unattended(store: Store) -> None:
     """A worker that runs events itself also takes those that the cap kept from being nudged at all."""
     crowd(store, NUDGES_OPEN + 1)
     take_nudges(store, SWEEP)
-    held = claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w")
-    assert held is not None
+    (held,) = claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP))
     assert row(store, held.event).nudges == 0
-    assert claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w") is None
+    assert claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP)) == []
     later(store, seconds=31)
-    assert claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w") is not None
+    assert claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP))
 
 
 def test_what_was_ignored_reopens_for_a_day(store: Store) -> None:
@@ -239,7 +237,9 @@ def test_reopening_and_duplicates_do_not_deadlock(store: Store) -> None:
 OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "nudges": lambda store: take_nudges(store, SWEEP),
     "starved": lambda store: starved(store, SWEEP),
-    "claim_next": lambda store: claim_next(store, unattended(store, SWEEP), lease=LEASE, worker="w"),
+    "claim_due": lambda store: claim_due(
+        store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP)
+    ),
     "expire": expire,
     "prune": lambda store: prune(store, {"stripe": Retention(timedelta(days=400), timedelta(days=30))}),
     "reopen": lambda store: reopen(store, "stripe", "else"),

@@ -16,10 +16,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from config.apis import load_apis
 from config.dialects import load_dialects
-from receiver.app import create_app
+from config.tracing import ENDPOINTS
 from receiver.ledger.store import Store
+from tests.integration.conftest import Serve
 from tests.services.checkout import CHECKOUT
-from tests.services.databases import NO_BROKER, Databases, driver_url
+from tests.services.databases import Databases, driver_url
 from tests.services.deployment import SOURCES
 from tests.services.ledger import Ledger
 from tests.services.listener import Listener
@@ -27,8 +28,8 @@ from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event
 from worker import Dead, Retry
 from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.perform import Outbound
-from worker.calls.transport import HttpWire
+from worker.calls.perform import CallContext
+from worker.calls.transport import HttpTransport
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
 
@@ -47,13 +48,16 @@ Run = Callable[[Callable[..., object]], None]
 
 
 @pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
-    """Collect the spans of this process; a provider can be set once."""
+def exporter() -> Iterator[InMemorySpanExporter]:
+    """Collect the spans of this process for as long as these tests last."""
     kept = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
-    trace.set_tracer_provider(provider)
-    return kept
+    with pytest.MonkeyPatch.context() as patch:
+        # The public setter works once a process, and other files' tests would be traced too.
+        patch.setattr(trace, "_TRACER_PROVIDER", provider)
+        yield kept
+    provider.shutdown()
 
 
 @pytest.fixture
@@ -72,20 +76,10 @@ def store(databases: Databases) -> Iterator[Store]:
 
 
 @pytest.fixture
-def deliver(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deliver:
+def deliver(store: Store, serve: Serve) -> Deliver:
     """Deliver a Stripe event to the web side on this ledger."""
-    (tmp_path / "sources.toml").write_text(SOURCES)
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "FIRSTSEEN_SOURCES": str(tmp_path / "sources.toml"),
-        "FIRSTSEEN_SECRET_KEY": "0" * 32,
-        "DATABASE_URL": store.url.render_as_string(hide_password=False),
-        "BROKER_URL": NO_BROKER,
-        "STRIPE_WEBHOOK_SECRET": STRIPE_SECRET,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("receiver.app.Store", lambda *_, **__: store)
-    client = create_app().test_client()
+    url = store.url.render_as_string(hide_password=False)
+    client = serve(url, SOURCES, STRIPE_WEBHOOK_SECRET=STRIPE_SECRET).test_client()
 
     def post(event_id: str, **headers: str) -> None:
         body, signed = stripe_delivery(stripe_event(event_id, email="jane@example.com"))
@@ -101,21 +95,21 @@ def run(store: Store, tmp_path: Path, listener: Listener) -> Iterator[Run]:
     """Run the event that is due with a handler, which may call `shop`."""
     (tmp_path / "apis.toml").write_text(APIS.format(url=listener.url))
     apis = load_apis(tmp_path / "apis.toml", load_dialects(), {"SHOP_KEY": "k" * 20})
-    wires = {name: HttpWire(api) for name, api in apis.items()}
-    outbound = Outbound(
-        store, apis, wires, (b"x" * 32,), LEASE, timedelta(minutes=10), timedelta(days=3), LEASE
+    transports = {name: HttpTransport.for_api(api) for name, api in apis.items()}
+    context = CallContext(
+        store, apis, transports, (b"x" * 32,), LEASE, timedelta(minutes=10), timedelta(days=3), LEASE
     )
     limits = Limits(LEASE, timedelta(minutes=10), timedelta(0), 1)
 
     def go(handler: Callable[..., object]) -> None:
         registry = Registry([Handler("stripe", "*", handler)])
         policy = AttemptPolicy(15, timedelta(seconds=1))
-        runner = Runner(store, lambda held: attempt(held, registry, policy, partial(Calls, outbound)), limits)
+        runner = Runner(store, lambda held: attempt(held, registry, policy, partial(Calls, context)), limits)
         assert runner.run_next()
 
     yield go
-    for wire in wires.values():
-        wire.close()
+    for transport in transports.values():
+        transport.close()
 
 
 def call_twice(_event: object, calls: Calls) -> None:
@@ -223,22 +217,23 @@ def test_spans_hold_no_data(deliver: Deliver, run: Run, exporter: InMemorySpanEx
     assert "give up" in told
 
 
-def test_nothing_is_imported_without_the_extra(tmp_path: Path) -> None:
-    """Where OpenTelemetry is not installed everything works, and no trace is made."""
+def test_nothing_is_recorded_without_an_endpoint(tmp_path: Path) -> None:
+    """Without an endpoint nothing of the SDK is loaded, and no trace is made."""
     code = """
-import importlib.util, sys
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "opentelemetry" else real(name, *rest)
-from config.tracing import flush, here, set_up_traces, span
-import receiver.app, worker.app
+import sys
+from opentelemetry.trace import SpanKind
+from config.tracing import current_traceparent, describe, flush, set_up_traces, span
+import receiver.app, worker.consumer
 set_up_traces("x")
-with span("attempt", "consumer", parent="00-a") as seen:
-    seen.note(event="x")
-    assert here() is None
+with span("attempt", SpanKind.CONSUMER, parent="00-" + "a" * 32 + "-" + "b" * 16 + "-01") as opened:
+    describe(opened, event="x")
+    assert current_traceparent() is None
 flush(1)
-assert not [name for name in sys.modules if name.startswith("opentelemetry")]
+assert not [name for name in sys.modules if name.startswith("opentelemetry.sdk")]
 """
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    for name in ENDPOINTS:
+        environment.pop(name, None)
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False
     )
@@ -248,9 +243,10 @@ assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 def test_spans_go_where_the_standard_variable_says(tmp_path: Path, listener: Listener) -> None:
     """With an endpoint in OTEL_EXPORTER_OTLP_ENDPOINT spans are sent there, at the latest when it ends."""
     code = """
+from opentelemetry.trace import SpanKind
 from config.tracing import flush, set_up_traces, span
 set_up_traces("firstseen-test")
-with span("attempt", "consumer"):
+with span("attempt", SpanKind.CONSUMER):
     pass
 flush(10)
 """

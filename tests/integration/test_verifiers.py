@@ -7,22 +7,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import firstseen.sending
 import pytest
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from twilio.request_validator import RequestValidator
 from werkzeug.test import TestResponse
 
+import firstseen.send
 import receiver.app
 import receiver.endpoints
-from config.settings import Settings
 from config.toml import ConfigError
 from firstseen.__main__ import cli
 from firstseen.send import DeliveryAnswer, Sample
-from receiver.app import create_app
-from receiver.ledger.store import Store
 from receiver.verifiers.remote_keys import FetchedKeys, Keys
+from tests.integration.conftest import Serve
 from tests.services.checkout import CHECKOUT
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.issuing import SNS_CONFIRM, SNS_TOPIC, FixedKeys, sns_certificate, sns_message
@@ -85,35 +83,20 @@ def ledger(database_url: str) -> Ledger:
 
 
 @pytest.fixture
-def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[MakeClient]:
+def make_client(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> MakeClient:
     """Make clients of applications whose fetched keys come from where the test says."""
-    stores: list[Store] = []
-
-    def open_store(url: str, *, pool: int) -> Store:
-        stores.append(Store(url, pool=pool))
-        return stores[-1]
-
     (tmp_path / "own_webhooks.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_webhooks", raising=False)
-    monkeypatch.setattr(receiver.app, "Store", open_store)
-    monkeypatch.setenv("FIRSTSEEN_SOURCES", str(tmp_path / "sources.toml"))
-    monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
-    monkeypatch.setenv("TEST_SECRET", SECRET)
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("BROKER_URL", NO_BROKER)
 
     def make(keys: Keys | None = None, sources: str = SOURCES, **env: str) -> FlaskClient:
-        (tmp_path / "sources.toml").write_text(sources)
         monkeypatch.setattr(receiver.endpoints, "FetchedKeys", lambda: keys or FixedKeys(None))
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        return create_app(Settings(_env_file=None)).test_client()
+        return serve(database_url, sources, TEST_SECRET=SECRET, **env).test_client()
 
-    yield make
-    for store in stores:
-        store.close()
+    return make
 
 
 @pytest.fixture
@@ -332,7 +315,7 @@ def test_a_sample_is_signed_for_the_public_url(
         answer = client.post(path, data=delivery.body, headers=dict(delivery.headers))
         return DeliveryAnswer(delivery.event_id, answer.status_code, duplicate=False, answer=answer.json)
 
-    monkeypatch.setattr(firstseen.sending, "_post", post_here)
+    monkeypatch.setattr(firstseen.send, "_post", post_here)
     result = CliRunner().invoke(cli, ["send", "twilio"])
     assert result.exit_code == 0, result.output
     assert sent[0].url.startswith("http://127.0.0.1:8000/webhooks/twilio")

@@ -42,12 +42,6 @@ def store(migrated_url: str) -> Iterator[Store]:
     opened.close()
 
 
-@pytest.fixture
-def ledger(migrated_url: str) -> Ledger:
-    """Look at the same database from outside."""
-    return Ledger(migrated_url)
-
-
 class Hands:
     """An attempt that notes its claims and, once told to hold, waits to be let go."""
 

@@ -10,9 +10,10 @@ from werkzeug.test import TestResponse
 
 from config.credentials import ApiKey
 from config.sources import Source
-from receiver.api.routes import Parts, api_views
+from receiver.api.routes import api_views
 from receiver.ledger.store import Store
 from receiver.problems import answer_problems
+from receiver.service import Service
 
 OPS = ApiKey("ops", "ops-" + secrets.token_hex(16))
 DEV = ApiKey("dev", "dev-" + secrets.token_hex(16))
@@ -28,8 +29,8 @@ class Api:
     ) -> None:
         self.store, self.nudged = store, list[UUID]()
         self.app = Flask("receiver", static_folder=None)
-        parts = Parts(store, keys, sources or {}, self.nudged.extend)
-        self.app.register_blueprint(api_views(parts))
+        service = Service(store, sources or {}, self.nudged.extend)
+        self.app.register_blueprint(api_views(service, keys))
         answer_problems(self.app)
 
     def send(self, method: str, path: str, *, key: ApiKey | None = OPS, **options: Any) -> TestResponse:

@@ -18,8 +18,8 @@ from receiver.ledger.tables import EVENT
 from tests.services.calling import Target, configure
 from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
-from worker.calls.perform import Outbound
-from worker.calls.transport import HttpWire
+from worker.calls.perform import CallContext
+from worker.calls.transport import HttpTransport
 from worker.registry import Handler, Registry
 
 SECRET = b"tests only, tests only, tests only"
@@ -38,16 +38,23 @@ class Attempts:
 
     def __init__(self, store: Store, apis: dict[str, Api], *, event_id: str = "evt_1") -> None:
         self.store = store
-        wires = {name: HttpWire(api) for name, api in apis.items()}
-        self.outbound = Outbound(
-            store, apis, wires, (SECRET,), LEASE, timedelta(minutes=10), timedelta(days=3), backoff_max=SHORT
+        transports = {name: HttpTransport.for_api(api) for name, api in apis.items()}
+        self.context = CallContext(
+            store,
+            apis,
+            transports,
+            (SECRET,),
+            LEASE,
+            timedelta(minutes=10),
+            timedelta(days=3),
+            backoff_max=SHORT,
         )
         self.event = record(store, [Delivery("stripe", event_id, "invoice.paid", b"{}")])[0].event
 
     def close(self) -> None:
         """Close every pooled connection."""
-        for wire in self.outbound.wires.values():
-            wire.close()  # type: ignore[attr-defined]
+        for transport in self.context.transports.values():
+            transport.close()  # type: ignore[attr-defined]
 
     def claim(self, lease: timedelta = LEASE) -> Claim:
         """Claim the event, whenever it is due."""
@@ -61,7 +68,7 @@ class Attempts:
         """Run one attempt and return how it ended; with `settles=False` its worker is gone by then."""
         held = self.claim()
         registry = Registry([Handler("stripe", "*", handler)])
-        end = attempt(held, registry, AttemptPolicy(15, SHORT), partial(Calls, self.outbound))
+        end = attempt(held, registry, AttemptPolicy(15, SHORT), partial(Calls, self.context))
         assert settle(self.store, held, end) if settles else True
         return end
 

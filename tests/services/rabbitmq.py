@@ -1,11 +1,13 @@
 """A private RabbitMQ node, where the system has `rabbitmq-server`; beside any other node, and as any user."""
 
-import itertools
+import hashlib
+import json
 import os
-import shlex
+import secrets
 import shutil
-import subprocess
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import amqp
 
@@ -15,6 +17,11 @@ from tests.services.waiting import answers, free_port, wait_until
 
 PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
 """Where packages put it. Debian's own wrapper in /usr/sbin only serves root and insists on its own user."""
+LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
+FRUGAL = "+S 1:1 +sbwt none"
+"""One scheduler that does not spin while it waits: nothing is measured here, and tests share the cores."""
+VHOSTS = 16
+"""Virtual hosts of a node: more than the tests of one run take."""
 MISSING = "rabbitmq-server is not installed here (on Debian and Ubuntu: apt-get install rabbitmq-server)"
 
 
@@ -33,11 +40,12 @@ class RabbitMQ(Server):
     def __init__(self) -> None:
         super().__init__()
         self.programs = programs()
-        self._numbers = itertools.count()
+        self._numbers = iter(range(VHOSTS))
         self._epmd: Process | None = None
         self._epmd_port = self._dist_port = 0
-        for name in ("advanced.config", "rabbitmq.conf", "env.conf"):
-            (self.folder / name).touch()
+        (self.folder / "env.conf").touch()
+        (self.folder / "rabbitmq.conf").write_text(f"load_definitions = {self.folder}/definitions.json\n")
+        (self.folder / "definitions.json").write_text(json.dumps(_definitions()))
         (self.folder / "advanced.config").write_text("[].\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
 
@@ -76,7 +84,7 @@ class RabbitMQ(Server):
             "RABBITMQ_LOG_BASE": str(self.folder),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{LOOPBACK} {FRUGAL}",
         }
 
     def url(self, vhost: str = "%2F") -> str:
@@ -95,16 +103,9 @@ class RabbitMQ(Server):
         """Return a connection for `with`."""
         return amqp.Connection(f"127.0.0.1:{self.port}", virtual_host=vhost, connect_timeout=5)
 
-    def create_vhost(self) -> str:
-        """Return the URL of a fresh virtual host, with no queue in it."""
-        name = f"test_{next(self._numbers)}"
-        self.ctl(f"add_vhost {name}")
-        self.ctl(f'set_permissions -p {name} guest ".*" ".*" ".*"')
-        return self.url(name)
-
-    def delete_vhost(self, url: str) -> None:
-        """Delete the virtual host at this URL: its queues are gone, its connections closed."""
-        self.ctl(f"delete_vhost {url.rpartition('/')[2]}")
+    def take_vhost(self) -> str:
+        """Return the URL of a virtual host with no queue in it; nobody else is given the same."""
+        return self.url(f"test_{next(self._numbers)}")
 
     def queue_length(self, url: str, queue: str = QUEUE) -> int:
         """Return how many messages wait in this queue; 0 where there is no such queue."""
@@ -119,25 +120,24 @@ class RabbitMQ(Server):
         with self.connection(url.rpartition("/")[2]) as connection:
             connection.channel().queue_purge(queue)
 
-    def ctl(self, command: str) -> str:
-        """Run a rabbitmqctl command and return what it prints."""
-        assert self.programs, MISSING
-        ended = subprocess.run(
-            [self.programs / "rabbitmqctl", "--quiet", *shlex.split(command)],
-            env=self.env(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, f"rabbitmqctl {command}:\n{ended.stdout}{ended.stderr}"
-        return ended.stdout
-
     def stop(self) -> None:
         """End the node and its port mapper, and remove their folder."""
         if self._epmd:
             self._epmd.kill()
         super().stop()
+
+
+def _definitions() -> dict[str, Any]:
+    """Return the user and the virtual hosts that the node begins with: to add one later takes seconds."""
+    hosts = ["/", *(f"test_{number}" for number in range(VHOSTS))]
+    salt = secrets.token_bytes(4)
+    password = b64encode(salt + hashlib.sha256(salt + b"guest").digest()).decode()
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    return {
+        "users": [{"name": "guest", "password_hash": password, "tags": "administrator"}],
+        "vhosts": [{"name": name} for name in hosts],
+        "permissions": [{"user": "guest", "vhost": name, **everything} for name in hosts],
+    }
 
 
 def _epmd() -> Path:

@@ -17,15 +17,20 @@ PATIENCE = 60
 """Seconds for a server to answer after its start, on a slow and busy machine."""
 
 
+def make_folder(name: str) -> Path:
+    """Make a temporary folder for a server's files."""
+    # Under /tmp for root, as another user must reach it; short, as a socket's path has about 100 bytes.
+    place = "/tmp" if os.geteuid() == 0 else None
+    return Path(tempfile.mkdtemp(prefix=f"fs-{name}-", dir=place))
+
+
 class Server:
     """A program that listens on a loopback port and keeps everything in one temporary folder."""
 
     name = "server"
 
     def __init__(self) -> None:
-        # Under /tmp for root, as another user must reach it; short, as a socket's path has about 100 bytes.
-        place = "/tmp" if os.geteuid() == 0 else None
-        self.folder = Path(tempfile.mkdtemp(prefix=f"fs-{self.name}-", dir=place))
+        self.folder = make_folder(self.name)
         self.log = self.folder / "log"
         self.port = 0
         self._process: Process | None = None

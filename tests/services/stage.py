@@ -9,19 +9,28 @@ from uuid import UUID
 
 from sqlalchemy import update
 
-from receiver.ledger.calls import Answered, Marked, Place, Receipt, Terms, Wanted, begin_send, plan
+from receiver.ledger.calls import (
+    CallRequest,
+    Classification,
+    SendBegun,
+    SendPolicy,
+    SendResult,
+    StoredResponse,
+    begin_send,
+    plan,
+)
 from receiver.ledger.calls import record_response as answer
 from receiver.ledger.counters import CounterKind, Rejected, bump, record_rejections
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import claim, settle
-from receiver.ledger.states import Judgement, Move, Protection
+from receiver.ledger.states import Move, Protection
 from receiver.ledger.states import SendOutcome as Answer
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, COUNTER, EVENT
 from receiver.ledger.text import uuid7
 
-TERMS = Terms(
+TERMS = SendPolicy(
     timedelta(seconds=30), timedelta(hours=24), timedelta(minutes=10), timedelta(seconds=15), ("mark",)
 )
 EMAIL = "ada.lovelace@example.com"
@@ -32,7 +41,8 @@ TRACEBACK = """Traceback (most recent call last):
     raise ConnectionError("warehouse.internal refused the connection")
 ConnectionError: warehouse.internal refused the connection
 """
-LETTER = Wanted(
+LETTER = CallRequest(
+    position=0,
     step="thank-you letter",
     api="stannp",
     method="POST",
@@ -41,6 +51,7 @@ LETTER = Wanted(
     body=json.dumps({"recipient": {"title": "Ms", "email": EMAIL}}).encode(),
     fingerprint="f" * 64,
     protection=Protection.KEYED,
+    give_up_after=timedelta(days=3),
 )
 
 
@@ -138,7 +149,7 @@ def _end(store: Store, event: UUID, end: Outcome) -> None:
         connection.execute(update(EVENT).where(EVENT.c.id == event).values(**now))
     held = claim(store, event, lease=timedelta(seconds=60), worker="worker-1:42")
     assert held
-    assert settle(store, held, end)
+    assert settle(store, [(held, end)])
 
 
 def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID]:
@@ -148,20 +159,20 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
     assert held
     planned = plan(
         store,
-        Place(held, 0, timedelta(days=3)),
+        held,
         LETTER,
         lambda _: f"5f0c7a1e-0000-4000-8000-{event.hex[:12]}",
     )
     assert planned
     marked = begin_send(store, held, planned.id, TERMS)
-    assert isinstance(marked, Marked)
+    assert isinstance(marked, SendBegun)
     fine = outcome == Answer.SUCCEEDED
     said = "The letter was made." if fine else "The connection broke before an answer came."
-    verdict = Judgement(outcome, park=not fine, open=not fine, reason=said)
-    kept = Answered(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
-    receipt = Receipt(marked.send, kept, lambda _standing, _now: verdict, TERMS, timedelta(seconds=5))
+    verdict = Classification(outcome, park=not fine, open=not fine, reason=said)
+    kept = StoredResponse(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
+    receipt = SendResult(marked.send, kept, lambda _context, _now: verdict, TERMS, timedelta(seconds=5))
     answer(store, held, planned.id, receipt)
-    assert settle(store, held, Outcome(Move.FINISH))
+    assert settle(store, [(held, Outcome(Move.FINISH))])
     with store.write() as connection:
         # Nothing of it can be under way there any more: a person may decide everything.
         past = {"quiet_until": datetime.now(UTC) - timedelta(minutes=1)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from receiver.dispatch import Background
+from tests.services.waiting import wait_until
 
 
 class Work:
@@ -25,12 +26,8 @@ class Work:
 
 def drained(work: Work, count: int) -> list[int]:
     """Return the items done, once there are so many."""
-    for _ in range(1000):
-        done = [item for batch in list(work.batches) for item in batch]
-        if len(done) >= count:
-            return done
-        threading.Event().wait(0.01)
-    raise AssertionError(f"only {work.batches} after 10 s")
+    wait_until(lambda: sum(map(len, work.batches)) >= count, lambda: f"{count} items, not {work.batches}")
+    return [item for batch in work.batches for item in batch]
 
 
 def test_nothing_starts_before_the_first_item() -> None:

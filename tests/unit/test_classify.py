@@ -8,24 +8,26 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from config.dialects import load_dialects
-from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
-from worker.calls.classify import Answer, Failure, classify, protection
+from receiver.ledger.calls import Classification, SendContext
+from receiver.ledger.states import Protection, SendOutcome
+from worker.calls.classify import classify, protection
+from worker.calls.transport import NoReply, Reply
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 KEYED, REPEATABLE, UNPROTECTED = Protection
 STANDINGS = {
-    "first": Standing(open_before=False, live=True, protection=KEYED, method="POST"),
-    "again": Standing(open_before=True, live=True, protection=KEYED, method="POST"),
-    "late": Standing(open_before=True, live=False, protection=KEYED, method="POST"),
-    "bare": Standing(open_before=False, live=False, protection=UNPROTECTED, method="POST"),
-    "bare again": Standing(open_before=True, live=False, protection=UNPROTECTED, method="POST"),
-    "put again": Standing(open_before=True, live=False, protection=REPEATABLE, method="PUT", path="/a/1"),
-    "delete": Standing(open_before=False, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"),
-    "delete again": Standing(
+    "first": SendContext(open_before=False, live=True, protection=KEYED, method="POST"),
+    "again": SendContext(open_before=True, live=True, protection=KEYED, method="POST"),
+    "late": SendContext(open_before=True, live=False, protection=KEYED, method="POST"),
+    "bare": SendContext(open_before=False, live=False, protection=UNPROTECTED, method="POST"),
+    "bare again": SendContext(open_before=True, live=False, protection=UNPROTECTED, method="POST"),
+    "put again": SendContext(open_before=True, live=False, protection=REPEATABLE, method="PUT", path="/a/1"),
+    "delete": SendContext(open_before=False, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"),
+    "delete again": SendContext(
         open_before=True, live=False, protection=REPEATABLE, method="DELETE", path="/a/1"
     ),
-    "keyed delete again": Standing(
+    "keyed delete again": SendContext(
         open_before=True, live=True, protection=KEYED, method="DELETE", path="/a/1"
     ),
 }
@@ -178,7 +180,7 @@ def rows() -> list[tuple[str, str, str, str]]:
     return found
 
 
-def answer(dialect: str, came: str) -> Answer:
+def answer(dialect: str, came: str) -> Reply:
     """Read a cell of the table as an answer."""
     status, _, rest = came.partition(" ")
     words = rest.split(" ") if rest else []
@@ -187,10 +189,10 @@ def answer(dialect: str, came: str) -> Answer:
         headers |= MARKERS[dialect] if word == "+marker" else {}
         headers |= {"stripe-should-retry": HINTS[word]} if word in HINTS else {}
     body = " ".join(word for word in words if word != "+marker" and word not in HINTS)
-    return Answer(int(status), headers, body.encode())
+    return Reply(int(status), tuple(headers.items()), body.encode())
 
 
-def told(verdict: Judgement) -> str:
+def told(verdict: Classification) -> str:
     """Return a verdict as the table writes it."""
     return verdict.outcome + " open" * verdict.open + " park" * verdict.park
 
@@ -212,11 +214,11 @@ def test_the_table_has_every_dialect_and_standing() -> None:
 
 
 @pytest.mark.parametrize("standing", STANDINGS.values())
-def test_no_answer(standing: Standing) -> None:
+def test_no_answer(standing: SendContext) -> None:
     """What never left was not executed; what left may have been."""
-    refused = classify(DIALECTS["celper"], standing, Failure("connection refused", written=False), NOW)
+    refused = classify(DIALECTS["celper"], standing, NoReply("connection refused", written=False), NOW)
     assert (told(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
-    lost = classify(DIALECTS["celper"], standing, Failure("the connection was reset", written=True), NOW)
+    lost = classify(DIALECTS["celper"], standing, NoReply("the connection was reset", written=True), NOW)
     assert told(lost) == "unknown open"
     assert lost.reason == "No answer: the connection was reset. It may have been executed."
 
@@ -245,7 +247,7 @@ def test_no_answer(standing: Standing) -> None:
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
     """Seconds or any of HTTP's three dates (RFC 9110, section 5.6.7), from now to a day."""
-    came = Answer(429, {"retry-after": value}, b"")
+    came = Reply(429, (("Retry-After", value),), b"")
     verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
     assert verdict.retry_after == (None if seconds is None else timedelta(seconds=seconds))
 
@@ -253,7 +255,7 @@ def test_retry_after(value: str, seconds: float | None) -> None:
 def test_only_what_is_tried_again_is_put_off() -> None:
     """A final outcome has no time to wait for."""
     for status, waits in ((200, False), (404, False), (429, True), (503, True), (500, True)):
-        came = Answer(status, {"retry-after": "7"}, b"")
+        came = Reply(status, (("Retry-After", "7"),), b"")
         verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
         assert (verdict.retry_after is not None) == waits, status
 
@@ -289,14 +291,14 @@ CODES = sorted({e.code.encode() for d in DIALECTS.values() for e in (d.locked, d
 BODIES = st.sampled_from([*CODES, b'{"success":true}', b'{"success":false}']) | st.binary(max_size=60)
 STATUSES = st.sampled_from([200, 201, 302, 400, 404, 408, 409, 410, 422, 425, 429, 500, 503])
 ANSWERS = st.builds(
-    Answer,
+    Reply,
     STATUSES | st.integers(-1, 1_000),
-    st.dictionaries(NAMES, VALUES),
+    st.dictionaries(NAMES, VALUES).map(lambda headers: tuple(headers.items())),
     BODIES,
     st.booleans(),
 )
 STANDING = st.builds(
-    Standing,
+    SendContext,
     st.booleans(),
     st.booleans(),
     st.sampled_from(Protection),
@@ -307,11 +309,11 @@ FINAL = {SendOutcome.SUCCEEDED, SendOutcome.REPLAYED, SendOutcome.REJECTED}
 
 
 @given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
-@example("stannp", STANDINGS["again"], Answer(409, {}, b"[" * 100_000))
-@example("telness", replace(STANDINGS["bare"], live=True), Answer(503, {}, b""))
-@example("stannp", STANDINGS["again"], Answer(409, {}, b'{"success": tr', truncated=True))
-@example("celper", STANDINGS["again"], Answer(429, {"retry-after": "Mon, 23 Nov 0001 00:00:00 +2359"}, b""))
-def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Answer) -> None:
+@example("stannp", STANDINGS["again"], Reply(409, (), b"[" * 100_000))
+@example("telness", replace(STANDINGS["bare"], live=True), Reply(503, (), b""))
+@example("stannp", STANDINGS["again"], Reply(409, (), b'{"success": tr', truncated=True))
+@example("celper", STANDINGS["again"], Reply(429, (("retry-after", "Mon, 23 Nov 0001 00:00:00 +2359"),), b""))
+def test_any_answer_has_a_verdict(name: str, standing: SendContext, came: Reply) -> None:
     """Nothing raises; and no answer, however odd, leads to a second effect or to an end that is none."""
     verdict = classify(DIALECTS[name], standing, came, NOW)
     assert verdict.retry_after is None or timedelta(0) <= verdict.retry_after <= timedelta(hours=24)
@@ -336,9 +338,9 @@ def test_any_answer_has_a_verdict(name: str, standing: Standing, came: Answer) -
 
 
 @given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
-def test_reasons_show_no_body(name: str, standing: Standing, came: Answer) -> None:
+def test_reasons_show_no_body(name: str, standing: SendContext, came: Reply) -> None:
     """Nothing of the body stands in the sentence, which is one line."""
-    marked = Answer(came.status, came.headers, came.body + b" hunter2")
+    marked = Reply(came.status, came.headers, came.body + b" hunter2")
     verdict = classify(DIALECTS[name], standing, marked, NOW)
     assert "hunter2" not in verdict.reason
     assert verdict.reason.isascii()

@@ -9,10 +9,12 @@ import pytest
 from config.apis import load_apis
 from config.dialects import KEY_LENGTH, Dialect, Error, load_dialects
 from receiver.idempotency import Refusal
-from receiver.ledger.states import Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.calls import Classification, SendContext
+from receiver.ledger.states import Protection, SendOutcome
 from receiver.sandbox.apis import SandboxApi
 from receiver.sandbox.factory import APIS as SANDBOX
-from worker.calls.classify import Answer, classify, protection
+from worker.calls.classify import classify, protection
+from worker.calls.transport import Reply
 
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -30,11 +32,13 @@ def having(feature: Callable[[Dialect], object]) -> pytest.MarkDecorator:
 every = having(lambda _: True)
 
 
-def read(dialect: Dialect, status: int, body: str = "", *, again: bool = True, **headers: str) -> Judgement:
+def read(
+    dialect: Dialect, status: int, body: str = "", *, again: bool = True, **headers: str
+) -> Classification:
     """Classify the answer to a keyed POST; headers by their names with `_` for `-`."""
-    standing = Standing(open_before=again, live=True, protection=Protection.KEYED, method="POST")
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return classify(dialect, standing, Answer(status, named, body.encode()), NOW)
+    standing = SendContext(open_before=again, live=True, protection=Protection.KEYED, method="POST")
+    named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+    return classify(dialect, standing, Reply(status, named, body.encode()), NOW)
 
 
 def bodies(error: Error) -> list[str]:
@@ -159,7 +163,7 @@ def test_the_sandboxs_own_words_are_understood(api: SandboxApi) -> None:
     dialect = DIALECTS[api.name]
     for error, outcome in ((dialect.locked, SendOutcome.LOCKED), (dialect.misused, SendOutcome.MISMATCH)):
         if error:
-            body = json.dumps(api.word(Refusal(error.status, error.code, "Take another key.")))
+            body = json.dumps(api.error(Refusal(error.status, error.code, "Take another key.")))
             assert read(dialect, error.status, body).outcome == outcome
-    other = json.dumps(api.word(Refusal(400, "validation_error", "Something is missing.")))
+    other = json.dumps(api.error(Refusal(400, "validation_error", "Something is missing.")))
     assert read(dialect, 400, other, again=False).outcome == SendOutcome.REJECTED

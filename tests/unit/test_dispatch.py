@@ -1,7 +1,6 @@
 """Nudges in a flood: how many are sent, and how far a worker's thread goes on after one of them."""
 
 import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -19,24 +18,10 @@ from receiver.ledger.schema import migrate
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
+from tests.services.clock import Clock
+from tests.services.waiting import wait_until
 from worker import runner as runner_module
 from worker.runner import AWAKE, TOGETHER, Limits, Runner
-
-
-class Clock:
-    """A clock that the test moves, and that whoever sleeps moves."""
-
-    def __init__(self) -> None:
-        self.now, self.slept = 1000.0, 0.0
-
-    def monotonic(self) -> float:
-        """Return its time."""
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        """Move on at once."""
-        self.now += seconds
-        self.slept += seconds
 
 
 @pytest.fixture
@@ -62,9 +47,7 @@ class Broker:
 
     def heard_of(self, event: UUID) -> list[str]:
         """Return what was sent, once this event was."""
-        ends = time.monotonic() + 30
-        while str(event) not in self.sent and time.monotonic() < ends:
-            threading.Event().wait(0.01)
+        wait_until(lambda: str(event) in self.sent, "the nudge")
         return self.sent
 
 

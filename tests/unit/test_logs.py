@@ -3,16 +3,19 @@
 import io
 import json
 import logging
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from select import PIPE_BUF
 from typing import Any
 
 import pytest
 import structlog
 
-from config.logs import Stderr, about, bind, line_formatter, unbind
+from config.logs import LineHandler, about, bind, line_formatter, unbind
 from config.nesting import MAX_DEPTH
+from tests.services.checkout import CHECKOUT
 
 CANARY = "canary-51c0"
 
@@ -76,8 +79,8 @@ def test_facts_stand_on_every_line_inside() -> None:
     assert "request" not in line(record("after"))
 
 
-def test_the_short_way_writes_what_the_long_one_does() -> None:
-    """A plain line of ours is formatted at once; structlog's chain would write the same."""
+def test_the_fast_path_writes_what_structlog_does() -> None:
+    """A plain line of web's skips structlog's chain, which would write the same."""
     made = record("%s: %d", "/x", 200, name="receiver.telemetry", status=200, ms=1.5, data=CANARY)
     made.created = 1_780_000_000.25
     short = line_formatter("json")
@@ -85,18 +88,6 @@ def test_the_short_way_writes_what_the_long_one_does() -> None:
         quick, slow = json.loads(short.format(made)), json.loads(super(type(short), short).format(made))
     assert {**quick, "time": ""} == {**slow, "time": ""}
     assert quick["time"] == "2026-05-28T20:26:40.250000Z"
-
-
-def test_lines_of_threads_that_log_at_once_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
-    """Eight threads write a thousand lines: each line is there, once and in one piece."""
-    handler, log = Stderr(sys.stderr), logging.getLogger("tests.many")
-    log.addHandler(handler)
-    log.propagate = False
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: log.error("line %d of many", number), range(1000)))
-    log.removeHandler(handler)
-    told = sorted(capfd.readouterr().err.splitlines())
-    assert told == sorted(f"line {number} of many" for number in range(1000))
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
@@ -173,8 +164,8 @@ def test_an_error_of_ours_by_structlog_is_a_type_too(capsys: pytest.CaptureFixtu
     assert (json.loads(told)["message"], "ValueError" in told) == ("Broke.", True)
 
 
-class Slow(io.StringIO):
-    """A stream whose first write takes until it is let go."""
+class Blocked(io.StringIO):
+    """A stream that takes nothing until it is let go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,17 +178,119 @@ class Slow(io.StringIO):
         return super().write(text)
 
 
-def test_a_line_that_comes_during_a_write_is_written() -> None:
-    """Who logs while another thread writes does not wait, and its line follows at once."""
-    stream = Slow()
-    handler = Stderr(stream)
-    first = threading.Thread(target=handler.handle, args=(record("first"),), daemon=True)
-    first.start()
+def test_a_blocked_stderr_holds_up_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines wait up to a bound; those beyond it are dropped, and a line says how many."""
+    monkeypatch.setattr("config.logs.MAX_WAITING", 3)
+    stream = Blocked()
+    handler = LineHandler(stream)
+    handler.handle(record("first"))
     assert stream.begun.wait(60)
-    second = threading.Thread(target=handler.handle, args=(record("second"),), daemon=True)
-    second.start()
-    second.join(60)
-    assert not second.is_alive()
+    others = [threading.Thread(target=handler.handle, args=(record("later"),), daemon=True) for _ in range(8)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+    assert not any(other.is_alive() for other in others)
     stream.go_on.set()
-    first.join(60)
-    assert stream.getvalue() == "first\nsecond\n"
+    handler.flush()
+    handler.handle(record("last"))
+    handler.flush()
+    dropped = "5 lines were dropped while stderr was blocked."
+    assert stream.getvalue().splitlines() == ["first", *["later"] * 3, dropped, "last"]
+
+
+def test_an_exit_does_not_wait_for_a_blocked_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last lines get a moment to be written, and no more than that."""
+    monkeypatch.setattr("config.logs.PATIENCE", 0.01)
+    stream = Blocked()
+    handler = LineHandler(stream)
+    handler.handle(record("first"))
+    handler.flush()
+    assert stream.getvalue() == ""
+    stream.go_on.set()
+
+
+def test_lines_of_threads_that_log_at_once_stay_whole() -> None:
+    """Eight threads write a thousand lines: each line is there, once and in one piece."""
+    handler = LineHandler(stream := io.StringIO())
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: handler.handle(record("line %d of many", number)), range(1000)))
+    handler.flush()
+    assert sorted(stream.getvalue().splitlines()) == sorted(
+        f"line {number} of many" for number in range(1000)
+    )
+
+
+def test_no_write_is_larger_than_a_pipe_takes_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes share a pipe: a batch is written in pieces that begin and end with a line."""
+    handler = LineHandler(stream := Blocked())
+    pieces: list[str] = []
+    monkeypatch.setattr(stream, "flush", lambda: pieces.append(stream.getvalue()[sum(map(len, pieces)) :]))
+    handler.handle(record("first"))
+    for number in range(300):
+        handler.handle(record("line %d of many %s", number, "x" * 50))
+    stream.go_on.set()
+    handler.flush()
+    assert max(map(len, pieces)) <= PIPE_BUF
+    assert all(piece.endswith("\n") for piece in pieces if piece)
+    assert len("".join(pieces).splitlines()) == 301
+
+
+def run_python(code: str) -> list[str]:
+    """Run a program in a process of its own; return the messages on its stderr."""
+    argv = [sys.executable, "-W", "ignore", "-c", code]
+    ended = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return [json.loads(line)["message"] for line in ended.stderr.splitlines()]
+
+
+def test_an_orderly_exit_loses_no_line() -> None:
+    """Lines that wait when the interpreter ends are written, those of a finished thread too."""
+    code = """
+import logging, threading
+from config.logs import set_up_logs
+set_up_logs("json")
+def work():
+    for number in range(500):
+        logging.getLogger("receiver.tests").info("line %d", number)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+logging.getLogger("tests").error("the end")
+"""
+    assert run_python(code) == [*(f"line {number}" for number in range(500)), "the end"]
+
+
+def test_a_forked_process_writes_its_own_lines_only() -> None:
+    """A line that waits at the fork is written once; the child has a writer of its own."""
+    code = """
+import logging, os
+from config.logs import set_up_logs
+set_up_logs("json")
+log = logging.getLogger("tests")
+for number in range(100):
+    log.info("parent %d", number)
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    log.info("child")
+    logging.shutdown()
+    os._exit(0)
+"""
+    assert sorted(run_python(code)) == sorted([*(f"parent {number}" for number in range(100)), "child"])
+
+
+def test_a_process_of_multiprocessing_loses_no_line() -> None:
+    """It ends without logging's own exit hook, and its last lines are written all the same."""
+    code = """
+import logging, multiprocessing
+from config.logs import set_up_logs
+def work():
+    set_up_logs("json")
+    for number in range(100):
+        logging.getLogger("tests").info("line %d", number)
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+process.join()
+"""
+    assert run_python(code) == [f"line {number}" for number in range(100)]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from config.redaction import parse_json_path
 from flask import Request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from config.nesting import (
     dump_json,
     load_json,
 )
+from config.sources import parse_json_path
 from receiver.dashboard.presentation import written
 from receiver.idempotency import Refusal
 from receiver.redaction import HIDDEN, shown_body
@@ -28,7 +28,7 @@ from receiver.sandbox.storage import Desk
 from receiver.signatures.errors import CannotVerify, InvalidSignature
 from receiver.verifiers.crypto import key_id, parse_key
 from worker.calls import client
-from worker.calls.classify import Answer
+from worker.calls.classify import top_level_boolean
 from worker.calls.errors import CallRefused
 
 FEW = 4
@@ -153,8 +153,8 @@ DEEP = b'{"a":' * MAX_DEPTH + b"[]" + b"}" * MAX_DEPTH
 
 def test_answers_tokens_and_keys_from_outside_are_no_deeper() -> None:
     """Each is refused as what is broken otherwise."""
-    assert Answer(200, {}, b'{"livemode": true}').boolean("livemode") is True
-    assert Answer(200, {}, b'{"livemode": true, "x": ' + DEEP + b"}").boolean("livemode") is None
+    assert top_level_boolean(b'{"livemode": true}', "livemode") is True
+    assert top_level_boolean(b'{"livemode": true, "x": ' + DEEP + b"}", "livemode") is None
     header = urlsafe_b64encode(b'{"alg": "ES256", "kid": "k", "x": ' + DEEP + b"}").decode().rstrip("=")
     with pytest.raises(InvalidSignature, match="no JSON Web Token"):
         key_id(f"{header}.e30.AA", "ES256")
@@ -166,6 +166,6 @@ def test_answers_tokens_and_keys_from_outside_are_no_deeper() -> None:
 
 def test_a_value_of_a_handler_is_no_deeper() -> None:
     """What `calls.value` could not read again, it does not keep."""
-    assert client._json("step", array(MAX_DEPTH)) == json.dumps(array(MAX_DEPTH))
+    assert client._value_json("step", array(MAX_DEPTH)) == json.dumps(array(MAX_DEPTH))
     with pytest.raises(CallRefused, match="'step' is not JSON: nested too deeply"):
-        client._json("step", array(MAX_DEPTH + 1))
+        client._value_json("step", array(MAX_DEPTH + 1))

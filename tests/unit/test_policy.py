@@ -13,7 +13,7 @@ from config.dialects import Dialect, load_dialects
 from receiver.idempotency.policy import (
     KeyPolicy,
     Refusal,
-    WhatIsStored,
+    StoredResponses,
     fingerprint,
     policy_of,
     read_key,
@@ -122,12 +122,12 @@ def test_no_policy_covers_reading(method: str) -> None:
 @pytest.mark.parametrize(
     ("stored", "kept", "not_kept"),
     [
-        (WhatIsStored.ALL, {200, 302, 400, 404, 409, 500, 503}, set()),
-        (WhatIsStored.SUCCESS, {200, 201, 204}, {199, 300, 302, 400, 404, 500}),
-        (WhatIsStored.FINAL, {200, 302, 400, 403, 409, 422, 429}, {404, 500, 502, 503}),
+        (StoredResponses.ALL, {200, 302, 400, 404, 409, 500, 503}, set()),
+        (StoredResponses.SUCCESS, {200, 201, 204}, {199, 300, 302, 400, 404, 500}),
+        (StoredResponses.FINAL, {200, 302, 400, 403, 409, 422, 429}, {404, 500, 502, 503}),
     ],
 )
-def test_what_is_stored(stored: WhatIsStored, kept: set[int], not_kept: set[int]) -> None:
+def test_what_is_stored(stored: StoredResponses, kept: set[int], not_kept: set[int]) -> None:
     """All answers, the successes, or all that asking again could not change."""
     policy = replace(FIRSTSEEN, stored=stored)
     assert {status for status in kept | not_kept if policy.stores(status)} == kept

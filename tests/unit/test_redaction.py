@@ -57,14 +57,14 @@ def test_a_place_hides_all_that_is_below_it() -> None:
     """A whole object, and the texts in it wherever they turn up."""
     hides = redactor("$.lines")
     assert hides.payload(PAYLOAD)["lines"] == HIDDEN
-    assert hides.told("Grace Hopper ordered") == f"{HIDDEN} ordered"
+    assert hides.blank("Grace Hopper ordered") == f"{HIDDEN} ordered"
 
 
 def test_values_are_blanked_wherever_they_turn_up() -> None:
     """In reasons, tracebacks and what was sent elsewhere; the longest first."""
     payload = {"a": "ada", "b": "ada@example.com"}
     hides = redactor("$.a", "$.b", payload=payload)
-    told = hides.told({"reason": "no such user: ada@example.com", "calls": [{"step": "mail ada"}], "n": 1})
+    told = hides.blank({"reason": "no such user: ada@example.com", "calls": [{"step": "mail ada"}], "n": 1})
     assert told == {"reason": f"no such user: {HIDDEN}", "calls": [{"step": f"mail {HIDDEN}"}], "n": 1}
 
 
@@ -72,7 +72,7 @@ def test_short_values_are_hidden_in_place_only() -> None:
     """A value of two characters stands in every other word."""
     hides = redactor("$.data.age")
     assert hides.payload(PAYLOAD)["data"]["age"] == HIDDEN
-    assert hides.told("36 of 136") == "36 of 136"
+    assert hides.blank("36 of 136") == "36 of 136"
 
 
 def test_without_paths_nothing_changes() -> None:
@@ -111,14 +111,14 @@ def test_a_form_is_searched_too() -> None:
 def test_values_are_blanked_however_they_are_written(value: str, written: str) -> None:
     """As JSON escapes them, as Python's errors quote them, and as URLs hold them."""
     hides = redactor("$.a", payload={"a": value})
-    assert hides.told({"url": f"/who/{written}"}) == {"url": f"/who/{HIDDEN}"}
+    assert hides.blank({"url": f"/who/{written}"}) == {"url": f"/who/{HIDDEN}"}
 
 
 def test_what_the_ledger_writes_itself_stands() -> None:
     """A value that is also a state, a year or a piece of an id breaks none of them."""
     hides = redactor("$.a", "$.b", payload={"a": "2026", "b": "done"})
     told = {"id": "2026-done", "state": "done", "received_at": "2026-01-01T00:00:00Z", "reason": "2026 done"}
-    assert hides.told(told) == told | {"reason": f"{HIDDEN} {HIDDEN}"}
+    assert hides.blank(told) == told | {"reason": f"{HIDDEN} {HIDDEN}"}
     assert hides.data({"state": "done"}) == {"state": HIDDEN}, "a payload's own member is no state of ours"
 
 

@@ -1,8 +1,7 @@
 """Rules in words: for every provider and every dialect of the catalogues, and true ones."""
 
 from dataclasses import replace
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,6 +11,16 @@ from config.providers import load_providers
 from config.sources import Source
 from receiver.dashboard.presentation import timeline
 from receiver.describe import dialect_rules, source_rules
+from receiver.ledger.reports.models import (
+    Action,
+    Attempt,
+    Duplicate,
+    Duplicates,
+    EventInFull,
+    Nudges,
+    Story,
+)
+from tests.services.catalogue import over
 
 PROVIDERS = {name: one for name, one in load_providers().items() if not one.custom}
 
@@ -22,7 +31,7 @@ def api(dialect: str) -> Api:
     return replace(shipped, dialect=load_dialects()[dialect], quiet=timedelta(seconds=15))
 
 
-@pytest.mark.parametrize("name", sorted(PROVIDERS))
+@over(sorted(PROVIDERS))
 def test_every_provider_has_its_rules(name: str) -> None:
     """Whole sentences, the window among them."""
     told = list(source_rules(Source(name, PROVIDERS[name], ("canary",))))
@@ -52,30 +61,36 @@ def test_rules_say_what_differs() -> None:
     assert "held back for a person" in github
 
 
+def second(number: int) -> datetime:
+    """Return a time so many seconds after midnight."""
+    return datetime(2026, 1, 1, 0, 0, number, tzinfo=UTC)
+
+
 def test_moments_are_told_in_order() -> None:
     """Oldest first, whatever they are; duplicates beyond the last 20 are one moment."""
-    event = {"received_at": "2026-01-01T00:00:00Z", "address": None, "suspected_replay": True}
-    attempt = {"generation": 0, "number": 1, "started_at": "2026-01-01T00:00:02Z", "worker": "one:1"}
-    attempt |= {
-        "ended_at": "2026-01-01T00:00:03Z",
-        "outcome": "retry later",
-        "reason": "No.",
-        "error": "Trace",
-    }
-    told: dict[str, Any] = {
-        "event": event,
-        "duplicates": {
-            "count": 25,
-            "first": "2026-01-01T00:00:01Z",
-            "latest": [{"at": "2026-01-01T00:00:09Z", "address": "192.0.2.1"}],
-        },
-        "conflicts": [],
-        "attempts": [attempt],
-        "calls": [],
-        "actions": [{"at": "2026-01-01T00:00:05Z", "who": "ada", "what": "retry", "was": "dead"}],
-        "nudges": {"count": 2, "last": "2026-01-01T00:00:04Z"},
-    }
-    assert [moment["title"] for moment in timeline(told)] == [
+    event = EventInFull.model_construct(received_at=second(0), address=None, suspected_replay=True)
+    attempt = Attempt(
+        number=1,
+        generation=0,
+        claim=1,
+        started_at=second(2),
+        ended_at=second(3),
+        outcome="retry later",
+        reason="No.",
+        error="Trace",
+        worker="one:1",
+    )
+    latest = [Duplicate(at=second(9), address="192.0.2.1")]
+    story = Story.model_construct(
+        event=event,
+        duplicates=Duplicates(count=25, first=second(1), last=second(9), latest=latest),
+        conflicts=[],
+        attempts=[attempt],
+        calls=[],
+        actions=[Action(at=second(5), who="ada", what="retry", was="dead", generation=0, call=None)],
+        nudges=Nudges(count=2, last=second(4)),
+    )
+    assert [moment.title for moment in timeline(story)] == [
         "First seen",
         "Came again 24 times",
         "Attempt 0.1 started",

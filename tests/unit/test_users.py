@@ -8,7 +8,7 @@ from config.credentials import find_user, parse_users
 from config.settings import load_settings
 from config.toml import ConfigError
 from firstseen.__main__ import cli
-from firstseen.admin import entry
+from firstseen.admin import user_entry
 
 HASH = generate_password_hash("correct horse battery", "scrypt")
 
@@ -28,7 +28,7 @@ def test_no_entry_is_nobody() -> None:
 
 def test_what_hash_password_prints_is_read() -> None:
     """The entry is ready to paste, and the password opens it."""
-    (user,) = parse_users(entry("ada", "correct horse battery"))
+    (user,) = parse_users(user_entry("ada", "correct horse battery"))
     assert check_password_hash(user.password_hash, "correct horse battery")
 
 
@@ -49,7 +49,7 @@ def test_the_command_reads_standard_input(name: str, password: str, code: int) -
 
 def test_another_password_is_another_mark() -> None:
     """Sessions that began under the old one end."""
-    first, second = parse_users(entry("ada", "a password")), parse_users(entry("ada", "a password"))
+    first, second = parse_users(user_entry("ada", "a password")), parse_users(user_entry("ada", "a password"))
     assert first[0].mark != second[0].mark
 
 

@@ -1,25 +1,30 @@
-"""`calls`: what a handler gets to call the outside with. Each mutating call takes effect once, or parks."""
+"""`calls`: what a handler calls the outside with. Each mutating call takes effect once, or parks.
+
+`calls.<api>.post(...)` and its like go through the journal, `calls.<api>.get(...)` reads, and
+`calls.value(step, fn)` keeps a result for the event's later attempts.
+"""
 
 import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 import httpx
 
 from config.apis import Api
 from config.nesting import dump_json
-from receiver.ledger.calls import remember
+from receiver.ledger.calls import compute_once
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import Protection
 from receiver.ledger.text import digest
-from worker.calls.classify import Answer, protection
+from worker.calls.classify import protection, retry_after
 from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, CallRejected, ClaimLost
 from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, respond
-from worker.calls.perform import Outbound, Performance, Step
-from worker.calls.transport import NoReply, Reply
-from worker.instrumentation import traced, watched_send
+from worker.calls.perform import CallContext, CallPerformer, Step
+from worker.calls.transport import NoReply
+from worker.instrumentation import send_span, with_traceparent
 
 STEP_MAX = 200
 """Characters of a step's name: it must fit its column."""
@@ -28,56 +33,55 @@ VALUE_MAX = 1024 * 1024
 """Characters of a value's JSON."""
 
 RETRY_GET = timedelta(seconds=5)
-"""The wait after a GET that got no answer, where the API names none."""
+"""The wait after a GET that got no response, where the API names none."""
 
 
 class Calls:
     """The calls of one attempt, in their order: `calls.<api>.post(...)`, `calls.value(step, fn)`."""
 
-    def __init__(self, outbound: Outbound, held: Claim) -> None:
-        self._outbound, self._held = outbound, held
+    def __init__(self, context: CallContext, held: Claim) -> None:
+        self._context, self._held = context, held
         self._steps: set[str] = set()
-        self._count = 0
+        self._position = 0
         self._computing: str | None = None
-        self._ends = time.monotonic() + outbound.max_runtime.total_seconds()
+        self._ends = time.monotonic() + context.max_runtime.total_seconds()
         self.unjournaled_error: CallError | None = None
-        """What a call raised that no row of the ledger speaks for: without that call it is not done."""
+        """The last error that no row of the journal speaks for: the event is not done without that call."""
 
     def __getattr__(self, name: str) -> "ApiCalls":
         """Return the API of this name in apis.toml."""
-        api = self._outbound.apis.get(name)
+        api = self._context.apis.get(name)
         if api is None:
-            known = ", ".join(sorted(self._outbound.apis)) or "none"
+            known = ", ".join(sorted(self._context.apis)) or "none"
             raise AttributeError(f"calls.{name}: apis.toml has no [{name}]; it has {known}")
         return ApiCalls(self, api)
 
     def value(self, step: str, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returned when this step first ran in this generation; it is kept as JSON."""
         self.check_time()
-        stored = remember(
-            self._outbound.store, self._held, _named(step), lambda: self._computed(step, compute)
-        )
+
+        def computed() -> str:
+            # One value may be computed inside another.
+            before, self._computing = self._computing, step
+            try:
+                return _value_json(step, compute())
+            finally:
+                self._computing = before
+
+        stored = compute_once(self._context.store, self._held, _checked_step(step), computed)
         if stored is None:
             raise ClaimLost("Another worker has taken this event over.")
         return json.loads(stored)
 
-    def _computed(self, step: str, compute: Callable[[], Any]) -> str:
-        before, self._computing = self._computing, step
-        try:
-            return _json(step, compute())
-        finally:
-            self._computing = before
-
     def check_time(self) -> None:
         """Raise ClaimLost when the handler has run for longer than max_runtime."""
         if time.monotonic() > self._ends:
-            self.unjournaled_error = ClaimLost(
-                f"The handler has run for longer than {self._outbound.max_runtime}."
-            )
+            reason = f"The handler has run for longer than {self._context.max_runtime}."
+            self.unjournaled_error = ClaimLost(reason)
             raise self.unjournaled_error
 
     def make(
-        self, api: Api, request: OutboundRequest, how: Protection, step: str, once: str | None
+        self, api: Api, request: OutboundRequest, protected_by: Protection, step: str, once: str | None
     ) -> httpx.Response:
         """Make the next call of this attempt."""
         self.check_time()
@@ -89,11 +93,13 @@ class Calls:
         if step in self._steps:
             raise CallRefused(f"Two calls of this attempt are the step {step!r}: give each its own step=.")
         self._steps.add(step)
-        position, self._count = self._count, self._count + 1
-        performance = Performance(self._outbound, self._held, Step(api, request, how, step, position, once))
+        # Its place counts even if it fails: a handler may go on, and every attempt has the same order.
+        position, self._position = self._position, self._position + 1
         try:
-            return performance.run()
+            step_made = Step(api, request, protected_by, step, position, once)
+            return CallPerformer(self._context, self._held, step_made).run()
         except CallError as error:
+            # A changed call names the one that an earlier attempt made in its place.
             if error.call is None or isinstance(error, CallChanged):
                 self.unjournaled_error = error
             raise
@@ -103,22 +109,26 @@ class Calls:
         self.check_time()
         if api.problem:
             raise CallLater(api.problem, RETRY_GET)
-        with watched_send(api.name, request.method):
-            got = self._outbound.wires[api.name].send(traced(complete(api, request, None)), lambda: None)
-        if isinstance(got, NoReply):
-            raise CallLater(f"GET {request.path}: {got.error}.", RETRY_GET)
-        response = respond(request, got.status, got.headers, got.body)
-        if got.truncated:
+        outgoing = complete(api, request, None)
+        with send_span(api.name, request.method):
+            reply = self._context.transports[api.name].send(with_traceparent(outgoing), lambda: None)
+        if isinstance(reply, NoReply):
+            raise CallLater(f"GET {request.path}: {reply.error}.", RETRY_GET)
+        response = respond(request, reply.status, reply.headers, reply.body)
+        if reply.truncated:
             raise CallRejected(f"GET {request.path}: the answer is too long.", response)
-        if got.status >= 500 or got.status == 429:  # noqa: PLR2004 - what may pass
-            raise CallLater(f"GET {request.path}: it answered {got.status}.", _asked(got))
-        if got.status >= 400:  # noqa: PLR2004 - what will not
-            raise CallRejected(f"GET {request.path}: it answered {got.status}.", response)
+        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status == HTTPStatus.TOO_MANY_REQUESTS:
+            # Only a date in Retry-After needs a clock: the host's will do, since nothing is stored of a GET.
+            wait = retry_after(reply, datetime.now(UTC)) or RETRY_GET
+            raise CallLater(f"GET {request.path}: it answered {reply.status}.", wait)
+        if reply.status >= HTTPStatus.BAD_REQUEST:
+            raise CallRejected(f"GET {request.path}: it answered {reply.status}.", response)
         return response
 
     def derived(self, api: Api, method: str, path: str) -> str:
         """Name a step after API, method and path; the second of a name in one attempt is number 2."""
         bare = f"{api.name} {method} {path.partition('?')[0]}"
+        # Room is left for the number.
         if len(bare) > STEP_MAX - 10:
             bare = f"{api.name} {method} {digest([bare.encode()])[:32]}"
         names = [bare, *(f"{bare} {number}" for number in range(2, len(self._steps) + 2))]
@@ -162,43 +172,39 @@ class ApiCalls:
         step: str | None = None,
         once: str | None = None,
         unprotected: bool = False,
-        **given: Any,
+        **arguments: Any,
     ) -> httpx.Response:
         """Make one mutating call and return its response, live or stored.
 
         Body and address as httpx takes them: `json`, `data`, `content`, `files`, `params`, `headers`. `step`
         names the call within its event; `once` makes it unique over all events of this API. Raises CallError.
         """
-        named = self._calls.derived(self._api, method, path) if step is None else _named(step)
-        request = build(self._api, method, path, CallArguments(**given), digest([named.encode()])[:32])
-        how = protection(self._api.dialect, method, request.path)
-        if how == Protection.UNPROTECTED and not unprotected:
+        name = self._calls.derived(self._api, method, path) if step is None else _checked_step(step)
+        # A multipart body's boundary comes from the step, so that a retry's bytes are the same.
+        boundary = digest([name.encode()])[:32]
+        request = build(self._api, method, path, CallArguments(**arguments), boundary)
+        protected_by = protection(self._api.dialect, method, request.path)
+        if protected_by == Protection.UNPROTECTED and not unprotected:
             raise CallRefused(
                 f"{method} {request.path}: {self._api.dialect.title} keys no such request, so nothing"
                 " protects it from happening twice when its answer is lost: unprotected=True accepts that."
             )
-        return self._calls.make(self._api, request, how, named, _checked(once))
+        if once is not None and not _is_name(once):
+            raise CallRefused(f"once= takes 1 to {STEP_MAX} characters that print, not {once!r:.80}.")
+        return self._calls.make(self._api, request, protected_by, name, once)
 
 
-def _asked(got: Reply) -> timedelta:
-    """Return the wait that an answer asks for. Only a date needs a clock: the host's, within this attempt."""
-    answer = Answer(got.status, {name.lower(): value for name, value in got.headers}, got.body)
-    return answer.retry_after(datetime.now(UTC)) or RETRY_GET
-
-
-def _named(step: str) -> str:
-    if not isinstance(step, str) or not 1 <= len(step) <= STEP_MAX or not step.isprintable():
+def _checked_step(step: str) -> str:
+    if not _is_name(step):
         raise CallRefused(f"A step is named by 1 to {STEP_MAX} characters that print, not by {step!r:.80}.")
     return step
 
 
-def _checked(once: str | None) -> str | None:
-    if once is not None and not (isinstance(once, str) and 1 <= len(once) <= STEP_MAX and once.isprintable()):
-        raise CallRefused(f"once= takes 1 to {STEP_MAX} characters that print, not {once!r:.80}.")
-    return once
+def _is_name(text: Any) -> bool:
+    return isinstance(text, str) and 1 <= len(text) <= STEP_MAX and text.isprintable()
 
 
-def _json(step: str, value: Any) -> str:
+def _value_json(step: str, value: Any) -> str:
     try:
         text = dump_json(value, ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError) as error:

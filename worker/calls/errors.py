@@ -35,7 +35,7 @@ class CallUnknown(CallLater):
 
 
 class CallRejected(CallError):
-    """The API said no, and the call certainly did not happen. `response` is the API's answer."""
+    """The API refused the call, and it certainly did not happen. `response` is the API's answer."""
 
     def __init__(self, reason: str, response: httpx.Response, call: UUID | None = None) -> None:
         super().__init__(reason, call)

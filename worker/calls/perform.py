@@ -1,43 +1,43 @@
-"""One call from its plan to its end: plan, mark, send, record, and what the answer means for the handler."""
+"""One call from its plan to its end: plan, begin, send, record.
+
+`CallPerformer.run` is the flow. The journal decides at each step: `plan` whether the call is still to be
+made, `begin_send` whether its request may go out now, `record_response` what came of it. What keeps the call
+from its response is raised as a CallError.
+"""
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import timedelta
 from random import Random
-from typing import Never
 from uuid import UUID
 
 import httpx
 
 from config.apis import Api
-from config.dialects import Dialect
 from config.settings import Settings
 from receiver.ledger.calls import (
-    Answered,
-    Lost,
-    Mark,
-    Marked,
-    NotYet,
-    Place,
-    Planned,
-    Receipt,
-    Recorded,
-    Stopped,
-    Terms,
-    Wanted,
+    CallNotPending,
+    CallRequest,
+    CallUpdate,
+    LeaseLost,
+    PlannedCall,
+    SendBegun,
+    SendPolicy,
+    SendResult,
+    SendTooEarly,
+    StoredResponse,
     begin_send,
     plan,
     record_response,
-    shown_status,
+    status_for_handler,
 )
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim
-from receiver.ledger.states import CallState, Judgement, Protection, SendOutcome, Standing
+from receiver.ledger.states import CallState, Protection, SendOutcome
 from receiver.ledger.store import Store
 from worker.attempt import backoff
-from worker.calls.classify import Answer, Failure, classify
+from worker.calls.classify import classify
 from worker.calls.errors import (
     CallChanged,
     CallLater,
@@ -49,45 +49,11 @@ from worker.calls.errors import (
     ClaimLost,
 )
 from worker.calls.outbound import OutboundRequest, complete, credential_marks, make_key, respond
-from worker.calls.transport import HttpWire, NoReply, Outgoing, Reply, Wire
-from worker.instrumentation import came_back, traced, watched_send
-
-# What every attempt of a worker process calls out with.
-
-
-@dataclass(frozen=True)
-class Outbound:
-    """The ledger, the APIs with their wires, and the limits. `secrets` are the secret keys, current first."""
-
-    store: Store
-    apis: Mapping[str, Api]
-    wires: Mapping[str, Wire]
-    secrets: tuple[bytes, ...] = field(repr=False)
-    lease: timedelta
-    max_runtime: timedelta
-    give_up_after: timedelta
-    backoff_max: timedelta
-    rng: Random = field(default_factory=Random)
-
+from worker.calls.transport import HttpTransport, NoReply, Outgoing, Reply, Transport
+from worker.instrumentation import log_outcome, send_span, with_traceparent
 
 DEV_SECRET = b"firstseen make run"
-"""Keys what `make run` calls out with when it has no secret key; elsewhere one is required."""
-
-
-def outbound_of(settings: Settings, store: Store, apis: Mapping[str, Api]) -> Outbound:
-    """Wire up every API."""
-    secrets = tuple(key.get_secret_value().encode() for key in settings.secret_keys)
-    return Outbound(
-        store=store,
-        apis=apis,
-        wires={name: HttpWire(api) for name, api in apis.items()},
-        secrets=secrets or (DEV_SECRET,),
-        lease=settings.lease,
-        max_runtime=settings.max_runtime,
-        give_up_after=settings.give_up_after,
-        backoff_max=settings.backoff_max,
-    )
-
+"""The secret key of `make run` where none is set; elsewhere one is required."""
 
 LOCKED_PAUSE, LOCKED_PAUSE_MAX = 0.1, 0.5
 """Seconds between two sends of a call that still runs there, growing: what Telness's document advises."""
@@ -96,13 +62,43 @@ LOCKED_SHARE = 6
 """The part of a lease that an attempt waits for a locked call: one sixth, 10 s by default."""
 
 RECORD_PAUSE = 0.5
-"""Seconds between tries to record an answer while the ledger does not answer."""
+"""Seconds between tries to record a response while the ledger does not answer."""
 
 TRIED_SHARE, PATIENCE_MAX = 4, timedelta(minutes=5)
 """What no send of ours can change is looked at again after a quarter of the time it has lasted, or this."""
 
-AWAY = timedelta(seconds=5)
+LEDGER_AWAY = timedelta(seconds=5)
 """The wait before a call whose ledger did not answer."""
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """What all calls of a worker process share. `secrets` are the secret keys, the current one first."""
+
+    store: Store
+    apis: Mapping[str, Api]
+    transports: Mapping[str, Transport]
+    secrets: tuple[bytes, ...] = field(repr=False)
+    lease: timedelta
+    max_runtime: timedelta
+    give_up_after: timedelta
+    backoff_max: timedelta
+    rng: Random = field(default_factory=Random)
+
+    @classmethod
+    def of(cls, settings: Settings, store: Store, apis: Mapping[str, Api]) -> "CallContext":
+        """Wire up every API."""
+        secrets = tuple(key.get_secret_value().encode() for key in settings.secret_keys)
+        return cls(
+            store=store,
+            apis=apis,
+            transports={name: HttpTransport.for_api(api) for name, api in apis.items()},
+            secrets=secrets or (DEV_SECRET,),
+            lease=settings.lease,
+            max_runtime=settings.max_runtime,
+            give_up_after=settings.give_up_after,
+            backoff_max=settings.backoff_max,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,54 +113,57 @@ class Step:
     once: str | None = None
 
 
-class Halt(Exception):
-    """The ledger does not let this send go out: `why` says what stands in the way."""
+class CallPerformer:
+    """Performs one call of one attempt."""
 
-    def __init__(self, why: Mark) -> None:
-        super().__init__()
-        self.why = why
-
-
-class Performance:
-    """One call of one attempt."""
-
-    def __init__(self, outbound: Outbound, held: Claim, step: Step) -> None:
-        self._outbound, self._held, self._step = outbound, held, step
-        self._store, self._api = outbound.store, step.api
-        marks = credential_marks(outbound.secrets, step.api.name, step.api.credential)
-        self._terms = Terms(
+    def __init__(self, context: CallContext, held: Claim, step: Step) -> None:
+        self._context, self._held, self._step = context, held, step
+        self._store, self._api = context.store, step.api
+        self._policy = SendPolicy(
             deadline=step.api.deadline,
-            life=step.api.key_life,
-            margin=step.api.key_margin,
-            quiet=step.api.quiet,
-            credentials=marks,
-            apart=step.api.dialect.in_flight == "unstated",
+            key_life=step.api.key_life,
+            key_margin=step.api.key_margin,
+            settle_delay=step.api.quiet,
+            credentials=credential_marks(context.secrets, step.api.name, step.api.credential),
+            one_at_a_time=step.api.dialect.in_flight == "unstated",
         )
 
     def run(self) -> httpx.Response:
-        """Return the call's response, live or stored; raises CallError."""
-        patience = time.monotonic() + self._outbound.lease.total_seconds() / LOCKED_SHARE
+        """Return the call's response, live or stored; raises CallError.
+
+        While the API says that an earlier send still runs, it is sent again under its key, for a part of the
+        lease.
+        """
+        patience = time.monotonic() + self._context.lease.total_seconds() / LOCKED_SHARE
         pause = LOCKED_PAUSE
         while True:
-            planned = self._plan()
-            if planned.state == CallState.SUCCEEDED and not planned.changed:
-                return self._stored(planned)
-            self._refuse(planned)
-            recorded, got = self._send(planned)
-            if recorded.kept and recorded.state == CallState.SUCCEEDED:
-                return self._live(recorded, got)
+            call = self._plan()
+            if call.state == CallState.SUCCEEDED and not call.handler_changed:
+                return self._stored_response(call)
+            outgoing = self._sendable(call)
+            with send_span(self._api.name, call.method, call.id) as span:
+                send, reply = self._begin_and_send(call, outgoing)
+                recorded = self._record(call, send, reply)
+                log_outcome(span, self._api.name, recorded.classification.outcome)
+            if recorded.applied and recorded.state == CallState.SUCCEEDED and isinstance(reply, Reply):
+                status = status_for_handler(recorded.classification, reply.status)
+                return respond(self._step.request, status, reply.headers, reply.body)
             if recorded.state != CallState.PENDING:
-                # What the ledger says now is what every later attempt will see.
+                # Planned once more: what the ledger says now is what every later attempt will see.
                 continue
-            wait = max(pause, recorded.delay.total_seconds() if recorded.verdict.retry_after else 0.0)
-            if recorded.verdict.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
-                self._postpone(planned.id, recorded)
+            wait = max(pause, recorded.delay.total_seconds() if recorded.classification.retry_after else 0.0)
+            if recorded.classification.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
+                kinds = {SendOutcome.LOCKED: CallLocked, SendOutcome.UNKNOWN: CallUnknown}
+                kind = kinds.get(recorded.classification.outcome, CallLater)
+                raise kind(f"Call {call.step!r}: {recorded.classification.reason}", recorded.delay, call.id)
             time.sleep(wait)
             pause = min(pause + LOCKED_PAUSE, LOCKED_PAUSE_MAX)
 
-    def _plan(self) -> Planned:
+    def _plan(self) -> PlannedCall:
+        """Find the call in the journal, or write it down; raise CallLater or ClaimLost where that fails."""
         step, request = self._step, self._step.request
-        wanted = Wanted(
+        wanted = CallRequest(
+            position=step.position,
             step=step.name,
             api=self._api.name,
             method=request.method,
@@ -173,129 +172,112 @@ class Performance:
             body=request.body,
             fingerprint=request.fingerprint,
             protection=step.protection,
+            give_up_after=self._context.give_up_after,
             once=step.once,
         )
-        place = Place(self._held, step.position, self._outbound.give_up_after)
         try:
-            planned = plan(self._store, place, wanted, self._make_key)
+            call = plan(self._store, self._held, wanted, self._make_key)
         except LedgerError as error:
-            raise CallLater(f"The call cannot be written down: {error}", AWAY) from error
-        if planned is None:
+            raise CallLater(f"The call cannot be written down: {error}", LEDGER_AWAY) from error
+        if call is None:
             raise ClaimLost("Another worker has taken this event over.")
-        return planned
+        return call
 
     def _make_key(self, successor: int) -> str | None:
         if self._step.protection != Protection.KEYED:
             return None
         held = self._held
         names = (held.source, held.event_id, held.generation, self._step.name, successor)
-        return make_key(self._outbound.secrets[0], names)
+        return make_key(self._context.secrets[0], names)
 
-    def _live(self, recorded: Recorded, got: Reply | NoReply) -> httpx.Response:
-        assert isinstance(got, Reply)  # noqa: S101 - nothing else succeeds
-        status = shown_status(recorded.verdict, got.status)
-        return respond(self._step.request, status, got.headers, got.body)
+    def _stored_response(self, call: PlannedCall) -> httpx.Response:
+        stored = call.response
+        if stored is None or stored.body is None:
+            raise CallParked(f"Call {call.step!r} happened, but its answer is not kept any more.", call.id)
+        return respond(self._step.request, stored.status, stored.headers, stored.body)
 
-    def _stored(self, planned: Planned) -> httpx.Response:
-        if planned.answer is None or planned.status is None:
-            raise CallParked(
-                f"Call {planned.step!r} happened, but its answer is not kept any more.", planned.id
-            )
-        return respond(self._step.request, planned.status, planned.answer_headers, planned.answer)
+    def _sendable(self, call: PlannedCall) -> Outgoing:
+        """Return the stored request with key and credential; raise what keeps it from going out now."""
+        reason = call.reason or ""
+        if call.handler_changed:
+            raise CallChanged(call.handler_changed, call.id)
+        if call.state == CallState.REJECTED:
+            kept = call.response or StoredResponse(0, (), None)
+            response = respond(self._step.request, kept.status, kept.headers, kept.body or b"")
+            raise CallRejected(reason, response, call.id)
+        if call.state != CallState.PENDING:
+            kind = CallMismatch if call.outcome == SendOutcome.MISMATCH else CallParked
+            raise kind(f"Call {call.step!r} is parked. {reason}".rstrip(), call.id)
+        if call.body is None:
+            raise CallParked(f"The request of {call.step!r} was erased after payload_retention.", call.id)
+        if not call.url.startswith(f"{self._api.base_url}/"):
+            # The present credential must not reach another host, nor the key another API.
+            reason = f"The stored request of {call.step!r} is for another address than base_url's."
+            raise CallParked(reason, call.id)
+        # No send of ours changes either of these, so they are looked at later and later.
+        if self._api.problem or call.waits_for_other:
+            patience = min(call.tried_for / TRIED_SHARE, PATIENCE_MAX)
+            raise CallLater(self._api.problem or reason, patience + self._backoff(call), call.id)
+        # A resend is the stored request, byte for byte, whatever the handler asks for now.
+        stored = OutboundRequest(call.method, call.url, self._step.request.path, call.headers, call.body)
+        outgoing = complete(self._api, stored, call.key)
+        # The pauses between two sends of a locked call are this attempt's own.
+        if call.delay and call.outcome != SendOutcome.LOCKED:
+            raise CallLater(reason or "It is not due yet.", call.delay, call.id)
+        return outgoing
 
-    def _refuse(self, planned: Planned) -> None:
-        """Raise what keeps a call that has not succeeded from going out now."""
-        reason = planned.reason or ""
-        if planned.changed:
-            raise CallChanged(planned.changed, planned.id)
-        if planned.state == CallState.REJECTED:
-            status, body = planned.status or 0, planned.answer or b""
-            response = respond(self._step.request, status, planned.answer_headers, body)
-            raise CallRejected(reason, response, planned.id)
-        if planned.state != CallState.PENDING:
-            kind = CallMismatch if planned.outcome == SendOutcome.MISMATCH else CallParked
-            raise kind(f"Call {planned.step!r} is parked. {reason}".rstrip(), planned.id)
-        if planned.body is None:
-            raise CallParked(
-                f"The request of {planned.step!r} was erased after payload_retention.", planned.id
-            )
-        if not planned.url.startswith(f"{self._api.base_url}/"):
-            reason = f"The stored request of {planned.step!r} is for another address than base_url's."
-            raise CallParked(reason, planned.id)
-        if self._api.problem or planned.waits:
-            patience = min(planned.tried / TRIED_SHARE, PATIENCE_MAX)
-            raise CallLater(self._api.problem or reason, patience + self._backoff(planned), planned.id)
+    def _begin_and_send(self, call: PlannedCall, outgoing: Outgoing) -> tuple[UUID | None, Reply | NoReply]:
+        """Send once; return the send's id, if it began, and what came back.
 
-    def _send(self, planned: Planned) -> tuple[Recorded, Reply | NoReply]:
-        """Send once and record what came back; raises what keeps it from going out."""
-        stored = OutboundRequest(
-            planned.method, planned.url, self._step.request.path, planned.headers, planned.body or b""
+        The send is committed once a connection stands, right before its first byte: before that nothing is
+        known to go out, and after that it may have been executed.
+        """
+        send: UUID | None = None
+
+        def begin() -> None:
+            nonlocal send
+            try:
+                result = begin_send(self._store, self._held, call.id, self._policy)
+            except LedgerError as error:
+                raise CallLater(f"The send cannot be written down: {error}", LEDGER_AWAY, call.id) from error
+            match result:
+                case SendBegun(begun):
+                    send = begun
+                case SendTooEarly(delay):
+                    reason = f"An earlier send of {call.step!r} may still be under way there."
+                    raise CallLater(reason, delay, call.id)
+                case CallNotPending(CallState.PARKED, reason):
+                    raise CallParked(f"Call {call.step!r} is parked. {reason}", call.id)
+                case CallNotPending():
+                    raise CallLater("The call has ended meanwhile.", timedelta(0), call.id)
+                case LeaseLost():
+                    raise ClaimLost("Another worker has taken this event over.")
+
+        reply = self._context.transports[self._api.name].send(with_traceparent(outgoing), begin)
+        return send, reply
+
+    def _record(self, call: PlannedCall, send: UUID | None, reply: Reply | NoReply) -> CallUpdate:
+        """Write down what came back; while the ledger does not answer, try again for as long as a lease."""
+        response = None
+        if isinstance(reply, Reply):
+            response = StoredResponse(reply.status, reply.headers, None if reply.truncated else reply.body)
+        result = SendResult(
+            send,
+            response,
+            lambda context, now: classify(self._api.dialect, context, reply, now),
+            self._policy,
+            self._backoff(call),
         )
-        outgoing = complete(self._api, stored, planned.key)
-        if planned.delay and planned.outcome != SendOutcome.LOCKED:
-            raise CallLater(planned.reason or "It is not due yet.", planned.delay, planned.id)
-        with watched_send(self._api.name, planned.method, planned.id) as seen:
-            recorded, got = self._exchange(planned, outgoing)
-            came_back(seen, self._api.name, recorded.verdict.outcome)
-        return recorded, got
-
-    def _exchange(self, planned: Planned, outgoing: Outgoing) -> tuple[Recorded, Reply | NoReply]:
-        marked: list[UUID] = []
-        try:
-            got = self._outbound.wires[self._api.name].send(
-                traced(outgoing), lambda: marked.append(self._mark(planned.id))
-            )
-        except LedgerError as error:
-            raise CallLater(f"The send cannot be written down: {error}", AWAY, planned.id) from error
-        except Halt as halt:
-            self._halted(planned, halt.why)
-        return self._record(planned, marked[0] if marked else None, got), got
-
-    def _mark(self, call: UUID) -> UUID:
-        done = begin_send(self._store, self._held, call, self._terms)
-        if not isinstance(done, Marked):
-            raise Halt(done)
-        return done.send
-
-    def _halted(self, planned: Planned, why: Mark) -> Never:
-        match why:
-            case NotYet(delay):
-                reason = f"An earlier send of {planned.step!r} may still be under way there."
-                raise CallLater(reason, delay, planned.id)
-            case Stopped(CallState.PARKED, reason):
-                raise CallParked(f"Call {planned.step!r} is parked. {reason}", planned.id)
-            case Stopped():
-                raise CallLater("The call has ended meanwhile.", timedelta(0), planned.id)
-            case Lost() | _:
-                raise ClaimLost("Another worker has taken this event over.")
-
-    def _record(self, planned: Planned, send: UUID | None, got: Reply | NoReply) -> Recorded:
-        answer = None
-        if isinstance(got, Reply):
-            answer = Answered(got.status, got.headers, None if got.truncated else got.body)
-        judge = partial(_judge, self._api.dialect, got)
-        receipt = Receipt(send, answer, judge, self._terms, self._backoff(planned))
-        ends = time.monotonic() + self._outbound.lease.total_seconds()
+        # Worth waiting for: without this response the call can only be sent again or parked.
+        ends = time.monotonic() + self._context.lease.total_seconds()
         while True:
             try:
-                return record_response(self._store, self._held, planned.id, receipt)
+                return record_response(self._store, self._held, call.id, result)
             except LedgerError as error:
                 if time.monotonic() > ends:
                     reason = "What came back could not be written down; the call counts as unknown."
-                    raise CallUnknown(reason, AWAY, planned.id) from error
+                    raise CallUnknown(reason, LEDGER_AWAY, call.id) from error
                 time.sleep(RECORD_PAUSE)
 
-    def _postpone(self, call: UUID, recorded: Recorded) -> Never:
-        kinds = {SendOutcome.LOCKED: CallLocked, SendOutcome.UNKNOWN: CallUnknown}
-        kind = kinds.get(recorded.verdict.outcome, CallLater)
-        raise kind(f"Call {self._step.name!r}: {recorded.verdict.reason}", recorded.delay, call)
-
-    def _backoff(self, planned: Planned) -> timedelta:
-        return backoff(planned.sends + 1, cap=self._outbound.backoff_max, rng=self._outbound.rng)
-
-
-def _judge(dialect: Dialect, got: Reply | NoReply, standing: Standing, now: datetime) -> Judgement:
-    if isinstance(got, NoReply):
-        return classify(dialect, standing, Failure(got.error, got.written), now)
-    headers = {name.lower(): value for name, value in got.headers}
-    return classify(dialect, standing, Answer(got.status, headers, got.body, got.truncated), now)
+    def _backoff(self, call: PlannedCall) -> timedelta:
+        return backoff(call.sends + 1, cap=self._context.backoff_max, rng=self._context.rng)

@@ -1,4 +1,8 @@
-"""The wire: one request, one answer or one failure. It never retries and never follows a redirect."""
+"""HTTP/1.1 on pooled connections: one request, one reply or one failure.
+
+`HttpTransport.send` never retries and never follows a redirect: the journal decides about both. It ends in
+bounded time whatever the server does, and calls `before_send` right before the first byte leaves.
+"""
 
 import threading
 import time
@@ -6,34 +10,15 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import httpcore
 import httpx
 
-# Compressed answers: none is asked for, and those that come all the same are read.
-
-
-COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
-
-EITHER = 32 + zlib.MAX_WBITS
-"""What tells zlib to see by itself which of the two formats it is."""
-
-
-def decoded(encoding: str, body: bytes, most: int) -> bytes:
-    """Return at most `most` bytes of what a body says; the body itself where it cannot be read."""
-    if encoding.strip().lower() not in COMPRESSED:
-        return body
-    reader = zlib.decompressobj(EITHER)
-    try:
-        text = reader.decompress(body, most)
-    except zlib.error:
-        return body
-    return text if reader.eof or len(text) == most else body
-
+from config.apis import Api
 
 ANSWER_MAX = 1024 * 1024
-"""Bytes of an answer's body that are read and kept."""
+"""Bytes of a reply's body that are read and kept."""
 
 KEEPALIVE = 5.0
 """Seconds that an idle connection is kept: less than servers do, or a request meets a closed one."""
@@ -49,12 +34,15 @@ HIDDEN = frozenset(
         "trailer",
     }
 )
-"""Headers of an answer that nobody is shown: cookies, and what belongs to the connection."""
+"""Headers of a reply that are dropped: cookies, and what belongs to the connection."""
+
+COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
+"""Encodings that are read, though none is asked for: some servers compress all the same."""
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A request, complete: its headers hold credential and key."""
+    """A complete request: its headers hold credential and key."""
 
     method: str
     url: str
@@ -64,7 +52,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete answer; `truncated` when its body is longer than what is kept."""
+    """A complete response; `truncated` when its body is longer than ANSWER_MAX."""
 
     status: int
     headers: tuple[tuple[str, str], ...] = field(repr=False)
@@ -74,77 +62,80 @@ class Reply:
 
 @dataclass(frozen=True)
 class NoReply:
-    """No complete answer came. Unless `written`, no byte had left; `error` is a phrase without secrets."""
+    """No complete response came. Unless `written`, no byte had left; `error` is a phrase without secrets."""
 
     error: str
     written: bool
 
 
-Mark = Callable[[], None]
+BeforeSend = Callable[[], None]
 """Called once a connection stands, right before the first byte; what it raises comes through, unsent."""
 
 
-class Wire(Protocol):
-    """What carries requests to one API."""
+class Transport(Protocol):
+    """What carries requests to one API; tests have their own."""
 
-    def send(self, request: Outgoing, mark: Mark) -> Reply | NoReply:
+    def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
         """Send one request and return what came back."""
 
 
-class Reach(Protocol):
-    """How far requests may go; an `Api` says so."""
+class HttpTransport:
+    """Carries requests to one host, with connect, read, pool and total deadlines."""
 
-    @property
-    def base_url(self) -> str: ...  # noqa: D102
-    @property
-    def deadline(self) -> timedelta: ...  # noqa: D102
-    @property
-    def connect_timeout(self) -> timedelta: ...  # noqa: D102
-    @property
-    def read_timeout(self) -> timedelta: ...  # noqa: D102
-    @property
-    def max_connections(self) -> int: ...  # noqa: D102
-
-
-class HttpWire:
-    """HTTP/1.1 on pooled connections, with connect, read, pool and total deadlines."""
-
-    def __init__(self, api: Reach) -> None:
-        self._deadline = api.deadline.total_seconds()
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline: timedelta,
+        connect_timeout: timedelta,
+        read_timeout: timedelta,
+        max_connections: int,
+    ) -> None:
+        self._deadline = deadline.total_seconds()
         self._timeouts = {
-            "connect": api.connect_timeout.total_seconds(),
-            "pool": api.connect_timeout.total_seconds(),
-            "read": api.read_timeout.total_seconds(),
-            "write": api.read_timeout.total_seconds(),
+            "connect": connect_timeout.total_seconds(),
+            "pool": connect_timeout.total_seconds(),
+            "read": read_timeout.total_seconds(),
+            "write": read_timeout.total_seconds(),
         }
-        self._clock = _Clock()
-        tls = httpx.create_ssl_context() if api.base_url.startswith("https:") else None
+        self._clock = _Deadline()
         self._pool = httpcore.ConnectionPool(
-            ssl_context=tls,
-            max_connections=api.max_connections,
+            ssl_context=httpx.create_ssl_context() if url.startswith("https:") else None,
+            max_connections=max_connections,
             keepalive_expiry=KEEPALIVE,
             retries=0,
-            network_backend=_Timed(self._clock),
+            network_backend=_BoundedBackend(self._clock),
         )
 
-    def send(self, request: Outgoing, mark: Mark) -> Reply | NoReply:
+    @classmethod
+    def for_api(cls, api: Api) -> Self:
+        """Make the transport of an API, with the limits that apis.toml gives it."""
+        return cls(
+            api.base_url,
+            deadline=api.deadline,
+            connect_timeout=api.connect_timeout,
+            read_timeout=api.read_timeout,
+            max_connections=api.max_connections,
+        )
+
+    def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
         """Send one request and return what came back, in `deadline` at the latest."""
         written = False
 
         def trace(name: str, _info: dict[str, Any]) -> None:
             nonlocal written
+            # httpcore announces the first byte by this event, and what its callback raises comes through.
             if name.endswith(".send_request_headers.started"):
-                mark()
+                before_send()
                 written = True
 
         self._clock.until = time.monotonic() + self._deadline
-        extensions = {"timeout": self._timeouts, "trace": trace}
         content = httpcore.Request(
             request.method,
             request.url,
             headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in request.headers],
             content=request.body,
-            extensions=extensions,
+            extensions={"timeout": self._timeouts, "trace": trace},
         )
         try:
             return _read(self._pool.handle_request(content))
@@ -167,53 +158,64 @@ def _read(response: httpcore.Response) -> Reply:
             if size > ANSWER_MAX:
                 break
     finally:
+        # With a body that was not read to its end this closes the connection: the rest must meet no reply.
         response.close()
-    headers = [_text(header) for header in response.headers]
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
     encoding = next((value for name, value in headers if name.lower() == "content-encoding"), "")
-    body = decoded(encoding, b"".join(parts), ANSWER_MAX + 1)
-    shown = tuple(header for header in headers if header[0].lower() not in HIDDEN)
-    return Reply(response.status, shown, body[:ANSWER_MAX], max(size, len(body)) > ANSWER_MAX)
+    # One byte more than is kept, which shows that there was more.
+    body = _decompressed(encoding, b"".join(parts), ANSWER_MAX + 1)
+    kept = tuple(header for header in headers if header[0].lower() not in HIDDEN)
+    return Reply(response.status, kept, body[:ANSWER_MAX], max(size, len(body)) > ANSWER_MAX)
 
 
-def _text(header: tuple[bytes, bytes]) -> tuple[str, str]:
-    return header[0].decode("latin-1"), header[1].decode("latin-1")
+def _decompressed(encoding: str, body: bytes, most: int) -> bytes:
+    """Return at most `most` bytes of a body's content; the body itself where it cannot be read."""
+    if encoding.strip().lower() not in COMPRESSED:
+        return body
+    # 32 lets zlib tell gzip and deflate apart by itself.
+    reader = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    try:
+        text = reader.decompress(body, most)
+    except zlib.error:
+        return body
+    return text if reader.eof or len(text) == most else body
 
 
-class _Clock(threading.local):
-    """The end of the request that this thread sends, on the monotonic clock."""
+class _Deadline(threading.local):
+    """When the request that this thread sends must end, on the monotonic clock."""
 
     until = float("inf")
 
-    def left(self, timeout: float | None, error: type[Exception]) -> float:
-        """Return a timeout that ends no later than the request."""
+    def cut(self, timeout: float | None, error: type[Exception]) -> float:
+        """Return a timeout that ends no later than the request; raise `error` when that is over."""
         rest = self.until - time.monotonic()
         if rest <= 0:
             raise error
         return rest if timeout is None else min(timeout, rest)
 
 
-class _Timed(httpcore.NetworkBackend):
+class _BoundedBackend(httpcore.NetworkBackend):
     """Opens streams that all end with the request: a server that drips bytes cannot hold a thread."""
 
-    def __init__(self, clock: _Clock) -> None:
+    def __init__(self, clock: _Deadline) -> None:
         self._clock, self._inner = clock, httpcore.SyncBackend()
 
     def connect_tcp(  # type: ignore[override]  # the rest is passed on as it comes
         self, host: str, port: int, timeout: float | None = None, **rest: Any
     ) -> httpcore.NetworkStream:
-        timeout = self._clock.left(timeout, httpcore.ConnectTimeout)
-        return _Stream(self._inner.connect_tcp(host, port, timeout, **rest), self._clock)
+        timeout = self._clock.cut(timeout, httpcore.ConnectTimeout)
+        return _BoundedStream(self._inner.connect_tcp(host, port, timeout, **rest), self._clock)
 
 
-class _Stream(httpcore.NetworkStream):
-    def __init__(self, inner: httpcore.NetworkStream, clock: _Clock) -> None:
+class _BoundedStream(httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream, clock: _Deadline) -> None:
         self._inner, self._clock = inner, clock
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, self._clock.left(timeout, httpcore.ReadTimeout))
+        return self._inner.read(max_bytes, self._clock.cut(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, self._clock.left(timeout, httpcore.WriteTimeout))
+        self._inner.write(buffer, self._clock.cut(timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -221,8 +223,8 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        timeout = self._clock.left(timeout, httpcore.ConnectTimeout)
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, timeout), self._clock)
+        timeout = self._clock.cut(timeout, httpcore.ConnectTimeout)
+        return _BoundedStream(self._inner.start_tls(ssl_context, server_hostname, timeout), self._clock)
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

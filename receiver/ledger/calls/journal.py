@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.outcome import is_last
+from receiver.ledger.calls.sends import StoredResponse
 from receiver.ledger.lease import Claim, lock_alive
 from receiver.ledger.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome
 from receiver.ledger.store import Store
@@ -76,9 +77,11 @@ def _change(connection: Connection, row: Row[Any], **values: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CallRequest:
     """One call as a handler asks for it now. `headers` holds neither credential nor key."""
 
+    position: int
+    """Which of its attempt's calls it is, counted from 0."""
     step: str
     api: str
     method: str
@@ -87,11 +90,14 @@ class Wanted:
     body: bytes = field(repr=False)
     fingerprint: str
     protection: Protection
+    give_up_after: timedelta
+    """How long it may be put off before it parks for a person."""
     once: str | None = None
+    """The name under which all events of this API share one call."""
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedCall:
     """A call as it stands in the ledger. `delay` is how long it must not go out yet."""
 
     id: UUID
@@ -107,15 +113,13 @@ class Planned:
     outcome: SendOutcome | None
     reason: str | None
     delay: timedelta
-    status: int | None
-    answer_headers: tuple[tuple[str, str], ...] = field(repr=False)
-    answer: bytes | None = field(repr=False)
-    changed: str | None = None
+    response: StoredResponse | None = field(repr=False)
+    handler_changed: str | None = None
     """Why the handler is not the one that began this generation; nothing may be sent then."""
-    waits: bool = False
-    """Whether another event's call with the same `once` is to be waited for."""
-    tried: timedelta = timedelta(0)
-    """For how long it has been tried."""
+    waits_for_other: bool = False
+    """Whether another event's call with the same `once` is unfinished."""
+    tried_for: timedelta = timedelta(0)
+    """How long ago it was first tried, or tried anew by a person."""
 
 
 MEND = "Nothing was sent: let it make the calls in their first order and retry, or rerun the event."
@@ -125,34 +129,27 @@ MakeKey = Callable[[int], str | None]
 """Makes the key of a step's n-th successor; None where no key protects the call."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a call stands in its attempt: the n-th, counted from 0, and how long *later* may last."""
+def plan(store: Store, held: Claim, request: CallRequest, make_key: MakeKey) -> PlannedCall | None:
+    """Find or insert a call of an attempt; None when the claim is lost.
 
-    held: Claim
-    position: int
-    give_up_after: timedelta
-
-
-def plan(store: Store, place: Place, wanted: Wanted, make_key: MakeKey) -> Planned | None:
-    """Find or write down the n-th call of an attempt; None when the claim is lost.
-
-    The n-th call of every attempt of a generation is the same step with the same bytes: else it parks.
+    At each position, every attempt of a generation asks for the same step with the same bytes: else the call
+    parks. It also parks when it has been put off for longer than `give_up_after`.
     """
     with store.write() as connection:
-        event = lock_alive(store, connection, place.held)
-        return None if event is None else _Planning(store, connection, place, wanted).plan(event, make_key)
+        event = lock_alive(store, connection, held)
+        if event is None:
+            return None
+        return _Planning(store, connection, held, request).plan(event, make_key)
 
 
 class _Planning:
     """One look at the n-th place of an attempt, inside one transaction that holds the event."""
 
-    def __init__(self, store: Store, connection: Connection, place: Place, wanted: Wanted) -> None:
-        self.store, self.connection, self.wanted = store, connection, wanted
-        self.held, self.position, self.give_up_after = place.held, place.position, place.give_up_after
+    def __init__(self, store: Store, connection: Connection, held: Claim, request: CallRequest) -> None:
+        self.store, self.connection, self.held, self.wanted = store, connection, held, request
         self.mine = (CALL.c.event == self.held.event, CALL.c.generation == self.held.generation)
 
-    def plan(self, event: Row[Any], make_key: MakeKey) -> Planned:
+    def plan(self, event: Row[Any], make_key: MakeKey) -> PlannedCall:
         row = self._current()
         elsewhere = self._elsewhere() if row is None or row.step != self.wanted.step else None
         if elsewhere is not None:
@@ -180,7 +177,7 @@ class _Planning:
         return self._planned(self._current(), event.now)
 
     def _current(self) -> Row[Any]:
-        here = select(CALL).where(*self.mine, CALL.c.position == self.position)
+        here = select(CALL).where(*self.mine, CALL.c.position == self.wanted.position)
         # Typed as a row: only the caller that may find nothing asks.
         return self.connection.execute(here.order_by(CALL.c.successor.desc()).limit(1)).first()  # type: ignore[return-value]
 
@@ -189,14 +186,14 @@ class _Planning:
 
         One that was replaced there may move: it did not happen, or a person wants it anew.
         """
-        same = (CALL.c.step == self.wanted.step, CALL.c.position != self.position)
+        same = (CALL.c.step == self.wanted.step, CALL.c.position != self.wanted.position)
         found = select(CALL).where(*self.mine, *same).order_by(CALL.c.successor.desc()).limit(1)
         row = self.connection.execute(found).first()
         return None if row is None or row.state == CallState.REPLACED else row
 
     def _successor(self) -> int:
         """Return a number that neither this place nor this step has used: the key is made from it."""
-        used = (CALL.c.position == self.position) | (CALL.c.step == self.wanted.step)
+        used = (CALL.c.position == self.wanted.position) | (CALL.c.step == self.wanted.step)
         following = select(func.coalesce(func.max(CALL.c.successor) + 1, 0)).where(*self.mine, used)
         return int(self.connection.execute(following).scalar_one())
 
@@ -206,7 +203,7 @@ class _Planning:
             "id": uuid7(),
             "event": self.held.event,
             "generation": self.held.generation,
-            "position": self.position,
+            "position": self.wanted.position,
             "step": wanted.step,
             "successor": successor,
             "state": CallState.PENDING,
@@ -228,12 +225,11 @@ class _Planning:
                 follow(self.store, self.connection, self._current(), wanted.once)
         return self._current()
 
-    def _other_step(self, row: Row[Any], now: datetime) -> Planned:
-        place = f"Call {self.position + 1} of this handler was {row.step!r} and is {self.wanted.step!r} now."
+    def _other_step(self, row: Row[Any], now: datetime) -> PlannedCall:
+        number = self.wanted.position + 1
+        place = f"Call {number} of this handler was {row.step!r} and is {self.wanted.step!r} now."
         if row.step == self.wanted.step:
-            place = (
-                f"{row.step!r} is call {self.position + 1} of this handler now; it was {row.position + 1}."
-            )
+            place = f"{row.step!r} is call {number} of this handler now; it was {row.position + 1}."
         if row.state == CallState.PENDING:
             self._change(row, state=CallState.PARKED, reason=place, ended_at=self.store.now())
         elif row.state != CallState.PARKED:
@@ -260,7 +256,7 @@ class _Planning:
         return reason
 
     def _park_if_overdue(self, row: Row[Any], now: datetime) -> None:
-        if row.trying_since + self.give_up_after <= now:
+        if row.trying_since + self.wanted.give_up_after <= now:
             since = f"It has been tried since {row.trying_since:%Y-%m-%d %H:%M} UTC, and that is long enough."
             self._change(
                 row, state=CallState.PARKED, reason=f"{since} {row.reason or ''}".rstrip(), ended_at=now
@@ -273,9 +269,9 @@ class _Planning:
     def _change(self, row: Row[Any], **values: Any) -> None:
         self.connection.execute(update(CALL).where(CALL.c.id == row.id).values(**values))
 
-    def _planned(self, row: Row[Any], now: datetime, changed: str | None = None) -> Planned:
+    def _planned(self, row: Row[Any], now: datetime, changed: str | None = None) -> PlannedCall:
         due = row.due_at if row.state == CallState.PENDING and row.due_at else now
-        return Planned(
+        return PlannedCall(
             id=row.id,
             step=row.step,
             state=CallState(row.state),
@@ -289,19 +285,24 @@ class _Planning:
             outcome=SendOutcome(row.outcome) if row.outcome else None,
             reason=row.reason,
             delay=max(due - now, timedelta(0)),
-            status=row.status,
-            answer_headers=tuple((name, value) for name, value in json.loads(row.answer_headers or "[]")),
-            answer=row.answer,
-            changed=changed,
-            waits=bool(row.shares) and row.state == CallState.PENDING,
-            tried=now - row.trying_since,
+            response=_response(row),
+            handler_changed=changed,
+            waits_for_other=bool(row.shares) and row.state == CallState.PENDING,
+            tried_for=now - row.trying_since,
         )
+
+
+def _response(row: Row[Any]) -> StoredResponse | None:
+    if row.status is None:
+        return None
+    headers = tuple((name, value) for name, value in json.loads(row.answer_headers or "[]"))
+    return StoredResponse(row.status, headers, row.answer)
 
 
 # Values that a handler computes once for a generation: times, random numbers, what a GET returned.
 
 
-def remember(store: Store, held: Claim, step: str, compute: Callable[[], str]) -> str | None:
+def compute_once(store: Store, held: Claim, step: str, compute: Callable[[], str]) -> str | None:
     """Return the JSON that a step computed first in this generation; None when the claim is lost."""
     found = select(VALUE.c.value).where(
         VALUE.c.event == held.event, VALUE.c.generation == held.generation, VALUE.c.step == step

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, select, update
 
-from receiver.ledger.calls import try_again
-from receiver.ledger.control.actions import Acted, note_action
+from receiver.ledger.calls import retry_calls
+from receiver.ledger.control.actions import ActionResult, note_action
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
 from receiver.ledger.store import Store
@@ -38,7 +38,7 @@ class StatedResponse:
 
 def resolve(
     store: Store, call: UUID, how: Resolution, who: str, *, response: StatedResponse | None = None
-) -> Acted:
+) -> ActionResult:
     """Resolve a call of a parked event, and let the event go on; a call given up ends its event.
 
     Call and event change together or not at all. Raises UnknownCall, or NotAllowed with the reason.
@@ -54,7 +54,7 @@ def resolve(
         if how == Resolution.HAPPENED:
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
         if row.generation != row.present:
-            try_again(store, connection, [row.event])
+            retry_calls(store, connection, [row.event])
         return _go_on(store, connection, row, how, who)
 
 
@@ -87,7 +87,7 @@ def _refuse(row: Row[Any], how: Resolution) -> None:
         raise NotAllowed(f"{name} may still be under way there; resend it as new after {when}.")
 
 
-def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution, who: str) -> Acted:
+def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution, who: str) -> ActionResult:
     given_up = how == Resolution.GIVE_UP
     move = Move.DISCARD if given_up else Move.RESOLVE
     change: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
@@ -97,7 +97,7 @@ def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution,
     else:
         change |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
     connection.execute(update(EVENT).where(EVENT.c.id == row.event).values(**change))
-    acted = Acted(row.event, move, State(row.event_state), enters(move), row.generation)
+    acted = ActionResult(row.event, move, State(row.event_state), enters(move), row.generation)
     note_action(store, connection, who, [acted], what=how, call=row.id)
     return acted
 

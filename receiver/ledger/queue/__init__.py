@@ -1,13 +1,13 @@
-"""Events out: claim, renew, settle, release, sweep."""
+"""Events out: claim, renew, settle, expire; nudge, reopen, prune."""
 
-from receiver.ledger.queue.claims import claim, claim_due, claim_next, expire, renew
-from receiver.ledger.queue.settlement import finish_several, settle
+from receiver.ledger.queue.claims import claim, claim_due, expire, renew
+from receiver.ledger.queue.settlement import FINISHED, settle
 from receiver.ledger.queue.sweep import (
     Retention,
     forget_worker,
     ignored_types,
-    note_worker,
     prune,
+    record_heartbeat,
     reopen,
     starved,
     take_nudges,
@@ -15,16 +15,15 @@ from receiver.ledger.queue.sweep import (
 )
 
 __all__ = [
+    "FINISHED",
     "Retention",
     "claim",
     "claim_due",
-    "claim_next",
     "expire",
-    "finish_several",
     "forget_worker",
     "ignored_types",
-    "note_worker",
     "prune",
+    "record_heartbeat",
     "renew",
     "reopen",
     "settle",

@@ -1,4 +1,4 @@
-"""Finishing several attempts in one transaction: what most of them end with, when handlers are quick."""
+"""Settling: how attempts end. One verb for one or many; most finish, and those share their statements."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,176 +7,163 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    ColumnElement,
     Connection,
     FromClause,
     Integer,
+    Select,
     Update,
     Uuid,
     and_,
     bindparam,
     column,
-    exists,
     func,
     select,
-    true,
     update,
 )
-from sqlmodel import UTCDateTime
 
-from receiver.ledger.calls import none_unfinished, outcome_given_calls, replace_rejected
+from receiver.ledger.calls import no_unfinished_calls, outcome_given_calls, replace_rejected
 from receiver.ledger.counters import CounterKind, bump
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.lease import Claim, Outcome, claim_guard
-from receiver.ledger.states import UNFINISHED_CALLS, Move, State, enters, leaves
-from receiver.ledger.store import MOMENT, Store
-from receiver.ledger.tables import ATTEMPT, CALL, EVENT
+from receiver.ledger.states import Move, State, enters, leaves
+from receiver.ledger.store import Store
+from receiver.ledger.tables import ATTEMPT, EVENT
 from receiver.ledger.text import plain
 
+FINISHED = Outcome(Move.FINISH)
+"""The outcome of a handler that returned: attempts with this one are settled together."""
 
-def finish_several(store: Store, claims: Sequence[Claim]) -> set[UUID]:
-    """Settle attempts whose handlers returned; return the events that are done now.
+GIVES_ATTEMPT_BACK = (Move.RELEASE, Move.IGNORE, Move.CALL_LATER)
+"""Moves that give the attempt back."""
 
-    Those that were taken over, or have an unfinished call, are left to `settle`, one by one.
+ALERTED = {Move.PARK: CounterKind.PARKED, Move.GIVE_UP: CounterKind.DEAD}
+"""Moves that a person should hear of, and the counters that alerts read."""
+
+ENDED = (State.DONE, State.DEAD, State.IGNORED)
+"""States in which an event has a time of its end."""
+
+
+def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
+    """End attempts, all in one transaction; return the events that were settled.
+
+    The others were taken over by another worker. Unfinished calls decide before the handler does: with one
+    of them open an event is not done, whatever its handler returned. Raises NotAllowed for a move that does
+    not start from processing.
     """
+    for _, outcome in ended:
+        if State.PROCESSING not in leaves(outcome.move):
+            raise NotAllowed(f"{outcome.move!r} does not end an attempt.")
+    if not ended:
+        return set()
+    finished = [held for held, outcome in ended if outcome == FINISHED]
+    with store.write() as connection:
+        if len(finished) < len(ended) > 1 and not store.sqlite:
+            connection.execute(store.built(_lock), _arrays([held for held, _ in ended]))
+        settled = _finish(store, connection, finished)
+        counts = Counter(
+            (CounterKind.ATTEMPT, held.source, str(Move.FINISH)) for held in finished if held.event in settled
+        )
+        for held, outcome in ended:
+            if held.event in settled:
+                continue
+            final = outcome_given_calls(store, connection, held, outcome)
+            if final is not None:
+                _end(store, connection, held, final)
+                settled.add(held.event)
+                counts[CounterKind.ATTEMPT, held.source, str(final.move)] += 1
+                if final.move in ALERTED:
+                    counts[ALERTED[final.move], held.source, held.type] += 1
+        bump(store, connection, counts)
+    return settled
+
+
+def _finish(store: Store, connection: Connection, claims: Sequence[Claim]) -> set[UUID]:
+    """Make events done and end their attempts; leave those that are lost or have an unfinished call."""
     if not claims:
         return set()
-    with store.write() as connection:
-        finish = _one_by_one if store.sqlite else _together
-        done = finish(store, connection, claims)
-        ended = (
-            (CounterKind.ATTEMPT, held.source, str(Move.FINISH)) for held in claims if held.event in done
+    finish, end = store.built(_finish_statements)
+    moment = store.moment()
+    if store.sqlite:
+        each: list[dict[str, Any]] = [{"event_": held.event, "token": held.token} | moment for held in claims]
+        done = [parameters for parameters in each if connection.execute(finish, parameters).rowcount]
+        if done:
+            connection.execute(end, done)
+        return {parameters["event_"] for parameters in done}
+    events = set(connection.execute(finish, _arrays(claims) | moment).scalars())
+    if events:
+        connection.execute(end, _arrays([held for held in claims if held.event in events]) | moment)
+    return events
+
+
+def _finish_statements(store: Store) -> tuple[Update, Update]:
+    """Build what finishes events and what ends their attempts: many at once, on SQLite one at a time."""
+    finish = update(EVENT).values(
+        state=enters(Move.FINISH),
+        finished_at=store.clock,
+        lease_until=None,
+        nudged_at=None,
+        nudges=0,
+        reason=None,
+    )
+    end = update(ATTEMPT).values(ended_at=store.clock, outcome=Move.FINISH.value, reason=None, error=None)
+    if store.sqlite:
+        event, token = bindparam("event_", type_=Uuid()), bindparam("token", type_=Integer())
+        return (
+            finish.where(_held(event, token), no_unfinished_calls()),
+            end.where(ATTEMPT.c.event == event, ATTEMPT.c.claim == token),
         )
-        bump(store, connection, Counter(ended))
-        return done
+    claims, locked = _claims(), _lock(store).cte("locked")
+    return (
+        finish.where(EVENT.c.id == locked.c.id, no_unfinished_calls()).returning(EVENT.c.id),
+        end.where(ATTEMPT.c.event == claims.c.event, ATTEMPT.c.claim == claims.c.token),
+    )
 
 
-def _one_by_one(store: Store, connection: Connection, claims: Sequence[Claim]) -> set[UUID]:
-    moment = store.moment()
-    done = [
-        held
-        for held in claims
-        if connection.execute(_FINISH_ONE, {"event_": held.event, "token": held.token} | moment).rowcount
-    ]
-    if done:
-        rows = [{"event_": held.event, "token": held.token} | moment for held in done]
-        connection.execute(_END_ONE, rows)
-    return {held.event for held in done}
+def _lock(_store: Store) -> Select[Any]:
+    """Build what locks the events that are still held, in the order in which `record` locks its rows."""
+    claims = _claims()
+    held = select(EVENT.c.id).join_from(claims, EVENT, _held(claims.c.event, claims.c.token))
+    return held.order_by(EVENT.c.source.collate("C"), EVENT.c.event_id.collate("C")).with_for_update(of=EVENT)
 
 
-def _together(store: Store, connection: Connection, claims: Sequence[Claim]) -> set[UUID]:
-    moment = store.moment()
-    given = {"events": [held.event for held in claims], "tokens": [held.token for held in claims]}
-    done = connection.execute(_FINISH_ALL, given | moment).all()
-    if done:
-        ended = {"events": [row.id for row in done], "tokens": [row.claim for row in done]}
-        connection.execute(_END_ALL, ended | moment)
-    return {row.id for row in done}
+def _held(event: Any, token: Any) -> Any:
+    return and_(EVENT.c.id == event, EVENT.c.claim == token, EVENT.c.state == State.PROCESSING)
 
 
-def _given() -> FromClause:
+def _claims() -> FromClause:
+    """Return PostgreSQL's table of the claims in `:events` and `:tokens`."""
     arrays = bindparam("events", type_=ARRAY(Uuid)), bindparam("tokens", type_=ARRAY(Integer))
-    shape = column("event", Uuid), column("token", Integer)
-    return func.unnest(*arrays).table_valued(*shape, name="given").render_derived()
+    columns = column("event", Uuid), column("token", Integer)
+    return func.unnest(*arrays).table_valued(*columns, name="claims").render_derived()
 
 
-def _finishable(event: Any, token: Any) -> Any:
-    mine = and_(CALL.c.event == EVENT.c.id, CALL.c.generation == EVENT.c.generation)
-    unfinished = exists().where(mine, CALL.c.state.in_(UNFINISHED_CALLS))
-    held = and_(EVENT.c.id == event, EVENT.c.claim == token, EVENT.c.state == State.PROCESSING)
-    return and_(held, ~unfinished)
+def _arrays(claims: Sequence[Claim]) -> dict[str, Any]:
+    return {"events": [held.event for held in claims], "tokens": [held.token for held in claims]}
 
 
-def _done(now: Any) -> dict[str, Any]:
-    quiet = {"lease_until": None, "nudged_at": None, "nudges": 0, "reason": None}
-    return {"state": enters(Move.FINISH), "finished_at": now, **quiet}
-
-
-def _ended(now: Any) -> dict[str, Any]:
-    return {"ended_at": now, "outcome": Move.FINISH.value, "reason": None, "error": None}
-
-
-def _finish_one() -> tuple[Update, Update]:
-    event, token = bindparam("event_", type_=Uuid()), bindparam("token", type_=Integer())
-    now = bindparam("now", type_=UTCDateTime())
-    finish = update(EVENT).where(_finishable(event, token)).values(_done(now))
-    mine = and_(ATTEMPT.c.event == event, ATTEMPT.c.claim == token)
-    return finish, update(ATTEMPT).where(mine).values(_ended(now))
-
-
-def _finish_all() -> tuple[Update, Update]:
-    given = _given()
-    # In the order in which `record` takes its rows, else the two deadlock.
-    order = EVENT.c.source.collate("C"), EVENT.c.event_id.collate("C")
-    ready = select(EVENT.c.id).join_from(given, EVENT, _finishable(given.c.event, given.c.token))
-    locked = ready.order_by(*order).with_for_update(of=EVENT).cte("locked")
-    shown = EVENT.c.id, EVENT.c.claim
-    finish = update(EVENT).where(EVENT.c.id == locked.c.id).values(_done(MOMENT)).returning(*shown)
-    mine = and_(ATTEMPT.c.event == given.c.event, ATTEMPT.c.claim == given.c.token)
-    return finish, update(ATTEMPT).where(mine).values(_ended(MOMENT))
-
-
-_FINISH_ONE, _END_ONE = _finish_one()
-
-_FINISH_ALL, _END_ALL = _finish_all()
-
-
-# The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome.
-
-
-UNCOUNTED = (Move.RELEASE, Move.IGNORE, Move.CALL_LATER)
-"""Ends that give the attempt back."""
-
-STUCK = {Move.PARK: CounterKind.PARKED, Move.GIVE_UP: CounterKind.DEAD}
-"""Ends that a person should hear of."""
-
-FINAL = (State.DONE, State.DEAD, State.IGNORED)
-
-
-def settle(store: Store, held: Claim, end: Outcome) -> bool:
-    """End an attempt with a move of the table; False when someone else took the event over.
-
-    Its unfinished calls decide before the handler does: with one of them open it is not done, whatever the
-    handler returned. Raises NotAllowed for a move that does not start from processing.
-    """
-    if State.PROCESSING not in leaves(end.move):
-        raise NotAllowed(f"{end.move!r} does not end an attempt.")
-    with store.write() as connection:
-        if end.move == Move.FINISH and _settle(store, connection, held, end, none_unfinished(held)):
-            return True
-        real = outcome_given_calls(store, connection, held, end)
-        return real is not None and _settle(store, connection, held, real, true())
-
-
-def _settle(
-    store: Store, connection: Connection, held: Claim, end: Outcome, guard: ColumnElement[bool]
-) -> bool:
+def _end(store: Store, connection: Connection, held: Claim, outcome: Outcome) -> None:
+    """End one attempt of an event that this transaction has locked."""
+    state = enters(outcome.move)
     # A traceback quotes what the sender wrote; a text that cannot be stored must not keep the event held.
-    reason, error = (None if text is None else plain(text) for text in (end.reason, end.error))
-    change = _settlement(store, end) | {"reason": reason}
-    if not connection.execute(update(EVENT).where(*claim_guard(held), guard).values(**change)).rowcount:
-        return False
-    if end.call and end.move == Move.RETRY_LATER:
-        replace_rejected(connection, end.call)
-    story = {"ended_at": store.now(), "outcome": end.move, "reason": reason, "error": error}
-    mine = (ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
-    connection.execute(update(ATTEMPT).where(*mine).values(**story))
-    counts = {(CounterKind.ATTEMPT, held.source, str(end.move)): 1}
-    if stuck := STUCK.get(end.move):
-        counts[stuck, held.source, held.type] = 1
-    bump(store, connection, counts)
-    return True
-
-
-def _settlement(store: Store, end: Outcome) -> dict[str, Any]:
-    state = enters(end.move)
-    change: dict[str, Any] = {"state": state, "lease_until": None, "nudged_at": None, "nudges": 0}
+    reason, error = (None if text is None else plain(text) for text in (outcome.reason, outcome.error))
+    change: dict[str, Any] = {
+        "state": state,
+        "lease_until": None,
+        "nudged_at": None,
+        "nudges": 0,
+        "reason": reason,
+    }
     if state == State.WAITING:
-        change["due_at"] = store.after(end.delay)
-    if state in FINAL:
+        change["due_at"] = store.after(outcome.delay)
+    if state in ENDED:
         change["finished_at"] = store.now()
-    if end.move == Move.PARK:
-        change["parked_call"] = end.call
-    if end.move in UNCOUNTED:
+    if outcome.move == Move.PARK:
+        change["parked_call"] = outcome.call
+    if outcome.move in GIVES_ATTEMPT_BACK:
         change["attempts"] = EVENT.c.attempts - 1
-    return change
+    connection.execute(update(EVENT).where(*claim_guard(held)).values(**change))
+    if outcome.call and outcome.move == Move.RETRY_LATER:
+        replace_rejected(connection, outcome.call)
+    attempt = update(ATTEMPT).where(ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
+    end = {"ended_at": store.now(), "outcome": outcome.move, "reason": reason, "error": error}
+    connection.execute(attempt.values(**end))

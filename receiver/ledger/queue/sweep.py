@@ -1,4 +1,8 @@
-"""What the sweeper asks of the ledger: what to nudge, what nobody fetched, what to prune."""
+"""What the sweeper asks of the ledger: which events to nudge, to reopen and to prune, and which workers live.
+
+A nudge is a broker message that says that an event is due. It may be lost, so due events are nudged again,
+each time later; when two nudges of an event went unheard, a worker runs it without the broker.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.ledger.counters import CounterKind, forget_minutes
-from receiver.ledger.queue.claims import due
+from receiver.ledger.queue.claims import is_due
 from receiver.ledger.states import REOPEN_WINDOW, UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
 from receiver.ledger.tables import (
@@ -38,56 +42,29 @@ from receiver.ledger.tables import (
 )
 from receiver.ledger.text import clipped
 
-# Which workers live: each one says so at every sweep, and is forgotten an hour after its last word.
-
-
-FORGOTTEN_AFTER = timedelta(hours=1)
-
-
-def note_worker(store: Store, name: str) -> None:
-    """Write down that a worker is here now."""
-    insert = (sqlite if store.sqlite else postgresql).insert(WORKER)
-    here = insert.values(name=clipped(name), started_at=store.now(), seen_at=store.now())
-    with store.write() as connection:
-        seen = {"seen_at": insert.excluded.seen_at}
-        connection.execute(here.on_conflict_do_update(index_elements=["name"], set_=seen))
-        connection.execute(delete(WORKER).where(WORKER.c.seen_at < store.after(-FORGOTTEN_AFTER)))
-
-
-def forget_worker(store: Store, name: str) -> None:
-    """Write down that a worker has stopped in order."""
-    with store.write() as connection:
-        connection.execute(delete(WORKER).where(WORKER.c.name == clipped(name)))
-
-
-# What a person says of a call that nobody else can decide about.
-
-
-def erase_contents(connection: Connection, events: Collection[UUID]) -> None:
-    """Erase what calls of these events sent and got, and what was computed for them; the facts stay."""
-    gone = {"headers": "{}", "body": None, "answer": None, "answer_headers": None}
-    connection.execute(update(CALL).where(CALL.c.event.in_(events)).values(**gone))
-    connection.execute(delete(VALUE).where(VALUE.c.event.in_(events)))
-
-
 NUDGES_OPEN = 1000
 """Events nudged and not yet claimed at any time: a dead consumer must not fill the broker."""
 
 NUDGES_BEFORE_SELF = 2
-"""Nudges after which a worker runs the event itself: nobody listens to the broker."""
+"""Nudges after which a worker runs the event itself: no consumer listens to the broker."""
 
-BACKOFF_SWEEPS, BACKOFF_SWEEPS_MAX = 6, 120
-"""In sweeps: 30 s, doubling to 10 min, with the default sweep of 5 s."""
+NUDGE_PAUSES, NUDGE_PAUSE_MAX = (6, 12, 24, 48, 96), 120
+"""In sweeps, between an event's nudges: 30 s, doubling to 10 min, with the default sweep of 5 s."""
 
 NUDGE_LOCK = 0x6E75646765
 """An advisory lock's number: two sweepers that counted at once would each fill the broker to its cap."""
 
+REOPEN_BATCH = 1000
+"""Events reopened in one transaction: short enough to let deliveries through on SQLite."""
+
 PRUNE_BATCH = 1000
+"""Events pruned in one transaction, for the same reason."""
 
 PRUNE_BATCHES = 50
 """Batches of one kind in one pass: ids must go faster than they come, and a pass must end."""
 
-REOPEN_BATCH = 1000
+WORKER_KEPT = timedelta(hours=1)
+"""How long after its last heartbeat a worker is still listed."""
 
 
 @dataclass(frozen=True)
@@ -98,87 +75,62 @@ class Retention:
     payload_retention: timedelta
 
 
+def record_heartbeat(store: Store, worker: str) -> None:
+    """Write down that a worker is alive, and forget those that have been silent for an hour."""
+    insert = (sqlite if store.sqlite else postgresql).insert(WORKER)
+    alive = insert.values(name=clipped(worker), started_at=store.now(), seen_at=store.now())
+    with store.write() as connection:
+        seen = {"seen_at": insert.excluded.seen_at}
+        connection.execute(alive.on_conflict_do_update(index_elements=["name"], set_=seen))
+        connection.execute(delete(WORKER).where(WORKER.c.seen_at < store.after(-WORKER_KEPT)))
+
+
+def forget_worker(store: Store, worker: str) -> None:
+    """Write down that a worker has stopped in order."""
+    with store.write() as connection:
+        connection.execute(delete(WORKER).where(WORKER.c.name == clipped(worker)))
+
+
 def take_nudges(store: Store, sweep: timedelta, *, limit: int = NUDGES_OPEN) -> list[UUID]:
     """Mark and return the due events to nudge now; each waits longer for its next nudge.
 
     At most `limit` of those never nudged, and as many again: a woken thread goes on to the rest by itself.
     """
+    nudges, nudged_at = EVENT.c.nudges, EVENT.c.nudged_at
+    pauses = [
+        and_(nudges == count, nudged_at <= store.after(-sweep * sweeps))
+        for count, sweeps in enumerate(NUDGE_PAUSES, start=1)
+    ]
+    longest = and_(nudges > len(pauses), nudged_at <= store.after(-sweep * NUDGE_PAUSE_MAX))
+    due = select(EVENT.c.id).where(is_due(store, store.now()))
+    again = due.where(_nudged(store), or_(*pauses, longest)).order_by(nudged_at)
+    first = due.where(nudges == 0, _not_just_recorded(store, sweep)).order_by(EVENT.c.due_at)
     with store.write() as connection:
-        if not store.sqlite and not _first_here(connection):
-            return []
-        open_ = select(func.count()).select_from(EVENT)
-        waiting = connection.execute(open_.where(in_state(store, *UNFINISHED), _nudged(store))).scalar_one()
-        old = select(EVENT.c.id).where(_nudge_again(store, sweep))
-        again = _mark(store, connection, old.order_by(EVENT.c.nudged_at).limit(min(limit, NUDGES_OPEN)))
-        new = select(EVENT.c.id).where(_never_nudged(store, sweep))
+        if not store.sqlite:
+            lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
+            if not connection.execute(lock, {"lock": NUDGE_LOCK}).scalar_one():
+                return []
+        unclaimed = select(func.count()).select_from(EVENT)
+        waiting = connection.execute(
+            unclaimed.where(in_state(store, *UNFINISHED), _nudged(store))
+        ).scalar_one()
+        marked = _mark_nudged(store, connection, again.limit(min(limit, NUDGES_OPEN)))
         room = min(limit, max(0, NUDGES_OPEN - waiting))
-        return again + _mark(store, connection, new.order_by(EVENT.c.due_at).limit(room))
-
-
-def _first_here(connection: Connection) -> bool:
-    lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
-    return bool(connection.execute(lock, {"lock": NUDGE_LOCK}).scalar_one())
+        return marked + _mark_nudged(store, connection, first.limit(room))
 
 
 def starved(store: Store, sweep: timedelta) -> bool:
-    """Say whether some due event was nudged twice and nobody came."""
-    unheard = and_(
-        due(store), _nudged(store), EVENT.c.nudges >= NUDGES_BEFORE_SELF, _quiet_since(store, sweep)
-    )
-    query = select(EVENT.c.id).where(unheard).limit(1)
+    """Say whether some due event was nudged twice and no worker claimed it."""
+    unheard = EVENT.c.nudges >= NUDGES_BEFORE_SELF
+    due = and_(is_due(store, store.now()), _nudged(store), unheard, unattended(store, sweep))
     with store.read() as connection:
-        return connection.execute(query).first() is not None
+        return connection.execute(select(EVENT.c.id).where(due).limit(1)).first() is not None
 
 
 def unattended(store: Store, sweep: timedelta) -> ColumnElement[bool]:
     """Return the condition for due events that no fresh nudge is under way for."""
-    return _quiet_since(store, sweep)
-
-
-def _quiet_since(store: Store, sweep: timedelta) -> ColumnElement[bool]:
-    fresh = and_(
-        EVENT.c.nudges == 0, or_(EVENT.c.state == State.WAITING, EVENT.c.due_at <= store.after(-sweep))
-    )
-    return or_(fresh, EVENT.c.nudged_at <= store.after(-sweep * BACKOFF_SWEEPS))
-
-
-def _nudged(store: Store) -> ColumnElement[bool]:
-    # As the partial index has it: the number written out, and a range of its column to search.
-    return and_(EVENT.c.nudges > literal_column("0"), EVENT.c.nudged_at <= store.now())
-
-
-def _never_nudged(store: Store, sweep: timedelta) -> ColumnElement[bool]:
-    # The web process nudges what it has just recorded, so a new row is left alone for one sweep.
-    old = or_(EVENT.c.state == State.WAITING, EVENT.c.due_at <= store.after(-sweep))
-    return and_(due(store), EVENT.c.nudges == 0, old)
-
-
-def _nudge_again(store: Store, sweep: timedelta) -> ColumnElement[bool]:
-    steps = [
-        and_(EVENT.c.nudges == count, EVENT.c.nudged_at <= store.after(-sweep * sweeps))
-        for count, sweeps in enumerate(_ladder(), start=1)
-    ]
-    longest = and_(EVENT.c.nudges > len(steps), EVENT.c.nudged_at <= store.after(-sweep * BACKOFF_SWEEPS_MAX))
-    return and_(due(store), _nudged(store), or_(*steps, longest))
-
-
-def _ladder() -> list[int]:
-    steps = [BACKOFF_SWEEPS]
-    while steps[-1] * 2 < BACKOFF_SWEEPS_MAX:
-        steps.append(steps[-1] * 2)
-    return steps
-
-
-def _mark(store: Store, connection: Connection, rows: Select[Any]) -> list[UUID]:
-    change = {"nudged_at": store.now(), "nudges": EVENT.c.nudges + 1}
-    chosen = _among(rows.with_for_update(skip_locked=True))
-    statement = update(EVENT).where(chosen).values(**change).returning(EVENT.c.id)
-    return list(connection.execute(statement).scalars())
-
-
-def _among(rows: Select[Any]) -> ColumnElement[bool]:
-    # A CTE is evaluated once; as a plain subquery, PostgreSQL may run it again for each row, past its limit.
-    return EVENT.c.id.in_(select(rows.cte("chosen").c.id))
+    fresh = and_(EVENT.c.nudges == 0, _not_just_recorded(store, sweep))
+    return or_(fresh, EVENT.c.nudged_at <= store.after(-sweep * NUDGE_PAUSES[0]))
 
 
 def ignored_types(store: Store) -> list[tuple[str, str]]:
@@ -192,30 +144,31 @@ def ignored_types(store: Store) -> list[tuple[str, str]]:
 
 def reopen(store: Store, source: str, event_type: str) -> int:
     """Reopen what was ignored in the last 24 hours, now that there is a handler; returns how many."""
+    # Rows in the order in which `record` locks them, else the two deadlock on PostgreSQL.
+    key = EVENT.c.event_id if store.sqlite else EVENT.c.event_id.collate("C")
     total = 0
     while True:
-        changed = _reopen_batch(store, source, event_type)
+        chosen = (
+            select(EVENT.c.id)
+            .where(
+                EVENT.c.source == source,
+                EVENT.c.type == event_type,
+                in_state(store, *leaves(Move.REOPEN)),
+                EVENT.c.finished_at >= store.after(-REOPEN_WINDOW),
+                EVENT.c.body.is_not(None),
+            )
+            .order_by(key)
+            .limit(REOPEN_BATCH)
+            .with_for_update()
+        )
+        change = {"state": enters(Move.REOPEN), "due_at": store.now(), "finished_at": None, "reason": None}
+        with store.write() as connection:
+            statement = update(EVENT).where(_among(chosen)).values(**change).returning(EVENT.c.id)
+            # Counted by its rows: SQLite's driver says -1 of a statement that begins with a CTE.
+            changed = len(connection.execute(statement).all())
         total += changed
         if changed < REOPEN_BATCH:
             return total
-
-
-def _reopen_batch(store: Store, source: str, event_type: str) -> int:
-    which = (
-        EVENT.c.source == source,
-        EVENT.c.type == event_type,
-        in_state(store, *leaves(Move.REOPEN)),
-        EVENT.c.finished_at >= store.after(-REOPEN_WINDOW),
-        EVENT.c.body.is_not(None),
-    )
-    # Rows in the order in which `record` takes them, else the two deadlock on PostgreSQL.
-    key = EVENT.c.event_id if store.sqlite else EVENT.c.event_id.collate("C")
-    chosen = select(EVENT.c.id).where(*which).order_by(key).limit(REOPEN_BATCH).with_for_update()
-    change = {"state": enters(Move.REOPEN), "due_at": store.now(), "finished_at": None, "reason": None}
-    with store.write() as connection:
-        statement = update(EVENT).where(_among(chosen)).values(**change).returning(EVENT.c.id)
-        # Counted by its rows: SQLite's driver says -1 of a statement that begins with a CTE.
-        return len(connection.execute(statement).all())
 
 
 def prune(store: Store, windows: Mapping[str, Retention]) -> dict[str, int]:
@@ -232,6 +185,35 @@ def prune(store: Store, windows: Mapping[str, Retention]) -> dict[str, int]:
     return counts
 
 
+def erase_contents(connection: Connection, events: Collection[UUID]) -> None:
+    """Erase what calls of these events sent and got, and what was computed for them; the facts stay."""
+    gone = {"headers": "{}", "body": None, "answer": None, "answer_headers": None}
+    connection.execute(update(CALL).where(CALL.c.event.in_(events)).values(**gone))
+    connection.execute(delete(VALUE).where(VALUE.c.event.in_(events)))
+
+
+def _nudged(store: Store) -> ColumnElement[bool]:
+    # As the partial index has it: the number written out, and a range of its column to search.
+    return and_(EVENT.c.nudges > literal_column("0"), EVENT.c.nudged_at <= store.now())
+
+
+def _not_just_recorded(store: Store, sweep: timedelta) -> ColumnElement[bool]:
+    # The web process nudges what it has just recorded, so a new row is left alone for one sweep.
+    return or_(EVENT.c.state == State.WAITING, EVENT.c.due_at <= store.after(-sweep))
+
+
+def _mark_nudged(store: Store, connection: Connection, rows: Select[Any]) -> list[UUID]:
+    change = {"nudged_at": store.now(), "nudges": EVENT.c.nudges + 1}
+    chosen = _among(rows.with_for_update(skip_locked=True))
+    statement = update(EVENT).where(chosen).values(**change).returning(EVENT.c.id)
+    return list(connection.execute(statement).scalars())
+
+
+def _among(rows: Select[Any]) -> ColumnElement[bool]:
+    # A CTE is evaluated once; as a plain subquery, PostgreSQL may run it again for each row, past its limit.
+    return EVENT.c.id.in_(select(rows.cte("chosen").c.id))
+
+
 def _in_batches(
     job: Callable[[Store, str, timedelta], int], store: Store, source: str, age: timedelta
 ) -> int:
@@ -244,25 +226,18 @@ def _in_batches(
     return total
 
 
-def _ended_before(store: Store, source: str, age: timedelta) -> ColumnElement[bool]:
-    ended = EVENT.c.state.in_((State.DONE, State.DEAD, State.IGNORED))
-    return and_(EVENT.c.source == source, ended, EVENT.c.finished_at < store.after(-age))
-
-
-def _oldest(which: ColumnElement[bool]) -> Select[Any]:
-    rows = select(EVENT.c.id).where(which).order_by(EVENT.c.finished_at).limit(PRUNE_BATCH)
-    return rows.with_for_update(skip_locked=True)
-
-
 def _erase_payloads(store: Store, source: str, age: timedelta) -> int:
-    which = and_(_ended_before(store, source, age), EVENT.c.body.is_not(None))
-    chosen = _oldest(which)
+    chosen = _oldest_ended(store, source, age, EVENT.c.body.is_not(None))
     with store.write() as connection:
         change = {"body": None, "headers": None, "address": None}
         statement = update(EVENT).where(_among(chosen)).values(**change).returning(EVENT.c.id)
         events = connection.execute(statement).scalars().all()
-        theirs = or_(CONFLICT.c.event.in_(events), _late(store, source, age))
-        connection.execute(delete(CONFLICT).where(theirs))
+        # Also other bodies that came after their event's own payload had been erased.
+        erased = exists().where(
+            EVENT.c.id == CONFLICT.c.event, EVENT.c.source == source, EVENT.c.body.is_(None)
+        )
+        late = and_(CONFLICT.c.at < store.after(-age), erased)
+        connection.execute(delete(CONFLICT).where(or_(CONFLICT.c.event.in_(events), late)))
         connection.execute(update(DUPLICATE).where(DUPLICATE.c.event.in_(events)).values(address=None))
         # A traceback quotes what the handler had in its hands.
         connection.execute(update(ATTEMPT).where(ATTEMPT.c.event.in_(events)).values(error=None))
@@ -270,16 +245,18 @@ def _erase_payloads(store: Store, source: str, age: timedelta) -> int:
     return len(events)
 
 
-def _late(store: Store, source: str, age: timedelta) -> ColumnElement[bool]:
-    """Return the condition for other bodies that came after their event's own payload was erased."""
-    erased = exists().where(EVENT.c.id == CONFLICT.c.event, EVENT.c.source == source, EVENT.c.body.is_(None))
-    return and_(CONFLICT.c.at < store.after(-age), erased)
-
-
 def _delete_ids(store: Store, source: str, age: timedelta) -> int:
-    which = and_(_ended_before(store, source, age), EVENT.c.received_at < store.after(-age))
+    before = store.after(-age)
     # The newest duplicate counts: while a provider still sends an id, its tombstone stands.
-    quiet = or_(EVENT.c.last_duplicate_at.is_(None), EVENT.c.last_duplicate_at < store.after(-age))
-    chosen = _oldest(and_(which, quiet))
+    quiet = or_(EVENT.c.last_duplicate_at.is_(None), EVENT.c.last_duplicate_at < before)
+    chosen = _oldest_ended(store, source, age, and_(EVENT.c.received_at < before, quiet))
     with store.write() as connection:
         return len(connection.execute(delete(EVENT).where(_among(chosen)).returning(EVENT.c.id)).all())
+
+
+def _oldest_ended(store: Store, source: str, age: timedelta, which: ColumnElement[bool]) -> Select[Any]:
+    """Return a source's events that ended longest ago, one batch of those that are past their window."""
+    ended = EVENT.c.state.in_((State.DONE, State.DEAD, State.IGNORED))
+    old = and_(EVENT.c.source == source, ended, EVENT.c.finished_at < store.after(-age))
+    rows = select(EVENT.c.id).where(old, which).order_by(EVENT.c.finished_at).limit(PRUNE_BATCH)
+    return rows.with_for_update(skip_locked=True)

@@ -1,30 +1,68 @@
-"""What `/v1` answers. Documentation and a test's measure: views return what the ledger's queries return."""
+"""Read models: the one shape of everything that people see of the ledger.
+
+The readers of this room return them, the service redacts them, `/v1`, the dashboard and the command line
+render them, and OpenAPI documents them. Members stand in the order in which `--json` prints them.
+"""
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from sqlalchemy import Row
 
 from receiver.ledger.errors import BadCursor
 from receiver.ledger.states import CallState, Move, Protection, SendOutcome, State
 from receiver.ledger.text import rfc3339
 
-# What several shapes of `/v1` are made of.
+PAGE_MAX = 500
+"""Rows of one page at most: more is a second page, so that one reader cannot hold a connection for long."""
+
+Timestamp = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, when_used="json"),
+    WithJsonSchema({"format": "date-time", "type": "string"}),
+]
+"""An aware time; RFC 3339 in JSON, with a Z and as many digits as the ledger has."""
+
+
+def schema_name(model: type[BaseModel]) -> str:
+    """Return a model's name in the OpenAPI document: without the `View` that tells it from a namesake."""
+    return model.__name__.removesuffix("View")
 
 
 class Shape(BaseModel):
     """An object with these members and no others."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", model_title_generator=schema_name)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it ready for JSON: times as RFC 3339, ids and states as text."""
+        return self.model_dump(mode="json", by_alias=True)
 
 
-class Event(Shape):
+ShapeT = TypeVar("ShapeT", bound=Shape)
+
+
+def read_cursor(cursor: str) -> UUID:
+    """Return the last id of the page before; raises BadCursor."""
+    try:
+        return UUID(bytes=base64.urlsafe_b64decode(cursor.encode() + b"=="))
+    except (binascii.Error, ValueError):
+        raise BadCursor from None
+
+
+def next_cursor(rows: Sequence[Row[Any]], size: int) -> str | None:
+    """Return the cursor of the page after the first `size` rows; None when there are no more rows."""
+    if len(rows) <= size:
+        return None
+    return base64.urlsafe_b64encode(rows[size - 1].id.bytes).decode().rstrip("=")
+
+
+class EventView(Shape):
     """An event as lists show it."""
 
     id: UUID
@@ -34,14 +72,11 @@ class Event(Shape):
     state: State
     attempts: int
     generation: int
-    received_at: datetime
-    due_at: datetime
+    received_at: Timestamp
+    due_at: Timestamp
     reason: str | None
     duplicates: int
     conflicts: int
-
-
-# What `/v1` answers about outbound calls.
 
 
 class Call(Shape):
@@ -64,20 +99,20 @@ class Call(Shape):
     protection: Protection
     key: str | None
     once: str | None
-    shares: UUID | None
     fingerprint: str
     changed_to: str | None
     use_stored: bool
+    shares: UUID | None
     outcome: SendOutcome | None
     reason: str | None
     status: int | None
+    created_at: Timestamp
+    first_sent_at: Timestamp | None
+    expires_at: Timestamp | None
+    due_at: Timestamp | None
+    quiet_until: Timestamp | None
+    ended_at: Timestamp | None
     send_count: int
-    created_at: datetime
-    first_sent_at: datetime | None
-    expires_at: datetime | None
-    due_at: datetime | None
-    quiet_until: datetime | None
-    ended_at: datetime | None
 
 
 class OwnedCall(Call):
@@ -87,7 +122,7 @@ class OwnedCall(Call):
     event_id: str
 
 
-class Calls(Shape):
+class CallsView(Shape):
     """A page of calls, newest first; `next` is the next page's cursor, or null on the last one."""
 
     data: list[OwnedCall]
@@ -103,9 +138,9 @@ class Send(Shape):
     number: int
     claim: int
     attempt: int | None
-    at: datetime
-    sending_until: datetime
-    ended_at: datetime | None
+    at: Timestamp
+    sending_until: Timestamp
+    ended_at: Timestamp | None
     outcome: SendOutcome | None
     status: int | None
     open: bool
@@ -119,9 +154,11 @@ class Stored(Shape):
     content_type: str | None
 
 
-class Content(Stored):
+class Content(Shape):
     """What went out or came back: as text where it is UTF-8, else in base64."""
 
+    content_type: str | None
+    size: int
     encoding: Literal["utf-8", "base64"]
     body: str
 
@@ -138,7 +175,7 @@ class CallAction(Shape):
 
     what: str
     who: str
-    at: datetime
+    at: Timestamp
     was: str
 
 
@@ -146,7 +183,7 @@ class CallStory(Shape):
     """All about one call; `next` says what happens next, or what each resolution would do."""
 
     call: OwnedCall
-    event: Event
+    event: EventView
     request: Content | None
     answer: Content | None
     sends: list[Send]
@@ -154,7 +191,7 @@ class CallStory(Shape):
     next: str
 
 
-class Problem(Shape):
+class ProblemView(Shape):
     """Why not (RFC 9457). `type` is stable; `detail` says what happened and what to do."""
 
     type: str
@@ -163,39 +200,39 @@ class Problem(Shape):
     detail: str
 
 
-class Events(Shape):
+class EventsView(Shape):
     """A page of events, newest first; `next` is the next page's cursor, or null on the last one."""
 
-    data: list[Event]
+    data: list[EventView]
     next: str | None
 
 
-class EventInFull(Event):
+class EventInFull(EventView):
     """An event with all that its row tells; `size` is in bytes, null once its payload is erased.
 
     `calls_changed` says that its handler asked for other bytes in a call that had succeeded; `parked_call` is
     the call that it is parked for.
     """
 
-    created_at: datetime | None
-    finished_at: datetime | None
-    revived_at: datetime | None
-    lease_until: datetime | None
+    created_at: Timestamp | None
+    finished_at: Timestamp | None
+    revived_at: Timestamp | None
+    lease_until: Timestamp | None
     crashes: int
     discarded: bool
     suspected_replay: bool
     calls_changed: bool
-    parked_call: UUID | None
     address: str | None
     content_type: str | None
     body_hash: str
+    parked_call: UUID | None
     size: int | None
 
 
 class Duplicate(Shape):
     """One more delivery of the event."""
 
-    at: datetime
+    at: Timestamp
     address: str | None
 
 
@@ -203,8 +240,8 @@ class Duplicates(Shape):
     """How often the event came again, and the last 20 times."""
 
     count: int
-    first: datetime | None
-    last: datetime | None
+    first: Timestamp | None
+    last: Timestamp | None
     latest: list[Duplicate]
 
 
@@ -212,7 +249,7 @@ class Conflict(Shape):
     """Another body under the event's id; `size` is in bytes."""
 
     body_hash: str
-    at: datetime
+    at: Timestamp
     size: int
     content_type: str | None
     promoted_to: UUID | None
@@ -239,8 +276,8 @@ class Attempt(Shape):
     number: int
     generation: int
     claim: int
-    started_at: datetime
-    ended_at: datetime | None
+    started_at: Timestamp
+    ended_at: Timestamp | None
     outcome: str | None
     reason: str | None
     error: str | None
@@ -252,7 +289,7 @@ class Action(Shape):
 
     what: str
     who: str
-    at: datetime
+    at: Timestamp
     was: str
     generation: int
     call: UUID | None
@@ -262,7 +299,7 @@ class Nudges(Shape):
     """How often the broker was told since the event became due."""
 
     count: int
-    last: datetime | None
+    last: Timestamp | None
 
 
 class Story(Shape):
@@ -278,7 +315,7 @@ class Story(Shape):
     next: str
 
 
-class Promoted(Shape):
+class PromotedView(Shape):
     """The event that a conflicting body became; `created` is false when it had become one before."""
 
     id: UUID
@@ -302,15 +339,15 @@ class Progress(Shape):
     what: Move
     who: str
     filter: dict[str, str]
-    at: datetime
-    finished_at: datetime | None
+    at: Timestamp
+    finished_at: Timestamp | None
     total: int
     done: int
     skipped: int
     open: int
 
 
-class Source(Shape):
+class SourceView(Shape):
     """One source as it is configured; `secrets` counts them, and `problem` says why none can be used."""
 
     name: str
@@ -328,11 +365,11 @@ class Source(Shape):
 class Sources(Shape):
     """All sources."""
 
-    data: list[Source]
+    data: list[SourceView]
     next: None
 
 
-class Figures(Shape):
+class FiguresView(Shape):
     """One source's figures; rejections are those of the last 30 days, by reason."""
 
     source: str
@@ -340,7 +377,7 @@ class Figures(Shape):
     duplicates: int
     conflicts: int
     states: dict[State, int]
-    oldest_unfinished: datetime | None
+    oldest_unfinished: Timestamp | None
     oldest_unfinished_seconds: float | None
     rejections: dict[str, int]
 
@@ -357,7 +394,7 @@ class CallFigures(Shape):
 class Stats(Shape):
     """The figures of each source that has events or rejections, and of each API that was called."""
 
-    data: list[Figures]
+    data: list[FiguresView]
     calls: list[CallFigures]
     next: None
 
@@ -367,7 +404,7 @@ class RejectionCount(Shape):
 
     source: str
     reason: str
-    minute: datetime
+    minute: Timestamp
     count: int
 
 
@@ -376,7 +413,7 @@ class Rejection(Shape):
 
     source: str
     reason: str
-    at: datetime
+    at: Timestamp
     address: str | None
 
 
@@ -388,50 +425,57 @@ class Rejections(Shape):
     next: None
 
 
-# Reading the ledger: which events there are. The command line, /v1 and the dashboard all ask here.
+class Oldest(Shape):
+    """The oldest event that ends by itself, and for how many seconds the ledger has had it."""
+
+    id: UUID
+    source: str
+    event_id: str
+    type: str
+    state: State
+    received_at: Timestamp
+    seconds: float
 
 
-PAGE_MAX = 500
-"""Events of one page at most: more is a second page, so that one reader cannot hold a connection for long."""
+class Due(Shape):
+    """How many events wait for a worker, the longest for so many seconds."""
 
-TEXTS = ("source", "event_id", "type", "state")
-
-TIMES = ("received_at", "due_at")
-
-SHOWN = ("id", *TEXTS, "attempts", "generation", *TIMES, "reason", "duplicates", "conflicts")
+    count: int
+    seconds: float
 
 
-@dataclass(frozen=True)
-class Page:
-    """Some events, newest first, as JSON-ready dictionaries, and where the next page starts."""
+class Pending(Shape):
+    """What is on its way and what waits for a person; `states` counts by source and state."""
 
-    data: list[dict[str, Any]]
-    next: str | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the shape of every list: `{"data": [...], "next": cursor or null}`."""
-        return {"data": self.data, "next": self.next}
+    at: Timestamp
+    states: dict[str, dict[State, int]]
+    oldest: Oldest | None
+    due: Due
 
 
-def paged(rows: Sequence[Row[Any]], size: int, shown: Callable[[Row[Any]], dict[str, Any]]) -> Page:
-    """Return the first `size` rows as a page; one row more says that there is a next one."""
-    more = _write_cursor(rows[size - 1].id) if len(rows) > size else None
-    return Page([shown(row) for row in rows[:size]], more)
+class Throughput(Shape):
+    """Counts of each minute, oldest first, from the minute `from` on."""
+
+    start: Timestamp = Field(alias="from")
+    minutes: int
+    accepted: list[int]
+    duplicates: list[int]
+    done: list[int]
 
 
-def event_json(row: Row[Any]) -> dict[str, Any]:
-    """Return an event as lists show it: the columns of SHOWN, ids and times as text."""
-    shown = {name: getattr(row, name) for name in SHOWN}
-    return {**shown, "id": str(row.id), **{name: rfc3339(shown[name]) for name in TIMES}}
+class Flow(Shape):
+    """What one source got and did in a span of minutes."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    done: int = 0
+    rejections: dict[str, int] = {}
 
 
-def _write_cursor(last: UUID) -> str:
-    return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
+class WorkerHeartbeat(Shape):
+    """A worker process and its latest sign of life."""
 
-
-def read_cursor(cursor: str) -> UUID:
-    """Return the last id of the page before; raises BadCursor."""
-    try:
-        return UUID(bytes=base64.urlsafe_b64decode(cursor.encode() + b"=="))
-    except (binascii.Error, ValueError):
-        raise BadCursor from None
+    name: str
+    started_at: Timestamp
+    seen_at: Timestamp
+    silent_seconds: float

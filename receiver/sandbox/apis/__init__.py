@@ -1,4 +1,8 @@
-"""One module for each API: its resources, its words for errors, and where it looks for credentials."""
+"""What one API of the sandbox is: data and small views. Each API has a module of its own beside this one.
+
+A view takes a `Desk` and the path's values. `resource_routes` adds to an API's own views those that are the
+same everywhere: list, read and delete.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,12 +12,13 @@ from flask import Request
 from flask.typing import ResponseReturnValue
 
 from receiver.idempotency import Refusal, Scope
-
-# What one API of the sandbox is: data and small views; `guarding.py` puts the engine around them.
-
+from receiver.sandbox.storage import Desk, Fields
 
 View = Callable[..., ResponseReturnValue]
-"""Takes a Desk and the path's values; returns what Flask makes an answer of, or raises Refusal."""
+"""Takes a Desk and the path's values; returns what Flask makes a response of, or raises Refusal."""
+
+Change = Callable[[Desk, str], Fields]
+"""Changes the resource with this id; returns it as it is now, or raises Refusal."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,10 @@ class SandboxApi:
     name: str
     credential: Callable[[Request], str]
     wanted: str
-    """What a request without credential is told to send."""
+    """What a request without credential is asked to send."""
     owner: Callable[[Request], str]
     """Whose resources a request sees."""
-    word: Callable[[Refusal], dict[str, Any]]
+    error: Callable[[Refusal], dict[str, Any]]
     """The API's own shape of an error, as JSON."""
     routes: tuple[Route, ...]
     scopes: Mapping[str, Scope] = field(default_factory=dict)
@@ -48,9 +53,34 @@ class SandboxApi:
         return f"/{self.name}"
 
 
-def operations(path: str, views: Mapping[str, View]) -> tuple[Route, ...]:
-    """Return one route for each method of a path."""
-    return tuple(Route(method, path, view) for method, view in views.items())
+def resource_routes(
+    path: str,
+    plural: str,
+    create: Callable[[Desk], Fields],
+    changes: Mapping[str, Change],
+    *,
+    envelope: str | None = None,
+) -> tuple[Route, ...]:
+    """Return the routes of a collection at `path` and of each resource below it.
+
+    The list is answered as `{plural: [...]}`. One resource stands bare, or in an object under the name
+    `envelope`; `changes` has a function for each method that changes one.
+    """
+
+    def answer(fields: Fields) -> Fields:
+        return {envelope: fields} if envelope else fields
+
+    def changing(change: Change) -> View:
+        return lambda desk, identity: answer(change(desk, identity))
+
+    one = f"{path}/<identity>"
+    return (
+        Route("POST", path, lambda desk: (answer(create(desk)), 201)),
+        Route("GET", path, lambda desk: {plural: desk.list()}),
+        Route("GET", one, lambda desk, identity: answer(desk.find(identity))),
+        *(Route(method, one, changing(change)) for method, change in changes.items()),
+        Route("DELETE", one, Desk.remove),
+    )
 
 
 def header(name: str) -> Callable[[Request], str]:

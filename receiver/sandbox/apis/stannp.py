@@ -1,14 +1,12 @@
 """Stannp: letters, from forms."""
 
 import secrets
-from typing import Any
 
 from flask import Request
-from flask.typing import ResponseReturnValue
 
 from receiver.idempotency import Refusal
-from receiver.sandbox.apis import SandboxApi, operations
-from receiver.sandbox.storage import Desk
+from receiver.sandbox.apis import Route, SandboxApi
+from receiver.sandbox.storage import Desk, Fields
 
 SAMPLE = "https://www.stannp.com/assets/samples/letter-sample.pdf"
 COST = "0.78"
@@ -22,13 +20,8 @@ def credential(request: Request) -> str:
     return (basic.username or "").strip() if basic and basic.type == "basic" else ""
 
 
-def word(refusal: Refusal) -> dict[str, Any]:
-    """Return an error; `success` is the document's, the rest is ours."""
-    return {"success": False, "error": refusal.detail, "code": refusal.code}
-
-
-def create(desk: Desk) -> ResponseReturnValue:
-    """POST: write a letter. Only its answer to a first request has status 200."""
+def create(desk: Desk) -> Fields:
+    """Write a letter. Only its response to a first request has status 200."""
     form = desk.request.form
     if not any(name == "recipient" or name.startswith("recipient[") for name in form):
         raise Refusal(400, "validation_error", "A letter needs a recipient: send recipient[...] as a form.")
@@ -48,8 +41,8 @@ def create(desk: Desk) -> ResponseReturnValue:
     return {"success": True, "data": letter}
 
 
-def read(desk: Desk, identity: str) -> ResponseReturnValue:
-    """GET: one letter."""
+def read(desk: Desk, identity: str) -> Fields:
+    """Return one letter."""
     return {"success": True, "data": desk.find(identity)}
 
 
@@ -58,11 +51,12 @@ STANNP = SandboxApi(
     credential=credential,
     wanted="Send your API key as the user name of Basic authentication.",
     owner=credential,
-    word=word,
+    # `success` is the document's, the rest is ours.
+    error=lambda refusal: {"success": False, "error": refusal.detail, "code": refusal.code},
     scopes={"credential": credential},
     challenge='Basic realm="Stannp"',
     routes=(
-        *operations("/api/v1/letters/create", {"POST": create}),
-        *operations("/api/v1/letters/get/<identity>", {"GET": read}),
+        Route("POST", "/api/v1/letters/create", create),
+        Route("GET", "/api/v1/letters/get/<identity>", read),
     ),
 )

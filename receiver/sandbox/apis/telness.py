@@ -1,14 +1,12 @@
 """Telness Connect: orders."""
 
 import uuid
-from typing import Any
 
 from flask import Request
-from flask.typing import ResponseReturnValue
 
 from receiver.idempotency import Refusal
-from receiver.sandbox.apis import SandboxApi, header, operations
-from receiver.sandbox.storage import Desk, Fields, remove, text
+from receiver.sandbox.apis import SandboxApi, header, resource_routes
+from receiver.sandbox.storage import Desk, Fields, text
 
 _api_key, _authorization = header("X-API-Key"), header("Authorization")
 
@@ -18,53 +16,37 @@ def credential(request: Request) -> str:
     return _api_key(request) or _authorization(request)
 
 
-def word(refusal: Refusal) -> dict[str, Any]:
-    """Return an error; the document names codes and statuses, the shape is ours."""
-    return {"error": refusal.code, "message": refusal.detail}
-
-
-def create(desk: Desk) -> ResponseReturnValue:
-    """POST: order something."""
+def named(desk: Desk, *, whole: bool = True) -> Fields:
+    """Return the fields in the request's body; a `whole` order needs a customer."""
     body = desk.json()
-    text(body, "customerId", needed=True)
-    order = {"orderId": str(uuid.uuid4()), "status": "CONFIRMED", **_named(body), "createdAt": desk.now}
-    desk.keep(order["orderId"], order)
-    desk.happened()
-    return order, 201
-
-
-def orders(desk: Desk) -> ResponseReturnValue:
-    """GET: all orders."""
-    return {"orders": desk.list()}
-
-
-def read(desk: Desk, identity: str) -> ResponseReturnValue:
-    """GET: one order."""
-    return desk.find(identity)
-
-
-def replace(desk: Desk, identity: str) -> ResponseReturnValue:
-    """PUT: say the order anew."""
-    body = desk.json()
-    text(body, "customerId", needed=True)
-    return desk.change(identity, {"items": [], **_named(body)})
-
-
-def change(desk: Desk, identity: str) -> ResponseReturnValue:
-    """PATCH: not idempotent by itself, as each one is a revision of the order."""
-    revision = int(desk.find(identity).get("revision", 0)) + 1
-    return desk.change(identity, _named(desk.json()) | {"revision": revision})
-
-
-def _named(body: Fields) -> Fields:
-    named: Fields = {}
-    if "customerId" in body:
-        named["customerId"] = text(body, "customerId", needed=True)
+    fields: Fields = {}
+    if whole or "customerId" in body:
+        fields["customerId"] = text(body, "customerId", needed=True)
     if "items" in body:
         if not isinstance(body["items"], list):
             raise Refusal(400, "validation_error", "items must be a list.")
-        named["items"] = body["items"]
-    return named
+        fields["items"] = body["items"]
+    return fields
+
+
+def create(desk: Desk) -> Fields:
+    """Order something."""
+    identity = str(uuid.uuid4())
+    order = {"orderId": identity, "status": "CONFIRMED", **named(desk), "createdAt": desk.now}
+    desk.keep(identity, order)
+    desk.happened()
+    return order
+
+
+def replace(desk: Desk, identity: str) -> Fields:
+    """Set the order anew."""
+    return desk.change(identity, {"items": [], **named(desk)})
+
+
+def change(desk: Desk, identity: str) -> Fields:
+    """Set what is named: not idempotent by itself, as each change is a revision of the order."""
+    revision = int(desk.find(identity).get("revision", 0)) + 1
+    return desk.change(identity, named(desk, whole=False) | {"revision": revision})
 
 
 TELNESS = SandboxApi(
@@ -72,11 +54,7 @@ TELNESS = SandboxApi(
     credential=credential,
     wanted="Send your API key in X-API-Key.",
     owner=credential,
-    word=word,
-    routes=(
-        *operations("/api/v2/orders", {"POST": create, "GET": orders}),
-        *operations(
-            "/api/v2/orders/<identity>", {"GET": read, "PUT": replace, "PATCH": change, "DELETE": remove}
-        ),
-    ),
+    # The document names codes and statuses; the shape is ours.
+    error=lambda refusal: {"error": refusal.code, "message": refusal.detail},
+    routes=resource_routes("/api/v2/orders", "orders", create, {"PUT": replace, "PATCH": change}),
 )

@@ -1,4 +1,4 @@
-"""The wire against servers that do as they please: one request, one answer or one failure, in time."""
+"""The HTTP transport against servers that do as they please: one request, one reply or failure, in time."""
 
 import gzip
 import socket
@@ -19,7 +19,7 @@ from tests.services.calling import Target
 from tests.services.raw_server import RawServer, drip, hang_up, reply, stay
 from tests.services.sandbox import TELNESS
 from tests.services.waiting import free_port, wait_until
-from worker.calls.transport import ANSWER_MAX, HttpWire, NoReply, Outgoing, Reply
+from worker.calls.transport import ANSWER_MAX, HttpTransport, NoReply, Outgoing, Reply
 
 DEADLINE = 0.6
 """Seconds, where the deadline is what a test is about; elsewhere nothing comes near it."""
@@ -30,9 +30,9 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 
 @dataclass
 class Line:
-    """A wire to one server, with every mark that it made."""
+    """A transport to one server, with the time of every send that began."""
 
-    wire: HttpWire
+    transport: HttpTransport
     url: str
     marks: list[float] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class Line:
             if mark:
                 mark()
 
-        return self.wire.send(Outgoing("POST", self.url + path, headers, body), noted)
+        return self.transport.send(Outgoing("POST", self.url + path, headers, body), noted)
 
 
 Connect = Callable[..., Line]
@@ -54,8 +54,8 @@ Connect = Callable[..., Line]
 
 @pytest.fixture
 def connect(tmp_path: Path) -> Iterator[Connect]:
-    """Make wires to an address: `connect(url, **settings)`."""
-    made: list[HttpWire] = []
+    """Make transports to an address: `connect(url, **settings)`."""
+    made: list[HttpTransport] = []
 
     def make(url: str, **settings: Any) -> Line:
         given = {"deadline": "60s"} | settings
@@ -63,12 +63,12 @@ def connect(tmp_path: Path) -> Iterator[Connect]:
         api: Api = apis_of(tmp_path, target)["orders"]
         if "max_connections" in settings:
             api = Api(**{**vars(api), "max_connections": settings["max_connections"]})
-        made.append(HttpWire(api))
+        made.append(HttpTransport.for_api(api))
         return Line(made[-1], url)
 
     yield make
-    for wire in made:
-        wire.close()
+    for transport in made:
+        transport.close()
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Again", "308 Moved"])
@@ -96,7 +96,7 @@ def test_a_redirect_is_not_followed(connect: Connect, status: str) -> None:
     ids=["nothing", "ssh", "zeros", "no-status", "short", "chunk", "lengths", "header"],
 )
 def test_garbage_is_no_answer_and_is_not_sent_again(connect: Connect, answer: Any) -> None:
-    """What is not HTTP, or breaks off, is a failure after the bytes had left; the wire sends nothing more."""
+    """What is not HTTP, or breaks off, is a failure after the bytes had left; nothing more is sent."""
 
     def once(connection: socket.socket) -> None:
         if answer is not hang_up:
@@ -115,7 +115,7 @@ def test_garbage_is_no_answer_and_is_not_sent_again(connect: Connect, answer: An
     "status", ["500 Broken", "503 Unavailable", "429 Too Many", "408 Timeout", "425 Early"]
 )
 def test_no_status_is_sent_again(connect: Connect, status: str) -> None:
-    """Whatever a server says, the wire asks once."""
+    """Whatever a server says, the transport asks once."""
     with RawServer(reply(status, Retry_After="0")) as server:
         got = connect(server.url).send()
         assert isinstance(got, Reply)
