@@ -57,7 +57,7 @@ from receiver.ledger.reports.models import EventView
 from receiver.ledger.states import Move, State
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.problems import Problem
-from receiver.requests import GivenResponse, Which
+from receiver.requests import UUID_FORM, GivenResponse, Which
 from receiver.service import ActionResult, Resolution, Service, StatedResponse, refusal
 
 STATIC = Path(__file__).with_name("static")
