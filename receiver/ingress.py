@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ from werkzeug.sansio.utils import get_host
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import HandshakeAnswer
-from receiver.ledger.counters import Again, Rejected
+from receiver.ledger.counters import Rejected
 from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.intake import Delivery, Recorder, Verdict
 from receiver.problems import Problem, unavailable
@@ -45,14 +44,6 @@ UNPREFIXED = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"
 """Headers that WSGI spells without HTTP_."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The counts that are made after the response: a flood is counted as far as there is room."""
-
-    rejections: Background[Rejected]
-    duplicates: Background[Again]
-
-
 class Ingress:
     """The view that takes deliveries, for every source of a deployment."""
 
@@ -61,11 +52,11 @@ class Ingress:
         endpoints: Mapping[str, Endpoint],
         recorder: Recorder,
         dispatcher: Dispatcher,
-        counts: Counts,
+        rejections: Background[Rejected],
         public_url: str = "",
     ) -> None:
         self._endpoints, self._recorder = endpoints, recorder
-        self._dispatcher, self._counts = dispatcher, counts
+        self._dispatcher, self._rejections = dispatcher, rejections
         self._public_url = public_url
 
     def views(self) -> Blueprint:
@@ -135,7 +126,7 @@ class Ingress:
 
     def _note_refusal(self, source: str, reason: str) -> None:
         note_refused(source, reason)
-        self._counts.rejections.put(Rejected(source, reason, request.remote_addr))
+        self._rejections.put(Rejected(source, reason, request.remote_addr))
 
     def _record(self, source: str, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
         """Commit the deliveries and return their verdicts; raise Problem 503 when none was recorded."""
@@ -147,9 +138,6 @@ class Ingress:
             log.exception("A delivery to %s could not be recorded.", source)
             raise unavailable("The ledger could not record this; nothing was lost. Send it again.") from error
         note_recorded(source, verdicts)
-        for verdict in verdicts:
-            if not verdict.first_seen:
-                self._counts.duplicates.put(Again(source))
         return verdicts
 
 
