@@ -194,7 +194,7 @@ class Endpoint:
     handshakes: Handshakes
 
     def verify(self, request: Request, now: float) -> None:
-        """Raise InvalidSignature unless this request proves its sender, CannotVerify when nobody can tell."""
+        """Raise InvalidSignature unless this request proves its sender, CannotVerify when it is unknown."""
         self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)
         # An answer of ours to a challenge is a good signature too, so anybody could have asked for it.
         if self.handshakes.could_be_proof(request.body):

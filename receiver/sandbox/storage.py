@@ -193,7 +193,7 @@ class Desk:
         return fields
 
     def change(self, identity: str, changes: Fields) -> Fields:
-        """Change a resource and return it; what changes nothing is no effect."""
+        """Change a resource and return it; a change to the same values is no effect."""
         before = self.find(identity)
         after = before | changes
         if after != before:

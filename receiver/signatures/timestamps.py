@@ -25,7 +25,7 @@ def parse_time(text: str, unit: str) -> float | None:
 
 
 def parse_iso(text: str) -> datetime | None:
-    """Read an ISO 8601 time into UTC, or None; what is finer than microseconds is cut."""
+    """Read an ISO 8601 time into UTC, or None; digits finer than microseconds are cut."""
     match = _ISO.fullmatch(text)
     if match is None:
         return None
