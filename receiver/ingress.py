@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 from urllib.parse import quote
 
 from flask import Blueprint, Response, request
@@ -91,7 +90,12 @@ class Ingress:
         if len(body) > endpoint.source.max_body:
             self._note_refusal(endpoint.source.name, "too_large")
             raise Problem(413, "too-large", f"The body is longer than {endpoint.source.max_body} bytes.")
-        return Request(request.method, _url(request, self._public_url), _headers(request.environ), body)
+        environ = request.environ
+        sent = [(name[5:].replace("_", "-"), value) for name, value in environ.items() if name[:5] == "HTTP_"]
+        # A client can spell `Content_Type`: that must not stand beside the server's own.
+        headers = [pair for pair in sent if pair[0] not in UNPREFIXED]
+        headers += [(name, value) for name, key in UNPREFIXED.items() if (value := environ.get(key))]
+        return Request(request.method, _url(request, self._public_url), tuple(headers), body)
 
     def _verify(self, endpoint: Endpoint, delivered: Request) -> bool:
         """Return whether it asked for a confirmation, now given; raise Problem unless it is genuine."""
@@ -180,14 +184,6 @@ def _base_url(scheme: str, host: str | None, server: tuple[str, int | None] | No
 @lru_cache(maxsize=256)
 def _quoted(path: str) -> str:
     return quote(path, safe=PATH_SAFE)
-
-
-def _headers(environ: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return a request's headers as WSGI has them, in latin-1; repeated ones are joined there already."""
-    sent = [(name[5:].replace("_", "-"), value) for name, value in environ.items() if name[:5] == "HTTP_"]
-    # A client can spell `Content_Type`: that must not stand beside the server's own.
-    others = [pair for pair in sent if pair[0] not in UNPREFIXED]
-    return (*others, *((name, value) for name, key in UNPREFIXED.items() if (value := environ.get(key))))
 
 
 def _answer(endpoint: Endpoint, verdicts: Sequence[Verdict]) -> Response:
