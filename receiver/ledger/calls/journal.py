@@ -95,7 +95,10 @@ def plan(store: Store, held: Claim, request: CallRequest, make_key: MakeKey) -> 
 
 
 def compute_once(store: Store, held: Claim, step: str, compute: Callable[[], str]) -> str | None:
-    """Return the JSON that a step computed first in this generation; None when the claim is lost."""
+    """Return the JSON that a step computed first in this generation; None when the claim is lost.
+
+    If two attempts compute it at once, the one that writes first decides for both.
+    """
     mine = (VALUE.c.event == held.event, VALUE.c.generation == held.generation, VALUE.c.step == step)
     found = select(VALUE.c.value).where(*mine)
     with store.read() as connection:
@@ -140,9 +143,11 @@ class _Planning:
             changed = self._note_other_bytes(row)
             if changed:
                 return self._planned(self._current(), event.now, changed)
+        # The shared call may have ended since the last attempt.
         if row.shares and row.state == CallState.PENDING:
             self._follow(row)
             row = self._current()
+        # Waiting that costs no attempt has no other end.
         overdue = row.trying_since + request.give_up_after <= event.now
         if row.state == CallState.PENDING and row.outcome in COSTS_NO_ATTEMPT and overdue:
             since = f"It has been tried since {row.trying_since:%Y-%m-%d %H:%M} UTC, and that is long enough."
@@ -218,7 +223,10 @@ class _Planning:
         return self._planned(found, now, reason)
 
     def _note_other_bytes(self, row: Row[Any]) -> str | None:
-        """Note that the handler asks for other bytes; return why nothing may be sent, if that is so."""
+        """Note that the handler asks for other bytes; return why nothing may be sent, if that is so.
+
+        A call that ended returns its stored response all the same: people see that its handler changed.
+        """
         asked = self.request.fingerprint
         self._change(row, changed_to=asked)
         if row.state == CallState.SUCCEEDED:

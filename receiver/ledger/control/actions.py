@@ -96,6 +96,7 @@ def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promotion:
         copied = {name: getattr(kept, name) for name in ("body_hash", "body", "headers", "content_type")}
         insert = insert_for(store, EVENT)
         insert = insert.values(id=uuid7(), **row, **copied, received_at=store.now(), due_at=store.now())
+        # Two people who promote it at once get the same event.
         once = insert.on_conflict_do_nothing(index_elements=["source", "event_id"]).returning(EVENT.c.id)
         created = connection.execute(once).scalar()
         if not created:
@@ -142,6 +143,7 @@ def act_on(
         change |= {"due_at": store.now(), "finished_at": None, "discarded": False, "reason": None}
         change |= {"attempts": 0, "crashes": 0}
     if move == Move.RERUN:
+        # Keys are made from the generation, so every call is a new one to its API.
         change["generation"] = EVENT.c.generation + 1
     statement = update(EVENT).where(EVENT.c.id.in_(was), *allowed).values(**change)
     returned = statement.returning(EVENT.c.id, EVENT.c.state, EVENT.c.generation)
