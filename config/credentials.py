@@ -81,6 +81,12 @@ def _parse_api_key(number: int, entry: str) -> ApiKey:
     return ApiKey(name, secret, bool(colon))
 
 
+def bearer_token(authorization: str) -> str:
+    """Return the token in an Authorization header, `Bearer <token>`; '' where it is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def find_api_key(keys: Iterable[ApiKey], secret: str) -> ApiKey | None:
     """Return the key with this secret, in constant time."""
     digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -1,4 +1,7 @@
-"""`python -m firstseen`, and the console script `firstseen`."""
+"""`python -m firstseen`, and the console script `firstseen`: all commands under one name.
+
+Every error that is foreseen ends in one sentence and an exit code.
+"""
 
 import logging
 import sys
@@ -20,8 +23,6 @@ from firstseen.verify import verify
 from receiver.ledger.errors import LedgerError
 from worker.registry import HandlerError
 
-# All commands under one name; every error that is foreseen ends in one sentence.
-
 
 class Misconfigured(click.ClickException):
     """The configuration is wrong: exit 2."""
@@ -30,7 +31,7 @@ class Misconfigured(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group of commands that speaks sentences: no foreseen error shows a traceback."""
+    """A group of commands in which no foreseen error shows a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes an exit code and a sentence on stderr."""

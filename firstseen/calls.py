@@ -1,4 +1,7 @@
-"""`calls`, `call show`, `call resolve`: what handlers asked of other APIs, and what a person says of it."""
+"""`calls`, `call show`, `call resolve`: outbound calls on the command line, and how a person resolves one.
+
+`call_lines` prints an event's calls for `firstseen show`.
+"""
 
 import mimetypes
 from collections.abc import Iterator, Sequence
@@ -24,9 +27,10 @@ from firstseen.console import (
     visible,
     visible_lines,
 )
-from receiver.ledger.filter import CallFilter
+from receiver.describe import RESOLUTIONS
 from receiver.ledger.reports.models import Call, CallStory, Content, Send, Stored, ToldCall
 from receiver.ledger.states import CallState
+from receiver.requests import WhichCalls
 from receiver.service import Resolution, StatedResponse
 from worker.calls.transport import ANSWER_MAX
 
@@ -35,16 +39,7 @@ BODY_LINES = 40
 
 PAGE = 50
 
-SHOWN = ("id", "api", "step", "state", "source", "event_id", "reason")
-
-WAYS = {
-    Resolution.HAPPENED: "It happened: the handler goes on with --response.",
-    Resolution.RESEND_AS_NEW: "Send it as a new call, under a new key.",
-    Resolution.USE_STORED: "Send the stored bytes, though the handler asks for others now.",
-    Resolution.GIVE_UP: "Leave it, and end its event.",
-}
-
-SUCCESS = click.IntRange(200, 299)
+COLUMNS = ("id", "api", "step", "state", "source", "event_id", "reason")
 
 
 @click.command()
@@ -58,17 +53,15 @@ SUCCESS = click.IntRange(200, 299)
 @click.option("--cursor", help="Where the page starts; the previous one prints it.")
 @json_option
 @pass_context
-def calls(
-    context: Context, /, *, state: str | None, limit: int, cursor: str | None, as_json: bool, **given: Any
-) -> None:
+def calls(context: Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any) -> None:
     """List outbound calls, newest first; `--state parked` are those that wait for a person."""
-    which = CallFilter(state=CallState(state) if state else None, **given)
+    which = WhichCalls(**given).as_filter()
     page = context.service.list_calls(which, limit=limit, cursor=cursor)
     if as_json:
         print_json(page)
         return
-    rows = [(moment(call.created_at), *(getattr(call, name) for name in SHOWN)) for call in page.data]
-    print_table(("created", *SHOWN), rows)
+    rows = [(moment(call.created_at), *(getattr(call, name) for name in COLUMNS)) for call in page.data]
+    print_table(("created", *COLUMNS), rows)
     if page.next:
         click.echo(f"More: the same command with --cursor {page.next}", err=True)
 
@@ -92,25 +85,25 @@ def show(context: Context, call_id: UUID, *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _ways(command: Any) -> Any:
-    for how, text in reversed(WAYS.items()):
-        command = click.option(f"--{how}", is_flag=True, help=text)(command)
+def _resolution_options(command: Any) -> Any:
+    for how, words in reversed(list(RESOLUTIONS.items())):
+        command = click.option(f"--{how}", is_flag=True, help=words.command_line)(command)
     return command
 
 
 @call.command("resolve")
 @click.argument("call_id", type=click.UUID, metavar="ID")
-@_ways
+@_resolution_options
 @click.option("--response", type=click.Path(path_type=Path), metavar="FILE", help="The answer's body.")
-@click.option("--status", type=SUCCESS, help="The answer's status (default: 200).")
+@click.option("--status", type=click.IntRange(200, 299), help="The answer's status (default: 200).")
 @click.option("--who", help="The name for the audit (default: the system's user).")
 @json_option
 @pass_context
 def resolve_call(context: Context, /, call_id: UUID, *, as_json: bool, **given: Any) -> None:
     """Say what became of a call whose event is parked, or shall; give exactly one of the four."""
-    chosen = [how for how in WAYS if given[how.replace("-", "_")]]
+    chosen = [how for how in RESOLUTIONS if given[how.replace("-", "_")]]
     if len(chosen) != 1:
-        raise click.UsageError(f"Give exactly one of {', '.join(f'--{how}' for how in WAYS)}.")
+        raise click.UsageError(f"Give exactly one of {', '.join(f'--{how}' for how in RESOLUTIONS)}.")
     how, file, status = chosen[0], given["response"], given["status"]
     if how != Resolution.HAPPENED and (file or status):
         raise click.UsageError("--response and --status go with --happened.")

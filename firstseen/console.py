@@ -1,8 +1,14 @@
-"""What commands need, each part made when it is first asked for: `firstseen version` needs none of it."""
+"""What commands share: the context of one run, output for terminals and programs, and options.
+
+`Context` makes each part when it is first asked for, since `firstseen version` needs none of it. `print_json`
+and `print_table` write; `visible` lets nothing through that a sender could smuggle in. `filter_options` adds
+the options that `filter_of` reads.
+"""
 
 import getpass
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -25,7 +31,7 @@ from receiver.service import Service
 
 
 class CommandFailed(click.ClickException):
-    """The answer is no: exit 1. Not found, not allowed, or refused by the other side."""
+    """Exit 1: not found, not allowed, or refused by the other side."""
 
     exit_code = 1
 
@@ -62,15 +68,17 @@ class Context:
     @cached_property
     def service(self) -> Service:
         """What people may see and do; actions nudge nobody, and the sweeper finds what is due."""
+        # The ledger first: with both broken, its sentence says more than the configuration's.
         return Service(self.ledger, self.sources)
 
     @cached_property
     def counting_service(self) -> Service:
-        """The service for what shows no event: it works while the sources are misconfigured, too."""
+        """The service for what shows no event: counts and bulk operations."""
+        # It needs no sources, and so works while they are misconfigured.
         return Service(self.ledger, {})
 
     def source(self, name: str) -> Source:
-        """Return a configured source or say no."""
+        """Return a configured source. Raises CommandFailed."""
         if name not in self.sources:
             raise CommandFailed(
                 f"There is no source {name!r}; configured are {', '.join(sorted(self.sources)) or 'none'}."
@@ -87,15 +95,14 @@ pass_context = click.make_pass_decorator(Context)
 
 
 def system_user() -> str:
-    """Return the system's name for who runs this, for the audit, or say no."""
+    """Return the system's name of the user, for the audit. Raises CommandFailed."""
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
         raise CommandFailed("The system has no name for this user: say --who, for the audit.") from None
 
 
-# How things look on a terminal: tables, colours, and nothing that a sender could smuggle in.
-
+Command = Callable[..., Any]
 
 COLOURS = {
     "received": "white",
@@ -125,10 +132,10 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print rows under a head in columns; the last column keeps its length."""
     lines = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    click.echo(click.style(_joined(head, widths), bold=True))
-    for line in lines:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        click.echo("  ".join(tinted(cell) for cell in padded).rstrip())
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *lines)]
+    click.echo(click.style("  ".join(padded[0]).rstrip(), bold=True))
+    for row in padded[1:]:
+        click.echo("  ".join(tinted(cell) for cell in row).rstrip())
 
 
 def labelled(label: str, fact: str) -> str:
@@ -145,7 +152,10 @@ def tinted(text: str) -> str:
 def visible(value: Any) -> str:
     """Return a value as one line without control characters: ids and reasons come from outside."""
     text = "" if value is None else str(value)
-    return "".join(character if character.isprintable() else _escaped(character) for character in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def visible_lines(text: str) -> list[str]:
@@ -163,20 +173,6 @@ def plural(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode()
-
-
-# Options that several commands share.
-
-
-Command = Callable[..., Any]
-
-
 class TimeParam(click.ParamType[datetime]):
     """A point in time: RFC 3339 (`2026-11-21T10:00:00Z`), or how long ago (`90s`, `2h`, `30d`)."""
 
@@ -186,30 +182,16 @@ class TimeParam(click.ParamType[datetime]):
         """Return an aware time; refuse what is neither."""
         if isinstance(value, datetime):
             return value
-        moment = _ago(value) or _written(value)
-        if moment is None:
-            self.fail(
-                f"{value!r} is neither a duration such as 2h nor a time such as 2026-11-21T10:00:00Z",
-                param,
-                ctx,
-            )
-        return moment
-
-
-def _ago(text: str) -> datetime | None:
-    try:
-        return datetime.now(UTC) - parse_duration(text)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _written(text: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    # Without an offset it could be anybody's noon.
-    return moment if moment.utcoffset() is not None else None
+        with suppress(ValueError, OverflowError):
+            return datetime.now(UTC) - parse_duration(value)
+        with suppress(ValueError):
+            at = datetime.fromisoformat(value)
+            # Without an offset it could be anybody's noon.
+            if at.utcoffset() is not None:
+                return at
+        raise click.BadParameter(
+            f"{value!r} is neither a duration such as 2h nor a time such as 2026-11-21T10:00:00Z", ctx, param
+        )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, as /v1 returns it.")

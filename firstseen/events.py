@@ -1,4 +1,8 @@
-"""Events on the command line: `events`, `show`, `stats`, `sources`, and what a person does to them."""
+"""Events on the command line: `events`, `show`, `stats`, `sources`, and `retry`, `rerun`, `discard`.
+
+The three actions take one event by its names, or many by a filter: then they count, and with `--yes` carry
+out a bulk operation in steps that `--resume` continues.
+"""
 
 import sys
 import time
@@ -26,6 +30,7 @@ from firstseen.console import (
     visible,
     visible_lines,
 )
+from receiver.describe import ACTIONS
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.reports.models import CallFigures, EventInFull, FiguresView, Progress, Story
 from receiver.ledger.states import CallState, Move, State
@@ -33,14 +38,12 @@ from receiver.service import describe_sources
 
 PAGE = 50
 
-SHOWN = ("source", "event_id", "type", "state", "attempts", "duplicates", "reason")
+COLUMNS = ("source", "event_id", "type", "state", "attempts", "duplicates", "reason")
 
 FLAGS = {
     "suspected_replay": "suspected replay",
     "calls_changed": "its handler asks for other bytes in a call that succeeded",
 }
-
-DONE = {Move.RETRY: "is due again", Move.RERUN: "runs again", Move.DISCARD: "is discarded"}
 
 BATCH = 100
 """Events of one transaction: short enough to let deliveries through on SQLite."""
@@ -79,8 +82,8 @@ def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool
     if as_json:
         print_json(page)
         return
-    rows = [(moment(event.received_at), *(getattr(event, name) for name in SHOWN)) for event in page.data]
-    print_table(("received", *SHOWN), rows)
+    rows = [(moment(event.received_at), *(getattr(event, name) for name in COLUMNS)) for event in page.data]
+    print_table(("received", *COLUMNS), rows)
     if page.next:
         click.echo(f"More: the same command with --cursor {page.next}", err=True)
 
@@ -262,7 +265,7 @@ def _act_on_one(context: Context, move: Move, who: str, given: dict[str, Any]) -
     if given["as_json"]:
         print_json(story.event)
         return
-    click.echo(f"{visible(given['event_id'])} {DONE[move]}. {visible(story.next)}")
+    click.echo(f"{visible(given['event_id'])} {ACTIONS[move].command_line}. {visible(story.next)}")
 
 
 def _resume(context: Context, move: Move, replay: UUID, *, as_json: bool) -> None:

@@ -1,12 +1,20 @@
-"""A source's and a dialect's rules as sentences, made from the configuration as it is loaded."""
+"""Providers, sources, APIs, states and actions in words: the sentences that people read, each once.
+
+`proof`, `scheme`, `places`, `event_id`, `handshake`, `answer`, `verified` and `trust` describe a provider's
+entry, for `firstseen providers` and docs/providers.md. `source_rules` and `dialect_rules` describe a source
+and an API as they are configured, for the pages. `STATES`, `ACTIONS`, `RESOLUTIONS` and the functions below
+them say where an event stands and what a person can do, for the pages and the command line.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import Final
 
 from config.apis import Api
-from config.dialects import Dialect, Error
+from config.dialects import Error
 from config.providers import (
     ABSENT,
     ANY,
@@ -17,16 +25,12 @@ from config.providers import (
     Provider,
     SchemeTable,
     SignatureTable,
-    TimestampTable,
 )
 from config.sources import Source, can_be_replayed
 from config.toml import in_words
 from receiver.ledger.control import Resolution
 from receiver.ledger.reports.models import EventInFull, Story, ToldCall
 from receiver.ledger.states import Move, State, leaves
-
-# What a provider's entry means, in words: the same for `firstseen providers show` and docs/providers.md.
-
 
 ALGORITHMS = {"ed25519": "Ed25519", "ecdsa": "ECDSA", "rsa": "RSA (PKCS #1 v1.5)", "hash": "plain"}
 
@@ -51,16 +55,25 @@ KINDS = {
 }
 
 
+DEDUP = {
+    "id": "The provider's own id makes an event",
+    "composite": "Several values together make an event",
+    "body_hash": "The body's hash makes an event: equal bodies are one",
+    "none": "Every delivery is an event of its own",
+}
+
+STORED = {
+    "all": "It keeps every answer, failures too: the same key gets the same failure again.",
+    "2xx": "It keeps successes only: after a failure the same key runs again.",
+    "final": "It keeps what is final: after a failure of its own the same key runs again.",
+}
+
+
 def proof(provider: Provider) -> str:
     """Say in a few words what proves the sender."""
-    if provider.scheme is None:
-        return _other_proof(provider)
-    names = {"token": "token", "basic": "HTTP Basic", "any_of": "one of several"}
-    scheme = provider.scheme
-    return names.get(scheme.type) or _algorithm(scheme)
-
-
-def _other_proof(provider: Provider) -> str:
+    if provider.scheme is not None:
+        names = {"token": "token", "basic": "HTTP Basic", "any_of": "one of several"}
+        return names.get(provider.scheme.type) or _algorithm(provider.scheme)
     if provider.verification is not None:
         return "nothing"
     return "code" if provider.code else "as the source says"
@@ -75,20 +88,24 @@ def scheme(provider: Provider) -> list[str]:
         return [f"verified by code, {provider.code}{needs}"]
     if provider.scheme is None:
         return ["described in the source's options"]
-    return list(_scheme(provider.scheme))
+    return list(_scheme_lines(provider.scheme))
 
 
-def _scheme(table: SchemeTable) -> Iterator[str]:
+def _scheme_lines(table: SchemeTable) -> Iterator[str]:
     if table.schemes:
-        for number, one in enumerate(table.schemes, 1):
-            yield from (f"{number}. {line}" for line in _scheme(one))
+        for number, alternative in enumerate(table.schemes, 1):
+            yield from (f"{number}. {line}" for line in _scheme_lines(alternative))
         return
     if table.signature is not None:
         yield _signature(table, table.signature)
     if table.key is not None or table.type in PUBLIC_KEY:
-        yield _key(table.key or KeyTable(encoding="pem"))
+        key = table.key or KeyTable(encoding="pem")
+        bare = f", without {key.strip_prefix!r}" if key.strip_prefix else ""
+        yield KEYS.get(key.encoding, "the secret is used as it is") + bare
     if table.timestamp is not None:
-        yield _timestamp(table.timestamp)
+        tolerance = table.timestamp.tolerance
+        limit = f"at most {tolerance} s from now" if tolerance else "with no limit of its own"
+        yield f"its time is in {places(table.timestamp.at)}, in {UNITS[table.timestamp.unit]}, {limit}"
     for place, value in table.require.items():
         yield f"{places(place)} must be {value}"
 
@@ -113,16 +130,6 @@ def _algorithm(table: SchemeTable) -> str:
     return f"{ALGORITHMS[table.type]} {digest}".strip()
 
 
-def _key(key: KeyTable) -> str:
-    bare = f", without {key.strip_prefix!r}" if key.strip_prefix else ""
-    return KEYS.get(key.encoding, "the secret is used as it is") + bare
-
-
-def _timestamp(table: TimestampTable) -> str:
-    limit = f"at most {table.tolerance} s from now" if table.tolerance else "with no limit of its own"
-    return f"its time is in {places(table.at)}, in {UNITS[table.unit]}, {limit}"
-
-
 def places(text: str) -> str:
     """Say where a locator reads."""
     joined, word = ("||", " and ") if "||" in text else ("|", " or ")
@@ -144,52 +151,50 @@ def event_id(provider: Provider) -> str:
         return "as the source says"
     if not provider.event_id:
         return {"none": "none: each delivery is an event of its own"}.get(provider.policy, "the body's hash")
-    told = " + ".join(places(part) for part in provider.event_id)
+    parts = " + ".join(places(part) for part in provider.event_id)
     other = {"body_hash": "; without it the body's hash", "none": "; without it each is an event of its own"}
     unsigned = "" if provider.id_is_signed or not provider.signs_body else "; not signed"
-    return told + other.get(provider.without_id, "") + unsigned
+    return parts + other.get(provider.without_id, "") + unsigned
 
 
 def handshake(table: HandshakeTable) -> str:
-    """Say which request is a handshake, and what it gets."""
-    conditions = [_condition(place, value) for place, value in table.when.items()]
+    """Say which request is a handshake, and how it is answered."""
+    special = {ANY: "is there", ABSENT: "is not there", VERIFY_TOKEN: "is the source's verify token"}
+    conditions = [
+        f"{places(place)} {special.get(value, f'is {value}')}" for place, value in table.when.items()
+    ]
     if table.challenge:
         conditions.append(f"{places(table.challenge)} holds a challenge")
     when = f" where {' and '.join(conditions)}" if conditions else ""
-    opt_in = "signed" if table.signed else "unsigned, so only with handshake = true in the source"
-    return f"{table.method}{when}: {table.status}{_answered(table)} ({opt_in})"
-
-
-def _condition(place: str, value: str) -> str:
-    words = {ANY: "is there", ABSENT: "is not there", VERIFY_TOKEN: "is the source's verify token"}
-    return f"{places(place)} {words.get(value, f'is {value}')}"
-
-
-def _answered(table: HandshakeTable) -> str:
-    told = [f"{name}: {value}" for name, value in table.headers.items()]
+    content = [f"{name}: {value}" for name, value in table.headers.items()]
     if isinstance(table.answer, Mapping):
-        told += ["JSON of " + ", ".join(f"{key} = {value}" for key, value in table.answer.items())]
+        content += ["JSON of " + ", ".join(f"{key} = {value}" for key, value in table.answer.items())]
     elif table.answer:
-        told += [f"the text {table.answer}"]
-    return f" with {' and '.join(told)}" if told else " with no body"
+        content += [f"the text {table.answer}"]
+    answered = f" with {' and '.join(content)}" if content else " with no body"
+    opt_in = "signed" if table.signed else "unsigned, so only with handshake = true in the source"
+    return f"{table.method}{when}: {table.status}{answered} ({opt_in})"
 
 
 def answer(provider: Provider) -> str:
     """Say what an event is answered with, and by when; empty for what is usual."""
-    usual = provider.success_status == 200 and provider.success_body is None  # noqa: PLR2004 - HTTP's OK
-    body = {None: "", "": " with no body"}.get(provider.success_body, f" with {provider.success_body}")
-    told = [] if usual else [f"{provider.success_status}{body}"]
-    told += ["rejections with no body"] if provider.empty_rejection else []
-    told += [f"within {in_words(provider.deadline)}"] if provider.deadline else []
-    return ", ".join(told)
+    parts = []
+    if provider.success_status != HTTPStatus.OK or provider.success_body is not None:
+        body = {None: "", "": " with no body"}.get(provider.success_body, f" with {provider.success_body}")
+        parts.append(f"{provider.success_status}{body}")
+    if provider.empty_rejection:
+        parts.append("rejections with no body")
+    if provider.deadline:
+        parts.append(f"within {in_words(provider.deadline)}")
+    return ", ".join(parts)
 
 
 def verified(provider: Provider) -> str:
     """Say how far the entry can be trusted; empty for what a source describes itself."""
     if provider.custom:
         return ""
-    told = "read in official sources" if provider.verified else "unverified: not read in official sources"
-    return f"{told}; nobody read: {', '.join(provider.unread)}" if provider.unread else told
+    checked = "read in official sources" if provider.verified else "unverified: not read in official sources"
+    return f"{checked}; nobody read: {', '.join(provider.unread)}" if provider.unread else checked
 
 
 def trust(provider: Provider) -> str:
@@ -199,32 +204,6 @@ def trust(provider: Provider) -> str:
     if not provider.verified:
         return "no"
     return f"but for {', '.join(provider.unread)}" if provider.unread else "yes"
-
-
-# Words and forms that the pages share: times, spans, counts, JSON for people.
-
-
-ACTION_EFFECTS = {
-    Move.RETRY: (
-        "Runs the handler again in the same generation. Calls that succeeded are not sent again;"
-        " the others go out under the keys they have."
-    ),
-    Move.RERUN: (
-        "Starts the next generation with new keys: every effect happens again, those that happened"
-        " before too."
-    ),
-    Move.DISCARD: "Ends it for good: no handler runs, and no later delivery brings it back.",
-}
-
-STATES = {
-    "received": "Recorded; no worker has claimed it yet.",
-    "processing": "A worker runs its handler now.",
-    "waiting": "Runs again by itself when it is due.",
-    "done": "Its handler came through, and every call is final.",
-    "parked": "Stands still until a person decides.",
-    "dead": "Failed for good, or was discarded.",
-    "ignored": "No handler takes its type.",
-}
 
 
 def exact(at: datetime | None) -> str:
@@ -237,24 +216,10 @@ def duration(value: timedelta) -> str:
     return re.sub(r"(?<=\d)(?=[a-z])", " ", in_words(value))
 
 
-DEDUP = {
-    "id": "The provider's own id makes an event",
-    "composite": "Several values together make an event",
-    "body_hash": "The body's hash makes an event: equal bodies are one",
-    "none": "Every delivery is an event of its own",
-}
-
-STORED = {
-    "all": "It keeps every answer, failures too: the same key gets the same failure again.",
-    "2xx": "It keeps successes only: after a failure the same key runs again.",
-    "final": "It keeps what is final: after a failure of its own the same key runs again.",
-}
-
-
 def source_rules(source: Source) -> Iterator[str]:
     """Say how a source's deliveries are checked, told apart and kept."""
     provider = source.provider
-    yield _proof(provider)
+    yield _sender_proof(provider)
     limit = f"{source.tolerance} s" if source.tolerance else None
     longest = provider.longest_tolerance
     if limit or longest:
@@ -285,33 +250,37 @@ def dialect_rules(api: Api) -> Iterator[str]:
         f"A key is trusted for {duration(api.key_life)} from its first use; in its last"
         f" {duration(api.key_margin)} nothing is sent again."
     )
-    yield from _meetings(dialect, api)
+    yield from _collisions(api)
     if dialect.stored:
         yield STORED[dialect.stored]
-    yield _replay(dialect)
+    replay = dialect.replay
+    if replay.header:
+        yield f"A replayed answer carries {replay.header}: true."
+    elif replay.status:
+        yield f"A replayed answer has status {replay.status}; {replay.outcome!r} in it says how it ended."
+    else:
+        yield "A replayed answer looks like the first one."
 
 
-def _proof(provider: Provider) -> str:
+def _sender_proof(provider: Provider) -> str:
     if provider.verification is not None:
         return "Nothing proves who sends: whoever knows the address can."
-    if provider.scheme is None:
+    table = provider.scheme
+    if table is None:
         key = "with a key that the provider publishes" if provider.keyless else "with a shared secret"
         return f"Verified as {provider.title} says, {key}; signed: {', '.join(provider.signs) or 'a token'}."
-    return _signing(provider.scheme)
+    if table.schemes:
+        return f"Any of {len(table.schemes)} signing schemes may match."
+    if table.type in PUBLIC_KEY:
+        return f"Signed with the provider's private key ({table.type}); we hold the public one."
+    if table.type == "hmac":
+        return f"Signed with HMAC-{(table.hash or 'sha256').upper()} over {table.content or '{body}'}."
+    return f"Protected by {table.type}; the body is not signed."
 
 
-def _signing(scheme: SchemeTable) -> str:
-    if scheme.schemes:
-        return f"Any of {len(scheme.schemes)} signing schemes may match."
-    if scheme.type in PUBLIC_KEY:
-        return f"Signed with the provider's private key ({scheme.type}); we hold the public one."
-    if scheme.type == "hmac":
-        return f"Signed with HMAC-{(scheme.hash or 'sha256').upper()} over {scheme.content or '{body}'}."
-    return f"Protected by {scheme.type}; the body is not signed."
-
-
-def _meetings(dialect: Dialect, api: Api) -> Iterator[str]:
-    match dialect.in_flight:
+def _collisions(api: Api) -> Iterator[str]:
+    """Say what an API does with a second copy, and with another request under a used key."""
+    match api.dialect.in_flight:
         case Error() as error:
             yield f"While the first copy runs, a second one gets {_error(error)}: we wait."
         case "waits":
@@ -319,7 +288,7 @@ def _meetings(dialect: Dialect, api: Api) -> Iterator[str]:
         case _:
             quiet = duration(api.quiet)
             yield f"What two copies at once do is not said: we wait {quiet} after the deadline."
-    match dialect.mismatch:
+    match api.dialect.mismatch:
         case Error() as error:
             yield f"Another request under a used key gets {_error(error)}: a person decides."
         case "separate":
@@ -328,17 +297,120 @@ def _meetings(dialect: Dialect, api: Api) -> Iterator[str]:
             yield "Whether it notices another request under a used key is not said: we do."
 
 
-def _replay(dialect: Dialect) -> str:
-    replay = dialect.replay
-    if replay.header:
-        return f"A replayed answer carries {replay.header}: true."
-    if replay.status:
-        return f"A replayed answer has status {replay.status}; {replay.outcome!r} in it says how it ended."
-    return "A replayed answer looks like the first one."
-
-
 def _error(error: Error) -> str:
     return f"{error.status} {error.code}".strip()
+
+
+STATES: Final[Mapping[str, str]] = {
+    "received": "Recorded; no worker has claimed it yet.",
+    "processing": "A worker runs its handler now.",
+    "waiting": "Runs again by itself when it is due.",
+    "done": "Its handler came through, and every call is final.",
+    "parked": "Stands still until a person decides.",
+    "dead": "Failed for good, or was discarded.",
+    "ignored": "No handler takes its type.",
+}
+
+
+@dataclass(frozen=True)
+class ActionWords:
+    """One action of a person, in the words of every face."""
+
+    label: str
+    """The button's."""
+    key: str
+    """The keystroke on the page."""
+    effect: str
+    """What it does; of a call with `{api}`, and `{twice}` where it may happen twice by it."""
+    done: str
+    """What the page says afterwards."""
+    past: str
+    """What the timeline says, after the person's name."""
+    command_line: str
+    """Of an event, what the command line says of it afterwards; of a call, the option's help."""
+    grave: bool = False
+    """Whether something ends or happens twice by it."""
+
+
+ACTIONS: Final[Mapping[Move, ActionWords]] = {
+    Move.RETRY: ActionWords(
+        "Retry",
+        "r",
+        "Runs the handler again in the same generation. Calls that succeeded are not sent again;"
+        " the others go out under the keys they have.",
+        "Retried: it runs as soon as a worker is free.",
+        "retried it",
+        "is due again",
+    ),
+    Move.RERUN: ActionWords(
+        "Rerun with new keys",
+        "n",
+        "Starts the next generation with new keys: every effect happens again, those that happened"
+        " before too.",
+        "A new generation runs as soon as a worker is free.",
+        "started a new generation",
+        "runs again",
+        grave=True,
+    ),
+    Move.DISCARD: ActionWords(
+        "Discard",
+        "d",
+        "Ends it for good: no handler runs, and no later delivery brings it back.",
+        "Discarded.",
+        "discarded it",
+        "is discarded",
+        grave=True,
+    ),
+}
+"""What a person may do to an event."""
+
+RESOLUTIONS: Final[Mapping[Resolution, ActionWords]] = {
+    Resolution.HAPPENED: ActionWords(
+        "It happened",
+        "h",
+        "You looked at {api}, and it is there. The handler goes on with the answer you give.",
+        "Noted that it happened; the event goes on.",
+        "said that the call happened",
+        "It happened: the handler goes on with --response.",
+    ),
+    Resolution.RESEND_AS_NEW: ActionWords(
+        "Send it as new",
+        "s",
+        "You looked at {api}, and it is not there. It goes out under a new key.{twice}",
+        "It goes out under a new key as soon as a worker is free.",
+        "had the call sent as new",
+        "Send it as a new call, under a new key.",
+    ),
+    Resolution.USE_STORED: ActionWords(
+        "Send the stored bytes",
+        "u",
+        "Sends the bytes that are stored, under their key, though the handler asks for others now.",
+        "The stored bytes go out as soon as a worker is free.",
+        "had the stored bytes sent",
+        "Send the stored bytes, though the handler asks for others now.",
+    ),
+    Resolution.GIVE_UP: ActionWords(
+        "Give up",
+        "g",
+        "Ends the event. The call stays as it is, whatever became of it.",
+        "Given up; the event has ended.",
+        "gave the call up",
+        "Leave it, and end its event.",
+        grave=True,
+    ),
+}
+"""What a person may say of a call, in the order of the command line's options."""
+
+_PAST: Final[Mapping[str, str]] = {
+    **{action: words.past for action, words in ACTIONS.items()},
+    **{how: words.past for how, words in RESOLUTIONS.items()},
+    "promote": "made a conflicting body an event of its own",
+}
+
+
+def past(action: str) -> str:
+    """Say what a person did, after the name, from an action as the audit has it."""
+    return _PAST.get(action, action)
 
 
 @dataclass(frozen=True)
@@ -350,20 +422,15 @@ class Choice:
     effect: str
     key: str
     grave: bool = False
-    """Whether something ends or happens twice by it."""
     not_yet: str = ""
 
 
 def event_choices(event: EventInFull) -> list[Choice]:
     """Return what a person may do to an event in its state."""
-    named = {
-        Move.RETRY: ("Retry", "r", False),
-        Move.RERUN: ("Rerun with new keys", "n", True),
-        Move.DISCARD: ("Discard", "d", True),
-    }
     return [
-        Choice(move, label, ACTION_EFFECTS[move], key, grave)
-        for move, (label, key, grave) in named.items()
+        Choice(move, words.label, words.effect, words.key, words.grave)
+        for move, words in ACTIONS.items()
+        # Without a payload an event cannot run again, only end.
         if event.state in leaves(move) and (move == Move.DISCARD or event.size is not None)
     ]
 
@@ -379,21 +446,24 @@ def call_choices(call: ToldCall, now: datetime) -> list[Choice]:
     twice = " If it did happen after all, it happens twice." if any(send.open for send in call.sends) else ""
     quiet = call.quiet_until
     not_yet = f"It may still be under way there until {exact(quiet)}." if quiet and quiet > now else ""
-    happened = f"You looked at {call.api}, and it is there. The handler goes on with the answer you give."
-    stored = "Sends the bytes that are stored, under their key, though the handler asks for others now."
-    again = f"You looked at {call.api}, and it is not there. It goes out under a new key.{twice}"
-    ended = "Ends the event. The call stays as it is, whatever became of it."
-    found = [Choice(Resolution.HAPPENED, "It happened", happened, "h")]
+    offered = [Resolution.HAPPENED, Resolution.RESEND_AS_NEW, Resolution.GIVE_UP]
     if call.changed_to and not call.use_stored:
-        found.append(Choice(Resolution.USE_STORED, "Send the stored bytes", stored, "u"))
+        offered.insert(1, Resolution.USE_STORED)
     return [
-        *found,
-        Choice(Resolution.RESEND_AS_NEW, "Send it as new", again, "s", bool(twice), not_yet),
-        Choice(Resolution.GIVE_UP, "Give up", ended, "g", grave=True),
+        Choice(
+            how,
+            words.label,
+            words.effect.format(api=call.api, twice=twice),
+            words.key,
+            words.grave or (how == Resolution.RESEND_AS_NEW and bool(twice)),
+            not_yet if how == Resolution.RESEND_AS_NEW else "",
+        )
+        for how in offered
+        for words in [RESOLUTIONS[how]]
     ]
 
 
-def why(story: Story) -> str:
+def why_stuck(story: Story) -> str:
     """Say in plain words why an event stands still."""
     call, reason = deciding_call(story), story.event.reason or story.next
     if call is None or not any(send.open for send in call.sends):

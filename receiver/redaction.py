@@ -1,4 +1,8 @@
-"""Leaves out what a source's `redact` names: from its payload, and wherever its values turn up again."""
+"""Leaves out what a source's `redact` names: from its payload, and wherever its values turn up again.
+
+A `Redactor` is made of one event's payload. It redacts that payload, data that handlers and APIs sent, and
+whole read models; `shown_body` does the same to a body.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +16,7 @@ from receiver.ledger.text import plain
 from receiver.payload import UnreadablePayloadError, parse_payload
 
 HIDDEN = "[redacted]"
+
 SHORTEST = 3
 """Characters; a shorter value would be found, and blanked, in every second word."""
 
@@ -19,28 +24,29 @@ OURS = frozenset(
     {
         *("id", "event", "call", "parked_call", "shares", "promoted_to", "source", "api", "body_hash"),
         *("state", "outcome", "was", "what", "who", "worker", "method", "protection", "encoding", "key"),
-        *("fingerprint", "changed_to", "address", "at", "first", "last"),
+        *("fingerprint", "changed_to", "address", "at", "first", "last", "minute", "from"),
+        *("oldest_unfinished", "on_replay"),
     }
 )
 OUR_TIMES = ("_at", "_until")
-"""Members, and ends of members, of a story whose text the ledger writes itself. A payload's `2026` or `done`
-must break neither a time nor a state."""
+"""Members of read models, and ends of members, that the ledger writes itself. A payload's `2026` or `done`
+must break neither a time nor a state: what is redacted has to be a valid read model again."""
 
 QUOTING = frozenset({"reason", "error", "step", "url", "once", "body"})
-"""Members of a story that handlers and APIs fill."""
+"""Members of read models that handlers and APIs fill."""
 
 IN_URLS = ("", "/", "!$&'()*+,/:;=@")
 """Characters that one library or another leaves as they are in a URL."""
 
 
 class Redactor:
-    """What may be shown of one event. `readable` is false when its payload cannot be searched."""
+    """Hides values of one event. `readable` is false when its payload cannot be searched for them."""
 
     def __init__(self, paths: Sequence[JsonPath], body: bytes | None, content_type: str | None) -> None:
         self._paths = paths
         self.readable, self._values = True, tuple[str, ...]()
         if paths and body is not None:
-            self.readable, payload = _parsed(body, content_type)
+            self.readable, payload = _parse(body, content_type)
             found = {text for path in paths for text in _texts(payload, path.steps)}
             written = {form for text in found for form in _forms(text)}
             self._values = _longest_first(written)
@@ -58,11 +64,11 @@ class Redactor:
         return self.data(value)
 
     def data(self, value: Any) -> Any:
-        """Return what others wrote, ready for JSON, with the hidden values blanked in every text of it."""
+        """Return JSON that others wrote, with the hidden values blanked in every text of it."""
         return _mapped(value, partial(_blanked, self._values), lambda _name: False)
 
     def redact(self, view: ShapeT) -> ShapeT:
-        """Return a read model as `blank` leaves it."""
+        """Return a read model with the hidden values blanked, as `blank` does."""
         return type(view).model_validate(self.blank(view.as_json())) if self.active else view
 
     def blank(self, value: Any) -> Any:
@@ -71,24 +77,26 @@ class Redactor:
         Without a payload to find them in, as once it is erased, whatever may quote one is blanked whole.
         """
         hidden = _longest_first(_quotes(value)) if self._blind else self._values
-        return _mapped(value, partial(_blanked, hidden), _is_ours)
+        return _mapped(
+            value, partial(_blanked, hidden), lambda name: name in OURS or name.endswith(OUR_TIMES)
+        )
 
 
 def shown_body(paths: Sequence[JsonPath], body: bytes, content_type: str | None) -> bytes:
     """Return a body as it may be shown: exact without paths, else its payload as JSON without the places."""
     if not paths:
         return body
-    readable, payload = _parsed(body, content_type)
-    hides = Redactor(paths, body, content_type)
+    redactor = Redactor(paths, body, content_type)
+    readable, payload = _parse(body, content_type)
     if not readable:
         return HIDDEN.encode()
-    return plain(json.dumps(hides.payload(payload), ensure_ascii=False)).encode()
+    return plain(json.dumps(redactor.payload(payload), ensure_ascii=False)).encode()
 
 
-def redactor_of(sources: Mapping[str, Source], kept: Original) -> Redactor:
+def redactor_of(sources: Mapping[str, Source], received: Original) -> Redactor:
     """Return the redactor of a stored event; a source that is no longer configured hides nothing."""
-    source = sources.get(kept.source)
-    return Redactor(source.redact if source else (), kept.body, kept.content_type)
+    source = sources.get(received.source)
+    return Redactor(source.redact if source else (), received.body, received.content_type)
 
 
 def _mapped(value: Any, change: Callable[[str], str], keeps: Callable[[str], bool]) -> Any:
@@ -97,11 +105,11 @@ def _mapped(value: Any, change: Callable[[str], str], keeps: Callable[[str], boo
             return change(value)
         case dict():
             return {
-                name: one if isinstance(one, str) and keeps(name) else _mapped(one, change, keeps)
-                for name, one in value.items()
+                name: member if isinstance(member, str) and keeps(name) else _mapped(member, change, keeps)
+                for name, member in value.items()
             }
         case list():
-            return [_mapped(one, change, keeps) for one in value]
+            return [_mapped(item, change, keeps) for item in value]
         case _:
             return value
 
@@ -118,20 +126,16 @@ def _longest_first(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _quotes(value: Any) -> Iterator[str]:
-    """Yield the texts of a story that handlers and APIs wrote."""
+    """Yield the texts of a read model that handlers and APIs wrote."""
     match value:
         case dict():
-            for name, one in value.items():
-                if name in QUOTING and isinstance(one, str) and len(one) >= SHORTEST:
-                    yield one
-                yield from _quotes(one)
+            for name, member in value.items():
+                if name in QUOTING and isinstance(member, str) and len(member) >= SHORTEST:
+                    yield member
+                yield from _quotes(member)
         case list():
-            for one in value:
-                yield from _quotes(one)
-
-
-def _is_ours(name: str) -> bool:
-    return name in OURS or name.endswith(OUR_TIMES)
+            for item in value:
+                yield from _quotes(item)
 
 
 def _forms(text: str) -> Iterator[str]:
@@ -143,7 +147,7 @@ def _forms(text: str) -> Iterator[str]:
     yield from (quote(text, safe=safe, errors="replace") for safe in IN_URLS)
 
 
-def _parsed(body: bytes, content_type: str | None) -> tuple[bool, Any]:
+def _parse(body: bytes, content_type: str | None) -> tuple[bool, Any]:
     try:
         return True, parse_payload(body, content_type)
     except UnreadablePayloadError:
@@ -157,10 +161,11 @@ def _without(value: Any, steps: Sequence[str]) -> Any:
     match value:
         case dict():
             return {
-                name: _without(one, rest) if step in (EVERY, name) else one for name, one in value.items()
+                name: _without(member, rest) if step in (EVERY, name) else member
+                for name, member in value.items()
             }
         case list() if step == EVERY:
-            return [_without(one, rest) for one in value]
+            return [_without(item, rest) for item in value]
         case _:
             return value
 
@@ -169,7 +174,7 @@ def _texts(value: Any, steps: Sequence[str]) -> Iterator[str]:
     """Yield the texts and long numbers at a path, those below it too."""
     match value:
         case dict():
-            chosen = [one for name, one in value.items() if not steps or steps[0] in (EVERY, name)]
+            chosen = [part for name, part in value.items() if not steps or steps[0] in (EVERY, name)]
         case list() if not steps or steps[0] == EVERY:
             chosen = value
         case str() | int() | float() if not steps and not isinstance(value, bool):
@@ -178,5 +183,5 @@ def _texts(value: Any, steps: Sequence[str]) -> Iterator[str]:
             return
         case _:
             return
-    for one in chosen:
-        yield from _texts(one, steps[1:])
+    for part in chosen:
+        yield from _texts(part, steps[1:])

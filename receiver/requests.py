@@ -1,4 +1,9 @@
-"""What a request may give: queries and bodies. What is not named here is refused, not ignored."""
+"""Request models: the queries and bodies of `/v1`, and the filters of all three faces.
+
+`Which` and `WhichCalls` are the one parser of filters: `/v1` reads them as queries and bodies, the pages from
+forms, the command line from options. A member that is not named here is refused, not ignored. Docstrings and
+descriptions are those of the OpenAPI document, and class names its components'.
+"""
 
 import re
 from datetime import UTC, datetime
@@ -21,18 +26,21 @@ from receiver.ledger.filter import CallFilter, EventFilter
 from receiver.ledger.states import CallState, Move, State
 
 PAGE, PAGE_MAX = 50, 200
+"""Rows of one page, unless the request says how many, and at most."""
 
 GENERATION_MAX = 2**31 - 1
+"""What the column holds."""
 
 UUID_FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 _EARLIEST, _LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""Beyond any event's, and far enough from the ends of `datetime` to compute with."""
 
 
 def read_time(value: Any) -> Any:
-    """Return an RFC 3339 time in UTC, drawn nearer if it is beyond any event's; raise ValueError."""
+    """Return an RFC 3339 time in UTC, clamped if it is beyond any event's; raise ValueError."""
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str) or not _TIME.fullmatch(value.upper()):
@@ -68,17 +76,17 @@ Time = Annotated[datetime, BeforeValidator(read_time)]
 Generation = Annotated[StrictInt, Field(ge=0, le=GENERATION_MAX), BeforeValidator(_read_whole)]
 
 
-class Given(BaseModel):
+class RequestModel(BaseModel):
     """A query or a body."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Nothing(Given):
+class NoQuery(RequestModel):
     """No query."""
 
 
-class Which(Given):
+class Which(RequestModel):
     """Which events: every part that is given must hold."""
 
     source: str | None = Field(default=None, description="The source's name.")
@@ -89,11 +97,12 @@ class Which(Given):
     event_id: str | None = Field(default=None, description="The provider's id.")
 
     def as_filter(self) -> EventFilter:
-        """Return it as the ledger takes it."""
+        """Return the ledger's filter."""
+        # By its own members: a subclass has more.
         return EventFilter(**{name: getattr(self, name) for name in Which.model_fields})
 
 
-class Paged(Given):
+class Paged(RequestModel):
     """A page of a list."""
 
     cursor: str | None = Field(
@@ -108,8 +117,8 @@ class EventsQuery(Paged, Which):
     """A page of events."""
 
 
-class CallsQuery(Paged):
-    """A page of calls."""
+class WhichCalls(RequestModel):
+    """Which calls: every part that is given must hold."""
 
     state: CallState | None = Field(default=None, description="Where the call stands.")
     api: str | None = Field(default=None, description="The API's name.")
@@ -118,17 +127,21 @@ class CallsQuery(Paged):
     event: Id | None = Field(default=None, description="The ledger's id of its event.")
 
     def as_filter(self) -> CallFilter:
-        """Return it as the ledger takes it."""
-        return CallFilter(self.state, self.api, self.source, self.event_id, self.event)
+        """Return the ledger's filter."""
+        return CallFilter(**{name: getattr(self, name) for name in WhichCalls.model_fields})
 
 
-class RejectionsQuery(Given):
+class CallsQuery(WhichCalls, Paged):
+    """A page of calls."""
+
+
+class RejectionsQuery(RequestModel):
     """Whose rejections."""
 
     source: str | None = Field(default=None, description="Only of this source.")
 
 
-class Seen(Given):
+class Seen(RequestModel):
     """The generation that the caller saw, if it should count."""
 
     generation: Generation | None = Field(
@@ -136,13 +149,13 @@ class Seen(Given):
     )
 
 
-class SeenForSure(Given):
+class SeenForSure(RequestModel):
     """The generation that the caller saw."""
 
     generation: Generation = Field(description="The event's generation as the caller saw it.")
 
 
-class ReplayBody(Given):
+class ReplayBody(RequestModel):
     """A bulk run."""
 
     what: Literal[Move.RETRY, Move.RERUN, Move.DISCARD] = Field(description="What is done to each event.")
@@ -150,7 +163,7 @@ class ReplayBody(Given):
     dry_run: StrictBool = Field(default=False, description="Only count them.")
 
 
-class GivenResponse(Given):
+class GivenResponse(RequestModel):
     """What the handler gets as the answer of a call that happened."""
 
     status: Annotated[StrictInt, Field(ge=200, le=299), BeforeValidator(_read_whole)] = Field(
@@ -162,7 +175,7 @@ class GivenResponse(Given):
     body: StrictStr = Field(default="", description="The body, as text.")
 
     def as_response(self) -> StatedResponse:
-        """Return it as the ledger takes it."""
+        """Return the ledger's response."""
         kind = (("content-type", self.content_type),) if self.content_type else ()
         return StatedResponse(self.status, kind, self.body.encode())
 
@@ -175,7 +188,7 @@ _ONLY_HAPPENED: dict[str, Any] = {
 }
 
 
-class ResolveBody(Given):
+class ResolveBody(RequestModel):
     """What a person says of a call."""
 
     model_config = ConfigDict(json_schema_extra=_ONLY_HAPPENED)

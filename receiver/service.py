@@ -1,7 +1,7 @@
-"""What people may see and do. `/v1`, the dashboard and the command line only render what this returns.
+"""The service: what people may see and do. `/v1`, the dashboard and the command line render what it returns.
 
-Here, once: redaction of what a source hides, waking workers for what an action made due, and the HTTP status
-of each refusal. Everything it returns is a read model of `receiver.ledger.reports`, or what an action did.
+Here, once: what a source hides is redacted, workers are nudged for what an action made due, and each refusal
+has its HTTP status. Everything returned is a read model of `receiver.ledger.reports`, or what an action did.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,16 +93,19 @@ _REFUSALS: Sequence[tuple[type[LedgerError], int, str, str]] = (
     (BadCursor, 422, "bad-cursor", ""),
     (NotAllowed, 409, "not-allowed", ""),
 )
+"""Status, kind and the API's advice of each definite refusal; every other LedgerError is a 503."""
 
 
 def refusal(error: LedgerError) -> tuple[int, str, str] | None:
     """Return status, kind and the API's advice of a definite refusal; None where the ledger is down."""
-    found = (entry for entry in _REFUSALS if isinstance(error, entry[0]))
-    return next(((status, kind, advice) for _, status, kind, advice in found), None)
+    for refused, status, kind, advice in _REFUSALS:
+        if isinstance(error, refused):
+            return status, kind, advice
+    return None
 
 
 def describe_sources(sources: Mapping[str, Source]) -> Sources:
-    """Return the sources as configured; it needs no ledger."""
+    """Return the sources as configured; their secrets are counted, never shown. It needs no ledger."""
     configured = [
         SourceView(
             name=source.name,
@@ -134,19 +137,18 @@ class Service:
     nudge: Nudge = wake_nobody
 
     def inside(self, transaction: Store, nudge: Nudge) -> "Service":
-        """Return this service in a transaction that is under way; `nudge` is to wait for its commit."""
+        """Return this service in a transaction that is under way; `nudge` must wait for its commit."""
         return replace(self, store=transaction, nudge=nudge)
 
-    # Seeing
+    # What people see.
 
     def list_events(self, which: EventFilter, *, limit: int, cursor: str | None = None) -> EventsView:
         """Return a page of events, newest first."""
         page = list_events(self.store, which, limit=limit, cursor=cursor)
-        # Of what a list shows, only a reason can quote a payload.
-        quoting = (event.reason is not None and self._hides(event.source) for event in page.data)
+        # Of a listed event only the reason can quote a payload: the others are not read for it.
         page.data = [
-            self._redact(event.id, event) if may_quote else event
-            for event, may_quote in zip(page.data, quoting, strict=True)
+            self._redact(event.id, event) if event.reason and self._hides(event.source) else event
+            for event in page.data
         ]
         return page
 
@@ -159,17 +161,18 @@ class Service:
         return self._redact(event, story(self.store, event))
 
     def original(self, event: UUID) -> tuple[Original, Redactor]:
-        """Return an event as it came, and what says which of it may be shown."""
-        kept = original(self.store, event)
-        return kept, redactor_of(self.sources, kept)
+        """Return an event as it was received, with the redactor that says what of it may be shown."""
+        received = original(self.store, event)
+        return received, redactor_of(self.sources, received)
 
     def other_bodies(self, event: UUID) -> list[tuple[OtherBody, Redactor]]:
-        """Return the bodies that came under an event's id beside its own, as `original` does."""
+        """Return an event's conflicting bodies, each with its redactor as `original` has it."""
         return [(body, redactor_of(self.sources, body)) for body in other_bodies(self.store, event)]
 
     def conflicts(self, event: UUID) -> Conflicts:
-        """Return the bodies that came under an event's id, as far as they may be seen."""
+        """Return an event's conflicting bodies, as far as they may be shown."""
         bodies = other_bodies(self.store, event)
+        # All are of one event, and so of one source.
         source = self.sources.get(bodies[0].source) if bodies else None
         paths = source.redact if source else ()
         shown = [body.in_full(shown_body(paths, body.body, body.content_type)) for body in bodies]
@@ -189,7 +192,7 @@ class Service:
         return self._redact(found.call.event, found)
 
     def list_sources(self) -> Sources:
-        """Return the sources as configured: their secrets are counted, never shown."""
+        """Return the sources as `describe_sources` does."""
         return describe_sources(self.sources)
 
     def stats(self) -> Stats:
@@ -197,7 +200,7 @@ class Service:
         return stats(self.store)
 
     def rejections(self, source: str | None = None) -> Rejections:
-        """Return what was refused at the door."""
+        """Return the rejected deliveries, of one source or all."""
         return rejections(self.store, source)
 
     def check(self) -> None:
@@ -220,7 +223,7 @@ class Service:
         """Return the counts of each of the last `minutes` minutes."""
         return throughput(self.store, minutes)
 
-    # Acting. `who` goes into the audit.
+    # What people do; `who` goes into the audit.
 
     def act(self, what: Move, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
         """Retry, rerun or discard an event; with `generation`, only while it is still in that one."""
@@ -272,7 +275,7 @@ class Service:
         return source in self.sources and bool(self.sources[source].redact)
 
     def _redact(self, event: UUID, view: ShapeT) -> ShapeT:
-        # Where no source hides anything, the event is not read for it.
+        # Most deployments redact nothing: then the event is not read a second time.
         if not any(source.redact for source in self.sources.values()):
             return view
         return redactor_of(self.sources, original(self.store, event)).redact(view)

@@ -1,4 +1,8 @@
-"""The OpenAPI 3.1 document, made from the operations that are served and the models that check them."""
+"""The OpenAPI 3.1 document, and `/v1/docs`, which shows it as one page.
+
+`document` makes it from the operations that are served and the models that check and answer them.
+`render_page` renders it without a script, and with nothing from another host.
+"""
 
 import inspect
 import json
@@ -21,6 +25,10 @@ Json = dict[str, Any]
 REF = "#/components/schemas/"
 
 PUBLIC_NAMES = {"SendOutcome": "Outcome"}
+"""Components whose class has another name here. Clients are generated from the document: names stay."""
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""The page has one style sheet, in itself."""
 
 KEY_FORM = r'^([ !#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 """1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941)."""
@@ -81,7 +89,10 @@ def _parameters(operation: Operation) -> Iterable[Json]:
         text, schema = PATH_PARAMETERS[name]
         yield {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
     if operation.acts:
-        yield _key_parameter()
+        text = "Sent again with this key within 24 h, the request is answered from memory and does nothing."
+        header = load_dialects()["firstseen"].header
+        schema = {"type": "string", "pattern": KEY_FORM}
+        yield {"name": header, "in": "header", "required": False, "description": text, "schema": schema}
     elif operation.takes:
         schema = operation.takes.model_json_schema(ref_template=REF + "{model}")
         for name, form in schema["properties"].items():
@@ -92,15 +103,8 @@ def _query_parameter(name: str, form: Json, *, required: bool) -> Json:
     # A query has no null: what is left out is not there.
     given = [one for one in form.get("anyOf", ()) if one != {"type": "null"}]
     schema = given[0] if given else {key: form[key] for key in form.keys() - {"title", "description"}}
-    told = {"description": form.get("description", "")}
-    return {"name": name, "in": "query", "required": required, **told, "schema": schema}
-
-
-def _key_parameter() -> Json:
-    text = "Sent again with this key within 24 h, the request is answered from memory and does nothing."
-    header = load_dialects()["firstseen"].header
-    schema = {"type": "string", "pattern": KEY_FORM}
-    return {"name": header, "in": "header", "required": False, "description": text, "schema": schema}
+    text = form.get("description", "")
+    return {"name": name, "in": "query", "required": required, "description": text, "schema": schema}
 
 
 def _body(operation: Operation) -> Json:
@@ -148,19 +152,19 @@ def _schemas(operations: Iterable[Operation]) -> Json:
     return found
 
 
-# `/v1/docs`: the document as one page, made here: no script, and nothing from another host.
-
-
-Document = dict[str, Any]
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-
-
-def render_page(document: Document) -> Response:
+def render_page(document: Json) -> Response:
     """Return the page of an OpenAPI document as `openapi.document` makes it."""
     schemas = document["components"]["schemas"]
     operations = list(_operations(document, schemas))
-    shapes = [_shape(name, schema, schemas) for name, schema in schemas.items()]
+    shapes = [
+        {
+            "name": name,
+            "about": schema.get("description", ""),
+            "form": _form(schema) if "enum" in schema else "",
+            "members": _members(_resolved(schema, schemas)),
+        }
+        for name, schema in schemas.items()
+    ]
     page = render_template(
         "docs.html", info=document["info"], operations=operations, shapes=shapes, prose=_prose
     )
@@ -169,7 +173,7 @@ def render_page(document: Document) -> Response:
     return response
 
 
-def _operations(document: Document, schemas: Document) -> Iterator[Document]:
+def _operations(document: Json, schemas: Json) -> Iterator[Json]:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json")
@@ -180,16 +184,15 @@ def _operations(document: Document, schemas: Document) -> Iterator[Document]:
                 "parameters": [{**one, "form": _form(one["schema"])} for one in operation["parameters"]],
                 "members": _members(_resolved(body["schema"], schemas)) if body else [],
                 "curl": _curl(method, path, body),
-                "answers": [_answered(*answer) for answer in operation["responses"].items()],
+                "answers": [
+                    {"status": status, "shape": _name(content["schema"])}
+                    for status, answer in operation["responses"].items()
+                    for content in answer["content"].values()
+                ],
             }
 
 
-def _answered(status: str, answer: Document) -> Document:
-    (content,) = answer["content"].values()
-    return {"status": status, "shape": content["schema"]["$ref"].rpartition("/")[2]}
-
-
-def _curl(method: str, path: str, body: Document | None) -> str:
+def _curl(method: str, path: str, body: Json | None) -> str:
     parts = ["curl", '-H "Authorization: Bearer $KEY"']
     if method == "post":
         parts += ["-X POST", '-H "Idempotency-Key: $(uuidgen)"']
@@ -204,13 +207,7 @@ def _prose(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped first
 
 
-def _shape(name: str, schema: Document, schemas: Document) -> Document:
-    resolved = _resolved(schema, schemas)
-    about = {"about": schema.get("description", ""), "form": _form(schema) if "enum" in schema else ""}
-    return {"name": name, **about, "members": _members(resolved)}
-
-
-def _members(schema: Document) -> list[Document]:
+def _members(schema: Json) -> list[Json]:
     required = schema.get("required", ())
     return [
         {
@@ -223,16 +220,20 @@ def _members(schema: Document) -> list[Document]:
     ]
 
 
-def _resolved(schema: Document, schemas: Document) -> Document:
-    found: Document = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+def _resolved(schema: Json, schemas: Json) -> Json:
+    found: Json = schemas[_name(schema)] if "$ref" in schema else schema
     return found
 
 
-def _form(schema: Document) -> str:
+def _name(reference: Json) -> str:
+    return str(reference["$ref"]).rpartition("/")[2]
+
+
+def _form(schema: Json) -> str:
     """Write a schema in a few words."""
     match schema:
-        case {"$ref": str(reference)}:
-            return reference.rpartition("/")[2]
+        case {"$ref": _}:
+            return _name(schema)
         case {"anyOf": list(several)}:
             return " or ".join(map(_form, several))
         case {"enum": list(values)}:

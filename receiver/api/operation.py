@@ -1,18 +1,22 @@
-"""What an endpoint is: one entry serves it, checks what it is given, and documents it."""
+"""One endpoint of `/v1`: a single `Operation` serves it, checks its arguments, and documents it.
+
+`read` returns the arguments of a request, or raises a Problem that says what is wrong and what is allowed.
+"""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
 from flask import Request
 from pydantic import BaseModel, ValidationError
 
-from receiver.ledger.errors import UnknownCall, UnknownEvent, UnknownReplay
+from receiver.ledger.errors import LedgerError, UnknownCall, UnknownEvent, UnknownReplay
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.problems import Problem
-from receiver.requests import UUID_FORM, Nothing
+from receiver.requests import UUID_FORM, NoQuery
 
 View = Callable[..., Any]
 
@@ -20,7 +24,13 @@ Answers = Mapping[int, type[BaseModel]]
 
 PREFIX = "/v1"
 
+JSON = "application/json"
+
+NAME_SHOWN = 64
+"""Characters of a member's name in an error."""
+
 OF_ALL = frozenset({401, 422, 503})
+"""Statuses of problems that every operation can answer; below, those of every POST and of paths with ids."""
 
 OF_POST = frozenset({400, 403, 409, 413, 415})
 
@@ -70,20 +80,10 @@ class Operation:
         return sorted(chosen)
 
 
-# Checks what a request gives, or raises a Problem that says what is wrong and what is allowed.
-
-
-JSON = "application/json"
-
-NAME_SHOWN = 64
-
-_HASH = re.compile(r"[0-9a-f]{64}")
-
-
 def read(operation: Operation, path: Mapping[str, str], request: Request) -> dict[str, Any]:
     """Return the view's arguments. Raises Problem, UnknownEvent, UnknownReplay or UnknownCall."""
     arguments: dict[str, Any] = {name: _READ_PATH[name](text) for name, text in path.items()}
-    query = _read_query(Nothing if operation.acts else operation.takes or Nothing, request)
+    query = _read_query(NoQuery if operation.acts else operation.takes or NoQuery, request)
     if operation.takes:
         arguments["given"] = _read_body(operation.takes, request) if operation.acts else query
     return arguments
@@ -93,7 +93,7 @@ def _read_query(model: type[BaseModel], request: Request) -> BaseModel:
     values = dict(request.args.lists())
     for name, given in values.items():
         if len(given) > 1:
-            raise _invalid(f"the query has {_shown(name)} {len(given)} times; give it once")
+            raise _invalid(f"the query has {name[:NAME_SHOWN]} {len(given)} times; give it once")
     return _checked(model, {name: given[0] for name, given in values.items()}, "the query's ")
 
 
@@ -116,52 +116,38 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], where: str) -> B
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _invalid(where + _sentence(model, error)) from None
-
-
-def _sentence(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    name = _shown(".".join(map(str, first["loc"])))
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = ".".join(map(str, first["loc"]))[:NAME_SHOWN]
     match first["type"]:
         case "extra_forbidden":
-            return f"{name} is unknown; known are {', '.join(model.model_fields) or 'none'}"
+            problem = f"is unknown; known are {', '.join(model.model_fields) or 'none'}"
         case "missing":
-            return f"{name} is missing; give it"
+            problem = "is missing; give it"
         case _:
             message = first["msg"].removeprefix("Value error, ")
-            return f"{name} is wrong: {message[0].lower()}{message[1:]}"
-
-
-def _shown(name: str) -> str:
-    return name[:NAME_SHOWN]
+            problem = f"is wrong: {message[0].lower()}{message[1:]}"
+    raise _invalid(f"{where}{name} {problem}")
 
 
 def _invalid(what: str) -> Problem:
     return Problem(422, "invalid-request", f"{what[0].upper()}{what[1:]}.")
 
 
-def _event(text: str) -> UUID:
+def _read_id(unknown: type[LedgerError], detail: str, text: str) -> UUID:
     if not UUID_FORM.fullmatch(text):
-        raise UnknownEvent("No event has such an id.")
+        raise unknown(detail)
     return UUID(text)
 
 
-def _replay(text: str) -> UUID:
-    if not UUID_FORM.fullmatch(text):
-        raise UnknownReplay("No bulk run has such an id.")
-    return UUID(text)
-
-
-def _call(text: str) -> UUID:
-    if not UUID_FORM.fullmatch(text):
-        raise UnknownCall("No call has such an id.")
-    return UUID(text)
-
-
-def _body_hash(text: str) -> str:
-    if not _HASH.fullmatch(text):
+def _read_hash(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise Problem(404, "unknown-body", "No body has such a hash; the event's conflicts list theirs.")
     return text
 
 
-_READ_PATH = {"event": _event, "replay": _replay, "call": _call, "body_hash": _body_hash}
+_READ_PATH: Mapping[str, Callable[[str], Any]] = {
+    "event": partial(_read_id, UnknownEvent, "No event has such an id."),
+    "replay": partial(_read_id, UnknownReplay, "No bulk run has such an id."),
+    "call": partial(_read_id, UnknownCall, "No call has such an id."),
+    "body_hash": _read_hash,
+}

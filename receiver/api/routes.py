@@ -1,4 +1,8 @@
-"""`/v1`: gate, idempotency engine, endpoints, document and page. It renders what the service returns."""
+"""`/v1`: gate, idempotency engine, endpoints, document and page. It renders what the service returns.
+
+`list_operations` has the map of paths: `Seeing` looks, `Acting` changes, in the transaction that stores the
+answer under its idempotency key. The endpoints' docstrings are their documentation, in `/v1/openapi.json`.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -7,7 +11,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, after_this_request, g, jsonify, make_response, request
 
-from config.credentials import ApiKey, find_api_key
+from config.credentials import ApiKey, bearer_token, find_api_key
 from config.dialects import load_dialects
 from receiver.api.openapi import document, render_page
 from receiver.api.operation import PREFIX, Answers, Operation, read
@@ -67,12 +71,13 @@ def api_views(service: Service, keys: Sequence[ApiKey]) -> Blueprint:
     engine = Engine(
         service.store,
         policy_of("firstseen", load_dialects()["firstseen"]),
-        scopes={"credential": lambda _: credential()},
+        scopes={"credential": lambda _: g.api_key.name},
         refuse=answer_refusal,
         body_max=BODY_MAX,
     )
     for operation in operations:
         served = partial(_serve, operation)
+        # The gate first: nothing of a request without a key is read or stored.
         view = partial(_admit, keys, engine.guard(served) if operation.acts else served)
         methods = [operation.method]
         views.add_url_rule(
@@ -115,7 +120,7 @@ def list_operations(service: Service) -> list[Operation]:
 
 
 class Seeing:
-    """The endpoints that only look. Their docstrings are their documentation."""
+    """The endpoints that only look."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -267,12 +272,12 @@ class Acting:
             return response
 
 
-def admit(keys: Sequence[ApiKey]) -> None:
-    """Let the request in as `g.api_key`, before anything is read or run; or raise Problem 401 or 403."""
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
+def _admit(keys: Sequence[ApiKey], view: Callable[..., Any], **path: str) -> Any:
+    """Call the view if the request has a key that may do this, with it as `g.api_key`; else raise Problem."""
+    secret = bearer_token(request.headers.get("Authorization", ""))
+    if not secret:
         raise _unauthorized("api-key-missing", "Send an API key: Authorization: Bearer <key>.")
-    key = find_api_key(keys, secret.strip())
+    key = find_api_key(keys, secret)
     if key is None:
         raise _unauthorized(
             "api-key-unknown", "This API key is unknown; FIRSTSEEN_API_KEYS has those that count."
@@ -280,17 +285,12 @@ def admit(keys: Sequence[ApiKey]) -> None:
     if key.read_only and request.method not in READS:
         raise Problem(403, "api-key-read-only", "This API key may only read; use one without :read to act.")
     g.api_key = key
-
-
-def credential() -> str:
-    """Return the name of the request's API key."""
-    name: str = g.api_key.name
-    return name
+    return view(**path)
 
 
 def who() -> str:
-    """Return what the audit says of this request."""
-    return f"api:{credential()}"
+    """Return the name of this request's API key as the audit has it."""
+    return f"api:{g.api_key.name}"
 
 
 def answer_ledger_error(error: LedgerError) -> Response:
@@ -312,11 +312,6 @@ def answer_refusal(refused: Refusal) -> Response:
 
 def _unauthorized(kind: str, detail: str) -> Problem:
     return Problem(401, kind, detail, {"WWW-Authenticate": 'Bearer realm="firstseen"'})
-
-
-def _admit(keys: Sequence[ApiKey], view: Callable[..., Any], **path: str) -> Any:
-    admit(keys)
-    return view(**path)
 
 
 def _serve(operation: Operation, **path: str) -> Response:

@@ -1,4 +1,9 @@
-"""Before every page: signed in, and for every action the session's token; after it: the strict headers."""
+"""Signing in, sessions, and what every page asks for.
+
+`set_up_sessions` signs cookies that scripts cannot read. `guard` lets only people who are signed in to a
+blueprint's views, asks every action for its session's token, and sets the strict headers. `SigningIn` has the
+views of the door, and `Throttle` slows guessing down.
+"""
 
 import hmac
 import logging
@@ -31,8 +36,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from config.credentials import User, find_user
 from receiver.problems import Problem, unavailable
 
-# Who is signed in: a signed cookie that scripts cannot read, and the token that every action must carry.
-
+log = logging.getLogger(__name__)
 
 COOKIE = "firstseen"
 
@@ -42,6 +46,47 @@ LIFE = timedelta(hours=12)
 TOKEN_FIELD, TOKEN_HEADER = "csrf", "X-CSRF-Token"
 
 DELIVERIES = "/webhooks/"
+
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+OPEN = frozenset({"dashboard.sign_in", "dashboard.asset"})
+"""Endpoints that ask for no sign-in."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+YEAR = 31_536_000
+
+FORM_MAX = 1_048_576
+"""Bytes of a form. Files sent along would fill the disk, before anybody is signed in."""
+
+SPAN = 300.0
+"""Seconds in which tries count."""
+
+ROOM = 10_000
+"""Names and addresses whose tries are remembered; the one tried longest ago goes first."""
+
+TRIES_OF_BOTH, TRIES_OF_ADDRESS, TRIES_OF_NAME = 5, 20, 50
+"""In five minutes: for one name from one address; from one address for any name; for one name from anywhere,
+which is many, since whoever uses them up keeps that person out."""
+
+PASSWORD_MAX = 1_024
+"""Characters; more is no password."""
+
+CROWD = 4
+"""Sign-ins at once; one more is told to come again. Each holds a thread that deliveries need."""
 
 
 class _Sessions(SecureCookieSessionInterface):
@@ -55,7 +100,7 @@ class _Sessions(SecureCookieSessionInterface):
 
 
 def came_by_https() -> bool:
-    """Whether the browser's own connection is https, as the router in front says, if there is one."""
+    """Whether the browser's own connection is https; a router in front says so in a header."""
     return request.is_secure or request.headers.get("X-Forwarded-Proto", "").strip().lower() == "https"
 
 
@@ -83,7 +128,7 @@ def begin(user: User) -> None:
 
 
 def signed_in(users: Iterable[User]) -> User | None:
-    """Return who is signed in; None too when the person was removed or has another password now."""
+    """Return the person signed in; None too if they were removed or have another password now."""
     user = find_user(users, session.get("user", ""))
     return user if user and hmac.compare_digest(user.mark, session.get("mark", "")) else None
 
@@ -101,32 +146,6 @@ def has_token() -> bool:
     return bool(expected) and hmac.compare_digest(given.encode(), expected.encode())
 
 
-READS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-OPEN = frozenset({"dashboard.sign_in", "dashboard.asset"})
-"""What is there before anybody is signed in."""
-
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-}
-
-YEAR = 31_536_000
-
-FORM_MAX = 1_048_576
-"""Bytes of a form. Files sent along would fill the disk, before anybody is signed in."""
-
-
 def guard(views: Blueprint, users: Sequence[User]) -> None:
     """Put the gate before every view of a blueprint and the headers behind it."""
     views.before_request(lambda: _admit(users))
@@ -140,7 +159,7 @@ def who() -> str:
 
 
 def local(place: str | None) -> str:
-    """Return a place to go on to if it is one of ours, else the first page: never another host."""
+    """Return a path to go on to if it is one of ours, else the first page's: never another host."""
     try:
         # A header cannot hold line breaks, and browsers leave out tabs: `/<tab>/host` is another host.
         parts = urlsplit(place if place and place.isprintable() else "")
@@ -174,16 +193,6 @@ def _harden(response: Response) -> Response:
     if request.endpoint != "dashboard.asset":
         response.headers["Cache-Control"] = "no-store"
     return response
-
-
-# Slows down guessing: so many tries for each name and address in a span of time, in bounded memory.
-
-
-SPAN = 300.0
-"""Seconds in which tries count."""
-
-ROOM = 10_000
-"""Names and addresses remembered; the one tried longest ago goes first."""
 
 
 class Throttle:
@@ -230,22 +239,6 @@ class Throttle:
         return math.ceil(tries[0] + self._span - now)
 
 
-# Signing in and out.
-
-
-log = logging.getLogger(__name__)
-
-TRIES_OF_BOTH, TRIES_OF_ADDRESS, TRIES_OF_NAME = 5, 20, 50
-"""In five minutes: for one name from one address; from one address for any name; for one name from anywhere,
-which is many, since whoever uses them up keeps that person out."""
-
-PASSWORD_MAX = 1_024
-"""Characters; more is no password."""
-
-CROWD = 4
-"""Sign-ins at once; one more is told to come again. Each holds a thread that deliveries need."""
-
-
 class SigningIn:
     """The views of the door. One password is hashed at a time: each takes 32 MB and a tenth of a second."""
 
@@ -258,30 +251,30 @@ class SigningIn:
     def sign_in(self) -> AnyResponse:
         """Ask for name and password, or check them."""
         if request.method != "POST":
-            return redirect(local(request.args.get("next"))) if g.user else _asked(200)
+            return redirect(local(request.args.get("next"))) if g.user else _form(200)
         name, password = request.form.get("name", "").strip(), request.form.get("password", "")
-        places = _places(name)
-        if wait := self._throttle.take(places):
+        tries = _throttled_keys(name)
+        if wait := self._throttle.take(tries):
             log.warning("Sign-ins from %s are slowed down for %d s.", request.remote_addr, wait)
-            refused = _asked(429, f"Too many tries. Wait {wait} seconds, then try again.")
+            refused = _form(429, f"Too many tries. Wait {wait} seconds, then try again.")
             refused.headers["Retry-After"] = str(wait)
             return refused
         try:
             user = self._check(name, password)
         except Problem:
-            self._throttle.give_back(places)  # nothing was tried
+            self._throttle.give_back(tries)  # nothing was tried
             raise
         if user is None:
             # Without what was typed as the name: it is the password now and then.
             log.warning("A sign-in from %s failed.", request.remote_addr)
-            return _asked(401, "Name or password is wrong.")
-        self._throttle.give_back(places)
+            return _form(401, "Name or password is wrong.")
+        self._throttle.give_back(tries)
         begin(user)
         log.info("%s signed in from %s.", user.name, request.remote_addr)
         return redirect(local(request.form.get("next")))
 
     def sign_out(self) -> AnyResponse:
-        """Forget who it was."""
+        """Sign out, and ask for a name again."""
         session.clear()
         return redirect(url_for("dashboard.sign_in"))
 
@@ -299,7 +292,7 @@ class SigningIn:
         return user if user and right else None
 
 
-def _places(name: str) -> dict[str, int]:
+def _throttled_keys(name: str) -> dict[str, int]:
     # Behind a router every connection is the router's, which adds the sender's address at the end.
     sender = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()[:64]
     address = f"{request.remote_addr} {sender}"
@@ -310,8 +303,7 @@ def _places(name: str) -> dict[str, int]:
     }
 
 
-def _asked(status: int, problem: str = "") -> Response:
+def _form(status: int, problem: str = "") -> Response:
     # Text of the visitor's is shown back in the field of the name alone.
-    told = {"problem": problem, "name": request.form.get("name", "")[:64]}
-    place = local(request.values.get("next"))
-    return make_response(render_template("sign_in.html", next=place, **told), status)
+    name, place = request.form.get("name", "")[:64], local(request.values.get("next"))
+    return make_response(render_template("sign_in.html", next=place, problem=problem, name=name), status)

@@ -1,4 +1,7 @@
-"""`/`: whether anything is lost, stuck or doubled, at a glance."""
+"""`/`: whether anything is lost, stuck or doubled, at a glance.
+
+`Overview` has the views. All who look share what its queries found: `Cached` repeats one only so often.
+"""
 
 import threading
 import time
@@ -15,57 +18,13 @@ from receiver.ledger.reports.models import Due, Flow, WorkerHeartbeat
 from receiver.ledger.states import OPEN, State
 from receiver.service import Service
 
-# An answer that many ask for and that costs something: it is found anew only so often.
-
-
 Answer = TypeVar("Answer")
 
-LEAST = 2.0
+LIFE_LEAST = 2.0
 """Seconds that an answer is good for at least."""
 
-SHARE = 20
+LIFE_SHARE = 20
 """It is good for so many times as long as it took: asking may use a twentieth of one connection."""
-
-
-class Remembered(Generic[Answer]):
-    """Finds an answer once for everybody. `clock` is in seconds; what `find` raises is not remembered.
-
-    `turn` is held while it looks: answers that share one are found one after another.
-    """
-
-    def __init__(
-        self,
-        find: Callable[[], Answer],
-        clock: Callable[[], float] = time.monotonic,
-        turn: AbstractContextManager[Any] | None = None,
-    ) -> None:
-        self._find, self._clock, self._turn = find, clock, turn or nullcontext()
-        self._lock = threading.Lock()
-        self._known: tuple[Answer, float] | None = None
-
-    def get(self) -> Answer:
-        """Return the answer; while another thread looks for a new one, the last one."""
-        known = self._known
-        if known and (self._clock() < known[1] or not self._lock.acquire(blocking=False)):
-            return known[0]
-        if not known:
-            self._lock.acquire()
-        try:
-            return self._renewed()
-        finally:
-            self._lock.release()
-
-    def _renewed(self) -> Answer:
-        # Whoever waited for the first answer finds it here.
-        if self._known and self._clock() < self._known[1]:
-            return self._known[0]
-        with self._turn:
-            begun = self._clock()
-            answer = self._find()
-            ended = self._clock()
-        self._known = answer, ended + max(LEAST, SHARE * (ended - begun))
-        return answer
-
 
 HOUR, DAY = 60, 1_440
 """Minutes: what the chart and the figures may span."""
@@ -85,17 +44,17 @@ DOWN = "The ledger does not answer. Nothing is lost: deliveries get 503, and pro
 
 
 class Overview:
-    """The views of the whole. What they show is found once for everybody who looks."""
+    """The views of the overview; `patience` is in seconds of a worker's silence."""
 
     def __init__(self, service: Service, broker: Callable[[], str], patience: float) -> None:
         self._sources, self._broker, self._patience = service.sources, broker, patience
-        # One connection for all of them: deliveries need the others.
+        # One connection for all queries: deliveries need the others.
         turn = threading.Lock()
-        self._schema = Remembered(service.check, turn=turn)
-        self._pending = Remembered(service.pending, turn=turn)
-        self._workers = Remembered(service.workers, turn=turn)
-        self._flow = {of: Remembered(partial(service.flow, of), turn=turn) for of in (HOUR, DAY)}
-        self._throughput = {of: Remembered(partial(service.throughput, of), turn=turn) for of in (HOUR, DAY)}
+        self._schema = Cached(service.check, turn=turn)
+        self._pending = Cached(service.pending, turn=turn)
+        self._workers = Cached(service.workers, turn=turn)
+        self._flow = {of: Cached(partial(service.flow, of), turn=turn) for of in (HOUR, DAY)}
+        self._throughput = {of: Cached(partial(service.throughput, of), turn=turn) for of in (HOUR, DAY)}
 
     def overview(self) -> str:
         """Show the page."""
@@ -155,7 +114,7 @@ def _minutes() -> int:
 
 
 def _verdict(totals: Mapping[str, int], worker: Mapping[str, Any], due: Due) -> dict[str, str]:
-    """Answer in one sentence what somebody asks who was woken: whether anything is lost or stuck."""
+    """Say in one sentence whether anything is lost or stuck."""
     late = plural(due.count, "event")
     if worker["tone"] == "bad":
         waits = f", and {late} wait in the ledger" if due.count else ""
@@ -182,3 +141,42 @@ def _worker(alive: Sequence[WorkerHeartbeat], due: Due, patience: float) -> dict
     behind = due.count and due.seconds > STUCK
     says = f"{running} running{'; events wait for them' if behind else ''}"
     return {"name": "Workers", "tone": "fair" if behind else "good", "says": says}
+
+
+class Cached(Generic[Answer]):
+    """An answer that is computed once for everybody, and again when it is old; `clock` is in seconds.
+
+    It is good for `LIFE_LEAST` seconds, or `LIFE_SHARE` times as long as computing it took. While one thread
+    computes it anew, the others get the old one. `turn` is held meanwhile, so that answers which share it are
+    computed one after another. What `compute` raises is raised here, and not kept.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[], Answer],
+        clock: Callable[[], float] = time.monotonic,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self._compute, self._clock, self._turn = compute, clock, turn or nullcontext()
+        self._lock = threading.Lock()
+        self._known: tuple[Answer, float] | None = None
+
+    def get(self) -> Answer:
+        """Return the answer; only the very first one is waited for by all."""
+        known = self._known
+        if known is None:
+            self._lock.acquire()
+        elif self._clock() < known[1] or not self._lock.acquire(blocking=False):
+            return known[0]
+        try:
+            # A thread that waited for the lock finds what the one before it computed.
+            if self._known and self._clock() < self._known[1]:
+                return self._known[0]
+            with self._turn:
+                begun = self._clock()
+                answer = self._compute()
+                ended = self._clock()
+            self._known = answer, ended + max(LIFE_LEAST, LIFE_SHARE * (ended - begun))
+            return answer
+        finally:
+            self._lock.release()

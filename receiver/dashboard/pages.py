@@ -1,4 +1,7 @@
-"""The dashboard's pages and actions. They render what the service returns, and decide nothing themselves."""
+"""The dashboard's pages and actions. They render what the service returns, and decide nothing themselves.
+
+`dashboard_views` has the map of paths: `Pages` looks, `Actions` changes.
+"""
 
 import hashlib
 import re
@@ -37,7 +40,8 @@ from receiver.dashboard.presentation import (
     timeline,
 )
 from receiver.describe import (
-    ACTION_EFFECTS,
+    ACTIONS,
+    RESOLUTIONS,
     STATES,
     call_choices,
     deciding_call,
@@ -45,15 +49,15 @@ from receiver.describe import (
     duration,
     event_choices,
     source_rules,
-    why,
+    why_stuck,
 )
 from receiver.ledger.errors import LedgerError, NotAllowed
 from receiver.ledger.filter import EventFilter
-from receiver.ledger.reports.models import EventView, Story
+from receiver.ledger.reports.models import EventView
 from receiver.ledger.states import Move, State
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.problems import Problem
-from receiver.requests import GivenResponse, Which
+from receiver.requests import UUID_FORM, GivenResponse, Which
 from receiver.service import ActionResult, Resolution, Service, StatedResponse, refusal
 
 STATIC = Path(__file__).with_name("static")
@@ -73,18 +77,6 @@ FIELDS = ("source", "state", "type", "event_id", "since", "until")
 
 MOVING = (State.RECEIVED, State.PROCESSING, State.WAITING)
 """States in which a page looks again for news."""
-
-DONE = {
-    Move.RETRY: "Retried: it runs as soon as a worker is free.",
-    Move.RERUN: "A new generation runs as soon as a worker is free.",
-    Move.DISCARD: "Discarded.",
-    Resolution.HAPPENED: "Noted that it happened; the event goes on.",
-    Resolution.RESEND_AS_NEW: "It goes out under a new key as soon as a worker is free.",
-    Resolution.USE_STORED: "The stored bytes go out as soon as a worker is free.",
-    Resolution.GIVE_UP: "Given up; the event has ended.",
-}
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?")
 
@@ -152,7 +144,7 @@ class Pages:
     def list_events(self) -> str | AnyResponse:
         """List events, newest first; the ledger's own id leads to its event."""
         wanted = request.args.get("event_id", "").strip()
-        if _UUID.fullmatch(wanted):
+        if UUID_FORM.fullmatch(wanted):
             return redirect(url_for("dashboard.show_event", event=UUID(wanted)))
         cursor = request.args.get("cursor")
         page = self._service.list_events(read_filter(request.args), limit=PAGE, cursor=cursor)
@@ -198,7 +190,7 @@ class Pages:
         return render_template("call.html", told=story, choices=choices, **contents)
 
     def download(self, event: UUID) -> Response:
-        """Give the body as it came, byte for byte: nothing is left out of it."""
+        """Return the body byte for byte, as it was received: nothing is redacted in it."""
         kept, _ = self._service.original(event)
         if kept.body is None:
             raise Problem(410, "erased", "Its payload was erased after payload_retention; nothing is left.")
@@ -217,10 +209,10 @@ class Pages:
         return render_template("queue.html", state=state, items=items, counts=counts, next=page.next)
 
     def count(self) -> str:
-        """Say how many events a bulk operation would act on, and ask."""
+        """Count the events that a bulk operation would act on, and ask for a confirmation."""
         what = _bulk_action(request.args.get("what"))
         total = self._service.count(what, read_filter(request.args)).total
-        effect = ACTION_EFFECTS[what]
+        effect = ACTIONS[what].effect
         return render_template("bulk.html", what=what, given=_fields_given(), total=total, effect=effect)
 
     def show_replay(self, replay: UUID) -> Response:
@@ -287,17 +279,17 @@ class Pages:
             "choices": event_choices(story.event),
             "call": call,
             "call_choices": call_choices(call, datetime.now(UTC)) if call else [],
-            "why": why(story),
+            "why": why_stuck(story),
             "moving": story.event.state in MOVING,
             "seen": hashlib.sha256(story.model_dump_json().encode()).hexdigest()[:16],
         }
 
     def _queue_item(self, event: EventView) -> dict[str, Any]:
-        story: Story = self._service.story(event.id)
+        story = self._service.story(event.id)
         call = deciding_call(story)
         return {
             "event": story.event,
-            "why": why(story),
+            "why": why_stuck(story),
             "attempts": story.attempts[-1:],
             "call": call,
             "choices": call_choices(call, datetime.now(UTC)) if call else [],
@@ -319,19 +311,21 @@ class Actions:
         self._service = service
 
     def act(self, event: UUID, what: str) -> AnyResponse | str:
-        """Retry, rerun or discard an event that is still in the generation that was seen."""
-        if what not in (Move.RETRY, Move.RERUN, Move.DISCARD):
+        """Retry, rerun or discard an event that is still in the generation that the page showed."""
+        if what not in ACTIONS:
             raise Problem(404, "unknown-action", "There is no such action.")
-        move, generation = Move(what), _generation_seen()
-        return _answer(move, lambda: self._service.act(move, event, who(), generation=generation))
+        move, generation = Move(what), _generation_shown()
+        done = ACTIONS[move].done
+        return _answer(done, lambda: self._service.act(move, event, who(), generation=generation))
 
     def resolve_call(self, call: UUID) -> AnyResponse | str:
-        """Say what became of a call, or shall."""
-        if request.form.get("how", "") not in list(Resolution):
+        """Resolve a call."""
+        how = next((how for how in Resolution if how == request.form.get("how")), None)
+        if how is None:
             raise Problem(422, "invalid-request", f"Say one of {', '.join(Resolution)}.")
-        how = Resolution(request.form["how"])
         stated = _stated_response() if how == Resolution.HAPPENED else None
-        return _answer(how, lambda: self._service.resolve(call, how, who(), stated))
+        done = RESOLUTIONS[how].done
+        return _answer(done, lambda: self._service.resolve(call, how, who(), stated))
 
     def promote_body(self, event: UUID, body_hash: str) -> AnyResponse:
         """Make a conflicting body an event of its own, and go there."""
@@ -347,7 +341,7 @@ class Actions:
 
 
 def read_filter(fields: Mapping[str, str]) -> EventFilter:
-    """Read what a form's fields ask for; a field that is empty asks nothing. Raises Problem."""
+    """Return the filter of a form's fields, of which empty ones do not count. Raises Problem."""
     values: dict[str, Any] = {name: fields.get(name, "").strip() for name in FIELDS}
     values = {name: text for name, text in values.items() if text}
     for name in ("since", "until"):
@@ -369,27 +363,28 @@ def _fields_given() -> dict[str, str]:
 
 
 def _bulk_action(text: str | None) -> Move:
-    if text not in list(ACTION_EFFECTS):
-        raise Problem(422, "invalid-request", f"Say one of {', '.join(ACTION_EFFECTS)}.")
-    return Move(str(text))
+    if text is None or text not in ACTIONS:
+        raise Problem(422, "invalid-request", f"Say one of {', '.join(ACTIONS)}.")
+    return Move(text)
 
 
-def _answer(what: Move | Resolution, do: Callable[[], ActionResult]) -> AnyResponse | str:
+def _answer(done: str, do: Callable[[], ActionResult]) -> AnyResponse | str:
     try:
         do()
     except NotAllowed as error:
         return _back(str(error), right=False)
-    return _back(DONE[what], right=True)
+    return _back(done, right=True)
 
 
 def _back(said: str, *, right: bool) -> AnyResponse | str:
+    """Return a message: in place of the form where a script asked, else on the page that the form was on."""
     if request.headers.get("HX-Request"):
         return render_template("_settled.html", said=said, right=right)
     flash(said, "message" if right else "problem")
     return redirect(local(request.form.get("back")))
 
 
-def _generation_seen() -> int:
+def _generation_shown() -> int:
     text = request.form.get("generation", "")
     if not text.isascii() or not text.isdigit() or len(text) > 9:  # noqa: PLR2004 - below 2**31
         raise Problem(422, "invalid-request", "The form does not say which generation was seen.")

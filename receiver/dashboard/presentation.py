@@ -1,4 +1,8 @@
-"""How the pages show things: an event's timeline, payloads, times, spans and counts."""
+"""How the pages show things: an event's timeline, payloads, and the templates' filters.
+
+`timeline` makes one list of an event's story. `payload_view` and `content_view` make parsed, redacted JSON of
+bytes. `FILTERS` write times, spans and numbers.
+"""
 
 import json
 import re
@@ -12,14 +16,15 @@ from uuid import UUID
 from markupsafe import Markup, escape
 
 from config.nesting import load_json
-from receiver.describe import duration, exact
+from receiver.describe import duration, exact, past
 from receiver.ledger.reports.models import Attempt, Content, Story, ToldCall
 from receiver.ledger.states import SendOutcome
 from receiver.ledger.text import plain, rfc3339
 from receiver.payload import UnreadablePayloadError, parse_payload
 from receiver.redaction import Redactor
 
-OUTCOMES = {
+OUTCOMES: Mapping[str | None, tuple[str, str]] = {
+    None: ("processing", "runs now"),
     "finish": ("done", "came through"),
     "retry later": ("waiting", "failed, runs again later"),
     "call later": ("waiting", "waits for a call; this costs no attempt"),
@@ -29,17 +34,7 @@ OUTCOMES = {
     "release": ("waiting", "was given back by a worker that stopped"),
     "expire": ("waiting", "ended when its worker vanished"),
 }
-
-ACTIONS = {
-    "retry": "retried it",
-    "rerun": "started a new generation",
-    "discard": "discarded it",
-    "promote": "made a conflicting body an event of its own",
-    "happened": "said that the call happened",
-    "resend-as-new": "had the call sent as new",
-    "use-stored": "had the stored bytes sent",
-    "give-up": "gave the call up",
-}
+"""How an attempt ended: the tone of its moment, and words after its number."""
 
 SENT: Mapping[SendOutcome | None, tuple[str, str]] = {
     None: ("open", "no answer yet"),
@@ -51,7 +46,7 @@ SENT: Mapping[SendOutcome | None, tuple[str, str]] = {
     SendOutcome.MISMATCH: ("parked", "its key belongs to another request"),
     SendOutcome.REJECTED: ("dead", "was refused, so it did not happen"),
 }
-
+"""What came back to a send: the tone of its moment, and words after its call."""
 
 REJECTION_REASONS = {
     "no_secret": "this source has no secret yet",
@@ -60,6 +55,12 @@ REJECTION_REASONS = {
 
 PAYLOAD_SHOWN = 200_000
 """Characters of a payload on a page; the raw download has all of it."""
+
+KILO = 1_000
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+_TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|\b(true|false|null)\b|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,10 @@ def timeline(story: Story) -> list[Moment]:
         *_deliveries(story),
         *_attempts(story.attempts),
         *_sends(story.calls),
-        *(
-            Moment(
-                action.at,
-                "person",
-                f"{action.who} {ACTIONS.get(action.what, action.what)}",
-                f"It was {action.was}.",
-            )
-            for action in story.actions
-        ),
     ]
+    for action in story.actions:
+        title = f"{action.who} {past(action.what)}"
+        moments.append(Moment(action.at, "person", title, f"It was {action.was}."))
     if story.nudges.last:
         times = "once" if story.nudges.count == 1 else f"{story.nudges.count} times"
         moments.append(
@@ -118,7 +113,7 @@ def _deliveries(story: Story) -> Iterator[Moment]:
 def _attempts(attempts: Iterable[Attempt]) -> Iterator[Moment]:
     for attempt in attempts:
         name = f"Attempt {attempt.generation}.{attempt.number}"
-        tone, words = OUTCOMES.get(attempt.outcome or "", ("processing", "runs now"))
+        tone, words = OUTCOMES.get(attempt.outcome, OUTCOMES[None])
         by = f"By {attempt.worker}."
         if attempt.ended_at:
             yield Moment(attempt.started_at, "attempt", f"{name} started", by)
@@ -167,15 +162,8 @@ def content_view(redactor: Redactor, content: Content | None) -> dict[str, Any] 
 
 
 def _json_view(value: Any) -> dict[str, str]:
-    text, whole = written(value, PAYLOAD_SHOWN)
+    text, whole = indented(value, PAYLOAD_SHOWN)
     return {"kind": "json" if whole else "text", "value": text}
-
-
-KILO = 1_000
-
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-
-_TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|\b(true|false|null)\b|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
 
 
 def span(seconds: float | None) -> str:
@@ -212,7 +200,7 @@ def size(count: int | None) -> str:
     return f"{count} B" if count < KILO else f"{count / KILO:,.1f} kB"
 
 
-def written(value: Any, most: int) -> tuple[str, bool]:
+def indented(value: Any, most: int) -> tuple[str, bool]:
     """Return parsed JSON indented, so many characters of it, and whether that is all.
 
     It is cut while it is written: indented, a deep array is a thousand times longer than what came.

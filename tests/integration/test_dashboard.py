@@ -515,7 +515,7 @@ def test_figures_are_asked_for_once_in_a_while(
     board: Board, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty people who look cost as much as one."""
-    monkeypatch.setattr("receiver.dashboard.overview.LEAST", 3600.0)
+    monkeypatch.setattr("receiver.dashboard.overview.LIFE_LEAST", 3600.0)
     board.entered()
     with statements(store) as first:
         assert board.get("/figures").status_code == 200

@@ -21,7 +21,7 @@ from config.nesting import (
     load_json,
 )
 from config.sources import parse_json_path
-from receiver.dashboard.presentation import written
+from receiver.dashboard.presentation import indented
 from receiver.idempotency import Refusal
 from receiver.redaction import HIDDEN, shown_body
 from receiver.sandbox.storage import Desk
@@ -142,7 +142,7 @@ def test_the_deepest_payload_is_hidden_in_and_shown() -> None:
     def show() -> None:
         shown = shown_body([parse_json_path("$.a")], body, None)
         assert json.loads(shown) == {"a": HIDDEN, "b": array(MAX_DEPTH - 1)}
-        assert written(load_json(shown), 10**6)[1]
+        assert indented(load_json(shown), 10**6)[1]
         assert shown_body([parse_json_path("$.b")], body, None).startswith(b'{"a": "secret"')
 
     from_deep_stack(300, show)

@@ -3,7 +3,7 @@
 import threading
 
 from receiver.dashboard.auth import Throttle
-from receiver.dashboard.overview import LEAST, SHARE, Remembered
+from receiver.dashboard.overview import LIFE_LEAST, LIFE_SHARE, Cached
 
 
 class Clock:
@@ -66,19 +66,19 @@ def test_an_answer_is_found_once_in_a_while() -> None:
         found.append(1)
         return len(found)
 
-    answer = Remembered(find, clock)
+    answer = Cached(find, clock)
     assert [answer.get() for _ in range(5)] == [1] * 5
-    clock.now += SHARE - 0.5
+    clock.now += LIFE_SHARE - 0.5
     assert answer.get() == 1
     clock.now += 1
     assert answer.get() == 2
-    assert LEAST < SHARE
+    assert LIFE_LEAST < LIFE_SHARE
 
 
 def test_answers_can_take_turns() -> None:
     """Those that share a turn hold one connection together, not one each."""
     turn = threading.Lock()
-    assert Remembered(turn.locked, Clock(), turn).get()
+    assert Cached(turn.locked, Clock(), turn).get()
     assert not turn.locked()
 
 
@@ -92,7 +92,7 @@ def test_a_failure_is_not_remembered() -> None:
             raise found
         return found
 
-    answer = Remembered(find, Clock())
+    answer = Cached(find, Clock())
     try:
         answer.get()
     except ValueError:

@@ -1,4 +1,8 @@
-"""Outbound calls: which there are, and all that happened to one of them."""
+"""Outbound calls: which there are, and all that happened to one of them.
+
+`list_calls` lists them, `calls_of` returns those of an event for its timeline, and `call_story` returns the
+timeline of one.
+"""
 
 import json
 from collections.abc import Collection, Iterable
@@ -30,11 +34,12 @@ from receiver.ledger.tables import ACTION, ATTEMPT, CALL, EVENT, SEND
 from receiver.ledger.text import plain, readable, storable
 
 CALLS_SHOWN = 200
-"""The latest calls of an event that its story tells; a handler that loops must not make it unreadable."""
+"""The latest calls of an event in its story; a handler that loops must not make it unreadable."""
 
 SENDS_SHOWN, SENDS_IN_FULL = 20, 200
 """The latest sends of each call in its event's story, and in its own."""
 
+# The model's `send_count` is the table's `sends`, a name that the model's lists of sends have.
 COLUMNS: list[Any] = [
     CALL.c.sends.label(name) if name == "send_count" else CALL.c[name] for name in Call.model_fields
 ]
@@ -46,28 +51,13 @@ def list_calls(store: Store, which: CallFilter, *, limit: int = 50, cursor: str 
     joined: Select[Any] = select(*COLUMNS, EVENT.c.source, EVENT.c.event_id).join(
         EVENT, EVENT.c.id == CALL.c.event
     )
-    statement = joined.where(*conditions(which)).order_by(CALL.c.id.desc())
+    statement = joined.where(*_conditions(which)).order_by(CALL.c.id.desc())
     if cursor:
         statement = statement.where(CALL.c.id < read_cursor(cursor))
     with store.read() as connection:
         rows = connection.execute(statement.limit(size + 1)).all()
     data = [OwnedCall.model_validate(row, from_attributes=True) for row in rows[:size]]
     return CallsView(data=data, next=next_cursor(rows, size))
-
-
-def conditions(which: CallFilter) -> Iterable[ColumnElement[bool]]:
-    """Yield what a filter asks of the tables of calls and events."""
-    if which.state is not None:
-        yield CALL.c.state == which.state
-    if which.event is not None:
-        yield CALL.c.event == which.event
-    for column, wanted in ((CALL.c.api, which.api), (EVENT.c.source, which.source)):
-        if wanted is not None:
-            yield column == wanted if plain(wanted) == wanted else false()
-    if which.event_id is not None:
-        yield EVENT.c.event_id == storable(which.event_id)
-        if which.source is None:
-            yield EVENT.c.source.in_(sources())
 
 
 def calls_of(connection: Connection, event: UUID) -> list[ToldCall]:
@@ -114,6 +104,21 @@ def call_story(store: Store, call: UUID) -> CallStory:
         )
 
 
+def _conditions(which: CallFilter) -> Iterable[ColumnElement[bool]]:
+    """Yield what a filter asks of the tables of calls and events."""
+    if which.state is not None:
+        yield CALL.c.state == which.state
+    if which.event is not None:
+        yield CALL.c.event == which.event
+    for column, wanted in ((CALL.c.api, which.api), (EVENT.c.source, which.source)):
+        if wanted is not None:
+            yield column == wanted if plain(wanted) == wanted else false()
+    if which.event_id is not None:
+        yield EVENT.c.event_id == storable(which.event_id)
+        if which.source is None:
+            yield EVENT.c.source.in_(sources())
+
+
 def _content(headers: Collection[tuple[str, str]], body: bytes | None) -> Content | None:
     if body is None:
         return None
@@ -125,6 +130,7 @@ def _content_type(headers: Collection[tuple[str, str]]) -> str | None:
 
 
 def _sends(connection: Connection, event: UUID, calls: Collection[UUID], most: int) -> dict[UUID, list[Send]]:
+    # Ranked in the database: a call that went out a thousand times must not be read whole.
     newest = func.row_number().over(partition_by=SEND.c.call, order_by=SEND.c.number.desc()).label("newest")
     began = and_(ATTEMPT.c.event == event, ATTEMPT.c.claim == SEND.c.claim)
     joined = select(SEND, ATTEMPT.c.number.label("attempt"), newest).join(ATTEMPT, began, isouter=True)

@@ -1,7 +1,8 @@
 """Read models: the one shape of everything that people see of the ledger.
 
 The readers of this room return them, the service redacts them, `/v1`, the dashboard and the command line
-render them, and OpenAPI documents them. Members stand in the order in which `--json` prints them.
+render them, and OpenAPI documents them: docstrings are its descriptions, and names, without `View`, those of
+its components. Members stand in the order in which `--json` prints them.
 """
 
 import base64
@@ -77,127 +78,6 @@ class EventView(Shape):
     reason: str | None
     duplicates: int
     conflicts: int
-
-
-class Call(Shape):
-    """One outbound call of an event's generation; `successor` counts those whose place it took.
-
-    `changed_to` is the fingerprint of other bytes that the handler asked for later. `shares` is the call of
-    another event, with the same `once`, whose answer this one gets.
-    """
-
-    id: UUID
-    event: UUID
-    generation: int
-    position: int
-    step: str
-    successor: int
-    state: CallState
-    api: str
-    method: str
-    url: str
-    protection: Protection
-    key: str | None
-    once: str | None
-    fingerprint: str
-    changed_to: str | None
-    use_stored: bool
-    shares: UUID | None
-    outcome: SendOutcome | None
-    reason: str | None
-    status: int | None
-    created_at: Timestamp
-    first_sent_at: Timestamp | None
-    expires_at: Timestamp | None
-    due_at: Timestamp | None
-    quiet_until: Timestamp | None
-    ended_at: Timestamp | None
-    send_count: int
-
-
-class OwnedCall(Call):
-    """A call with the names of its event."""
-
-    source: str
-    event_id: str
-
-
-class CallsView(Shape):
-    """A page of calls, newest first; `next` is the next page's cursor, or null on the last one."""
-
-    data: list[OwnedCall]
-    next: str | None
-
-
-class Send(Shape):
-    """One time that a call went out; while `open` it may have been executed without a word of it here.
-
-    `claim` is that of the attempt that sent it, and `attempt` its number.
-    """
-
-    number: int
-    claim: int
-    attempt: int | None
-    at: Timestamp
-    sending_until: Timestamp
-    ended_at: Timestamp | None
-    outcome: SendOutcome | None
-    status: int | None
-    open: bool
-    reason: str | None
-
-
-class Stored(Shape):
-    """A stored answer from outside; `size` is in bytes."""
-
-    size: int
-    content_type: str | None
-
-
-class Content(Shape):
-    """What went out or came back: as text where it is UTF-8, else in base64."""
-
-    content_type: str | None
-    size: int
-    encoding: Literal["utf-8", "base64"]
-    body: str
-
-
-class ToldCall(Call):
-    """A call with its latest sends, as its event's story tells it."""
-
-    answer: Stored | None
-    sends: list[Send]
-
-
-class CallAction(Shape):
-    """What a person said of the call; `was` is the state of its event before."""
-
-    what: str
-    who: str
-    at: Timestamp
-    was: str
-
-
-class CallStory(Shape):
-    """All about one call; `next` says what happens next, or what each resolution would do."""
-
-    call: OwnedCall
-    event: EventView
-    request: Content | None
-    answer: Content | None
-    sends: list[Send]
-    actions: list[CallAction]
-    next: str
-
-
-class ProblemView(Shape):
-    """Why not (RFC 9457). `type` is stable; `detail` says what happened and what to do."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
 
 
 class EventsView(Shape):
@@ -300,6 +180,118 @@ class Nudges(Shape):
 
     count: int
     last: Timestamp | None
+
+
+class Call(Shape):
+    """One outbound call of an event's generation; `successor` counts those whose place it took.
+
+    `changed_to` is the fingerprint of other bytes that the handler asked for later. `shares` is the call of
+    another event, with the same `once`, whose answer this one gets.
+    """
+
+    id: UUID
+    event: UUID
+    generation: int
+    position: int
+    step: str
+    successor: int
+    state: CallState
+    api: str
+    method: str
+    url: str
+    protection: Protection
+    key: str | None
+    once: str | None
+    fingerprint: str
+    changed_to: str | None
+    use_stored: bool
+    shares: UUID | None
+    outcome: SendOutcome | None
+    reason: str | None
+    status: int | None
+    created_at: Timestamp
+    first_sent_at: Timestamp | None
+    expires_at: Timestamp | None
+    due_at: Timestamp | None
+    quiet_until: Timestamp | None
+    ended_at: Timestamp | None
+    send_count: int
+
+
+class OwnedCall(Call):
+    """A call with the names of its event."""
+
+    source: str
+    event_id: str
+
+
+class CallsView(Shape):
+    """A page of calls, newest first; `next` is the next page's cursor, or null on the last one."""
+
+    data: list[OwnedCall]
+    next: str | None
+
+
+class Send(Shape):
+    """One time that a call went out; while `open` it may have been executed without a word of it here.
+
+    `claim` is that of the attempt that sent it, and `attempt` its number.
+    """
+
+    number: int
+    claim: int
+    attempt: int | None
+    at: Timestamp
+    sending_until: Timestamp
+    ended_at: Timestamp | None
+    outcome: SendOutcome | None
+    status: int | None
+    open: bool
+    reason: str | None
+
+
+class Stored(Shape):
+    """A stored answer from outside; `size` is in bytes."""
+
+    size: int
+    content_type: str | None
+
+
+class ToldCall(Call):
+    """A call with its latest sends, as its event's story tells it."""
+
+    answer: Stored | None
+    sends: list[Send]
+
+
+class Content(Shape):
+    """What went out or came back: as text where it is UTF-8, else in base64."""
+
+    content_type: str | None
+    size: int
+    encoding: Literal["utf-8", "base64"]
+    body: str
+
+
+class CallAction(Shape):
+    """What a person said of the call; `was` is the state of its event before."""
+
+    what: str
+    who: str
+    at: Timestamp
+    was: str
+
+
+class CallStory(Shape):
+    """All about one call; `next` says what happens next, or what each resolution would do."""
+
+    call: OwnedCall
+    event: EventView
+    request: Content | None
+    answer: Content | None
+    sends: list[Send]
+    actions: list[CallAction]
+    next: str
 
 
 class Story(Shape):
@@ -479,3 +471,12 @@ class WorkerHeartbeat(Shape):
     started_at: Timestamp
     seen_at: Timestamp
     silent_seconds: float
+
+
+class ProblemView(Shape):
+    """Why not (RFC 9457). `type` is stable; `detail` says what happened and what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str

@@ -1,4 +1,8 @@
-"""Events: which there are, and all that happened to one of them."""
+"""Events: which there are, and all that happened to one of them.
+
+`list_events` and `find_event` look events up, and `story` returns the timeline of one. `original` and
+`other_bodies` return stored bytes, for the redaction to say what of them may be shown.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from receiver.ledger.errors import UnknownEvent
 from receiver.ledger.filter import EventFilter, conditions
@@ -39,7 +43,7 @@ ATTEMPTS_SHOWN = 200
 
 @dataclass(frozen=True)
 class Original:
-    """An event as it was sent. `body` is None once its payload is erased."""
+    """An event as it was received. `body` is None once its payload is erased."""
 
     source: str
     event_id: str
@@ -50,13 +54,13 @@ class Original:
 
 @dataclass(frozen=True)
 class OtherBody(Original):
-    """A body that came under an event's id beside its own, as it was sent."""
+    """A conflicting body: another one that was received under an event's id."""
 
     conflict: Conflict
     body: bytes = field(repr=False)
 
     def in_full(self, shown: bytes) -> ConflictInFull:
-        """Return it with `shown`, the part of its bytes that may be seen."""
+        """Return the conflict with `shown`, the part of its bytes that may be seen."""
         return ConflictInFull(**dict(self.conflict), headers=dict(self.headers), **readable(shown))
 
 
@@ -74,12 +78,8 @@ def list_events(
         statement = statement.where(EVENT.c.id < read_cursor(cursor))
     with store.read() as connection:
         rows = connection.execute(statement.limit(size + 1)).all()
-    return EventsView(data=[event_view(row) for row in rows[:size]], next=next_cursor(rows, size))
-
-
-def event_view(row: Row[Any]) -> EventView:
-    """Return an event's row as lists show it."""
-    return EventView.model_validate(row, from_attributes=True)
+    data = [EventView.model_validate(row, from_attributes=True) for row in rows[:size]]
+    return EventsView(data=data, next=next_cursor(rows, size))
 
 
 def find_event(store: Store, source: str, event_id: str) -> UUID:
@@ -93,7 +93,7 @@ def find_event(store: Store, source: str, event_id: str) -> UUID:
 
 
 def story(store: Store, event: UUID) -> Story:
-    """Return an event's whole story; its lists are newest first, but attempts and calls in their order.
+    """Return an event's whole story: attempts and calls in their order, other lists newest first.
 
     Raises UnknownEvent.
     """
@@ -109,8 +109,9 @@ def story(store: Store, event: UUID) -> Story:
         columns = [CONFLICT.c.get(name, size) for name in Conflict.model_fields]
         conflicts = select(*columns).where(CONFLICT.c.event == event)
         latest = attempts.order_by(ATTEMPT.c.claim.desc()).limit(ATTEMPTS_SHOWN)
+        columns_of_event = {name: getattr(row, name) for name in EventInFull.model_fields if name != "size"}
         return Story(
-            event=_event_in_full(row),
+            event=EventInFull(**columns_of_event, size=None if row.body is None else len(row.body)),
             duplicates=Duplicates(
                 count=row.duplicates,
                 first=row.first_duplicate_at,
@@ -137,9 +138,10 @@ def original(store: Store, event: UUID) -> Original:
 
 
 def other_bodies(store: Store, event: UUID) -> list[OtherBody]:
-    """Return the bodies that came under an event's id beside its own, newest first; raises UnknownEvent."""
+    """Return an event's conflicting bodies, newest first, or an empty list; raises UnknownEvent."""
     mine = select(CONFLICT, EVENT.c.source, EVENT.c.event_id).join(EVENT).where(CONFLICT.c.event == event)
     with store.read() as connection:
+        # Asked by itself: an unknown event and one without conflicts both have no rows.
         if connection.execute(select(EVENT.c.id).where(EVENT.c.id == event)).first() is None:
             raise UnknownEvent(f"No event {event} is in the ledger.")
         rows = connection.execute(mine.order_by(CONFLICT.c.at.desc(), CONFLICT.c.body_hash)).all()
@@ -160,11 +162,6 @@ def other_bodies(store: Store, event: UUID) -> list[OtherBody]:
         )
         for row in rows
     ]
-
-
-def _event_in_full(row: Row[Any]) -> EventInFull:
-    columns = {name: getattr(row, name) for name in EventInFull.model_fields if name != "size"}
-    return EventInFull(**columns, size=None if row.body is None else len(row.body))
 
 
 def _select(table: Any, shape: type[ShapeT]) -> Select[Any]:
