@@ -1,4 +1,7 @@
-"""What this deployment calls: one table per API, checked at start-up against its dialect."""
+"""The APIs that handlers call: one table each in `apis.toml`, checked at start-up against its dialect.
+
+`load_apis` reads the file, `header_of` returns the header that carries an API's credential.
+"""
 
 import keyword
 import re
@@ -18,41 +21,40 @@ from config.providers import HEADER_NAME
 from config.toml import ConfigError, Duration, Table, in_words, load_tables, suggest, variable_of
 
 APIS = Path(__file__).with_name("apis.toml")
+
 CONNECT_TIMEOUT = timedelta(seconds=5)
 READ_TIMEOUT = timedelta(seconds=20)
+
 DEADLINE = timedelta(seconds=30)
-LONGEST_DEADLINE = timedelta(minutes=10)  # a handler is allowed as much by default
+"""For a whole request, however its bytes trickle in."""
+
+LONGEST_DEADLINE = timedelta(minutes=10)
+"""A handler is allowed as much by default."""
+
 QUIET = timedelta(seconds=15)
-MAX_CONNECTIONS = 16  # as many as a worker runs handlers
-LEAST_MARGIN = timedelta(minutes=10)
-DEADLINES_IN_MARGIN = 4
+"""The default settle delay: how long a request whose answer was lost is left alone before a resend."""
+
+MAX_CONNECTIONS = 16
+"""As many as a worker runs handlers."""
+
+LEAST_MARGIN, DEADLINES_IN_MARGIN = timedelta(minutes=10), 4
 """The default margin covers a request that is slow, its resend, and clocks that differ."""
 
 RESERVED: Final = frozenset(
-    {"again", "bench", "check_time", "derived", "made", "make", "read", "unjournaled_error", "value"}
+    {"again", "bench", "check_time", "derived", "made", "make", "owed", "read", "value"}
 )
 """What `calls` has of its own, in a worker and in tests."""
 
 SILENT = frozenset({"auth", "base_url", "headers"})
 """Keys whose values an error never repeats: a credential may stand there by mistake."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-
-OURS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
+OURS = frozenset({"connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"})
 """Headers in lower case that the client writes itself."""
 
 SECRETS = frozenset({"authorization", "proxy-authorization", "cookie"})
 """Headers in lower case that carry a secret: never written in the file."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def check_base_url(url: str) -> str:
@@ -61,6 +63,7 @@ def check_base_url(url: str) -> str:
         raise ValueError("it holds blanks, backslashes or other characters that an address cannot have")
     try:
         parts = urlsplit(url)
+        # The port is read, and refused, when it is first asked for.
         _ = parts.port
     except ValueError:
         raise ValueError("its host or port cannot be read") from None
@@ -72,16 +75,13 @@ def check_base_url(url: str) -> str:
         raise ValueError("it holds ? or #; paths are put after it, so it must end before them")
     if {"", ".", ".."} & set(parts.path.strip("/").split("/")) and parts.path.strip("/"):
         raise ValueError("its path holds an empty, . or .. segment")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    try:
+        is_here = parts.hostname == "localhost" or ip_address(parts.hostname).is_loopback
+    except ValueError:
+        is_here = False
+    if parts.scheme == "http" and not is_here:
         raise ValueError("it is plain http, which shows credentials to everyone on the way; use https")
     return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_name(name: str) -> str:
@@ -94,6 +94,7 @@ def _check_name(name: str) -> str:
 
 def _check_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     seen: set[str] = set()
+    # Without regard to case, which HTTP ignores and a TOML table does not.
     for name, value in headers.items():
         if _check_name(name).lower() in SECRETS:
             raise ValueError(f"{name} carries a secret; auth reads it from a variable")
@@ -140,6 +141,7 @@ class Auth:
         """Say in a clause why this credential cannot be sent, or None; it is never shown."""
         if self.type == "basic":
             return None if ":" in credential else f"{self.variable} is not written as user:password"
+        # A token has no blanks (RFC 6750, section 2.1); most often a whole header was pasted.
         blank = self.type == "bearer" and " " in credential
         if blank or not _fits_header(credential):
             return f"{self.variable} holds characters that {self.header} cannot carry"
@@ -230,14 +232,20 @@ def _build(name: str, table: ApiTable, dialects: Mapping[str, Dialect], environ:
     key_life = _key_life(table, dialect)
     connect_timeout, read_timeout = _timeouts(table)
     auth = Auth(table.auth.type, table.auth.value_env, table.auth.name or "Authorization")
-    credential, problem = _credential(auth, environ)
+    # A credential that is missing stops no deployment: only calls of this API are refused.
+    credential = environ.get(auth.variable, "").strip()
+    if credential:
+        problem = auth.problem_with(credential)
+    else:
+        state = "empty" if auth.variable in environ else "not set"
+        problem = f"the environment variable {auth.variable} is {state}"
     return Api(
         name=name,
         base_url=table.base_url,
         dialect_name=table.dialect,
         dialect=dialect,
         auth=auth,
-        credential=credential,
+        credential="" if problem else credential,
         key_life=key_life,
         key_margin=_key_margin(table, key_life),
         problem=f"[{name}] has no credential: {problem}" if problem else None,
@@ -274,6 +282,7 @@ def _timeouts(table: ApiTable) -> tuple[timedelta, timedelta]:
                 f"{name} is {in_words(written)}, longer than deadline ({in_words(table.deadline)}),"
                 " which ends the request before"
             )
+    # The defaults give way to a short deadline; what is written does not, or it would mean nothing.
     connect, read = table.connect_timeout or CONNECT_TIMEOUT, table.read_timeout or READ_TIMEOUT
     return min(connect, table.deadline), min(read, table.deadline)
 
@@ -317,12 +326,3 @@ def _key_margin(table: ApiTable, life: timedelta) -> timedelta:
             f" allowed is {in_words(table.deadline)} or more"
         )
     return table.key_margin
-
-
-def _credential(auth: Auth, environ: Mapping[str, str]) -> tuple[str, str | None]:
-    credential = environ.get(auth.variable, "").strip()
-    if not credential:
-        state = "empty" if auth.variable in environ else "not set"
-        return "", f"the environment variable {auth.variable} is {state}"
-    problem = auth.problem_with(credential)
-    return ("", problem) if problem else (credential, None)

@@ -1,10 +1,13 @@
-"""What both sides tell Celery about the broker, as data; neither needs the other for it."""
+"""Celery's options for the broker, of the side that publishes and of the side that consumes.
+
+Both are data, so that neither side needs the other: `publisher_options`, `consumer_options`, `wake_message`.
+"""
 
 import ssl
 from typing import Any
 
-WAKE_TASK = "firstseen.wake"
-QUEUE = "firstseen"
+WAKE_TASK, QUEUE = "firstseen.wake", "firstseen"
+"""Names that workers of every release agree on."""
 
 PUBLISH_TIMEOUT = 1.0
 """Seconds. A frozen broker must not hold a publishing thread; measured: 60 s and more by default."""
@@ -25,6 +28,7 @@ def publisher_options(broker: str) -> dict[str, Any]:
         timeouts = {"socket_timeout": PUBLISH_TIMEOUT, "socket_connect_timeout": PUBLISH_TIMEOUT}
     return {
         **_common(broker),
+        # One thread of a process publishes.
         "broker_pool_limit": 1,
         "broker_connection_timeout": PUBLISH_TIMEOUT,
         "broker_transport_options": {**timeouts, **one_try},
@@ -37,8 +41,10 @@ def consumer_options(broker: str) -> dict[str, Any]:
         **_common(broker),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": ENDLESS,
+        # A message says that there is work, not which: another worker may take it as well.
         "worker_prefetch_multiplier": 1,
         "worker_hijack_root_logger": False,
+        # Either would keep queues and send messages of its own, for tools that nobody needs here.
         "worker_enable_remote_control": False,
         "worker_send_task_events": False,
     }

@@ -1,6 +1,7 @@
 """Keys of the management API and users of the dashboard, as the environment lists them.
 
-Keys are `name=key` or `name:read=key`, users `name=hash`; entries are separated by blanks.
+Keys are `name=key` or `name:read=key`, users `name=hash`; entries are separated by blanks. `parse_api_keys`
+and `parse_users` read such lists; `find_api_key` and `find_user` look up what a client sent.
 """
 
 import hmac
@@ -13,10 +14,12 @@ KEY_MIN = 16
 """Characters; the API answers as fast as it can, so a short key could be guessed."""
 
 _KEY_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
 _KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What may follow `Bearer` (RFC 6750, section 2.1)."""
 
 _USER_NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
+
 _HASH = re.compile(r"scrypt:[0-9]{1,7}:[0-9]{1,2}:[0-9]{1,2}\$[A-Za-z0-9]{8,64}\$[0-9a-f]{128}")
 """As `firstseen hash-password` prints it: scrypt's cost, block size and lanes, the salt, the hash in hex."""
 
@@ -78,9 +81,16 @@ def _parse_api_key(number: int, entry: str) -> ApiKey:
     return ApiKey(name, secret, bool(colon))
 
 
+def bearer_token(authorization: str) -> str:
+    """Return the token in an Authorization header, `Bearer <token>`; '' where it is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def find_api_key(keys: Iterable[ApiKey], secret: str) -> ApiKey | None:
-    """Return the key with this secret. Each one is compared, in constant time."""
+    """Return the key with this secret, in constant time."""
     digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()
+    # All of them, as stopping at the first would tell by time where in the list it stands.
     matching = [key for key in keys if hmac.compare_digest(key.digest, digest)]
     return matching[0] if matching else None
 
@@ -114,7 +124,7 @@ def find_user(users: Iterable[User], name: str) -> User | None:
     return next((user for user in users if user.name == name), None)
 
 
-def check_name(name: str) -> str:
+def check_user_name(name: str) -> str:
     """Accept a user's name; raise ValueError."""
     if not _USER_NAME.fullmatch(name):
         raise ValueError("a name is 1 to 64 of a-z, 0-9 and . _ @ -, a letter or digit first")

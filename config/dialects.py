@@ -1,4 +1,8 @@
-"""How APIs treat idempotency keys: `dialects.toml`, read and checked once."""
+"""How APIs treat idempotency keys: `dialects.toml`, read and checked once.
+
+A dialect says where an API takes keys and for which operations, what it answers to a repeated or a misused
+key, and how long it remembers one. docs/dialects.md has each fact with its source.
+"""
 
 import functools
 import re
@@ -13,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from config.toml import Duration, Table, load_tables
 
 DIALECTS = Path(__file__).with_name("dialects.toml")
+
 KEY_LENGTH = 36
 """Characters of the keys that we make: those of a UUID."""
 
@@ -120,11 +125,11 @@ class Dialect(Table):
 
     def is_keyed(self, method: str, path: str) -> bool:
         """Say whether the API keys this request; `path` is the URL's, and its end counts."""
-        return _has(self.covers, method, path)
+        return _has_operation(self.covers, method, path)
 
     def is_repeatable(self, method: str, path: str) -> bool:
         """Say whether this request may be sent again without a key; `path` as above."""
-        return _has(self.repeatable, method, path)
+        return _has_operation(self.repeatable, method, path)
 
     @field_validator("covers", "repeatable")
     @classmethod
@@ -166,17 +171,17 @@ def load_dialects(path: Path = DIALECTS) -> Mapping[str, Dialect]:
     return MappingProxyType(load_tables(path, "dialect must be a table such as [stripe]", build))
 
 
-def _has(entries: Iterable[str], method: str, path: str) -> bool:
-    """Say whether one of the entries is this method with the end of this path, in whole segments.
-
-    The end, because APIs live below a version, a gateway or a proxy: the base URL is nobody's to know here.
-    """
+def _has_operation(entries: Iterable[str], method: str, path: str) -> bool:
     split = [entry.partition(" ") for entry in entries]
+    # Only the path's end counts: APIs live below a version, a gateway or a proxy that nobody knows here.
     return any(method == verb and ends_with(path, pattern) for verb, _, pattern in split)
 
 
 def ends_with(path: str, pattern: str) -> bool:
-    """Say whether a path ends with a pattern: `{id}` is one segment that is not empty, `*` all of it."""
+    """Say whether a path ends with a pattern, in whole segments.
+
+    `{id}` is one segment that is not empty, `*` the whole path.
+    """
     if pattern == "*":
         return True
     wanted = pattern.split("/")[1:]

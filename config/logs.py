@@ -31,6 +31,7 @@ from config.nesting import NestedTooDeeplyError, check_depth
 Form = Literal["auto", "json", "text"]
 
 CHATTY = (
+    # These tell of everyday work, of which our own lines tell already.
     "celery.worker.strategy",
     "celery.app.trace",
     "kombu",
@@ -69,6 +70,7 @@ def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
     """Send every logger's lines, and Python's warnings, to stderr in one form."""
     handler = LineHandler(sys.stderr)
     handler.setFormatter(line_formatter(form))
+    # Without effect where a host, such as a test runner, has handlers of its own already.
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)
     for name in CHATTY:
@@ -85,6 +87,7 @@ def log_uncaught() -> None:
 
     def uncaught(kind: type[BaseException], error: BaseException | None, _: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt | SystemExit):
+            # Python passes None where it could not make the error itself.
             log.critical("Nothing caught this.", exc_info=error or kind())
 
     sys.excepthook = uncaught
@@ -121,6 +124,7 @@ def about(**facts: object) -> Iterator[None]:
 
 
 def _as_facts(facts: Mapping[str, object]) -> dict[str, object]:
+    # Here, once, and not on each line: UUIDs and enums would need a JSON encoder that knows them.
     return {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
 
 
@@ -227,6 +231,7 @@ class _LineFormatter(structlog.stdlib.ProcessorFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write a line; of an error that a library hands over it shows the type alone."""
         if record.name.partition(".")[0] not in OURS and record.args:
+            # Other handlers get the same record.
             record = copy.copy(record)
             record.args = _without_errors(record.args)
         return super().format(record)

@@ -43,7 +43,7 @@ def load_json(text: str | bytes, decode: Callable[[str], Any] = json.loads) -> A
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text), "surrogatepass")
     if _may_be_deep(text):
-        # Without escaped quotes, every second part between quotes is outside of strings.
+        # Once escaped quotes are gone, every second part between quotes is outside of strings.
         parts = text.replace("\\\\", "").replace('\\"', "").split('"')
         _check_brackets("".join(parts[::2]))
     return decode(text)

@@ -1,4 +1,8 @@
-"""The environment, read once into one frozen object. Nothing else reads `os.environ` or `.env`."""
+"""The environment, read once into one frozen object.
+
+Nothing else reads `os.environ` or `.env`. `load_settings` refuses what would lose events, in one sentence;
+`environment` is where secrets are looked up by the names that TOML files have for them.
+"""
 
 import os
 import re
@@ -18,7 +22,10 @@ from config.toml import ConfigError, Duration
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
 DEV_SOCKET = Path("var/valkey.sock")
+
 THROWAWAY_DISKS = ("DYNO", "RENDER", "FLY_APP_NAME")
+"""Variables by which Heroku, Render and Fly are known: files there are gone after a restart."""
+
 SQLITE = "sqlite"
 IN_MEMORY = (":memory:", "mode=memory")
 ALERT_URL = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
@@ -26,8 +33,12 @@ SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}")
 PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?", re.ASCII)
 DATABASE_SCHEMES = (SQLITE, "postgres", "postgresql", "postgresql+psycopg")
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps")
+
 SECRET_KEY_MIN = 32
 """Characters; shorter keys could be guessed, and every outbound idempotency key hangs on this one."""
+
+METRICS_TOKEN_MIN = 16
+"""Characters; a shorter token could be guessed by asking often."""
 
 SECRET_NAMES = frozenset(
     {
@@ -44,21 +55,20 @@ SECRET_NAMES = frozenset(
 )
 """Variables whose value never stands in an error; people write passwords into URLs."""
 
-METRICS_TOKEN_MIN = 16
-"""Characters; a shorter token could be guessed by asking often."""
-
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class Settings(BaseSettings):
-    """What this process was told; see the README's table of configuration."""
+    """The configuration of this process; the README's table explains each variable."""
 
+    # A variable that is set to nothing counts as absent: that is how people switch one off in a panel.
     model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", env_ignore_empty=True)
 
     dev: bool = Field(default=False, validation_alias="FIRSTSEEN_DEV")
     database_url: str = Field(default="", validation_alias="DATABASE_URL", repr=False)
     broker_url: str = Field(default="", validation_alias="BROKER_URL", repr=False)
     redis_url: str = Field(default="", validation_alias="REDIS_URL", repr=False)
+    # NoDecode, here and below: pydantic would want tuples as JSON.
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), validation_alias="FIRSTSEEN_SECRET_KEY", repr=False
     )
@@ -97,11 +107,9 @@ class Settings(BaseSettings):
     @field_validator("secret_keys", "handlers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -139,7 +147,7 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
-    def _refuse_what_would_lose_events(self) -> Self:
+    def _rules(self) -> Self:
         self._check_database()
         self._check_broker()
         if not self.dev and not self.secret_keys:
@@ -156,12 +164,14 @@ class Settings(BaseSettings):
                 " or acknowledged events would have no home"
             )
         _check_scheme("DATABASE_URL", url, DATABASE_SCHEMES)
+        # sqlite:// and sqlite:/// name no file either.
         nameless = not url.partition("?")[0].removeprefix("sqlite://").strip("/")
         if url.startswith(SQLITE) and (nameless or any(word in url for word in IN_MEMORY)):
             raise ValueError(
                 "DATABASE_URL names no file, and a database in memory forgets every event:"
                 " write sqlite:///path/to/file.db"
             )
+        # Only the process's own variables: a `.env` copied from a platform is not the platform.
         platform = next((name for name in THROWAWAY_DISKS if os.environ.get(name)), None)
         if url.startswith(SQLITE) and platform:
             raise ValueError(
@@ -181,6 +191,7 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The database's URL as SQLAlchemy takes it, with the psycopg driver."""
+        # SQLAlchemy knows no postgres://, which platforms write, and takes postgresql:// for psycopg2.
         scheme, _, rest = (self.database_url or DEV_DATABASE).partition("://")
         return f"{scheme}://{rest}" if scheme == SQLITE else f"postgresql+psycopg://{rest}"
 
@@ -215,14 +226,10 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+        first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
-        return f"Environment: {message}."
+        raise ConfigError(f"Environment: {message}.")
     name = str(first["loc"][0])
     found = "" if name in SECRET_NAMES else f" (found {first['input']!r})"
-    return f"Environment: {name} is wrong: {message}{found}."
+    raise ConfigError(f"Environment: {name} is wrong: {message}{found}.")

@@ -1,4 +1,7 @@
-"""What this deployment receives: one table per source, checked at start-up against its provider."""
+"""The sources of deliveries: one table each in `sources.toml`, checked at start-up against its provider.
+
+`load_sources` reads the file, together with the secrets that it names in the environment.
+"""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +22,10 @@ DEFAULT_RETENTION = timedelta(days=400)
 """A tombstone outlives every provider's manual resend, and one year's audit."""
 
 DEFAULT_PAYLOAD_RETENTION = timedelta(days=30)
+
 NEVER_KEPT = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+"""Headers in lower case that are never stored."""
+
 SILENT = frozenset({"secrets_env", "secret", "secrets", "key", "options"})
 """Keys whose values an error never repeats: a secret may stand there by mistake."""
 
@@ -65,7 +71,11 @@ def _read_json_paths(value: Any) -> tuple[JsonPath, ...]:
     return tuple(parse_json_path(str(path)) for path in value)
 
 
-def _read_variables(value: Any) -> str | tuple[str, ...]:
+Variables = str | tuple[str, ...]
+"""One variable with secrets separated by commas, or several with one secret each."""
+
+
+def _read_variables(value: Any) -> Variables:
     names = [value] if isinstance(value, str) else value
     if isinstance(names, list) and names and all(map(is_variable, names)):
         return value if isinstance(value, str) else tuple(names)
@@ -73,10 +83,6 @@ def _read_variables(value: Any) -> str | tuple[str, ...]:
         f"found {kind_of(value)} that is no variable's name, nor a list of such names;"
         " write capitals, digits and _, never the secret itself"
     )
-
-
-Variables = str | tuple[str, ...]
-"""One variable with secrets separated by commas, or several with one secret each."""
 
 
 class SourceTable(Table):
@@ -164,20 +170,32 @@ def _build(
     provider, options = describe_provider(
         providers[table.provider], table.options, table.verifier, table.secrets_env
     )
-    _check_proof(provider, table.secrets_env, unverified=table.unverified)
-    _check_against(table, provider)
-    secrets, warnings = _read_secrets(provider, table.secrets_env, environ)
-    verify_tokens = _split(table.verify_token_env, environ)
-    tokenless = (
-        f"the environment variable {table.verify_token_env} holds no verify token,"
-        " so the handshake gets no answer"
-    )
+    _check_proof(table, provider)
+    _check_times(table, provider)
+    _check_handshake(table, provider)
+    _check_replay(table, provider)
+    for header in table.keep_headers:
+        if header.lower() in NEVER_KEPT | provider.signature_headers or "signature" in header.lower():
+            raise ValueError(
+                f"keep_headers has {header!r}; credentials, cookies and signatures are never kept"
+            )
+    separated = isinstance(table.secrets_env, str)
+    secret_names = (table.secrets_env,) if isinstance(table.secrets_env, str) else table.secrets_env or ()
+    secrets, warnings = _read_secrets(provider, secret_names, environ, separated=separated)
+    # A missing secret stops no deployment: this source answers 503, and the provider sends again.
+    problem = f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None
+    verify_tokens = _split(environ.get(table.verify_token_env, "")) if table.verify_token_env else ()
+    if table.verify_token_env and not verify_tokens:
+        warnings.append(
+            f"the environment variable {table.verify_token_env} holds no verify token,"
+            " so the handshake gets no answer"
+        )
     return Source(
         name=name,
         provider=provider,
         secrets=secrets,
-        problem=f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None,
-        warnings=(*warnings, tokenless) if table.verify_token_env and not verify_tokens else warnings,
+        problem=problem,
+        warnings=tuple(warnings),
         tolerance=table.tolerance,
         retention=table.retention,
         payload_retention=table.payload_retention or min(DEFAULT_PAYLOAD_RETENTION, table.retention),
@@ -187,35 +205,24 @@ def _build(
         handshake=table.handshake,
         verify_tokens=verify_tokens,
         options=options,
-        secret_names=_listed(table.secrets_env),
+        secret_names=secret_names,
         redact=table.redact,
     )
 
 
-def _check_against(table: SourceTable, provider: Provider) -> None:
-    _check_times(table, provider)
-    _check_handshake(table, provider)
-    if table.on_replay == "park" and not can_be_replayed(provider):
-        raise ValueError(f"on_replay is 'park', but {_why_no_replay(provider)}; only 'run' is allowed")
-    signatures = provider.signature_headers
-    for header in table.keep_headers:
-        if header.lower() in NEVER_KEPT | signatures or "signature" in header.lower():
-            raise ValueError(
-                f"keep_headers has {header!r}; credentials, cookies and signatures are never kept"
-            )
-
-
-def _check_handshake(table: SourceTable, provider: Provider) -> None:
-    if table.handshake and not provider.has_unsigned_handshake:
-        raise ValueError(f"handshake is true, but {provider.name} has no unsigned handshake; leave it out")
-    if table.handshake and provider.needs_verify_token and table.verify_token_env is None:
+def _check_proof(table: SourceTable, provider: Provider) -> None:
+    """Refuse a source without the secret that it needs, or with a secret that is never used."""
+    if table.unverified and provider.verification is None:
+        raise ValueError(f"unverified is true, but {provider.name} can be verified; leave it out")
+    if provider.verification is not None and not table.unverified:
         raise ValueError(
-            f"verify_token_env is missing; {provider.name}'s handshake holds a token that you chose there"
+            f"unverified is missing: {provider.name} signs nothing, so whoever knows the address can post"
+            " events; write unverified = true if your handler asks the provider before it believes one"
         )
-    if table.verify_token_env and not (table.handshake and provider.needs_verify_token):
-        raise ValueError(
-            "verify_token_env is for handshake = true with a provider that sends a verify token; leave it out"
-        )
+    if provider.needs_secret and table.secrets_env is None:
+        raise ValueError("secrets_env is missing; name the variable that holds the secret")
+    if not provider.needs_secret and table.secrets_env is not None:
+        raise ValueError(f"secrets_env is set, but {provider.name} shares no secret; leave it out")
 
 
 def _check_times(table: SourceTable, provider: Provider) -> None:
@@ -240,38 +247,45 @@ def _check_times(table: SourceTable, provider: Provider) -> None:
         )
 
 
-def _why_no_replay(provider: Provider) -> str:
-    if not provider.signs_body:
-        return f"{provider.name} does not sign the body"
-    if provider.id_is_signed:
-        return f"the event's id is inside the bytes that {provider.name} signs"
-    return f"equal deliveries of {provider.name} are events of their own"
-
-
-def _check_proof(provider: Provider, names: Variables | None, *, unverified: bool) -> None:
-    """Refuse a source without the secret that it needs, or with one that nobody uses; ValueError says why."""
-    if unverified and provider.verification is None:
-        raise ValueError(f"unverified is true, but {provider.name} can be verified; leave it out")
-    if provider.verification is not None and not unverified:
+def _check_handshake(table: SourceTable, provider: Provider) -> None:
+    if table.handshake and not provider.has_unsigned_handshake:
+        raise ValueError(f"handshake is true, but {provider.name} has no unsigned handshake; leave it out")
+    if table.handshake and provider.needs_verify_token and table.verify_token_env is None:
         raise ValueError(
-            f"unverified is missing: {provider.name} signs nothing, so whoever knows the address can post"
-            " events; write unverified = true if your handler asks the provider before it believes one"
+            f"verify_token_env is missing; {provider.name}'s handshake holds a token that you chose there"
         )
-    if provider.needs_secret and names is None:
-        raise ValueError("secrets_env is missing; name the variable that holds the secret")
-    if not provider.needs_secret and names is not None:
-        raise ValueError(f"secrets_env is set, but {provider.name} shares no secret; leave it out")
+    if table.verify_token_env and not (table.handshake and provider.needs_verify_token):
+        raise ValueError(
+            "verify_token_env is for handshake = true with a provider that sends a verify token; leave it out"
+        )
+
+
+def _check_replay(table: SourceTable, provider: Provider) -> None:
+    # Asking for a guard that does nothing would feel safer than it is.
+    if table.on_replay == "run" or can_be_replayed(provider):
+        return
+    if not provider.signs_body:
+        reason = f"{provider.name} does not sign the body"
+    elif provider.id_is_signed:
+        reason = f"the event's id is inside the bytes that {provider.name} signs"
+    else:
+        reason = f"equal deliveries of {provider.name} are events of their own"
+    raise ValueError(f"on_replay is 'park', but {reason}; only 'run' is allowed")
 
 
 def _read_secrets(
-    provider: Provider, names: Variables | None, environ: Mapping[str, str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the usable secrets, each once, and a sentence for each that is missing or cannot be used."""
+    provider: Provider, variables: tuple[str, ...], environ: Mapping[str, str], *, separated: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the usable secrets, each once, and a sentence for each that is missing or cannot be used.
+
+    A variable holds several secrets with commas between them if they are `separated`, one otherwise.
+    """
+    # A dictionary keeps the order: deliveries are verified with the first secret first.
     found: dict[str, None] = {}
     warnings = []
-    for variable in _listed(names):
+    for variable in variables:
         whole = environ.get(variable, "").strip()
-        secrets = _split(variable, environ) if isinstance(names, str) else (whole,) if whole else ()
+        secrets = _split(whole) if separated else (whole,) if whole else ()
         if not secrets:
             warnings.append(
                 f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
@@ -283,13 +297,8 @@ def _read_secrets(
                 warnings.append(
                     f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
                 )
-    return tuple(found), tuple(warnings)
+    return tuple(found), warnings
 
 
-def _listed(names: Variables | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else names or ()
-
-
-def _split(variable: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
-    values = environ.get(variable, "").split(",") if variable else []
-    return tuple(value.strip() for value in values if value.strip())
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,4 +1,8 @@
-"""TOML files read into frozen tables, durations, and what is wrong with them in one sentence."""
+"""TOML files read into frozen tables, and one sentence about what is wrong with them.
+
+`load_tables` builds an entry from each table of a file, `read_toml` reads any file; both raise ConfigError.
+`Duration` is a time span as people write it.
+"""
 
 import re
 import tomllib
@@ -13,12 +17,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from config.nesting import NestedTooDeeplyError, check_depth, check_toml
 
 LONGEST_ECHO = 80
-LONGEST_DURATION = timedelta(days=36_500)  # a longer one, taken from today, leaves the calendar
+"""Characters of a wrong value that a sentence repeats."""
+
+LONGEST_DURATION = timedelta(days=36_500)
+"""A longer one, taken from today, leaves the calendar."""
+
 UNITS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
+# pydantic's type of an error: what to say is allowed.
 _ALLOWED = {
     "literal_error": "allowed is {expected}",
     "int_type": "it must be a whole number",
@@ -51,6 +60,7 @@ class Table(BaseModel):
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         known = [field.alias or name for name, field in cls.model_fields.items()]
+        # Before pydantic, whose own sentence suggests no key.
         for key in data if isinstance(data, dict) else ():
             if key not in known:
                 raise ValueError(f"{key!r} is not a known key{suggest(key, known)}")
@@ -74,6 +84,7 @@ def load_tables(
             raise ConfigError(f"{path}: [{name}] is {kind_of(table)}; every {kind}")
         try:
             entries[name] = build(name, table)
+        # `from None`, here and below: pydantic's text, and so a traceback, repeats every value.
         except ValidationError as error:
             raise ConfigError(f"{path}: [{name}] {explain(error, silent)}") from None
         except ValueError as error:
@@ -84,10 +95,11 @@ def load_tables(
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raise ConfigError with a sentence that names it, and the line where it breaks."""
     try:
+        # Editors on Windows write a byte order mark.
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         check_toml(text)
         tables = tomllib.loads(text)
-        # Dotted keys nest without brackets.
+        # Again, as dotted keys nest without brackets.
         check_depth(tables)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
@@ -132,6 +144,7 @@ def echo(value: Any) -> str:
     """Show a short value as it was written, a table or an array by its kind."""
     if isinstance(value, dict | list):
         return kind_of(value)
+    # TOML's booleans have no capitals.
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
 

@@ -11,7 +11,7 @@ import click
 from sqlalchemy import URL
 from werkzeug.security import generate_password_hash
 
-from config.credentials import check_name
+from config.credentials import check_user_name
 from firstseen.console import Context, json_option, pass_context, print_json
 from receiver.ledger import queue, schema
 from receiver.ledger.errors import LedgerError
@@ -77,6 +77,7 @@ def prune(context: Context, *, as_json: bool) -> None:
         name: queue.Retention(source.retention, source.payload_retention)
         for name, source in context.sources.items()
     }
+    # In portions, each a short transaction, until one finds nothing.
     result = counts = queue.prune(context.ledger, windows)
     while any(number > 0 for number in counts.values()):
         counts = queue.prune(context.ledger, windows)
@@ -93,7 +94,7 @@ def prune(context: Context, *, as_json: bool) -> None:
 def hash_password(name: str) -> None:
     """Print an entry of FIRSTSEEN_USERS for NAME; the password is asked for, or read from standard input."""
     try:
-        check_name(name)
+        check_user_name(name)
     except ValueError as error:
         raise click.BadParameter(f"{error}.", param_hint="NAME") from None
     if sys.stdin.isatty():

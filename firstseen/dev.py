@@ -74,6 +74,7 @@ def main() -> int:
             check_port(settings)
             with closing(Store(settings.database)) as store:
                 revision = migrate(store)
+            # Not before it is sure to start: the password is shown once, and must not scroll past an error.
             if added:
                 run.say("run", f"Wrote to {ENV}: {', '.join(added)}.")
             database = store.url.render_as_string(hide_password=True)
@@ -339,6 +340,7 @@ class Foreground:
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL)
+        # Its whole group, also where it ended by itself: what it started must not outlive it.
         for child in children:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.popen.pid, signal.SIGKILL)

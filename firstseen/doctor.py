@@ -1,4 +1,7 @@
-"""`doctor`: is everything there that this deployment needs? Each check ends in time, whatever is frozen."""
+"""`doctor`: is everything there that this deployment needs? Each check ends in time, whatever is frozen.
+
+A check is a generator of findings, one sentence each; `CHECKS` lists them in the order in which they run.
+"""
 
 import threading
 import time
@@ -14,26 +17,27 @@ from kombu import Connection
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
-from config.apis import Api
 from config.broker import publisher_options
-from config.sources import Source
 from config.toml import ConfigError, in_words
 from firstseen.console import Context, json_option, print_json, tinted, visible
 from receiver.endpoints import build_endpoints
 from receiver.ledger.errors import LedgerError, LedgerUnavailable
 from receiver.ledger.schema import check_schema, head
-from receiver.ledger.store import DURABLE, Store
-from worker.registry import HandlerError, Registry, load_handlers
+from receiver.ledger.store import DURABLE
+from worker.registry import HandlerError, load_handlers
 
-# What `doctor` looks at: each check yields findings, one sentence each.
+DEADLINE = 10.0
+"""Seconds for one check: a frozen database or broker does not answer at all."""
 
+BROKER_WAIT = 3.0
+"""Seconds until a message must have come back."""
 
 SKEW_WARN, SKEW_FAIL = 2.0, 3600.0
 """Seconds between the host's clock and the database's. Lists by time allow for an hour of it."""
 
-BROKER_WAIT = 3.0
-
 SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
+
+WITHOUT_SETTINGS = "Not looked at, because the configuration cannot be read."
 
 
 class Level(StrEnum):
@@ -53,159 +57,8 @@ class Finding:
     text: str
 
 
-Verdict = tuple[Level, str]
-
-Check = Callable[[Context], Iterator[Verdict]]
-
-
-def configuration(context: Context) -> Iterator[Verdict]:
-    """Read the environment."""
-    settings = context.settings
-    database = make_url(settings.database).render_as_string(hide_password=True)
-    yield Level.OK, f"The environment is complete; the database is {database}."
-    if settings.dev:
-        yield Level.WARN, "FIRSTSEEN_DEV is set: this is for make run and tests, not for deployments."
-
-
-def sources(context: Context) -> Iterator[Verdict]:
-    """Read and compile the sources."""
-    build_endpoints(context.sources)
-    if not context.sources:
-        yield Level.WARN, f"{context.settings.sources_path} names no source, so every delivery gets a 404."
-    for source in context.sources.values():
-        if source.problem:
-            yield Level.FAIL, f"{source.problem}; its deliveries get a 503."
-            continue
-        yield from _proof(context, source)
-        for warning in source.warnings:
-            yield Level.WARN, f"{source.name}: {warning}."
-
-
-def apis(context: Context) -> Iterator[Verdict]:
-    """Read the APIs, and say for each how long its keys are trusted."""
-    if not context.apis:
-        yield Level.OK, f"{context.settings.apis_path} names no API, so handlers call nothing through calls."
-    for api in context.apis.values():
-        if api.problem:
-            yield Level.FAIL, f"{api.problem}; calls.{api.name} sends nothing."
-        else:
-            yield Level.OK, f"{api.name}: {api.dialect.title} at {api.base_url}; {_keys_of(api)}."
-
-
-def _keys_of(api: Api) -> str:
-    if not api.dialect.carries_keys:
-        return "it knows no keys, so only unprotected calls are sent"
-    return f"a key lives {in_words(api.key_life)} and is not used in its last {in_words(api.key_margin)}"
-
-
-def _proof(context: Context, source: Source) -> Iterator[Verdict]:
-    provider, settings = source.provider, context.settings
-    if provider.verification is not None:
-        yield Level.WARN, f"{source.name}: {provider.name}, unverified: whoever knows the address can post."
-    elif provider.keyless:
-        yield Level.OK, f"{source.name}: {provider.name}, which shares no secret."
-    else:
-        yield Level.OK, f"{source.name}: {provider.name}, {len(source.secrets)} secret(s) in use."
-    if provider.signs_url and not (settings.public_url or settings.proxy_hops or settings.dev):
-        advice = "set FIRSTSEEN_PUBLIC_URL to what it calls if a proxy is in front"
-        yield Level.WARN, f"{source.name}: {provider.name} signs the URL; {advice}."
-
-
-def database(context: Context) -> Iterator[Verdict]:
-    """Reach the database and read its durability settings back, from inside a writing transaction."""
-    store = context.database
-    with store.write() as connection:
-        names = ("journal_mode", "synchronous") if store.sqlite else ("synchronous_commit", "fsync")
-        ask = "PRAGMA" if store.sqlite else "SHOW"
-        found = {name: connection.exec_driver_sql(f"{ask} {name}").scalar_one() for name in names}
-    yield from _durability(store, found)
-
-
-def _durability(store: Store, found: dict[str, str | int]) -> Iterator[Verdict]:
-    if store.sqlite:
-        found["synchronous"] = SYNCHRONOUS.get(int(found["synchronous"]), "?")
-        durable = found["journal_mode"] == "wal" and found["synchronous"] in ("FULL", "EXTRA")
-    else:
-        durable = found["synchronous_commit"] in DURABLE and found["fsync"] == "on"
-    told = ", ".join(f"{name} = {value}" for name, value in found.items())
-    if durable:
-        yield Level.OK, f"It answers, and a commit is on disk: {told}."
-    else:
-        yield Level.FAIL, f"A crash of the database's machine can lose acknowledged events: {told}."
-
-
-def schema(context: Context) -> Iterator[Verdict]:
-    """Compare the database's schema with this release's."""
-    check_schema(context.database)
-    yield Level.OK, f"The schema fits this release ({head()})."
-
-
-def clock(context: Context) -> Iterator[Verdict]:
-    """Compare the host's clock with the database's."""
-    with context.database.read() as connection:
-        before = time.time()
-        there = connection.execute(select(context.database.now())).scalar_one()
-        after = time.time()
-    here = datetime.fromtimestamp((before + after) / 2, UTC)
-    skew = abs((there - here).total_seconds())
-    if skew < SKEW_WARN:
-        yield Level.OK, f"Host and database agree to {skew:.3f} s."
-        return
-    level = Level.WARN if skew < SKEW_FAIL else Level.FAIL
-    yield level, f"The host's clock is {skew:.1f} s off the database's: signatures with times may be refused."
-
-
-def broker(context: Context) -> Iterator[Verdict]:
-    """Send the broker a message and get it back."""
-    options = publisher_options(context.settings.broker)
-    begun = time.monotonic()
-    connection = Connection(
-        options["broker_url"],
-        ssl=options.get("broker_use_ssl", False),
-        connect_timeout=options["broker_connection_timeout"],
-        transport_options=options["broker_transport_options"],
-    )
-    with connection, connection.SimpleBuffer(f"firstseen.doctor.{uuid4()}") as mailbox:
-        mailbox.put({"ping": 1})
-        mailbox.get(timeout=BROKER_WAIT)
-        # Cancelled first: RabbitMQ tells a consumer whose queue goes away, as an error.
-        mailbox.consumer.cancel()
-        mailbox.queue.delete()
-    took = 1000 * (time.monotonic() - begun)
-    yield Level.OK, f"{connection.as_uri()} took a message and gave it back in {took:.0f} ms."
-
-
-def handlers(context: Context) -> Iterator[Verdict]:
-    """Import the handlers and match them with the sources."""
-    registry = load_handlers(context.settings.handlers)
-    if not registry.handlers:
-        yield Level.WARN, "There is no handler, so every event is ignored: put one into worker/handlers/."
-        return
-    yield Level.OK, f"{len(registry.handlers)} handler(s) can be imported."
-    yield from _unmatched(context, registry)
-
-
-def _unmatched(context: Context, registry: Registry) -> Iterator[Verdict]:
-    for handler in registry.handlers:
-        if not any(handler.matches(name, handler.type) for name in context.sources):
-            yield Level.WARN, f"{handler.name} never runs: no source is called {handler.source!r}."
-
-
-CHECKS: Final[dict[str, Check]] = {
-    "configuration": configuration,
-    "sources": sources,
-    "apis": apis,
-    "database": database,
-    "schema": schema,
-    "clock": clock,
-    "broker": broker,
-    "handlers": handlers,
-}
-
-DEADLINE = 10.0
-"""Seconds for one check: a frozen database or broker does not answer at all."""
-
-WITHOUT_SETTINGS = "Not looked at, because the configuration cannot be read."
+Sentences = Iterator[tuple[Level, str]]
+Check = Callable[[Context], Sentences]
 
 
 @click.command()
@@ -245,7 +98,7 @@ def _run(name: str, check: Check, context: Context) -> list[Finding]:
         try:
             found.extend(Finding(name, level, text) for level, text in check(context))
         except Exception as error:  # noqa: BLE001 - a check that breaks has found something
-            found.append(Finding(name, Level.FAIL, _told(error)))
+            found.append(Finding(name, Level.FAIL, _sentence(error)))
         ended.set()
 
     # A thread of its own, left behind at the deadline: a frozen server may hold it for ever.
@@ -255,13 +108,144 @@ def _run(name: str, check: Check, context: Context) -> list[Finding]:
     return found
 
 
-def _told(error: Exception) -> str:
+def _sentence(error: Exception) -> str:
+    """Return an error as one line; errors of ours are sentences, those of others need their type."""
     if isinstance(error, LedgerUnavailable) and error.__cause__:
         cause = getattr(error.__cause__, "orig", None) or error.__cause__
-        return f"The database does not answer: {_line(cause)}"
-    sentence = isinstance(error, (ConfigError, LedgerError, HandlerError))
-    return _line(error) if sentence else f"{type(error).__name__}: {_line(error)}".rstrip(": ")
+        return f"The database does not answer: {' '.join(str(cause).split())}"
+    line = " ".join(str(error).split())
+    ours = isinstance(error, (ConfigError, LedgerError, HandlerError))
+    return line if ours else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
-def _line(error: object) -> str:
-    return " ".join(str(error).split())
+def configuration(context: Context) -> Sentences:
+    """Read the environment."""
+    settings = context.settings
+    database = make_url(settings.database).render_as_string(hide_password=True)
+    yield Level.OK, f"The environment is complete; the database is {database}."
+    if settings.dev:
+        yield Level.WARN, "FIRSTSEEN_DEV is set: this is for make run and tests, not for deployments."
+
+
+def sources(context: Context) -> Sentences:
+    """Read and compile the sources."""
+    settings = context.settings
+    build_endpoints(context.sources)
+    if not context.sources:
+        yield Level.WARN, f"{settings.sources_path} names no source, so every delivery gets a 404."
+    for source in context.sources.values():
+        name, provider = source.name, source.provider
+        if source.problem:
+            yield Level.FAIL, f"{source.problem}; its deliveries get a 503."
+            continue
+        if provider.verification is not None:
+            yield Level.WARN, f"{name}: {provider.name}, unverified: whoever knows the address can post."
+        elif provider.keyless:
+            yield Level.OK, f"{name}: {provider.name}, which shares no secret."
+        else:
+            yield Level.OK, f"{name}: {provider.name}, {len(source.secrets)} secret(s) in use."
+        if provider.signs_url and not (settings.public_url or settings.proxy_hops or settings.dev):
+            advice = "set FIRSTSEEN_PUBLIC_URL to what it calls if a proxy is in front"
+            yield Level.WARN, f"{name}: {provider.name} signs the URL; {advice}."
+        for warning in source.warnings:
+            yield Level.WARN, f"{name}: {warning}."
+
+
+def apis(context: Context) -> Sentences:
+    """Read the APIs, and say for each how long its keys are trusted."""
+    if not context.apis:
+        yield Level.OK, f"{context.settings.apis_path} names no API, so handlers call nothing through calls."
+    for api in context.apis.values():
+        if api.problem:
+            yield Level.FAIL, f"{api.problem}; calls.{api.name} sends nothing."
+            continue
+        life, margin = in_words(api.key_life), in_words(api.key_margin)
+        keys = "it knows no keys, so only unprotected calls are sent"
+        if api.dialect.carries_keys:
+            keys = f"a key lives {life} and is not used in its last {margin}"
+        yield Level.OK, f"{api.name}: {api.dialect.title} at {api.base_url}; {keys}."
+
+
+def database(context: Context) -> Sentences:
+    """Reach the database and read its durability settings back, from inside a writing transaction."""
+    store = context.database
+    with store.write() as connection:
+        names = ("journal_mode", "synchronous") if store.sqlite else ("synchronous_commit", "fsync")
+        ask = "PRAGMA" if store.sqlite else "SHOW"
+        found = {name: connection.exec_driver_sql(f"{ask} {name}").scalar_one() for name in names}
+    if store.sqlite:
+        found["synchronous"] = SYNCHRONOUS.get(int(found["synchronous"]), "?")
+        durable = found["journal_mode"] == "wal" and found["synchronous"] in ("FULL", "EXTRA")
+    else:
+        durable = found["synchronous_commit"] in DURABLE and found["fsync"] == "on"
+    settings = ", ".join(f"{name} = {value}" for name, value in found.items())
+    if durable:
+        yield Level.OK, f"It answers, and a commit is on disk: {settings}."
+    else:
+        yield Level.FAIL, f"A crash of the database's machine can lose acknowledged events: {settings}."
+
+
+def schema(context: Context) -> Sentences:
+    """Compare the database's schema with this release's."""
+    check_schema(context.database)
+    yield Level.OK, f"The schema fits this release ({head()})."
+
+
+def clock(context: Context) -> Sentences:
+    """Compare the host's clock with the database's."""
+    with context.database.read() as connection:
+        # Connected already, so that only the question lies between the two.
+        before = time.time()
+        there = connection.execute(select(context.database.now())).scalar_one()
+        after = time.time()
+    here = datetime.fromtimestamp((before + after) / 2, UTC)
+    skew = abs((there - here).total_seconds())
+    if skew < SKEW_WARN:
+        yield Level.OK, f"Host and database agree to {skew:.3f} s."
+        return
+    level = Level.WARN if skew < SKEW_FAIL else Level.FAIL
+    yield level, f"The host's clock is {skew:.1f} s off the database's: signatures with times may be refused."
+
+
+def broker(context: Context) -> Sentences:
+    """Send the broker a message and get it back."""
+    options = publisher_options(context.settings.broker)
+    begun = time.monotonic()
+    connection = Connection(
+        options["broker_url"],
+        ssl=options.get("broker_use_ssl", False),
+        connect_timeout=options["broker_connection_timeout"],
+        transport_options=options["broker_transport_options"],
+    )
+    with connection, connection.SimpleBuffer(f"firstseen.doctor.{uuid4()}") as mailbox:
+        mailbox.put({"ping": 1})
+        mailbox.get(timeout=BROKER_WAIT)
+        # Cancelled first: RabbitMQ tells a consumer whose queue goes away, as an error.
+        mailbox.consumer.cancel()
+        mailbox.queue.delete()
+    took = 1000 * (time.monotonic() - begun)
+    yield Level.OK, f"{connection.as_uri()} took a message and gave it back in {took:.0f} ms."
+
+
+def handlers(context: Context) -> Sentences:
+    """Import the handlers and match them with the sources."""
+    registry = load_handlers(context.settings.handlers)
+    if not registry.handlers:
+        yield Level.WARN, "There is no handler, so every event is ignored: put one into worker/handlers/."
+        return
+    yield Level.OK, f"{len(registry.handlers)} handler(s) can be imported."
+    for handler in registry.handlers:
+        if not any(handler.matches(name, handler.type) for name in context.sources):
+            yield Level.WARN, f"{handler.name} never runs: no source is called {handler.source!r}."
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "configuration": configuration,
+    "sources": sources,
+    "apis": apis,
+    "database": database,
+    "schema": schema,
+    "clock": clock,
+    "broker": broker,
+    "handlers": handlers,
+}

@@ -1,7 +1,10 @@
-"""`providers`: the catalogue, searched and shown."""
+"""`providers`: the catalogue, searched and shown.
+
+`python -m firstseen.providers FILE` writes the catalogue's tables into a page such as docs/providers.md.
+"""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import click
 from config.providers import Provider, load_providers
 from config.toml import in_words, suggest
 from firstseen.console import CommandFailed, json_option, print_json, print_table, visible
-from receiver import describe as wording
+from receiver import describe
 
 SHOW = "show"
 
 HEAD = ("name", "title", "proof", "event id", "window", "verified")
+PAGE_HEAD = ("name", "provider", "proof", "event id", "type", "items", "answer", "window", "verified")
 
 
 @click.command()
@@ -32,25 +36,29 @@ def providers(words: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _list(search: str, *, as_json: bool) -> None:
-    found = [provider for provider in load_providers().values() if _fits(provider, search.lower())]
+    part = search.lower()
+    found = [one for one in load_providers().values() if part in one.name or part in one.title.lower()]
     if as_json:
         print_json({"data": [facts(provider) for provider in found], "next": None})
     elif found:
-        print_table(HEAD, map(_row, found))
+        print_table(
+            HEAD,
+            (
+                (
+                    provider.name,
+                    provider.title,
+                    describe.proof(provider),
+                    "" if provider.custom else provider.policy,
+                    in_words(provider.window),
+                    describe.trust(provider),
+                )
+                for provider in found
+            ),
+        )
     if not found:
         raise CommandFailed(
             f'No provider\'s name or title holds {search!r}; provider = "hmac" describes any that signs.'
         )
-
-
-def _fits(provider: Provider, search: str) -> bool:
-    return search in provider.name or search in provider.title.lower()
-
-
-def _row(provider: Provider) -> tuple[str, ...]:
-    policy = "" if provider.custom else provider.policy
-    window, proof = in_words(provider.window), wording.proof(provider)
-    return (provider.name, provider.title, proof, policy, window, wording.trust(provider))
 
 
 def _show(name: str, *, as_json: bool) -> None:
@@ -62,14 +70,12 @@ def _show(name: str, *, as_json: bool) -> None:
         print_json(facts(catalogue[name]))
         return
     click.echo(click.style(f"{name}  {catalogue[name].title}", bold=True))
-    for label, lines in facts(catalogue[name]).items():
-        if label not in {"name", "title"} and lines:
-            _print(label.replace("_", " "), [lines] if isinstance(lines, str) else lines)
-
-
-def _print(label: str, lines: Iterable[str]) -> None:
-    for number, line in enumerate(lines):
-        click.echo(click.style(("" if number else label).ljust(13), bold=True) + visible(line))
+    for label, value in facts(catalogue[name]).items():
+        if label in {"name", "title"} or not value:
+            continue
+        for number, line in enumerate([value] if isinstance(value, str) else value):
+            head = "" if number else label.replace("_", " ")
+            click.echo(click.style(head.ljust(13), bold=True) + visible(line))
 
 
 def facts(provider: Provider) -> dict[str, Any]:
@@ -77,29 +83,34 @@ def facts(provider: Provider) -> dict[str, Any]:
     return {
         "name": provider.name,
         "title": provider.title,
-        "scheme": wording.scheme(provider),
-        "event_id": wording.event_id(provider),
-        "event_type": " + ".join(map(wording.places, provider.event_type)),
-        "batch": wording.places(provider.batch) if provider.batch else "",
-        "handshake": [wording.handshake(table) for table in provider.handshake],
-        "answer": wording.answer(provider),
+        "scheme": describe.scheme(provider),
+        "event_id": describe.event_id(provider),
+        "event_type": " + ".join(map(describe.places, provider.event_type)),
+        "batch": describe.places(provider.batch) if provider.batch else "",
+        "handshake": [describe.handshake(table) for table in provider.handshake],
+        "answer": describe.answer(provider),
         "window": f"{in_words(provider.window)}: {provider.window_reason}",
         "kept_headers": list(provider.keep_headers),
         "note": provider.note,
         "docs": provider.docs,
-        "verified": wording.verified(provider),
+        "verified": describe.verified(provider),
     }
-
-
-# The tables of docs/providers.md, written from the catalogue: `python -m firstseen.providers_page FILE`.
-
-
-PAGE_HEAD = ("name", "provider", "proof", "event id", "type", "items", "answer", "window", "verified")
 
 
 def updated(text: str) -> str:
     """Return a page with its tables as the catalogue has them now; each stands between two comments."""
-    for name, lines in tables(list(load_providers().values())).items():
+    presets = [provider for provider in load_providers().values() if not provider.custom]
+    handshakes = [
+        (_code(provider.name), describe.handshake(table))
+        for provider in presets
+        for table in provider.handshake
+    ]
+    tables = {
+        "providers": _table(PAGE_HEAD, map(_page_row, presets)),
+        "handshakes": _table(("name", "handshake"), handshakes),
+        "notes": _table(("name", "note"), ((_code(one.name), one.note) for one in presets if one.note)),
+    }
+    for name, lines in tables.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not (begin and end):
@@ -108,58 +119,32 @@ def updated(text: str) -> str:
     return text
 
 
-def tables(catalogue: list[Provider]) -> dict[str, list[str]]:
-    """Return each table's lines by its name."""
-    presets = [provider for provider in catalogue if not provider.custom]
-    return {
-        "providers": list(_table(PAGE_HEAD, map(_table_row, presets))),
-        "handshakes": list(_table(("name", "handshake"), _handshakes(presets))),
-        "notes": list(_table(("name", "note"), ((_code(p.name), p.note) for p in presets if p.note))),
-    }
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    names = list(head)
-    yield _line(names)
-    yield _line(["---"] * len(names))
-    yield from map(_line, rows)
-
-
-def _line(cells: Iterable[str]) -> str:
-    # A bar would end the cell, and an angle bracket could begin a tag.
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
-
-
-def _table_row(provider: Provider) -> tuple[str, ...]:
-    title = f"[{provider.title}]({provider.docs})" if provider.docs else provider.title
+def _page_row(provider: Provider) -> tuple[str, ...]:
     return (
         _code(provider.name),
-        title,
-        wording.proof(provider),
-        " ".join(map(_code, provider.event_id)) or wording.event_id(provider),
+        f"[{provider.title}]({provider.docs})" if provider.docs else provider.title,
+        describe.proof(provider),
+        " ".join(map(_code, provider.event_id)) or describe.event_id(provider),
         " ".join(map(_code, provider.event_type)),
         _code(provider.batch) if provider.batch else "",
-        wording.answer(provider),
+        describe.answer(provider),
         in_words(provider.window),
-        wording.trust(provider),
+        describe.trust(provider),
     )
 
 
-def _handshakes(presets: Iterable[Provider]) -> Iterator[tuple[str, str]]:
-    for provider in presets:
-        for table in provider.handshake:
-            yield _code(provider.name), wording.handshake(table)
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    # A bar would end the cell, and an angle bracket could begin a tag.
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+        for cells in (head, ("---",) * len(head), *rows)
+    ]
 
 
 def _code(text: str) -> str:
     return f"`{text}`"
 
 
-def main() -> None:
-    """Write the file anew."""
-    file = Path(sys.argv[1])
-    file.write_text(updated(file.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    page = Path(sys.argv[1])
+    page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,10 +1,14 @@
-"""`send`: a delivery signed as its provider would sign it, to try a deployment without an account."""
+"""`send`: a delivery signed as its provider would sign it, to try a deployment without an account.
+
+`sample` makes a realistic event of a source's provider, `signed_file` signs the bytes of a file; `Layout`
+knows where the provider has an event's id, type and time.
+"""
 
 import json
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from http import HTTPStatus
@@ -20,114 +24,37 @@ from config.nesting import load_json
 from config.providers import PUBLIC_KEY, Locator, Locators, Provider
 from config.sources import Source
 from firstseen.console import CommandFailed, Context, json_option, pass_context, print_json, visible
-from receiver.endpoints import POSITION, build_scheme, compile_extractor
+from receiver.endpoints import POSITION, Extractor, build_scheme
 from receiver.payload import FORM
-from receiver.signatures import CannotSign, Request, sign_request
+from receiver.signatures import CannotSign, Request
 from receiver.signatures.request import put
 from receiver.signatures.timestamps import format_time
 from receiver.verifiers.remote_keys import FetchedKeys
 
-# The values of a sample event, put where its provider has them.
-
-
-class Filling:
-    """Where one provider's samples have id, type and time; of alternatives, the first."""
-
-    def __init__(self, provider: Provider) -> None:
-        self._provider = provider
-        self._types = [self._place(where) for where in provider.type_places]
-        self._time = self._place(provider.created_at.places) if provider.created_at else None
-        parts = [where for where in provider.id_places if where != POSITION]
-        self._ids = [self._place(where) for where in parts if not where.optional]
-        self._free = [place for place in self._ids if place not in (*self._types, self._time)]
-        self._free = self._free or [self._place(where) for where in parts if where.optional][:1]
-
-    def _place(self, where: Locators) -> Locator:
-        place = where.places[0]
-        if place.kind != "item":
-            return place
-        return Locator("json", ".".join([*self._element, place.name]))
-
-    @property
-    def _element(self) -> list[str]:
-        # Where a batch has its array, a sample has one element: entry.*.changes becomes entry.0.changes.0.
-        path = "" if self._field else (self._provider.batch or "").removeprefix("json:").replace("*", "0")
-        return [*filter(None, path.split(".")), "0"] if self._provider.batch else []
-
-    @property
-    def _field(self) -> str:
-        # The field of a form that holds the array, where that is not in a JSON body.
-        kind, _, name = (self._provider.batch or "").partition(":")
-        return name if kind == "form" else ""
-
-    def packed(self, request: Request) -> Request:
-        """Put the array into its field, where this provider sends its batches in forms."""
-        if not self._field:
-            return request
-        body = urlencode({self._field: request.body}).encode()
-        return replace(request, headers=(("Content-Type", FORM),), body=body)
-
-    @property
-    def is_form(self) -> bool:
-        """Whether this provider sends forms."""
-        return any(place.kind == "form" for place in (*self._types, *self._ids))
-
-    def body(self, payload: Any) -> bytes:
-        """Write a payload as one delivery of it: alone, as the one element of a batch, or not at all."""
-        if self.is_form or self._provider.empty_body:
-            return b""
-        for step in reversed(self._element):
-            payload = [payload] if step == "0" else {step: payload}
-        return json.dumps(payload, separators=(",", ":")).encode()
-
-    @property
-    def has_ids_in_headers(self) -> bool:
-        """Whether an id can be given without changing the body."""
-        return all(place.kind == "header" for place in self._ids)
-
-    def type(self, wanted: str, request: Request, *, headers_only: bool = False) -> Request:
-        """Put a type, in as many parts as the provider has."""
-        parts = wanted.split(".", len(self._types) - 1) if self._types else []
-        for place, part in zip(self._types, parts, strict=False):
-            if place.kind == "header" or not headers_only:
-                request = put(place, part, request)
-        return request
-
-    def time(self, now: float, request: Request) -> Request:
-        """Put the event's time, where the provider has it."""
-        if self._time is None or self._provider.created_at is None:
-            return request
-        unit = self._provider.created_at.unit
-        text = format_time(now, unit)
-        number = self._time.kind == "json" and unit != "iso8601"
-        return put(self._time, int(text) if number else text, request)
-
-    def new_id(self, event_id: str, request: Request) -> Request:
-        """Put an id that was made up into the parts of it that are neither type nor time."""
-        for place in self._free:
-            request = put(place, event_id, request)
-        return request
-
-    def given_id(self, event_id: str, request: Request) -> Request:
-        """Put an id that was asked for; raise CannotSign where the provider's events have none."""
-        if not self._ids:
-            raise CannotSign(f"{self._provider.name}'s events have no ids of their own, so none can be given")
-        parts = event_id.split("+") if len(self._ids) > 1 else [event_id]
-        if len(parts) != len(self._ids):
-            return self.new_id(event_id, request)
-        for place, part in zip(self._ids, parts, strict=True):
-            request = put(place, part, request)
-        return request
-
-
-# Sample deliveries: a realistic payload, signed as the source's provider would sign it.
-
-
 PAYLOADS = Path(__file__).with_name("samples.json")
 
-ANY_OTHER = ""  # the payload of providers that have none of their own
+ANY_OTHER = ""
+"""The entry of `samples.json` for providers that have none of their own."""
 
 URL = "http://localhost:8000/webhooks/"
+
+TIMEOUT = 30.0
+"""Seconds for one answer: more than any provider waits, so that a slow answer is seen, not cut."""
+
+
+@dataclass(frozen=True)
+class DeliveryAnswer:
+    """The receiver's answer to one delivery; `answer` is its body, parsed where it is JSON."""
+
+    event_id: str
+    status: int
+    duplicate: bool
+    answer: Any
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the delivery was acknowledged."""
+        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 @dataclass(frozen=True)
@@ -139,124 +66,6 @@ class Sample:
     event_id: str
     url: str
     method: str = "POST"
-
-
-def sample(
-    source: Source,
-    *,
-    type: str | None,  # noqa: A002 - the event's type, as everywhere
-    event_id: str | None,
-    now: float,
-    url: str = "",
-    key: str = "",
-) -> Sample:
-    """Make a delivery of a type (default: the provider's usual one) under an id (default: a new one).
-
-    `key` is the private key, for providers that sign with one. Raise CannotSign with a sentence when the
-    source has no secret, or its provider's deliveries cannot be signed by us.
-    """
-    described, filling = _described(source), Filling(source.provider)
-    wanted, made_id = type or described["type"], event_id or _new_id(described["id"])
-    request = _request(source, filling.body(_payload(described, wanted)), described, url)
-    if filling.is_form:
-        request = replace(request, headers=(("Content-Type", FORM),))
-    request = filling.time(now, filling.type(wanted, request))
-    request = filling.given_id(event_id, request) if event_id else filling.new_id(made_id, request)
-    return _signed(source, filling.packed(request), now, made_id, key)
-
-
-def signed_file(
-    source: Source,
-    body: bytes,
-    *,
-    type: str | None,  # noqa: A002 - the event's type, as everywhere
-    event_id: str | None,
-    now: float,
-    url: str = "",
-    key: str = "",
-) -> Sample:
-    """Sign the bytes of a file as they are; type and id go into headers where the provider has them there.
-
-    Raise CannotSign with a sentence, also when the id or type asked for would have to change the bytes.
-    """
-    described, filling = _described(source), Filling(source.provider)
-    made_id = event_id or _new_id(described["id"])
-    request = _request(source, body, described, url)
-    if event_id:
-        request = filling.given_id(event_id, request)
-    elif filling.has_ids_in_headers:
-        request = filling.new_id(made_id, request)
-    request = filling.type(type or described["type"], request, headers_only=type is None)
-    signed = _signed(source, request, now, made_id, key)
-    if signed.body != body:
-        raise CannotSign("the file's bytes would have to change for this id, type or signature")
-    return signed
-
-
-def _described(source: Source) -> dict[str, Any]:
-    known = _payloads()
-    return known.get(source.provider.name, known[ANY_OTHER])
-
-
-@cache
-def _payloads() -> dict[str, dict[str, Any]]:
-    payloads: dict[str, dict[str, Any]] = json.loads(PAYLOADS.read_text(encoding="utf-8"))
-    return payloads
-
-
-def _payload(described: Mapping[str, Any], wanted: str) -> Any:
-    """Return the payload of a type, or one whose type has as many parts: a `ping` has no action."""
-    payloads: dict[str, Any] = described["payloads"]
-    alike = (payload for name, payload in payloads.items() if name.count(".") == wanted.count("."))
-    return payloads.get(wanted) or next(alike, payloads[described["type"]])
-
-
-def _new_id(shape: str) -> str:
-    return shape.format(secrets.token_hex(12), uuid=uuid4())
-
-
-def _request(source: Source, body: bytes, described: Mapping[str, Any], url: str) -> Request:
-    headers = {"Content-Type": "application/json", **described.get("headers", {})}
-    return Request("POST", url or URL + source.name, tuple(headers.items()), body)
-
-
-def _signed(source: Source, request: Request, now: float, event_id: str, key: str) -> Sample:
-    table, secret = source.provider.scheme, key or next(iter(source.secrets), "")
-    if source.provider.needs_secret and not secret:
-        raise CannotSign(source.problem or f"[{source.name}] has no secret")
-    if table and table.type in PUBLIC_KEY and not key:
-        raise CannotSign(
-            f"{source.provider.name} signs with a private key of its own; make a pair, put its public key"
-            " into the source's variable, and name the private key's file with --key"
-        )
-    scheme = build_scheme(source, FetchedKeys())
-    try:
-        signed = sign_request(scheme, secret, request, now=now, event_id=event_id)
-    except CannotSign:
-        raise
-    except ValueError as error:
-        raise CannotSign(str(error)) from None
-    found = compile_extractor(source).items(signed)
-    return Sample(dict(signed.headers), signed.body, found[0].event_id if found else event_id, signed.url)
-
-
-TIMEOUT = 30.0
-"""Seconds for one answer: more than any provider waits, so that a slow answer is seen, not cut."""
-
-
-@dataclass(frozen=True)
-class DeliveryAnswer:
-    """What the receiver said to one delivery; `answer` is its body, parsed where it is JSON."""
-
-    event_id: str
-    status: int
-    duplicate: bool
-    answer: Any
-
-    @property
-    def accepted(self) -> bool:
-        """Whether it was acknowledged."""
-        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 @click.command()
@@ -280,81 +89,250 @@ class DeliveryAnswer:
 @json_option
 @pass_context
 def send(
-    context: Context, /, source: str, *, times: int, url: str | None, as_json: bool, **what: Any
+    context: Context, /, source: str, *, times: int, url: str | None, as_json: bool, **options: Any
 ) -> None:
     """Deliver a realistic, signed event to a source, and print each answer.
 
     Exits 1 when a delivery is not accepted.
     """
-    base = url or f"http://{_host(context.settings.host)}:{context.settings.port}"
+    host = context.settings.host
+    # A server that listens everywhere is reached here.
+    host = "127.0.0.1" if host in {"", "0.0.0.0", "::"} else host  # noqa: S104 - compared, never bound
+    base = url or f"http://{host}:{context.settings.port}"
     if urlsplit(base).scheme not in {"http", "https"} or not urlsplit(base).hostname:
         raise click.BadParameter("write it like http://127.0.0.1:8000", param_hint="--url")
     base, public = base.rstrip("/"), "" if url else context.settings.public_url
-    signed = _delivery(context, source, f"{public or base}/webhooks/{source}", what)
+    signed = _delivery(context.source(source), f"{public or base}/webhooks/{source}", options)
     # Signed for the URL that providers call, and delivered to where that leads.
     delivery = replace(signed, url=base + signed.url.removeprefix(public or base))
     answers = []
-    for number in range(times):
+    for number in range(1, times + 1):
         answers.append(_post(delivery))
         if not as_json:
-            click.echo(_told(number + 1, answers[-1]))
+            _print(number, answers[-1])
     if as_json:
         print_json({"data": [asdict(answer) for answer in answers], "next": None})
     if not all(answer.accepted for answer in answers):
         raise click.exceptions.Exit(1)
 
 
-def _host(host: str) -> str:
-    # What listens everywhere is reached here.
-    return "127.0.0.1" if host in {"", "0.0.0.0", "::"} else host  # noqa: S104 - compared, never bound
-
-
-def _delivery(context: Context, name: str, url: str, what: dict[str, Any]) -> Sample:
-    source, file = context.source(name), what["file"]
-    told = {"type": what["event_type"], "event_id": what["event_id"], "now": time.time(), "url": url}
+def _delivery(source: Source, url: str, options: Mapping[str, Any]) -> Sample:
+    file, key = options["file"], options["key"]
+    event = {"type": options["event_type"], "event_id": options["event_id"], "now": time.time(), "url": url}
     try:
-        told["key"] = what["key"].read_text(encoding="ascii").strip() if what["key"] else ""
-        return signed_file(source, file.read_bytes(), **told) if file else sample(source, **told)
+        event["key"] = key.read_text(encoding="ascii").strip() if key else ""
+        return signed_file(source, file.read_bytes(), **event) if file else sample(source, **event)
     except UnicodeDecodeError:
         raise CommandFailed(
-            f"Nothing was sent to {name}: {what['key']} is no key, which is plain text."
+            f"Nothing was sent to {source.name}: {key} is no key, which is plain text."
         ) from None
     except CannotSign as error:
-        raise CommandFailed(f"Nothing was sent to {name}: {error}.") from None
+        raise CommandFailed(f"Nothing was sent to {source.name}: {error}.") from None
 
 
 def _post(delivery: Sample) -> DeliveryAnswer:
     parts = urlsplit(delivery.url)
-    make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     target = f"{parts.path}?{parts.query}" if parts.query else parts.path
     try:
-        with closing(make(str(parts.hostname), parts.port, timeout=TIMEOUT)) as connection:
+        with closing(connect(str(parts.hostname), parts.port, timeout=TIMEOUT)) as connection:
             connection.request(delivery.method, target, delivery.body, dict(delivery.headers))
             response = connection.getresponse()
-            replayed = response.headers.get("Idempotent-Replayed") == "true"
-            return DeliveryAnswer(delivery.event_id, response.status, replayed, _parsed(response.read()))
+            body = response.read()
     except (OSError, HTTPException, ValueError) as error:
         where = f"{parts.scheme}://{parts.netloc}"
         raise CommandFailed(
             f"No answer from {where}: {error or type(error).__name__}. Is web running there?"
         ) from None
+    try:
+        answer = load_json(body)
+    except ValueError:
+        answer = body.decode(errors="replace")
+    replayed = response.headers.get("Idempotent-Replayed") == "true"
+    return DeliveryAnswer(delivery.event_id, response.status, replayed, answer)
 
 
-def _parsed(body: bytes) -> Any:
-    with suppress(ValueError):
-        return load_json(body)
-    return body.decode(errors="replace")
+def _print(number: int, answer: DeliveryAnswer) -> None:
+    word, colour, reason = "first seen", "green", ""
+    if answer.duplicate:
+        word, colour = "duplicate", "cyan"
+    if not answer.accepted:
+        body = answer.answer
+        word, colour = "refused", "red"
+        reason = str(body.get("detail", body)) if isinstance(body, dict) else str(body)
+    styled = click.style(word.ljust(10), fg=colour)
+    line = f"{number:>3}  {answer.status}  {styled}  {visible(answer.event_id)}  {visible(reason)}"
+    click.echo(line.rstrip())
 
 
-def _told(number: int, answer: DeliveryAnswer) -> str:
-    word = ("duplicate" if answer.duplicate else "first seen") if answer.accepted else "refused"
-    colour = ("cyan" if answer.duplicate else "green") if answer.accepted else "red"
-    reason = "" if answer.accepted else _reason(answer.answer)
-    line = (
-        f"{number:>3}  {answer.status}  {click.style(word.ljust(10), fg=colour)}  {visible(answer.event_id)}"
-    )
-    return f"{line}  {visible(reason)}".rstrip()
+def sample(
+    source: Source,
+    *,
+    type: str | None,  # noqa: A002 - the event's type, as everywhere
+    event_id: str | None,
+    now: float,
+    url: str = "",
+    key: str = "",
+) -> Sample:
+    """Make a delivery of a type (default: the provider's usual one) under an id (default: a new one).
+
+    `now` is the time of signing in seconds, `key` the private key for providers that sign with one. Raise
+    CannotSign with a sentence when the source has no secret, or we cannot sign its provider's deliveries.
+    """
+    described, layout = _described(source), Layout(source.provider)
+    wanted = type or described["type"]
+    payloads: dict[str, Any] = described["payloads"]
+    # A type of which there is no payload gets one whose type has as many parts: a `ping` has no action.
+    alike = (payload for name, payload in payloads.items() if name.count(".") == wanted.count("."))
+    payload = payloads.get(wanted) or next(alike, payloads[described["type"]])
+    request = _request(source, layout.body(payload), described, url)
+    if layout.is_form:
+        request = replace(request, headers=(("Content-Type", FORM),))
+    request = layout.put_time(now, layout.put_type(wanted, request))
+    made_id = event_id or _new_id(described)
+    request = layout.put_id(event_id, request) if event_id else layout.put_new_id(made_id, request)
+    return _signed(source, layout.packed(request), now, made_id, key)
 
 
-def _reason(answer: Any) -> str:
-    return str(answer.get("detail", answer)) if isinstance(answer, dict) else str(answer)
+def signed_file(
+    source: Source,
+    body: bytes,
+    *,
+    type: str | None,  # noqa: A002 - the event's type, as everywhere
+    event_id: str | None,
+    now: float,
+    url: str = "",
+    key: str = "",
+) -> Sample:
+    """Sign the bytes of a file as they are; type and id go into headers where the provider has them there.
+
+    Raise CannotSign with a sentence, also when the id or type asked for would have to change the bytes.
+    """
+    described, layout = _described(source), Layout(source.provider)
+    made_id = event_id or _new_id(described)
+    request = _request(source, body, described, url)
+    # An id in the body stands there already, and changing it would change the file.
+    if event_id:
+        request = layout.put_id(event_id, request)
+    elif layout.has_ids_in_headers:
+        request = layout.put_new_id(made_id, request)
+    request = layout.put_type(type or described["type"], request, headers_only=type is None)
+    signed = _signed(source, request, now, made_id, key)
+    if signed.body != body:
+        raise CannotSign("the file's bytes would have to change for this id, type or signature")
+    return signed
+
+
+def _described(source: Source) -> dict[str, Any]:
+    known = _payloads()
+    return known.get(source.provider.name, known[ANY_OTHER])
+
+
+@cache
+def _payloads() -> dict[str, dict[str, Any]]:
+    payloads: dict[str, dict[str, Any]] = json.loads(PAYLOADS.read_text(encoding="utf-8"))
+    return payloads
+
+
+def _new_id(described: Mapping[str, Any]) -> str:
+    return str(described["id"].format(secrets.token_hex(12), uuid=uuid4()))
+
+
+def _request(source: Source, body: bytes, described: Mapping[str, Any], url: str) -> Request:
+    headers = {"Content-Type": "application/json", **described.get("headers", {})}
+    return Request("POST", url or URL + source.name, tuple(headers.items()), body)
+
+
+def _signed(source: Source, request: Request, now: float, event_id: str, key: str) -> Sample:
+    table, secret = source.provider.scheme, key or next(iter(source.secrets), "")
+    if source.provider.needs_secret and not secret:
+        raise CannotSign(source.problem or f"[{source.name}] has no secret")
+    if table and table.type in PUBLIC_KEY and not key:
+        raise CannotSign(
+            f"{source.provider.name} signs with a private key of its own; make a pair, put its public key"
+            " into the source's variable, and name the private key's file with --key"
+        )
+    scheme = build_scheme(source, FetchedKeys())
+    try:
+        signed = scheme.sign(secret, request, now, event_id)
+    except CannotSign:
+        raise
+    except ValueError as error:
+        raise CannotSign(str(error)) from None
+    found = Extractor(source).items(signed)
+    return Sample(dict(signed.headers), signed.body, found[0].event_id if found else event_id, signed.url)
+
+
+class Layout:
+    """Where one provider's deliveries have an event's id, type and time; of alternatives, the first."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        kind, _, path = (provider.batch or "").partition(":")
+        # The field of a form that holds the array of a batch; empty where the array is in a JSON body.
+        self._field = path if kind == "form" else ""
+        # Where a batch has its array, a sample has one element: entry.*.changes becomes entry.0.changes.0.
+        steps = path.replace("*", "0").split(".") if kind == "json" else []
+        self._element = [*filter(None, steps), "0"] if provider.batch else []
+        self._types = [self._place(where) for where in provider.type_places]
+        self._time = self._place(provider.created_at.places) if provider.created_at else None
+        parts = [where for where in provider.id_places if where != POSITION]
+        self._ids = [self._place(where) for where in parts if not where.optional]
+        # A made-up id fills the parts that are neither type nor time.
+        self._free = [place for place in self._ids if place not in (*self._types, self._time)]
+        self._free = self._free or [self._place(where) for where in parts if where.optional][:1]
+        self.is_form = any(place.kind == "form" for place in (*self._types, *self._ids))
+        self.has_ids_in_headers = all(place.kind == "header" for place in self._ids)
+
+    def _place(self, where: Locators) -> Locator:
+        place = where.places[0]
+        return Locator("json", ".".join([*self._element, place.name])) if place.kind == "item" else place
+
+    def body(self, payload: Any) -> bytes:
+        """Write a payload as one delivery of it: alone, as the one element of a batch, or not at all."""
+        if self.is_form or self._provider.empty_body:
+            return b""
+        for step in reversed(self._element):
+            payload = [payload] if step == "0" else {step: payload}
+        return json.dumps(payload, separators=(",", ":")).encode()
+
+    def packed(self, request: Request) -> Request:
+        """Put the array into its field, where this provider sends its batches in forms."""
+        if not self._field:
+            return request
+        body = urlencode({self._field: request.body}).encode()
+        return replace(request, headers=(("Content-Type", FORM),), body=body)
+
+    def put_type(self, wanted: str, request: Request, *, headers_only: bool = False) -> Request:
+        """Put a type, in as many parts as the provider has."""
+        parts = wanted.split(".", len(self._types) - 1) if self._types else []
+        for place, part in zip(self._types, parts, strict=False):
+            if place.kind == "header" or not headers_only:
+                request = put(place, part, request)
+        return request
+
+    def put_time(self, now: float, request: Request) -> Request:
+        """Put the event's time, where the provider has it."""
+        if self._time is None or self._provider.created_at is None:
+            return request
+        unit = self._provider.created_at.unit
+        text = format_time(now, unit)
+        number = self._time.kind == "json" and unit != "iso8601"
+        return put(self._time, int(text) if number else text, request)
+
+    def put_new_id(self, event_id: str, request: Request) -> Request:
+        """Put an id that was made up into the parts of it that are neither type nor time."""
+        for place in self._free:
+            request = put(place, event_id, request)
+        return request
+
+    def put_id(self, event_id: str, request: Request) -> Request:
+        """Put an id that was asked for; raise CannotSign where the provider's events have none."""
+        if not self._ids:
+            raise CannotSign(f"{self._provider.name}'s events have no ids of their own, so none can be given")
+        parts = event_id.split("+") if len(self._ids) > 1 else [event_id]
+        if len(parts) != len(self._ids):
+            return self.put_new_id(event_id, request)
+        for place, part in zip(self._ids, parts, strict=True):
+            request = put(place, part, request)
+        return request

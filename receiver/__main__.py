@@ -1,6 +1,5 @@
-"""`python -m receiver`: the Procfile's web."""
+"""`python -m receiver`: the Procfile's web. Granian serves; each of its workers builds the application."""
 
-import logging
 import os
 import shutil
 import signal
@@ -22,23 +21,11 @@ from config.toml import ConfigError
 from config.tracing import set_up_traces
 from receiver.endpoints import build_endpoints
 
-# Nothing imported here may import prometheus_client, which looks for this variable only then.
+# No module imported above may import prometheus_client: it looks for this variable then, and never again.
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 KILL_AFTER = 10
 """Seconds that a stopping server's requests get; the platform kills at 30."""
-
-
-@contextmanager
-def shared_metrics() -> Iterator[None]:
-    """Give the server's processes an empty folder for what they measure, so that any of them tells of all."""
-    folder = Path(tempfile.mkdtemp(prefix="firstseen-metrics-"))
-    os.environ[METRICS_FOLDER] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop(METRICS_FOLDER, None)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:
@@ -66,10 +53,22 @@ def serve(settings: Settings) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=KILL_AFTER,
         websockets=False,
-        log_dictconfig=_log_lines(settings.logs),
+        log_dictconfig=_log_config(settings.logs),
     )
     with shared_metrics():
         server.serve()
+
+
+@contextmanager
+def shared_metrics() -> Iterator[None]:
+    """Give the server's processes an empty folder for their measurements, so that each reports them all."""
+    folder = Path(tempfile.mkdtemp(prefix="firstseen-metrics-"))
+    os.environ[METRICS_FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(METRICS_FOLDER, None)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def application() -> Flask:
@@ -79,29 +78,25 @@ def application() -> Flask:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     log_uncaught()
     set_up_traces("firstseen-web")
-    # Not before: prometheus_client looks once, when it is imported, where to share its numbers.
+    # Not before: it imports prometheus_client.
     from receiver.app import create_app  # noqa: PLC0415
 
     return create_app()
 
 
-def _log_lines(form: Form) -> dict[str, object]:
-    # Granian's own lines in the form of everybody else's.
+def _log_config(form: Form) -> dict[str, object]:
+    """Return logging's configuration that gives Granian's own lines the form of all others."""
     stream = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
     handler = {**stream, "formatter": "line", "filters": ["threads"]}
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"threads": {"()": lambda: _is_not_about_threads}},
+        # Granian warns of more threads than cores; ours wait for the database, so more are right.
+        "filters": {"threads": {"()": lambda: lambda record: "Python threads" not in record.getMessage()}},
         "formatters": {"line": {"()": "config.logs.line_formatter", "form": form}},
         "handlers": {"console": handler},
         "loggers": {"_granian": {"handlers": ["console"], "level": "INFO", "propagate": False}},
     }
-
-
-def _is_not_about_threads(record: logging.LogRecord) -> bool:
-    # Granian counts threads against cores; ours wait for the database, so more of them than cores is right.
-    return "Python threads" not in record.getMessage()
 
 
 if __name__ == "__main__":

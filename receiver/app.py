@@ -1,10 +1,11 @@
-"""The web side's composition root."""
+"""`create_app`: the web side put together from its settings."""
 
 import logging
 from collections.abc import Mapping
 from functools import partial
 
 from flask import Blueprint, Flask, Response, jsonify
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config.apis import Api, load_apis
 from config.dialects import load_dialects
@@ -18,7 +19,7 @@ from receiver.dashboard.auth import set_up_sessions
 from receiver.dashboard.pages import dashboard_views
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
-from receiver.ingress import Counts, Ingress, trust_proxies
+from receiver.ingress import Counts, Ingress
 from receiver.ledger.counters import count_duplicates, record_rejections
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.intake import Recorder
@@ -29,35 +30,14 @@ from receiver.problems import answer_problems
 from receiver.service import Service
 from receiver.telemetry import Observer
 
-# `/healthz`: the process lives. `/readyz`: the ledger answers and has the right schema.
-
-
-def health_views(store: Store, dispatcher: Dispatcher) -> Blueprint:
-    """Build the two views. The broker is reported and fails nothing: without it events wait in the ledger."""
-    views = Blueprint("health", __name__)
-
-    @views.get("/healthz")
-    def healthz() -> Response:
-        return jsonify(status="ok")
-
-    @views.get("/readyz")
-    def readyz() -> tuple[Response, int]:
-        try:
-            check_schema(store)
-        except LedgerError as error:
-            return jsonify(status="unavailable", ledger=str(error), broker=dispatcher.state), 503
-        return jsonify(status="ok", ledger="ok", broker=dispatcher.state), 200
-
-    return views
-
-
 log = logging.getLogger(__name__)
 
 COUNTS_ROOM, COUNTS_PAUSE = 10_000, 1.0
-"""A flood of forged or repeated deliveries is counted once in so many seconds, as far as there is room."""
+"""Counts that wait, and seconds between two writes of them: a flood of forged or repeated deliveries is
+counted as far as there is room."""
 
 LEAST_PATIENCE = 20.0
-"""Seconds: workers say at every sweep that they live, and a busy one may be late."""
+"""Seconds that a worker may be silent at the least: it reports at every sweep, and a busy one may be late."""
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -76,7 +56,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     ingress = Ingress(endpoints, Recorder(store), dispatcher, counts, settings.public_url)
     app = Flask("receiver", static_folder=None)
-    trust_proxies(app, settings.proxy_hops)
+    if settings.proxy_hops:
+        hops = settings.proxy_hops
+        # Without the prefix: a proxy that does not set that header passes on whatever a client wrote there.
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=0)  # type: ignore[method-assign]
     Observer(instruments).watch(app)
     app.register_blueprint(ingress.views())
     app.register_blueprint(health_views(store, dispatcher))
@@ -88,21 +71,38 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(dashboard_views(service, settings.users, apis, lambda: dispatcher.state, patience))
     set_up_sessions(app, [key.get_secret_value() for key in settings.secret_keys])
     answer_problems(app)
-    _greet(store)
+    try:
+        check_schema(store)
+    except LedgerError as error:
+        # It serves all the same: it cannot know when the ledger is there, and /readyz says what is wrong.
+        log.warning("Deliveries get 503 until this is mended: %s", error)
     return app
+
+
+def health_views(store: Store, dispatcher: Dispatcher) -> Blueprint:
+    """Build `/healthz` (the process lives) and `/readyz` (the ledger answers and has the right schema)."""
+    views = Blueprint("health", __name__)
+
+    @views.get("/healthz")
+    def healthz() -> Response:
+        return jsonify(status="ok")
+
+    @views.get("/readyz")
+    def readyz() -> tuple[Response, int]:
+        # The broker is reported and fails nothing: without it events wait in the ledger.
+        try:
+            check_schema(store)
+        except LedgerError as error:
+            return jsonify(status="unavailable", ledger=str(error), broker=dispatcher.state), 503
+        return jsonify(status="ok", ledger="ok", broker=dispatcher.state), 200
+
+    return views
 
 
 def _apis(settings: Settings) -> Mapping[str, Api]:
     try:
         return load_apis(settings.apis_path, load_dialects(), environment())
     except ConfigError as error:
-        # Web calls none of them: what is wrong there must not keep deliveries out.
+        # Web calls none of them: a mistake there must not keep deliveries out.
         log.warning("The dashboard shows no APIs: %s", error)
         return {}
-
-
-def _greet(store: Store) -> None:
-    try:
-        check_schema(store)
-    except LedgerError as error:
-        log.warning("Deliveries get 503 until this is mended: %s", error)

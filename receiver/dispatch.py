@@ -1,4 +1,8 @@
-"""Nudges the broker after the commit: a wake-up with a row id, by task name. The ledger row is the outbox."""
+"""Nudges: after the commit the broker gets a wake-up with a row's id. The row itself is the outbox.
+
+A nudge may be lost, as the sweeper makes up for it. So a `Dispatcher` publishes from a thread of its own
+(`Background`), in bounded time and at a bounded pace (`Pace`), and the request never waits for the broker.
+"""
 
 import logging
 import queue
@@ -13,66 +17,12 @@ from celery import Celery
 
 from config.broker import publisher_options, wake_message
 
-# Work off the answer's path: a bounded queue and one thread; full means dropped, never waiting.
-
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-
-class Background(Generic[Item]):
-    """Hands items, in batches, to `work` on a thread of its own. `work` may raise: its batch is dropped.
-
-    It rests for `pause` seconds after each batch, so that the next one is larger and there are fewer.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        work: Callable[[Sequence[Item]], None],
-        *,
-        room: int,
-        batch: int,
-        pause: float = 0.0,
-    ) -> None:
-        self._name, self._work, self._batch, self._pause = name, work, batch, pause
-        self._queue: queue.Queue[Item] = queue.Queue(room)
-        self._started = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def put(self, item: Item) -> bool:
-        """Queue an item without waiting; False when there is no room."""
-        if self._thread is None:
-            self._start()
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            return False
-        return True
-
-    def _start(self) -> None:
-        # At the first item, not at import: a server that forks afterwards would lose the thread.
-        with self._started:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True, name=self._name)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            batch = [self._queue.get()]
-            while len(batch) < self._batch and not self._queue.empty():
-                batch.append(self._queue.get())
-            try:
-                self._work(batch)
-            except Exception:
-                log.exception("%s dropped %d items.", self._name, len(batch))
-            if self._pause:
-                time.sleep(self._pause)
-
-
-log = logging.getLogger(__name__)
-
 ROOM = 10_000
-"""Nudges that wait for a slow broker; what finds no room is nudged by the sweeper."""
+"""Nudges that wait for a slow broker; those that find no room are left to the sweeper."""
 
 AT_ONCE = 16
 """Nudges sent without a pause: each wakes a thread, and threads that are awake go on to what is due."""
@@ -80,14 +30,15 @@ AT_ONCE = 16
 PAUSE = 0.05
 """Seconds between nudges from then on: one for each event would cost more than recording it."""
 
-OWED = 64
+BACKLOG = 64
 """Events that wait for such a nudge, the newest ones: by then that many threads are awake."""
 
 
 class Dispatcher:
-    """Publishes nudges from one thread, in bounded time, and forgets those that fail.
+    """Publishes nudges from one thread, and forgets those that fail.
 
-    `count` is told of each: taken or failed, and how many nudges.
+    `count` is called with a result, `taken` or `failed`, and a number of nudges. `state` is the broker's:
+    `untried`, `ok` or `unreachable`.
     """
 
     def __init__(self, broker: str, count: Callable[[str, int], None] | None = None) -> None:
@@ -103,13 +54,13 @@ class Dispatcher:
             self._background.put(event)
 
     def _publish(self, events: Sequence[UUID]) -> None:
-        owed = deque(events, maxlen=OWED)
-        while owed:
+        backlog = deque(events, maxlen=BACKLOG)
+        while backlog:
             self._pace.wait()
             try:
-                self._app.send_task(**wake_message(str(owed.popleft())))
-            except Exception as error:  # noqa: BLE001 - clients raise whatever they like; one line tells of all
-                self._count("failed", 1 + len(owed))
+                self._app.send_task(**wake_message(str(backlog.popleft())))
+            except Exception as error:  # noqa: BLE001 - clients raise whatever they like; one line for all
+                self._count("failed", 1 + len(backlog))
                 self._note("unreachable", f"{type(error).__name__}; the sweeper takes over")
                 return
             self._count("taken", 1)
@@ -130,9 +81,58 @@ class Pace:
         self._next = 0.0
 
     def wait(self) -> None:
-        """Wait for one's turn; for one thread only."""
+        """Return when the next may go; for one thread only."""
         now = time.monotonic()
+        # The next turn lies at most so far in the past that the first few need not wait.
         self._next = max(self._next, now - self._ahead)
         if self._next > now:
             time.sleep(self._next - now)
         self._next += self._pause
+
+
+class Background(Generic[Item]):
+    """A bounded queue whose items one thread hands to `work`, at most `batch` at a time.
+
+    `work` may raise: its batch is dropped. After each batch the thread rests for `pause` seconds, so that the
+    next one is larger and there are fewer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Sequence[Item]], None],
+        *,
+        room: int,
+        batch: int,
+        pause: float = 0.0,
+    ) -> None:
+        self._name, self._work, self._batch, self._pause = name, work, batch, pause
+        self._queue: queue.Queue[Item] = queue.Queue(room)
+        self._started = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def put(self, item: Item) -> bool:
+        """Queue an item without waiting; False when there is no room."""
+        if self._thread is None:
+            # At the first item, not at import: a server that forks afterwards would lose the thread.
+            with self._started:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, daemon=True, name=self._name)
+                    self._thread.start()
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            return False
+        return True
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while len(batch) < self._batch and not self._queue.empty():
+                batch.append(self._queue.get())
+            try:
+                self._work(batch)
+            except Exception:
+                log.exception("%s dropped %d items.", self._name, len(batch))
+            if self._pause:
+                time.sleep(self._pause)

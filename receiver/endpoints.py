@@ -1,4 +1,8 @@
-"""A source made ready at start-up: its compiled scheme and extractor, and what it makes of a request."""
+"""A source made ready at start-up: an `Endpoint` verifies its requests and extracts the events in them.
+
+`build_endpoints` compiles every source: `build_scheme` chooses what verifies it, an `Extractor` finds ids,
+types, times and bodies of its events. A body that cannot be read is kept whole, for a person.
+"""
 
 import json
 import zlib
@@ -16,7 +20,7 @@ from receiver.ledger.intake import Delivery
 from receiver.ledger.text import hashed, storable, uuid7
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.signatures import InvalidSignature, Request, Scheme, compile_scheme
-from receiver.signatures.request import dig, reader
+from receiver.signatures.request import compile_reader, dig
 from receiver.signatures.timestamps import parse_time
 from receiver.verifiers.adyen import Adyen
 from receiver.verifiers.aws_sns import AwsSns
@@ -28,17 +32,32 @@ from receiver.verifiers.plaid import Plaid
 from receiver.verifiers.remote_keys import FetchedKeys, Keys
 from receiver.verifiers.twilio import Twilio
 
-# What a verified delivery says: its events' ids, types, times and bodies.
-
-
 UNKNOWN_TYPE = "unknown"
 
+MOST_ITEMS = 10_000
+"""Events in one batch; a larger one is kept whole, for a person."""
 
-MOST_ITEMS = 10_000  # of one batch; a larger one is kept whole, for a person
+POSITION = Locators((Locator("item", "#"),))
+"""Where in its batch an item stands, for items without ids."""
 
-POSITION = Locators((Locator("item", "#"),))  # where in its batch an item stands, for items without ids
+EVERY = "*"
+"""A step of a batch's place that goes into each element of an array."""
 
-EVERY = "*"  # a step of a batch's place that goes into each element of an array
+GZIP = 16 + zlib.MAX_WBITS
+"""zlib's way to say: a gzip header, and no other."""
+
+Options = Mapping[str, str]
+
+VERIFIERS: Mapping[str, Callable[[Options, Keys], Scheme]] = {
+    "adyen": lambda _options, _keys: Adyen(),
+    "aws-sns": AwsSns,
+    "google-pubsub": GooglePubSub,
+    "mandrill": lambda _options, _keys: Mandrill(),
+    "paypal": PayPal,
+    "plaid": Plaid,
+    "twilio": lambda _options, _keys: Twilio(),
+}
+"""The verifiers that are code, by the catalogue's `code`."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +79,30 @@ class Item:
 class Extractor:
     """Compiled from a source; never raises, for any bytes."""
 
-    def __init__(self, source: Source, new_id: Callable[[], str]) -> None:
+    def __init__(self, source: Source) -> None:
         provider = source.provider
         self._policy = provider.policy
         self._id_places = [
-            (where, None if where == POSITION else reader(where)) for where in provider.id_places
+            (where, None if where == POSITION else compile_reader(where)) for where in provider.id_places
         ]
-        self._type_places = [reader(where) for where in provider.type_places]
+        self._type_places = [compile_reader(where) for where in provider.type_places]
         self._time = provider.created_at
-        self._read_time = reader(provider.created_at.places) if provider.created_at else None
+        self._read_time = compile_reader(provider.created_at.places) if provider.created_at else None
         self._without_id = provider.without_id
         self._batch = parse_locator(provider.batch, ("json", "form"), root=True) if provider.batch else None
         self._batch_type = provider.batch_type
         self._empty_body = provider.empty_body
-        self._new_id = new_id
 
     def items(self, request: Request) -> list[Item]:
         """Return the delivery's events in order; an empty batch has none."""
         content_type = request.header("content-type")
         if request.payload.problem and (request.body or not self._empty_body):
             return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
-        if self._batch is None or not self._is_batch_type(content_type):
+        media_type = (content_type or "").partition(";")[0].strip().lower()
+        if self._batch is None or self._batch_type not in ("", media_type):
             return [self._item(request, request.payload.value, request.body, content_type)]
         try:
-            elements = self._elements(request)
+            elements = self._elements(self._batch, request)
             bodies = [
                 json.dumps(element, separators=(",", ":"), allow_nan=False).encode() for element in elements
             ]
@@ -92,14 +111,8 @@ class Extractor:
         pairs = enumerate(zip(elements, bodies, strict=True))
         return [self._item(request, el, body, "application/json", number) for number, (el, body) in pairs]
 
-    def _is_batch_type(self, content_type: str | None) -> bool:
-        given = (content_type or "").partition(";")[0].strip().lower()
-        return self._batch_type in ("", given)
-
-    def _elements(self, request: Request) -> list[Any]:
-        place = self._batch
-        if place is None:
-            return []
+    def _elements(self, place: Locator, request: Request) -> list[Any]:
+        """Return the events of a batch; raise UnreadablePayloadError where it is none."""
         if place.kind == "form":
             text = request.form.get(place.name)
             arrays: list[Any] = [parse_json(text.encode()) if isinstance(text, str) else None]
@@ -115,12 +128,15 @@ class Extractor:
         self, request: Request, element: Any, body: bytes, content_type: str | None, number: int = 0
     ) -> Item:
         event_id = self._event_id(request, element, body, number)
+        problem = None
+        if not event_id:
+            problem = f"It has no event id at {' and '.join(str(where) for where, _ in self._id_places)}."
         return Item(
             event_id=event_id or hashed(body),
             type=self._type(request, element),
             body=body,
             created_at=self._moment(request, element),
-            problem=None if event_id else f"It has no event id at {self._id_names()}.",
+            problem=problem,
             content_type=content_type,
         )
 
@@ -129,8 +145,9 @@ class Extractor:
         return replace(item, event_id=hashed(request.body), problem=problem)
 
     def _event_id(self, request: Request, element: Any, body: bytes, number: int) -> str | None:
+        """Return the id by the provider's policy; None where it should have one and has none."""
         if self._policy == "none":
-            return self._new_id()
+            return str(uuid7())
         if self._policy == "body_hash":
             return hashed(body)
         parts = [
@@ -141,7 +158,7 @@ class Extractor:
             return storable("+".join(text for _, text in parts if text))
         if self._without_id == "park":
             return None
-        return hashed(body) if self._without_id == "body_hash" else self._new_id()
+        return hashed(body) if self._without_id == "body_hash" else str(uuid7())
 
     def _type(self, request: Request, element: Any) -> str:
         parts = [part for read in self._type_places if (part := read(request, element))]
@@ -155,14 +172,6 @@ class Extractor:
         except (ValueError, OverflowError, OSError):
             return None
 
-    def _id_names(self) -> str:
-        return " and ".join(str(where) for where, _ in self._id_places)
-
-
-def compile_extractor(source: Source, new_id: Callable[[], str] = lambda: str(uuid7())) -> Extractor:
-    """Compile a source's locators; `new_id` names the events of providers that have no ids."""
-    return Extractor(source, new_id)
-
 
 def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
     found = list(values)
@@ -174,64 +183,6 @@ def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
         else:
             found = [dig(value, (step,)) for value in found]
     return found
-
-
-# Compressed deliveries: verified as they came, understood and kept unpacked.
-
-
-GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say: a gzip header, and no other
-
-
-def unpacked(request: Request, limit: int) -> Request:
-    """Return a gzipped request with its body unpacked, any other as it is.
-
-    So is what does not unpack, or not into `limit` bytes: it will be kept, and a person can look at it.
-    """
-    if (request.header("content-encoding") or "").strip().lower() != "gzip":
-        return request
-    unpacking = zlib.decompressobj(GZIP)
-    try:
-        body = unpacking.decompress(request.body, limit + 1)
-    except zlib.error:
-        return request
-    whole = unpacking.eof and not unpacking.unused_data and len(body) <= limit
-    return replace(request, body=body) if whole else request
-
-
-# From a source to what verifies it, once at start-up.
-
-
-Options = Mapping[str, str]
-
-VERIFIERS: Mapping[str, Callable[[Options, Keys], Scheme]] = {
-    "adyen": lambda _options, _keys: Adyen(),
-    "aws-sns": AwsSns,
-    "google-pubsub": GooglePubSub,
-    "mandrill": lambda _options, _keys: Mandrill(),
-    "paypal": PayPal,
-    "plaid": Plaid,
-    "twilio": lambda _options, _keys: Twilio(),
-}
-"""By the catalogue's `code`."""
-
-
-def build_scheme(source: Source, keys: Keys) -> Scheme:
-    """Return what verifies a source's deliveries; raise ConfigError when it cannot be made."""
-    code = source.provider.code
-    if source.provider.verification is not None:
-        return Unverified()
-    if code is None:
-        return compile_scheme(source.scheme, source.options)
-    try:
-        return load_verifier(code) if ":" in code else _built_in(code)(source.options, keys)
-    except ConfigError as error:
-        raise ConfigError(f"[{source.name}] {error}.") from error
-
-
-def _built_in(code: str) -> Callable[[Options, Keys], Scheme]:
-    if code not in VERIFIERS:
-        raise ConfigError(f"the catalogue's code {code!r} is not written{suggest(code, VERIFIERS)}")
-    return VERIFIERS[code]
 
 
 @dataclass(frozen=True)
@@ -253,47 +204,73 @@ class Endpoint:
         """Whether a verified request asked for a confirmation, now given; raises as `verify` does."""
         return isinstance(self.scheme, Verifier) and self.scheme.confirm(request)
 
-    def deliveries(self, request: Request, address: str | None) -> list[Delivery]:
-        """Return one delivery for each event in a verified request."""
-        kept = self._kept_headers(request)
-        return [self._delivery(item, kept, address) for item in self.items(request)]
-
     def items(self, request: Request) -> list[Item]:
         """Return the events in a verified request, which may be compressed."""
         return self.extractor.items(unpacked(request, self.source.max_body))
 
-    def _delivery(self, item: Item, kept: Mapping[str, str], address: str | None) -> Delivery:
-        return Delivery(
-            source=self.source.name,
-            event_id=item.event_id,
-            type=item.type,
-            body=item.body,
-            headers=kept,
-            content_type=item.content_type,
-            created_at=item.created_at,
-            address=address,
-            problem=item.problem,
-            replay_guard=self.source.replay_guard,
-            traceparent=current_traceparent(),
-        )
-
-    def _kept_headers(self, request: Request) -> dict[str, str]:
+    def extract(self, request: Request, address: str | None) -> list[Delivery]:
+        """Return one delivery for each event in a verified request that came from this address."""
         names = (*self.source.provider.keep_headers, *self.source.keep_headers)
-        return {name: value for name in names if (value := request.header(name)) is not None}
+        headers = {name: value for name in names if (value := request.header(name)) is not None}
+        traceparent = current_traceparent()
+        return [
+            Delivery(
+                source=self.source.name,
+                event_id=item.event_id,
+                type=item.type,
+                body=item.body,
+                headers=headers,
+                content_type=item.content_type,
+                created_at=item.created_at,
+                address=address,
+                problem=item.problem,
+                replay_guard=self.source.replay_guard,
+                traceparent=traceparent,
+            )
+            for item in self.items(request)
+        ]
 
 
 def build_endpoints(sources: Mapping[str, Source], keys: Keys | None = None) -> dict[str, Endpoint]:
     """Make every source ready once, at start-up; raises ConfigError for one that cannot be verified.
 
-    `keys` is where those come from that providers publish (default: from the providers).
+    `keys` gives the keys that providers publish (default: fetched from the providers).
     """
     keys = keys or FetchedKeys()
     return {
-        name: Endpoint(
-            source,
-            build_scheme(source, keys),
-            compile_extractor(source),
-            Handshakes(source),
-        )
+        name: Endpoint(source, build_scheme(source, keys), Extractor(source), Handshakes(source))
         for name, source in sources.items()
     }
+
+
+def build_scheme(source: Source, keys: Keys) -> Scheme:
+    """Return the scheme or verifier of a source's deliveries; raise ConfigError when it cannot be made."""
+    code = source.provider.code
+    if source.provider.verification is not None:
+        return Unverified()
+    if code is None:
+        return compile_scheme(source.scheme, source.options)
+    own = ":" in code  # module:function, a user's
+    if not own and code not in VERIFIERS:
+        known = suggest(code, VERIFIERS)
+        raise ConfigError(f"[{source.name}] the catalogue's code {code!r} is not written{known}.")
+    try:
+        return load_verifier(code) if own else VERIFIERS[code](source.options, keys)
+    except ConfigError as error:
+        raise ConfigError(f"[{source.name}] {error}.") from error
+
+
+def unpacked(request: Request, limit: int) -> Request:
+    """Return a gzipped request with its body unpacked, any other as it is.
+
+    A body that does not unpack, or not into `limit` bytes, stays as it is too: it is kept, for a person.
+    """
+    if (request.header("content-encoding") or "").strip().lower() != "gzip":
+        return request
+    unpacking = zlib.decompressobj(GZIP)
+    try:
+        body = unpacking.decompress(request.body, limit + 1)
+    except zlib.error:
+        return request
+    whole = unpacking.eof and not unpacking.unused_data and len(body) <= limit
+    return replace(request, body=body) if whole else request

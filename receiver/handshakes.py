@@ -1,4 +1,8 @@
-"""Handshakes: requests that are no events, recognised and answered, and never recorded."""
+"""Handshakes: requests that ask whether an endpoint is ours; recognised, answered, and never recorded.
+
+A provider's entry describes each as data (`HandshakeTable`): how it is recognised, where its challenge
+stands, and the answer that it wants.
+"""
 
 import hmac
 import json
@@ -14,15 +18,18 @@ from config.providers import (
     VERIFY_TOKEN,
     HandshakeTable,
     KeyTable,
-    ProofTable,
     key_bytes,
     parse_locators,
 )
 from config.sources import Source
-from receiver.signatures.request import Request, one, wire
+from receiver.signatures.request import Request, single_text, wire
 
-LONGEST_CHALLENGE = 1_024  # far above any provider's; an answer never repeats more of a request
-_WORD = re.compile(r"[A-Za-z0-9+/=_.~-]{1,256}")  # what a challenge may be whose HMAC we give to anybody
+LONGEST_CHALLENGE = 1_024
+"""Characters, far above any provider's challenge; an answer never repeats more of a request."""
+
+_WORD = re.compile(r"[A-Za-z0-9+/=_.~-]{1,256}")
+"""A challenge whose HMAC anybody may have: no event of a provider is such a bare word."""
+
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -37,11 +44,12 @@ class HandshakeAnswer:
 
 
 class Handshakes:
-    """Compiled from a source; never raises, for any bytes."""
+    """The handshakes of one source; never raises, for any bytes."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._signed = tuple(table for table in source.provider.handshake if table.signed)
+        # Anybody can send these, so a source answers them only where its own table says so.
         opted_in = source.provider.handshake if source.handshake else ()
         self._unsigned = tuple(table for table in opted_in if not table.signed)
         self.methods = frozenset(table.method for table in self._unsigned)
@@ -56,32 +64,34 @@ class Handshakes:
         return self._first(self._signed, request)
 
     def could_be_proof(self, body: bytes) -> bool:
-        """Whether a body's signature may be an answer of ours to somebody's challenge.
-
-        Where challenges and bodies are signed with one key, anybody can have a bare word signed by us, and
-        nothing at all where a constant stands before the body. No event of such a provider is either.
-        """
+        """Whether the signature of a body may be an answer of ours to somebody's challenge."""
+        # Where challenges and bodies are signed with one key, anybody can have a bare word signed by us, and
+        # nothing at all where a constant stands before the body. No event of such a provider is either.
         return self._proves_to_anybody and (not body or _WORD.fullmatch(body.decode("latin-1")) is not None)
 
     def _first(self, tables: tuple[HandshakeTable, ...], request: Request) -> HandshakeAnswer | None:
-        answers = (self._answer(table, request) for table in tables if self._meets(table, request))
-        return next((answer for answer in answers if answer), None)
+        for table in tables:
+            if table.method == request.method and self._fits(table, request):
+                answer = self._answer(table, request)
+                if answer is not None:
+                    return answer
+        return None
 
-    def _meets(self, table: HandshakeTable, request: Request) -> bool:
-        return request.method == table.method and all(
-            self._is(one(parse_locators(place, VALUE_KINDS), request), value)
-            for place, value in table.when.items()
-        )
-
-    def _is(self, found: str | None, wanted: str) -> bool:
-        if wanted in (ANY, ABSENT):
-            return (found is not None) == (wanted == ANY)
-        if found is None:
-            return False
-        tokens = self._source.verify_tokens if wanted == VERIFY_TOKEN else (wanted,)
-        return any(hmac.compare_digest(wire(found), wire(token)) for token in tokens)
+    def _fits(self, table: HandshakeTable, request: Request) -> bool:
+        """Whether every place in `when` holds the value that it must."""
+        for place, wanted in table.when.items():
+            found = single_text(parse_locators(place, VALUE_KINDS), request)
+            if wanted in (ANY, ABSENT):
+                if (found is not None) != (wanted == ANY):
+                    return False
+                continue
+            tokens = self._source.verify_tokens if wanted == VERIFY_TOKEN else (wanted,)
+            if found is None or not any(hmac.compare_digest(wire(found), wire(token)) for token in tokens):
+                return False
+        return True
 
     def _answer(self, table: HandshakeTable, request: Request) -> HandshakeAnswer | None:
+        """Return the answer that a table wants; None without a challenge that may be answered."""
         values = self._values(table, request)
         if values is None:
             return None
@@ -91,33 +101,35 @@ class Handshakes:
         if isinstance(table.answer, str):
             body = _filled(table.answer, values).encode("utf-8", "replace")
             return HandshakeAnswer(table.status, body, "text/plain; charset=utf-8", headers)
-        told = {k: _filled(v, values) if isinstance(v, str) else v for k, v in table.answer.items()}
-        return HandshakeAnswer(table.status, json.dumps(told).encode(), "application/json", headers)
+        fields = {k: _filled(v, values) if isinstance(v, str) else v for k, v in table.answer.items()}
+        return HandshakeAnswer(table.status, json.dumps(fields).encode(), "application/json", headers)
 
     def _values(self, table: HandshakeTable, request: Request) -> dict[str, str] | None:
+        """Return the values of the answer's placeholders; None for a challenge that may not be answered."""
         values = {"verify_token": next(iter(self._source.verify_tokens), "")}
         if table.challenge is None:
             return values
-        challenge = one(parse_locators(table.challenge, VALUE_KINDS), request)
+        challenge = single_text(parse_locators(table.challenge, VALUE_KINDS), request)
         if challenge is None or len(challenge) > LONGEST_CHALLENGE:
             return None
         values["challenge"] = challenge
-        if table.proof is not None:
-            if not table.signed and not _WORD.fullmatch(challenge):
-                return None
-            proof = self._proof(table.proof, challenge)
-            return None if proof is None else {**values, "proof": proof}
-        return values
-
-    def _proof(self, table: ProofTable, challenge: str) -> str | None:
+        if table.proof is None:
+            return values
+        # Unsigned, anybody asks for this HMAC: only of what can be no event's body.
+        if not table.signed and not _WORD.fullmatch(challenge):
+            return None
         scheme = self._source.provider.scheme
-        how = (scheme.key if scheme else None) or KeyTable()
-        keys = (key_bytes(secret, how.encoding, how.strip_prefix) for secret in self._source.secrets)
+        key_table = (scheme.key if scheme else None) or KeyTable()
+        keys = (
+            key_bytes(secret, key_table.encoding, key_table.strip_prefix) for secret in self._source.secrets
+        )
         key = next(filter(None, keys), None)
         if key is None:
             return None
-        digest = hmac.digest(key, challenge.encode("utf-8", "surrogatepass"), table.hash)
-        return table.prefix + (digest.hex() if table.encoding == "hex" else b64encode(digest).decode())
+        digest = hmac.digest(key, challenge.encode("utf-8", "surrogatepass"), table.proof.hash)
+        encoded = digest.hex() if table.proof.encoding == "hex" else b64encode(digest).decode()
+        values["proof"] = table.proof.prefix + encoded
+        return values
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

@@ -1,11 +1,13 @@
-"""`/metrics` for Prometheus: what the ledger counted, whoever did it, and what this server measured."""
+"""`/metrics` for Prometheus: what the ledger counted, in every process, and what this server measured.
 
-import hmac
+`Instruments` measures one web process, `LedgerCollector` reads the ledger at a scrape, `metrics_views` serves
+both.
+"""
+
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from typing import Final
 
 from flask import Blueprint, Response, request
@@ -14,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from config.credentials import ApiKey, bearer_token, find_api_key
 from receiver.ledger.counters import CounterKind
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.reports import LedgerFigures, figures
@@ -23,18 +26,49 @@ from receiver.problems import Problem
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The variable in which prometheus_client looks, once, when it is imported. `receiver.__main__` sets it."""
 
-
-# What this process measures of itself; the ledger counts the rest. Several server processes add up.
-
+CACHE_SECONDS = 5.0
+"""Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
+must not answer with older totals than another did before."""
 
 ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Seconds: a good answer takes a few milliseconds, and the ledger is given up after five seconds."""
 
 BATCH_BUCKETS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
+"""Events of one delivery: most providers send one, a few send batches of up to a thousand."""
+
+TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
+    CounterKind.DELIVERY: (
+        "firstseen_deliveries",
+        "Events in verified deliveries; first seen, duplicate or conflict.",
+        ("source", "verdict"),
+    ),
+    CounterKind.ATTEMPT: (
+        "firstseen_attempts",
+        "Runs of handlers, by how they ended.",
+        ("source", "outcome"),
+    ),
+    CounterKind.CALL: ("firstseen_calls", "Sends of outbound calls, by what came back.", ("api", "outcome")),
+    CounterKind.REJECTION: ("firstseen_rejections", "Deliveries that were refused.", ("source", "reason")),
+    CounterKind.SWEEP: ("firstseen_sweeps", "What the sweepers of all workers did.", ("what",)),
+}
+"""Name, help and labels. The last labels of a total are taken: a sweep has one."""
+
+GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
+    "firstseen_oldest_unfinished_seconds": (
+        "Age of the oldest event that is not finished.",
+        lambda known: known.oldest_unfinished,
+    ),
+    "firstseen_due_events": ("Events that a worker could run now.", lambda known: known.due),
+    "firstseen_longest_due_seconds": (
+        "How long the first of them has been due.",
+        lambda known: known.longest_due,
+    ),
+    "firstseen_workers": ("Workers that swept in the last minute.", lambda known: known.workers),
+}
 
 
 class Instruments:
-    """The measures of one web process."""
+    """The measures of one web process; the ledger counts the rest."""
 
     def __init__(self) -> None:
         self.own = CollectorRegistry()
@@ -58,6 +92,7 @@ class Instruments:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer and its time."""
+        # prometheus_client looks labels up under a lock and by text, which costs more than the observation.
         found = self._answers.get((route, status))
         if found is None:
             found = self._answers[route, status] = self.answers.labels(route, str(status))
@@ -76,48 +111,13 @@ class Instruments:
         return together
 
 
-KEPT = 5.0
-"""Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
-must not answer with older totals than another did before."""
-
-TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
-    CounterKind.DELIVERY: (
-        "firstseen_deliveries",
-        "Events in verified deliveries; first seen, duplicate or conflict.",
-        ("source", "verdict"),
-    ),
-    CounterKind.ATTEMPT: (
-        "firstseen_attempts",
-        "Runs of handlers, by how they ended.",
-        ("source", "outcome"),
-    ),
-    CounterKind.CALL: ("firstseen_calls", "Sends of outbound calls, by what came back.", ("api", "outcome")),
-    CounterKind.REJECTION: ("firstseen_rejections", "Deliveries that were refused.", ("source", "reason")),
-    CounterKind.SWEEP: ("firstseen_sweeps", "What the sweepers of all workers did.", ("what",)),
-}
-"""Name, help and labels. The last labels of a total are taken: a sweep has one."""
-
-GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
-    "firstseen_oldest_unfinished_seconds": (
-        "Age of the oldest event that is not finished.",
-        lambda told: told.oldest_unfinished,
-    ),
-    "firstseen_due_events": ("Events that a worker could run now.", lambda told: told.due),
-    "firstseen_longest_due_seconds": (
-        "How long the first of them has been due.",
-        lambda told: told.longest_due,
-    ),
-    "firstseen_workers": ("Workers that swept in the last minute.", lambda told: told.workers),
-}
-
-
 class LedgerCollector(Collector):
     """Reads the ledger at a scrape, at most once in a few seconds; without a ledger it says just that."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._told: tuple[float, LedgerFigures] | None = None
+        self._kept: tuple[float, LedgerFigures] | None = None
 
     def describe(self) -> list[Metric]:
         """Name nothing beforehand: registering must not read the ledger."""
@@ -125,76 +125,61 @@ class LedgerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield everything that the ledger knows."""
+        name, text = "firstseen_ledger_up", "Whether the ledger answered."
         try:
-            told = self._figures()
+            known = self._figures()
         except LedgerError:
-            yield _up(0)
+            yield GaugeMetricFamily(name, text, value=0)
             return
-        yield _up(1)
-        yield from _totals(told)
-        yield from _standing(told)
+        yield GaugeMetricFamily(name, text, value=1)
+        for kind, (name, text, labels) in TOTALS.items():
+            totals = CounterMetricFamily(name, text, labels=labels)
+            for total in known.totals:
+                if total.kind == kind:
+                    totals.add_metric([total.name, total.what][-len(labels) :], total.count)
+            yield totals
+        states = GaugeMetricFamily(
+            "firstseen_events", "Events that are not done or ignored, by state.", labels=("source", "state")
+        )
+        for source, counts in known.states.items():
+            for state, count in counts.items():
+                states.add_metric([source, state], count)
+        yield states
+        parked = GaugeMetricFamily("firstseen_parked_calls", "Calls that need a person.", labels=("api",))
+        for api, count in known.parked_calls.items():
+            parked.add_metric([api], count)
+        yield parked
+        for name, (text, read) in GAUGES.items():
+            yield GaugeMetricFamily(name, text, value=read(known))
 
     def _figures(self) -> LedgerFigures:
+        # Under the lock: of scrapes that meet, one reads and the others get what it read.
         with self._lock:
-            if self._told is None or time.monotonic() - self._told[0] > KEPT:
-                self._told = time.monotonic(), figures(self._store)
-            return self._told[1]
+            if self._kept is None or time.monotonic() - self._kept[0] > CACHE_SECONDS:
+                self._kept = time.monotonic(), figures(self._store)
+            return self._kept[1]
 
 
 def metrics_views(store: Store, token: str, instruments: Instruments) -> Blueprint:
-    """Return the route; without a token it says that metrics are off."""
+    """Return the route, which asks for the token; without one it answers that metrics are off."""
     views = Blueprint("metrics", __name__)
     ledger = CollectorRegistry()
     ledger.register(LedgerCollector(store))
+    # One key of its own, so that the token is compared as the API's keys are: in constant time.
+    keys = (ApiKey("metrics", token, read_only=True),)
 
     @views.get("/metrics")
     def metrics() -> Response:
-        _admit(token)
+        if not token:
+            raise Problem(404, "metrics-off", "Metrics are off: set FIRSTSEEN_METRICS_TOKEN to turn them on.")
+        if not find_api_key(keys, bearer_token(request.headers.get("Authorization", ""))):
+            raise Problem(
+                401,
+                "metrics-token",
+                "Send the token: Authorization: Bearer <FIRSTSEEN_METRICS_TOKEN>.",
+                {"WWW-Authenticate": 'Bearer realm="firstseen-metrics"'},
+            )
         text = generate_latest(instruments.registry()) + generate_latest(ledger)
         return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return views
-
-
-def _admit(token: str) -> None:
-    if not token:
-        raise Problem(404, "metrics-off", "Metrics are off: set FIRSTSEEN_METRICS_TOKEN to turn them on.")
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Digests of one length, so that the time tells nothing of the token.
-    both = (sha256(text.encode("utf-8", "surrogatepass")).digest() for text in (token, given.strip()))
-    if scheme.lower() != "bearer" or not hmac.compare_digest(*both):
-        raise Problem(
-            401,
-            "metrics-token",
-            "Send the token: Authorization: Bearer <FIRSTSEEN_METRICS_TOKEN>.",
-            {"WWW-Authenticate": 'Bearer realm="firstseen-metrics"'},
-        )
-
-
-def _up(value: int) -> Metric:
-    return GaugeMetricFamily("firstseen_ledger_up", "Whether the ledger answered.", value=value)
-
-
-def _totals(told: LedgerFigures) -> Iterator[Metric]:
-    for kind, (name, text, labels) in TOTALS.items():
-        family = CounterMetricFamily(name, text, labels=labels)
-        for total in told.totals:
-            if total.kind == kind:
-                family.add_metric([total.name, total.what][-len(labels) :], total.count)
-        yield family
-
-
-def _standing(told: LedgerFigures) -> Iterator[Metric]:
-    states = GaugeMetricFamily(
-        "firstseen_events", "Events that are not done or ignored, by state.", labels=("source", "state")
-    )
-    for source, counts in told.states.items():
-        for state, count in counts.items():
-            states.add_metric([source, state], count)
-    yield states
-    parked = GaugeMetricFamily("firstseen_parked_calls", "Calls that need a person.", labels=("api",))
-    for api, count in told.parked_calls.items():
-        parked.add_metric([api], count)
-    yield parked
-    for name, (text, read) in GAUGES.items():
-        yield GaugeMetricFamily(name, text, value=read(told))

@@ -9,7 +9,8 @@ from config.nesting import NestedTooDeeplyError, load_json
 
 FORM = "application/x-www-form-urlencoded"
 
-MAX_FORM_FIELDS = 10_000  # far above any provider's form; without a bound one body could hold a million
+MAX_FORM_FIELDS = 10_000
+"""Far above any provider's form; without a bound one body could hold a million."""
 
 
 class UnreadablePayloadError(ValueError):
@@ -73,4 +74,5 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
+# Python reads NaN and Infinity, which JSON does not have, and no other reader would.
 _JSON = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -6,11 +6,13 @@ from http import HTTPStatus
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
-WORDS = {
+DETAILS = {
     404: "Nothing is at this path; deliveries go to /webhooks/<source>, and /v1/docs tells of the API.",
     405: "This path does not take this method; the header Allow lists those that it takes.",
     500: "Something broke here, and the log says what. Send it again; if this stays, tell whoever runs it.",
 }
+"""The sentence for an HTTP error that no view raised itself."""
+
 RETRY_AFTER = 5
 """Seconds a provider is asked to wait while the ledger does not answer."""
 
@@ -18,7 +20,8 @@ RETRY_AFTER = 5
 class Problem(Exception):
     """A request that gets no success; raised anywhere in a view, answered once at the edge.
 
-    A `bare` one is answered with its status and no body: some providers insist.
+    `kind` is stable and ends the document's type, `detail` is one sentence. A `bare` one is answered with its
+    status and no body: some providers insist.
     """
 
     def __init__(
@@ -64,4 +67,4 @@ def _answer_http(error: HTTPException) -> Response:
     status = HTTPStatus(error.code or 500)
     allowed = {name: value for name, value in error.get_headers() if name == "Allow"}
     kind = status.phrase.lower().replace(" ", "-")
-    return answer_problem(Problem(status, kind, WORDS.get(status, f"{status.phrase}."), allowed))
+    return answer_problem(Problem(status, kind, DETAILS.get(status, f"{status.phrase}."), allowed))

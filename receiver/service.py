@@ -10,20 +10,20 @@ from uuid import UUID
 
 from config.sources import Source
 from receiver.ledger.control import (
-    Acted,
-    Promoted,
+    ActionResult,
+    BulkStep,
+    Promotion,
     Resolution,
     StatedResponse,
-    Stepped,
-    candidates,
+    bulk_candidates,
+    bulk_progress,
     discard,
-    plan,
-    progress,
+    plan_bulk,
     promote,
     rerun,
     resolve,
     retry,
-    step,
+    step_bulk,
 )
 from receiver.ledger.errors import (
     BadCursor,
@@ -73,9 +73,9 @@ from receiver.ledger.store import Store
 from receiver.redaction import Redactor, redactor_of, shown_body
 
 __all__ = [
-    "Acted",
+    "ActionResult",
     "Nudge",
-    "Promoted",
+    "Promotion",
     "Resolution",
     "Service",
     "StatedResponse",
@@ -225,7 +225,7 @@ class Service:
 
     # What people do; `who` goes into the audit.
 
-    def act(self, what: Move, event: UUID, who: str, *, generation: int | None = None) -> Acted:
+    def act(self, what: Move, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
         """Retry, rerun or discard an event; with `generation`, only while it is still in that one."""
         match what:
             case Move.RETRY:
@@ -237,34 +237,36 @@ class Service:
                 acted = discard(self.store, event, who, generation=generation)
         return self._nudged(acted)
 
-    def promote(self, event: UUID, body_hash: str, who: str) -> Promoted:
+    def promote(self, event: UUID, body_hash: str, who: str) -> Promotion:
         """Make a conflicting body an event of its own; asked again, return the same one."""
         promoted = promote(self.store, event, body_hash, who)
         self.nudge([promoted.event])
         return promoted
 
-    def resolve(self, call: UUID, how: Resolution, who: str, response: StatedResponse | None = None) -> Acted:
+    def resolve(
+        self, call: UUID, how: Resolution, who: str, response: StatedResponse | None = None
+    ) -> ActionResult:
         """Resolve a call whose event is parked for it."""
         return self._nudged(resolve(self.store, call, how, who, response=response))
 
     def count(self, what: Move, which: EventFilter) -> Counted:
         """Return how many events a bulk operation would act on now; nothing is done."""
-        total = candidates(self.store, what, which)
+        total = bulk_candidates(self.store, what, which)
         return Counted(what=what, filter=which.as_json(), dry_run=True, total=total)
 
     def start_bulk(self, what: Move, which: EventFilter, who: str) -> Progress:
         """Write a bulk operation down with its full list; the workers' sweepers carry it out."""
-        return progress(self.store, plan(self.store, what, which, who).id)
+        return bulk_progress(self.store, plan_bulk(self.store, what, which, who).id)
 
     def bulk_progress(self, replay: UUID) -> Progress:
         """Return how far a bulk operation is."""
-        return progress(self.store, replay)
+        return bulk_progress(self.store, replay)
 
-    def step_bulk(self, replay: UUID, batch: int) -> Stepped:
+    def step_bulk(self, replay: UUID, batch: int) -> BulkStep:
         """Do the next open steps of a bulk operation."""
-        return step(self.store, replay, batch=batch)
+        return step_bulk(self.store, replay, batch=batch)
 
-    def _nudged(self, acted: Acted) -> Acted:
+    def _nudged(self, acted: ActionResult) -> ActionResult:
         if acted.nudge:
             self.nudge([acted.event])
         return acted

@@ -1,4 +1,7 @@
-"""What every request leaves behind: an id on its lines and its answer, one line, its time and its span."""
+"""What every request leaves behind: an id in its log lines and its response, a line, its time and its span.
+
+An `Observer` watches an application; views add what they know with `note_recorded` and `note_refused`.
+"""
 
 import logging
 import os
@@ -18,67 +21,23 @@ from receiver.metrics import Instruments
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID, REQUEST_ID_GIVEN = "X-Request-Id", "HTTP_X_REQUEST_ID"
+REQUEST_ID = "X-Request-Id"
 
 WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{7,127}")
 """Ids of routers and proxies; anything else is replaced, as it stands in every line."""
 
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Asked every few seconds by machines: no line for these."""
+"""Machines ask these every few seconds: they get no line."""
 
 UNKNOWN = "unknown"
-"""Stands for a path that nothing is at: whoever asks for it chooses it, and it may hold anything."""
+"""The route of a path that nothing is at: the path itself is the client's text, and may hold anything."""
 
 DELIVERIES = "/webhooks/<source>"
 
 
-class Observer:
-    """Watches every request of an application."""
-
-    def __init__(self, instruments: Instruments) -> None:
-        self._instruments = instruments
-
-    def watch(self, app: Flask) -> None:
-        """Begin to watch."""
-        app.before_request(self._begin)
-        app.after_request(self._answered)
-        app.teardown_request(self._end)
-
-    def _begin(self) -> None:
-        given = request.environ.get(REQUEST_ID_GIVEN)
-        route = request.url_rule.rule if request.url_rule else UNKNOWN
-        request_id = given if given and WELL_FORMED.fullmatch(given) else os.urandom(16).hex()
-        seen = g.seen = RequestFacts(request_id, route, request.method)
-        begin(request=request_id)
-        if route == DELIVERIES:
-            # A sender is not to be trusted with our traces: it is pointed at, never joined.
-            sender = request.environ.get("HTTP_TRACEPARENT")
-            seen.opened = span(f"POST {DELIVERIES}", SpanKind.SERVER, link=sender, root=True)
-            seen.span = seen.opened.__enter__()
-
-    def _answered(self, response: Response) -> Response:
-        seen: RequestFacts = g.seen
-        took, status = time.perf_counter() - seen.begun, response.status_code
-        response.headers[REQUEST_ID] = seen.request_id
-        self._instruments.answered(seen.route, status, took)
-        if seen.events:
-            self._instruments.batches.observe(seen.events)
-        if seen.route not in QUIET:
-            extra = {"status": status, "ms": round(took * 1000, 1)}
-            method = seen.method if seen.route != UNKNOWN else "-"
-            log.info("%s %s: %d", method, seen.route, status, extra=extra)
-        return response
-
-    def _end(self, error: BaseException | None) -> None:
-        seen: RequestFacts | None = g.pop("seen", None)
-        if seen and seen.opened:
-            seen.opened.__exit__(type(error) if error else None, error, None)
-        unbind()
-
-
 @dataclass(slots=True)
 class RequestFacts:
-    """What is known of the present request."""
+    """The present request, in `g.facts` from its beginning to its end."""
 
     request_id: str
     route: str
@@ -89,18 +48,67 @@ class RequestFacts:
     span: Span = INVALID_SPAN
 
 
+class Observer:
+    """Gives each request of an application its id, line, time and span."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+
+    def watch(self, app: Flask) -> None:
+        """Observe every request of this application from now on."""
+        app.before_request(self._begin)
+        app.after_request(self._answered)
+        app.teardown_request(self._end)
+
+    def _begin(self) -> None:
+        sent = request.environ.get("HTTP_X_REQUEST_ID")
+        route = request.url_rule.rule if request.url_rule else UNKNOWN
+        request_id = sent if sent and WELL_FORMED.fullmatch(sent) else os.urandom(16).hex()
+        facts = g.facts = RequestFacts(request_id, route, request.method)
+        begin(request=request_id)
+        if route == DELIVERIES:
+            # A sender is not trusted with our traces: its own is linked to, never joined.
+            sender = request.environ.get("HTTP_TRACEPARENT")
+            facts.opened = span(f"POST {DELIVERIES}", SpanKind.SERVER, link=sender, root=True)
+            facts.span = facts.opened.__enter__()
+
+    def _answered(self, response: Response) -> Response:
+        facts: RequestFacts = g.facts
+        took, status = time.perf_counter() - facts.begun, response.status_code
+        response.headers[REQUEST_ID] = facts.request_id
+        self._instruments.answered(facts.route, status, took)
+        if facts.events:
+            self._instruments.batches.observe(facts.events)
+        if facts.route not in QUIET:
+            extra = {"status": status, "ms": round(took * 1000, 1)}
+            method = facts.method if facts.route != UNKNOWN else "-"
+            log.info("%s %s: %d", method, facts.route, status, extra=extra)
+        return response
+
+    def _end(self, error: BaseException | None) -> None:
+        facts: RequestFacts | None = g.pop("facts", None)
+        if facts and facts.opened:
+            facts.opened.__exit__(type(error) if error else None, error, None)
+        unbind()
+
+
 def note_recorded(source: str, verdicts: Sequence[Verdict]) -> None:
-    """Say what the present request recorded: its event stands on its lines and in its span."""
-    seen: RequestFacts = g.seen
-    seen.events = len(verdicts)
-    facts: dict[str, str | int] = {"source": source, "events": len(verdicts)}
+    """Add what the present request recorded to its log lines and its span."""
+    facts: RequestFacts = g.facts
+    facts.events = len(verdicts)
+    attributes: dict[str, str | int] = {"source": source, "events": len(verdicts)}
     if len(verdicts) == 1:
-        (one,) = verdicts
-        facts = {"source": source, "event": str(one.event), "event_id": one.event_id, "verdict": one.name}
-    bind(**facts)
-    describe(seen.span, **facts)
+        (verdict,) = verdicts
+        attributes = {
+            "source": source,
+            "event": str(verdict.event),
+            "event_id": verdict.event_id,
+            "verdict": verdict.name,
+        }
+    bind(**attributes)
+    describe(facts.span, **attributes)
 
 
 def note_refused(source: str, reason: str) -> None:
-    """Say why the present request was refused."""
+    """Add to the present request's log lines why it was refused."""
     bind(source=source, refused=reason)

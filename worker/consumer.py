@@ -91,9 +91,14 @@ class Worker:
 
     def start(self) -> int:
         """Run until a signal says to stop and return the exit status."""
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            celery_state.should_stop = 0  # type: ignore[assignment]  # an exit code, once set
+            self.shutdown.begin()
+
         # First of all, so that no signal meets Python's own handlers.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+            signal.signal(number, stop)
         if not self._wait_for_ledger():
             return 0
         pause, stopping = self.settings.sweep, self.runner.stopping
@@ -156,10 +161,6 @@ class Worker:
             else:
                 return True
         return False
-
-    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        celery_state.should_stop = 0  # type: ignore[assignment]  # an exit code, once set
-        self.shutdown.begin()
 
 
 def _in_background(target: Callable[..., None], *arguments: Any) -> None:

@@ -114,7 +114,12 @@ class Runner:
 
     def run_next(self) -> bool:
         """Claim and run the due event that has waited longest unattended; False when there is none."""
-        return self._run(self._claim_next).events > 0
+
+        def take() -> list[Claim]:
+            which = unattended(self.store, self.limits.sweep)
+            return claim_due(self.store, limit=1, where=which, lease=self.limits.lease, worker=self.name)
+
+        return self._run(take).events > 0
 
     def run_unattended(self) -> int:
         """Set idle threads of this process to run what nobody fetches; return how many."""
@@ -157,10 +162,6 @@ class Runner:
     def _claim_one(self, event: UUID) -> list[Claim]:
         taken = claim(self.store, event, lease=self.limits.lease, worker=self.name)
         return [taken] if taken else []
-
-    def _claim_next(self) -> list[Claim]:
-        which = unattended(self.store, self.limits.sweep)
-        return claim_due(self.store, limit=1, where=which, lease=self.limits.lease, worker=self.name)
 
     def _claim_due(self, limit: int) -> list[Claim]:
         # One thread at a time: what several claim at once costs them the same, and gives each of them less.
@@ -218,7 +219,10 @@ class Runner:
         ended: list[tuple[Claim, Outcome]] = []
         settled, late, seconds = time.monotonic(), False, 0.0
         for held in batch:
-            if self._is_held(held):
+            with self._lock:
+                # It may have been lost meanwhile, and this process may even hold a later claim of the event.
+                is_ours = self._held.get(held.claim.event) is held
+            if is_ours:
                 begun = time.monotonic()
                 late = late or self.stopping.is_set() or begun - since > longest_wait
                 if late and held is not batch[0]:
@@ -237,13 +241,9 @@ class Runner:
                 ended, settled = [], time.monotonic()
         return seconds
 
-    def _is_held(self, held: HeldClaim) -> bool:
-        # By now this process may hold a later claim of the same event.
-        with self._lock:
-            return self._held.get(held.claim.event) is held
-
     def _forget(self, held: HeldClaim) -> None:
         with self._lock:
+            # A later claim of the same event stays.
             if self._held.get(held.claim.event) is held:
                 del self._held[held.claim.event]
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from receiver.ledger.control import step, unfinished
+from receiver.ledger.control import step_bulk, unfinished_bulk
 from receiver.ledger.counters import count_sweep
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.idempotency_keys import prune_keys
@@ -90,7 +90,8 @@ def continue_bulk_operations(store: Store) -> int:
     total = 0
     for _ in range(REPLAY_ROUNDS):
         stepped = [
-            step(store, replay, batch=REPLAY_BATCH) for replay in unfinished(store, limit=REPLAYS_AT_ONCE)
+            step_bulk(store, replay, batch=REPLAY_BATCH)
+            for replay in unfinished_bulk(store, limit=REPLAYS_AT_ONCE)
         ]
         moved = sum(batch.done + batch.skipped for batch in stepped)
         if not moved:

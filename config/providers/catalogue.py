@@ -23,6 +23,8 @@ GENERIC = {"standard-webhooks": -1, "hmac": 1, OWN_CODE: 2}
 """Entries of no single company stand before (-1) or after (1, 2) the others, which are sorted by name."""
 
 SCHEME_KEYS = frozenset(SchemeTable.model_fields)
+"""Options with which a source of `hmac` describes how it is signed."""
+
 EVENT_KEYS = frozenset(
     {
         "dedup",
@@ -38,8 +40,13 @@ EVENT_KEYS = frozenset(
         "window",
     }
 )
+"""Options with which a source of `hmac` or `code` describes its events."""
+
 OWN_KEYS = frozenset({"signs", "proof", "keep_headers"})
+"""Options with which a source of `code` describes what its function verifies."""
+
 SILENT = frozenset({"key"})
+"""Options whose values an error never repeats: a secret may stand there by mistake."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 """Names become file names: without a dot or a slash none leaves the folder."""
@@ -77,6 +84,7 @@ class Catalogue(Mapping[str, Provider]):
     def _load(self, name: str) -> Provider:
         file = self._file(name)
         entry = read_toml(file)
+        # An entry whose provider signs as another does names that one.
         if isinstance(other := entry.get("scheme"), str):
             entry["scheme"] = read_toml(self._file(other)).get("scheme") if other in self else None
             if not isinstance(entry["scheme"], dict):
@@ -98,41 +106,43 @@ def describe_provider(
     verifier: str | None = None,
     secrets_env: str | tuple[str, ...] | None = None,
 ) -> tuple[Provider, Mapping[str, str]]:
-    """Return the provider of a source and the values of its options; ValueError with a sentence."""
-    _check_verifier(provider, verifier)
+    """Return the provider of a source and the values of its options; raise ValueError with a sentence.
+
+    A preset takes values for the names that it signs with. `hmac` and `code` also take, as options, what an
+    entry of the catalogue would say.
+    """
+    if provider.name == OWN_CODE and verifier is None:
+        raise ValueError('verifier is missing; name your function, such as verifier = "my_webhooks:verify"')
     if verifier is not None:
+        if provider.name != OWN_CODE:
+            raise ValueError(
+                f"verifier is set, but {provider.name} is verified already; say provider = 'code'"
+            )
+        if not _FUNCTION.fullmatch(verifier):
+            raise ValueError(f"verifier is {verifier!r}; write module:function, such as my_webhooks:verify")
         known = EVENT_KEYS | OWN_KEYS
         for key in options:
             if key not in known:
                 raise ValueError(f"options.{key} is not a known option{suggest(key, known)}")
-        return _fill(provider, options, {"code": verifier, "keyless": secrets_env is None}), {}
+        return _complete(provider, options, {"code": verifier, "keyless": secrets_env is None}), {}
     if not provider.custom:
         return provider, _check_values(provider, options)
     described = EVENT_KEYS | SCHEME_KEYS
     values = {key: value for key, value in options.items() if key not in described}
-    for key in values:  # first: a misspelt key is also a missing one, and this sentence helps more
+    # First, as a misspelt key is also a missing one, and this sentence helps more.
+    for key in values:
         if f"{{config:{key}}}" not in str(options):
             raise ValueError(f"options.{key} is not a known option{suggest(key, described)}")
     event = {key: value for key, value in options.items() if key in EVENT_KEYS}
     scheme = {key: value for key, value in options.items() if key in SCHEME_KEYS}
-    provider = _fill(provider, event, {"scheme": {"type": "hmac", **scheme}})
+    provider = _complete(provider, event, {"scheme": {"type": "hmac", **scheme}})
     return provider, _check_values(provider, values)
 
 
-def _check_verifier(provider: Provider, verifier: str | None) -> None:
-    if provider.name == OWN_CODE and verifier is None:
-        raise ValueError('verifier is missing; name your function, such as verifier = "my_webhooks:verify"')
-    if verifier is None:
-        return
-    if provider.name != OWN_CODE:
-        raise ValueError(f"verifier is set, but {provider.name} is verified already; say provider = 'code'")
-    if not _FUNCTION.fullmatch(verifier):
-        raise ValueError(f"verifier is {verifier!r}; write module:function, such as my_webhooks:verify")
-
-
-def _fill(provider: Provider, event: Mapping[str, Any], proof: Mapping[str, Any]) -> Provider:
+def _complete(provider: Provider, event: Mapping[str, Any], proof: Mapping[str, Any]) -> Provider:
     """Return the entry with what a source says of its events and of the way to verify them."""
     reason = {"window_reason": "the source's own options say so"} if "window" in event else {}
+    # By alias, and only what is set: that is how the entry stands in its file, whose rules are checked again.
     entry = provider.model_dump(by_alias=True, exclude_unset=True)
     try:
         return Provider.model_validate({**entry, **event, **reason, **proof, "custom": False})

@@ -2,7 +2,7 @@
 
 The keys of a file:
 
-scheme         how deliveries are signed, see schemes.py; or the name of a provider that signs the same way
+scheme         how deliveries are signed, see signing.py; or the name of a provider that signs the same way
 code           instead of a scheme: a verifier in receiver/verifiers/. It signs the body unless `signs` says
                otherwise, takes the source's `options`, and shares no secret if `keyless`; `proof` lists
                headers that are never kept
@@ -30,7 +30,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -43,16 +43,20 @@ from pydantic import (
 )
 
 from config.providers.locators import HEADER_NAME, VALUE_KINDS, Locators, parse_locator, parse_locators
-from config.providers.signing import SchemeTable
+from config.providers.signing import SchemeTable, place_of
 from config.toml import ConfigError, Duration, Table
 
-SHORTEST_WINDOW = timedelta(days=1)  # the shortest retry horizon of any provider, with its margin
+SHORTEST_WINDOW = timedelta(days=1)
+"""The shortest retry horizon of any provider, with its margin."""
 
 CODE_KEYS = frozenset({"signs", "keyless", "proof"})
-IN_BODY = frozenset({"json", "item", "form"})  # what code signs at least
+
+IN_BODY = frozenset({"json", "item", "form"})
+"""Kinds of places that are signed with the body."""
 
 ANY, ABSENT, VERIFY_TOKEN = "*", "", "{verify_token}"
 """What a handshake's `when` may hold besides a text: anything, nothing, the source's verify token."""
+
 PLACEHOLDERS = frozenset({"challenge", "proof", "verify_token"})
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -70,23 +74,10 @@ def parse_part(text: str) -> Locators:
     return replace(where, optional=text.endswith("?"))
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _as_tables(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
-
-
 def _check_places(places: Texts) -> Texts:
     for place in places:
         parse_locators(place, VALUE_KINDS)
     return places
-
-
-def _check_place(place: str) -> str:
-    parse_locators(place, VALUE_KINDS)
-    return place
 
 
 def _check_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -107,9 +98,12 @@ def _check_batch(text: str) -> str:
     return text
 
 
-Place = Annotated[StrictStr, AfterValidator(_check_place)]
-Places = Annotated[tuple[StrictStr, ...], BeforeValidator(_as_list), AfterValidator(_check_places)]
-IdParts = Annotated[tuple[StrictStr, ...], BeforeValidator(_as_list), AfterValidator(_check_parts)]
+TextAsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+TableAsList = BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
+
+Place = Annotated[StrictStr, place_of(VALUE_KINDS)]
+Places = Annotated[tuple[StrictStr, ...], TextAsList, AfterValidator(_check_places)]
+IdParts = Annotated[tuple[StrictStr, ...], TextAsList, AfterValidator(_check_parts)]
 HeaderNames = Annotated[tuple[StrictStr, ...], AfterValidator(_check_header_names)]
 
 
@@ -160,20 +154,17 @@ class HandshakeTable(Table):
             raise ValueError("challenge and an answer with {challenge} or {proof} go together")
         if (self.proof is not None) != ("proof" in self.placeholders):
             raise ValueError("proof and an answer with {proof} go together")
+        # Answered before any signature is looked at, it must not fit what could be an event.
         if not self.signed and self.method == "POST" and not (self.when or self.challenge):
             raise ValueError("an unsigned POST needs when or a challenge, or it would swallow events")
         return self
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """Every template of the answer."""
-        answers = [self.answer] if isinstance(self.answer, str) else map(str, self.answer.values())
-        return (*answers, *self.headers.values())
-
-    @property
     def placeholders(self) -> frozenset[str]:
         """What the answer takes from the request or the source."""
-        return frozenset(name for text in self.texts for name in _PLACEHOLDER.findall(text))
+        answers = [self.answer] if isinstance(self.answer, str) else map(str, self.answer.values())
+        texts = (*answers, *self.headers.values())
+        return frozenset(name for text in texts for name in _PLACEHOLDER.findall(text))
 
     @property
     def needs_verify_token(self) -> bool:
@@ -212,7 +203,7 @@ class Provider(Table):
     success_body: StrictStr | None = None
     empty_rejection: StrictBool = False
     deadline: Duration | None = None
-    handshake: Annotated[tuple[HandshakeTable, ...], BeforeValidator(_as_tables)] = ()
+    handshake: Annotated[tuple[HandshakeTable, ...], TableAsList] = ()
     window: Duration
     window_reason: Annotated[StrictStr, Field(min_length=1)]
     note: StrictStr = ""
@@ -222,14 +213,6 @@ class Provider(Table):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        self._check_way()
-        if not self.custom:
-            self._check_dedup()
-            self._check_batch_ids()
-            self._check_window()
-        return self
-
-    def _check_way(self) -> None:
         ways = (self.scheme is not None, self.code is not None, self.custom, self.verification is not None)
         if ways.count(True) != 1:
             raise ValueError('an entry has exactly one of scheme, code, custom = true, verification = "none"')
@@ -238,25 +221,26 @@ class Provider(Table):
         unused = self.model_fields_set & CODE_KEYS
         if unused and self.code is None:
             raise ValueError(f"{min(unused)} is for code; a scheme says the same by itself")
+        # A custom entry says nothing of events: each source does.
+        if not self.custom:
+            self._check_event_ids()
+            if self.window < SHORTEST_WINDOW:
+                raise ValueError("window is shorter than 1d, and every provider can send again for that long")
+            if self.longest_tolerance and self.window < self.longest_tolerance:
+                raise ValueError(
+                    "window is shorter than the scheme's tolerance: an old delivery could be replayed"
+                )
+        return self
 
-    def _check_dedup(self) -> None:
-        found = len(self.event_id)
-        if not found and self.dedup not in ("body_hash", "none"):
+    def _check_event_ids(self) -> None:
+        if not self.event_id and self.dedup not in ("body_hash", "none"):
             raise ValueError(
                 'event_id is missing; name where the event\'s id is, or say dedup = "body_hash" or "none"'
             )
-        if self.without_id != "park" and not found:
+        if self.without_id != "park" and not self.event_id:
             raise ValueError("without_id is for an event_id that may be missing, and there is no event_id")
-        if found and self.dedup not in (None, self._located_policy):
-            raise ValueError(
-                f"dedup is {self.dedup!r}, but event_id makes it {self._located_policy!r}: leave it out"
-            )
-
-    @property
-    def _located_policy(self) -> Dedup:
-        return "composite" if len(self.event_id) > 1 else "id"
-
-    def _check_batch_ids(self) -> None:
+        if self.event_id and self.dedup not in (None, self.policy):
+            raise ValueError(f"dedup is {self.dedup!r}, but event_id makes it {self.policy!r}: leave it out")
         kinds = {place.kind for where in self.id_places for place in where.places}
         if self.batch is None and self.batch_type:
             raise ValueError("batch_type says when a body is a batch, but the entry has no batch")
@@ -264,14 +248,6 @@ class Provider(Table):
             raise ValueError("event_id reads item:, but the entry has no batch to take items from")
         if self.batch is not None and kinds and "item" not in kinds:
             raise ValueError("event_id must read item: in a batch, or all of its events would share one id")
-
-    def _check_window(self) -> None:
-        if self.window < SHORTEST_WINDOW:
-            raise ValueError("window is shorter than 1d, and every provider can send again for that long")
-        if self.longest_tolerance and self.window < self.longest_tolerance:
-            raise ValueError(
-                "window is shorter than the scheme's tolerance: an old delivery could be replayed"
-            )
 
     @property
     def longest_tolerance(self) -> timedelta:
@@ -320,7 +296,9 @@ class Provider(Table):
     @property
     def policy(self) -> Dedup:
         """What makes two deliveries one event."""
-        return self._located_policy if self.event_id else (self.dedup or "body_hash")
+        if self.event_id:
+            return "composite" if len(self.event_id) > 1 else "id"
+        return self.dedup or "body_hash"
 
     @property
     def is_batch(self) -> bool:
@@ -366,9 +344,7 @@ class Provider(Table):
         """Whether changing the event's id breaks the signature."""
         if self.policy == "body_hash":
             return self.signs_body
-        return bool(self.id_places) and all(self._signs(where) for where in self.id_places)
-
-    def _signs(self, where: Locators) -> bool:
         if self.scheme is not None:
-            return self.scheme.signs(where)
-        return self.signs_body and all(place.kind in IN_BODY for place in where.places)
+            return bool(self.id_places) and all(map(self.scheme.signs, self.id_places))
+        kinds = {place.kind for where in self.id_places for place in where.places}
+        return bool(self.id_places) and self.signs_body and kinds <= IN_BODY

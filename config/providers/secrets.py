@@ -8,8 +8,11 @@ from config.providers.models import Provider
 from config.providers.signing import PUBLIC_KEY, KeyTable, SchemeTable
 from config.toml import ConfigError
 
-SECRET_BYTES = 32  # as long as SHA-256, whose HMACs these keys make
+SECRET_BYTES = 32
+"""As long as SHA-256, whose HMACs these keys make."""
+
 ED25519_BYTES = 32
+"""Length of a public key (RFC 8032, section 5.1.5)."""
 
 
 def generate_secret(provider: Provider) -> str:
@@ -42,7 +45,8 @@ def key_bytes(secret: str, encoding: str, strip_prefix: str = "") -> bytes | Non
     text = secret.removeprefix(strip_prefix)
     try:
         if encoding == "utf8":
-            return text.encode("utf-8", "surrogateescape") or None  # the bytes that the environment holds
+            # The very bytes that the environment holds.
+            return text.encode("utf-8", "surrogateescape") or None
         if encoding == "hex":
             return bytes.fromhex(text) or None
         bare = text.rstrip("=").replace("-", "+").replace("_", "/")
@@ -59,7 +63,7 @@ def is_usable(secret: str, scheme: SchemeTable | None) -> bool:
     if scheme is None:
         return bool(secret)
     if scheme.schemes:
-        return any(is_usable(secret, one) for one in scheme.schemes)
+        return any(is_usable(secret, alternative) for alternative in scheme.schemes)
     if scheme.type == "basic":
         return ":" in secret
     key = scheme.key or KeyTable()

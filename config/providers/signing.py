@@ -1,10 +1,10 @@
-"""How a provider signs, as data: the tables that `receiver.signatures` compiles.
+"""How a provider signs, as data: `SchemeTable` and its parts, which `receiver.signatures` compiles.
 
-The rules below refuse a table that would verify less than it seems to.
+The rules of the tables refuse a scheme that would verify less than it seems to.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -15,23 +15,23 @@ from config.providers.locators import Kind, Locator, Locators, parse_locator, pa
 from config.toml import Table
 
 Hash = Literal["sha1", "sha256", "sha384", "sha512"]
-
 SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]
 
 SIGNED_KINDS: tuple[Kind, ...] = ("header", "json", "query", "form")
+"""Where a single signed value can stand."""
 
 URL_KINDS = frozenset({"url", "url_no_query", "path_query"})
 
 SHARED: frozenset[SchemeType] = frozenset({"token", "basic"})
+"""Types that sign nothing: the secret itself is sent."""
 
 PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
     "ed25519": frozenset({"ed25519-hex", "ed25519-base64", "spki-base64", "pem"}),
     "ecdsa": frozenset({"spki-base64", "pem"}),
     "rsa": frozenset({"spki-base64", "pem"}),
 }
+"""Types whose secret is the provider's public key, with the encodings that it may have."""
 
-
-# One line each: what a type needs, and what would be ignored beside it.
 NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "hmac": frozenset({"signature", "content", "hash"}),
     "hash": frozenset({"signature", "content", "hash"}),
@@ -42,6 +42,7 @@ NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "basic": frozenset({"signature"}),
     "any_of": frozenset({"schemes"}),
 }
+"""The keys that a type must have."""
 
 MAY: Mapping[SchemeType, frozenset[str]] = {
     "hmac": frozenset({"key", "timestamp", "id", "require", "nonce_field"}),
@@ -53,6 +54,7 @@ MAY: Mapping[SchemeType, frozenset[str]] = {
     "basic": frozenset({"require"}),
     "any_of": frozenset(),
 }
+"""The keys that a type may have besides: any other would be ignored, and seem to protect something."""
 
 PLAIN_PLACEHOLDERS = frozenset(
     {"body", "body_sha256_hex", "timestamp", "id", "url", "url_no_query", "path_query", "method", "secret"}
@@ -81,7 +83,8 @@ Part = str | Placeholder
 def parse_template(text: str) -> tuple[Part, ...]:
     """Split a template such as `{timestamp}.{body}`; raise ValueError with a sentence."""
     parts: list[Part] = []
-    for number, piece in enumerate(_BRACES.split(text)):  # every second piece stood between braces
+    for number, piece in enumerate(_BRACES.split(text)):
+        # Every second piece stood between braces.
         if number % 2:
             kind, _, name = piece.partition(":")
             if piece not in PLAIN_PLACEHOLDERS and not (kind in NAMED_PLACEHOLDERS and name):
@@ -108,14 +111,14 @@ def _check_pattern(text: str) -> str:
     return text
 
 
-def _check_place(text: str) -> str:
-    parse_locators(text, SIGNED_KINDS)
-    return text
+def place_of(kinds: tuple[Kind, ...]) -> AfterValidator:
+    """Return a validator of texts that are places of these kinds."""
 
+    def check(text: str) -> str:
+        parse_locators(text, kinds)
+        return text
 
-def _check_timestamp_place(text: str) -> str:
-    parse_locators(text, (*SIGNED_KINDS, "sig"))
-    return text
+    return AfterValidator(check)
 
 
 def _check_template(text: str) -> str:
@@ -129,13 +132,13 @@ def _check_required(table: Mapping[str, str]) -> Mapping[str, str]:
     return table
 
 
-Place = Annotated[StrictStr, AfterValidator(_check_place)]
+SignedPlace = Annotated[StrictStr, place_of(SIGNED_KINDS)]
 
 
 class SignatureTable(Table):
     """Where the signature stands and how it is written."""
 
-    at: Place = Field(alias="in")
+    at: SignedPlace = Field(alias="in")
     encoding: Literal["hex", "base64", "base64url"] | None = None
     prefix: StrictStr = ""
     list_sep: Annotated[StrictStr, AfterValidator(_check_pattern)] | None = None
@@ -157,7 +160,7 @@ class SignatureTable(Table):
 class TimestampTable(Table):
     """Where the time of signing stands; `tolerance` in seconds to either side, None for no limit."""
 
-    at: Annotated[StrictStr, AfterValidator(_check_timestamp_place)] = Field(alias="in")
+    at: Annotated[StrictStr, place_of((*SIGNED_KINDS, "sig"))] = Field(alias="in")
     unit: Literal["s", "ms", "iso8601"]
     tolerance: Annotated[StrictInt, Field(ge=1)] | None = None
 
@@ -182,7 +185,7 @@ class SchemeTable(Table):
     key: KeyTable | None = None
     signature: SignatureTable | None = None
     timestamp: TimestampTable | None = None
-    id: Place | None = None
+    id: SignedPlace | None = None
     content: Annotated[StrictStr, AfterValidator(_check_template)] | None = None
     require: Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_required)] = {}
     nonce_field: Annotated[StrictStr, Field(min_length=1)] | None = None
@@ -197,10 +200,10 @@ class SchemeTable(Table):
         return self
 
     def _check_keys(self) -> None:
-        given = self.model_fields_set - {"type"}
-        if missing := NEEDS[self.type] - given:
+        present = self.model_fields_set - {"type"}
+        if missing := NEEDS[self.type] - present:
             raise ValueError(f"a scheme of type {self.type!r} needs {_names(missing)}")
-        if unused := given - NEEDS[self.type] - MAY[self.type]:
+        if unused := present - NEEDS[self.type] - MAY[self.type]:
             raise ValueError(f"a scheme of type {self.type!r} has no use for {_names(unused)}")
         if self.type == "any_of" and (not self.schemes or any(s.type == "any_of" for s in self.schemes)):
             raise ValueError("any_of needs at least one scheme, and none of them may be an any_of itself")
@@ -217,6 +220,7 @@ class SchemeTable(Table):
             raise ValueError("{id} in the content and the key id go together (the event's id is event_id)")
         if self.signature is None or self.signature.encoding is None:
             raise ValueError("signature.encoding is missing; allowed are hex, base64 and base64url")
+        # A header is no part of the bytes unless the content names it.
         if any(p.kind != "header" and self._signs_place(p) for p in self.signature.places.places):
             raise ValueError("the signature cannot stand inside the bytes that it signs")
         encodings = PUBLIC_KEY.get(self.type, {"utf8", "base64", "hex"})
@@ -233,6 +237,7 @@ class SchemeTable(Table):
         in_fields = self.nonce_field is not None or any(place.kind == "sig" for place in places)
         if in_fields and (self.signature is None or self.signature.pair_sep is None):
             raise ValueError("a field of the signature header needs signature.pair_sep")
+        # Anybody could write a fresh time beside an old signature.
         if self.timestamp and self.timestamp.tolerance and not self.timestamp_is_signed:
             raise ValueError("timestamp.tolerance protects nothing: the timestamp is not in the signed bytes")
 
@@ -285,16 +290,11 @@ class SchemeTable(Table):
             return True
         if place.kind == "query" and kinds & {"url", "path_query"}:
             return True
-        return any(place.same_place(signed) for signed in self._signed_values)
-
-    @cached_property
-    def _signed_values(self) -> tuple[Locator, ...]:
-        """The single values that the content takes, such as `{header:X-Id}`."""
-        return tuple(
-            Locator(kind, part.name)
+        # Single values that the content takes, such as `{header:X-Id}`.
+        return any(
+            place.same_place(Locator(place.kind, part.name))
             for part in self.placeholders
-            for kind in SIGNED_KINDS
-            if part.kind == kind
+            if part.kind == place.kind
         )
 
     @cached_property
@@ -311,5 +311,5 @@ class SchemeTable(Table):
         return frozenset(own.union(*(scheme.signature_headers for scheme in self.schemes)))
 
 
-def _names(keys: "frozenset[str] | set[str]") -> str:
+def _names(keys: Collection[str]) -> str:
     return ", ".join(sorted(keys))

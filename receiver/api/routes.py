@@ -11,7 +11,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, after_this_request, g, jsonify, make_response, request
 
-from config.credentials import ApiKey, find_api_key
+from config.credentials import ApiKey, bearer_token, find_api_key
 from config.dialects import load_dialects
 from receiver.api.openapi import document, render_page
 from receiver.api.operation import PREFIX, Answers, Operation, read
@@ -274,10 +274,10 @@ class Acting:
 
 def _admit(keys: Sequence[ApiKey], view: Callable[..., Any], **path: str) -> Any:
     """Call the view if the request has a key that may do this, with it as `g.api_key`; else raise Problem."""
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
+    secret = bearer_token(request.headers.get("Authorization", ""))
+    if not secret:
         raise _unauthorized("api-key-missing", "Send an API key: Authorization: Bearer <key>.")
-    key = find_api_key(keys, secret.strip())
+    key = find_api_key(keys, secret)
     if key is None:
         raise _unauthorized(
             "api-key-unknown", "This API key is unknown; FIRSTSEEN_API_KEYS has those that count."

@@ -58,7 +58,7 @@ from receiver.ledger.states import Move, State
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.problems import Problem
 from receiver.requests import UUID_FORM, GivenResponse, Which
-from receiver.service import Acted, Resolution, Service, StatedResponse, refusal
+from receiver.service import ActionResult, Resolution, Service, StatedResponse, refusal
 
 STATIC = Path(__file__).with_name("static")
 
@@ -368,7 +368,7 @@ def _bulk_action(text: str | None) -> Move:
     return Move(text)
 
 
-def _answer(done: str, do: Callable[[], Acted]) -> AnyResponse | str:
+def _answer(done: str, do: Callable[[], ActionResult]) -> AnyResponse | str:
     try:
         do()
     except NotAllowed as error:

@@ -1,4 +1,7 @@
-"""The mathematics of signing: HMAC and digests, and public keys by way of `cryptography`."""
+"""The algorithms that sign: HMAC, digests, and public keys by way of `cryptography`.
+
+That package is imported when the first public key is used: most deployments have shared secrets only.
+"""
 
 import hashlib
 import hmac
@@ -55,7 +58,8 @@ class PlainHash(Signer):
     def verify(self, secret: str, content: bytes, signatures: tuple[bytes, ...]) -> bool | None:
         """See `Signer`; compared in constant time."""
         if key_bytes(secret, "utf8") is None:
-            return None  # without a secret in it, anybody could make this digest
+            # Without a secret in it, anybody could make this digest.
+            return None
         expected = self.sign(secret, content)
         return any(hmac.compare_digest(expected, signature) for signature in signatures)
 
@@ -79,31 +83,33 @@ class PublicKey(Signer):
 
     def verify(self, secret: str, content: bytes, signatures: tuple[bytes, ...]) -> bool | None:
         """See `Signer`."""
-        key = _load(
-            secret.removeprefix(self._key.strip_prefix), self._key.encoding, self._kind, private=False
-        )
-        if key is None:
-            return None
-        return any(self._fits(key, content, signature) for signature in signatures)
-
-    def _fits(self, key: Any, content: bytes, signature: bytes) -> bool:
         from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: PLC0415
 
-        try:
-            key.verify(signature, content, *self._arguments())
-        except (InvalidSignature, UnsupportedAlgorithm, ValueError):
-            return False
-        return True
+        key = self._load(secret, private=False)
+        if key is None:
+            return None
+        for signature in signatures:
+            try:
+                key.verify(signature, content, *self._arguments())
+            except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+                continue
+            return True
+        return False
 
     def sign(self, secret: str, content: bytes) -> bytes:
         """See `Signer`."""
-        key = _load(secret.removeprefix(self._key.strip_prefix), self._key.encoding, self._kind, private=True)
+        key = self._load(secret, private=True)
         if key is None:
             raise ValueError(
                 f"the secret is not a private {self._kind} key in the encoding {self._key.encoding}"
             )
         signature: bytes = key.sign(content, *self._arguments())
         return signature
+
+    def _load(self, secret: str, *, private: bool) -> Any:
+        return _load_key(
+            secret.removeprefix(self._key.strip_prefix), self._key.encoding, self._kind, private=private
+        )
 
     def _arguments(self) -> tuple[Any, ...]:
         from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
@@ -115,9 +121,12 @@ class PublicKey(Signer):
         return (ec.ECDSA(algorithm),) if self._kind == "ecdsa" else (padding.PKCS1v15(), algorithm)
 
 
+# Parsing a key takes longer than checking a signature with it.
 @lru_cache(maxsize=256)
-def _load(text: str, encoding: str, kind: str, *, private: bool) -> Any:
+def _load_key(text: str, encoding: str, kind: str, *, private: bool) -> Any:
+    """Return a key object of `cryptography`; None when the text is no key of this kind."""
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: PLC0415
 
     kinds = {
@@ -125,28 +134,26 @@ def _load(text: str, encoding: str, kind: str, *, private: bool) -> Any:
         "ecdsa": (ec.EllipticCurvePublicKey, ec.EllipticCurvePrivateKey),
         "rsa": (rsa.RSAPublicKey, rsa.RSAPrivateKey),
     }
+    key: Any
     try:
-        key = _parse(text, encoding, private=private)
+        if encoding.startswith("ed25519-"):
+            raw = key_bytes(text.strip(), encoding.removeprefix("ed25519-"), "") or b""
+            if private:
+                key = ed25519.Ed25519PrivateKey.from_private_bytes(raw)
+            else:
+                key = ed25519.Ed25519PublicKey.from_public_bytes(raw)
+        elif encoding == "pem":
+            raw = text.replace("\\n", "\n").encode()  # one line of an environment file
+            if private:
+                key = serialization.load_pem_private_key(raw, None)
+            else:
+                key = serialization.load_pem_public_key(raw)
+        else:
+            raw = b64decode("".join(text.split()), validate=True)
+            if private:
+                key = serialization.load_der_private_key(raw, None)
+            else:
+                key = serialization.load_der_public_key(raw)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return None
     return key if isinstance(key, kinds[kind][private]) else None
-
-
-def _parse(text: str, encoding: str, *, private: bool) -> Any:
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
-
-    if encoding.startswith("ed25519-"):
-        raw = key_bytes(text.strip(), encoding.removeprefix("ed25519-"), "") or b""
-        if private:
-            return ed25519.Ed25519PrivateKey.from_private_bytes(raw)
-        return ed25519.Ed25519PublicKey.from_public_bytes(raw)
-    if encoding == "pem":
-        raw = text.replace("\\n", "\n").encode()  # one line of an environment file
-        if private:
-            return serialization.load_pem_private_key(raw, None)
-        return serialization.load_pem_public_key(raw)
-    der = b64decode("".join(text.split()), validate=True)
-    return (
-        serialization.load_der_private_key(der, None) if private else serialization.load_der_public_key(der)
-    )

@@ -1,4 +1,4 @@
-"""What a verification can raise."""
+"""The two ends of a verification that are not success, and the stable reasons of the first."""
 
 REASONS = {
     "no_secret": "no secret of this source can be used as a key",
@@ -20,9 +20,9 @@ REASONS = {
 
 
 class InvalidSignature(Exception):
-    """A delivery did not prove its sender; `reason` is a stable code, the message a sentence.
+    """A delivery did not prove its sender; `reason` is a key of REASONS, the message a sentence.
 
-    `age` is how many seconds ago it was signed, where that is what is wrong.
+    `age` is how many seconds ago it was signed, where the time of signing is wrong.
     """
 
     def __init__(self, reason: str, detail: str = "", *, age: float | None = None) -> None:

@@ -1,4 +1,8 @@
-"""A delivery as it came: method, URL, headers, raw body."""
+"""A delivery as it came, and how values are read out of it and put into it.
+
+Signatures, handshakes and event ids all read located values with the functions below, so that one delivery
+means the same to each of them. Decoders are strict: text that is not exactly hex or canonical base64 is None.
+"""
 
 import binascii
 import json
@@ -6,7 +10,7 @@ from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -14,7 +18,11 @@ from config.providers import Locator, Locators
 from receiver.payload import UnreadablePayloadError, is_form, parse_form, parse_payload
 from receiver.signatures.errors import InvalidSignature
 
-MAX_QUERY_FIELDS = 1_000  # a webhook's URL has a handful; more are read as none
+MAX_QUERY_FIELDS = 1_000
+"""A webhook's URL has a handful; a query of more is read as none."""
+
+INDEX_DIGITS = 6
+"""No array in a body of bounded size has a million elements, and `int` of a long text is slow."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Request:
 
     def header_values(self, name: str) -> tuple[str, ...]:
         """Every value of a header, in order; the name in any case, hyphens and underscores alike."""
-        return self._index.get(_normal(name), ())
+        return self._headers_by_name.get(_header_key(name), ())
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, or None."""
@@ -44,8 +52,8 @@ class Request:
         return values[0] if values else None
 
     @cached_property
-    def _index(self) -> dict[str, tuple[str, ...]]:
-        return _collect((_normal(name), value) for name, value in self.headers)
+    def _headers_by_name(self) -> dict[str, tuple[str, ...]]:
+        return _collect((_header_key(name), value) for name, value in self.headers)
 
     @cached_property
     def payload(self) -> Parsed:
@@ -83,21 +91,16 @@ class Request:
         return rest[slash:] if slash >= 0 else "/"
 
 
-def _normal(name: str) -> str:
-    return name.lower().replace("_", "-")  # WSGI cannot tell them apart, and Walmart has underscores
+def _header_key(name: str) -> str:
+    # WSGI cannot tell hyphens from underscores, and some providers (Walmart) have underscores in names.
+    return name.lower().replace("_", "-")
 
 
 def _collect(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-    index: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, value in pairs:
-        index.setdefault(name, []).append(value)
-    return {name: tuple(values) for name, values in index.items()}
-
-
-# Reading located values out of a delivery, the same way for signatures and for event ids.
-
-
-_INDEX_DIGITS = 6  # no array in a body of bounded size has a million elements
+        found.setdefault(name, []).append(value)
+    return {name: tuple(values) for name, values in found.items()}
 
 
 def dig(value: Any, path: tuple[str, ...]) -> Any:
@@ -105,7 +108,7 @@ def dig(value: Any, path: tuple[str, ...]) -> Any:
     for step in path:
         if isinstance(value, dict):
             value = value.get(step)
-        elif isinstance(value, list) and step.isdecimal() and step.isascii() and len(step) <= _INDEX_DIGITS:
+        elif isinstance(value, list) and step.isdecimal() and step.isascii() and len(step) <= INDEX_DIGITS:
             value = value[int(step)] if int(step) < len(value) else None
         else:
             return None
@@ -138,7 +141,7 @@ def texts(place: Locator, request: Request, item: Any = None) -> tuple[str, ...]
     return tuple([text for text in found if text])
 
 
-def candidates(where: Locators, request: Request, item: Any = None) -> tuple[tuple[str, ...], ...]:
+def texts_by_place(where: Locators, request: Request, item: Any = None) -> tuple[tuple[str, ...], ...]:
     """Return the texts of the first place that has any, or of every such place when all are asked for."""
     found = []
     for place in where.places:
@@ -149,9 +152,16 @@ def candidates(where: Locators, request: Request, item: Any = None) -> tuple[tup
     return tuple(found)
 
 
-def one_text(where: Locators, request: Request, missing: str) -> str:
+def single_text(where: Locators, request: Request, item: Any = None) -> str | None:
+    """Return the text that is there exactly once; None for a repeated one."""
+    for values in texts_by_place(where, request, item):
+        return values[0] if len(values) == 1 else None
+    return None
+
+
+def required_text(where: Locators, request: Request, missing: str) -> str:
     """Return the one text at a locator; InvalidSignature with the reason `missing` or `repeated_value`."""
-    for values in candidates(where, request):
+    for values in texts_by_place(where, request):
         if len(values) > 1:
             raise InvalidSignature("repeated_value", str(where))
         return values[0]
@@ -160,7 +170,14 @@ def one_text(where: Locators, request: Request, missing: str) -> str:
     raise InvalidSignature(missing, str(where))
 
 
-# Strict decoders: text that is not exactly hex or canonical base64 is nothing.
+def compile_reader(where: Locators) -> Callable[[Request, Any], str | None]:
+    """Return `single_text` for one locator. Most are a single place in the body and need no search."""
+    place, path = where.places[0], where.places[0].path
+    if where.several or len(where.places) > 1 or place.kind not in ("json", "item"):
+        return lambda request, item: single_text(where, request, item)
+    if place.kind == "item":
+        return lambda _, item: as_text(dig(item, path)) or None
+    return lambda request, _: as_text(dig(request.payload.value, path)) or None
 
 
 def wire(text: str) -> bytes:
@@ -213,15 +230,15 @@ def encode(raw: bytes, encoding: str) -> str:
     return (urlsafe_b64encode(raw).rstrip(b"=") if encoding == "base64url" else b64encode(raw)).decode()
 
 
-# Putting values where a locator reads them: for signing.
-
-
 class CannotSign(ValueError):
     """This scheme cannot sign such a request; the message is a sentence."""
 
 
 def put(place: Locator, value: str | int, request: Request) -> Request:
-    """Return the request with a value at a place; raise CannotSign when the body has no such place."""
+    """Return the request with a value where a locator reads it: for signing.
+
+    Raise CannotSign when the body has no such place.
+    """
     if place.kind == "header":
         others = tuple(pair for pair in request.headers if pair[0].lower() != place.name.lower())
         return replace(request, headers=(*others, (place.name, str(value))))
@@ -236,55 +253,26 @@ def put(place: Locator, value: str | int, request: Request) -> Request:
 
 
 def _put_json(request: Request, place: Locator, value: str | int) -> bytes:
-    payload = request.payload.value
-    if not isinstance(payload, dict | list):
+    if not isinstance(request.payload.value, dict | list):
         raise CannotSign(f"the body is not JSON, so nothing can be put at {place}")
-    payload = json.loads(json.dumps(payload))  # a copy: the request's own stays as it is
+    # A copy: the payload that the request has parsed stays as it is.
+    payload = json.loads(json.dumps(request.payload.value))
     target: Any = payload
-    for step, following in pairwise(place.path):
-        target = _step_into(target, step, [] if following.isdecimal() else {}, place)
-    last = place.path[-1]
-    if isinstance(target, list):
-        _grow(target, last, None, place)
-        target[int(last)] = value
-    else:
-        target[last] = value
+    for step, following in zip_longest(place.path, place.path[1:]):
+        empty: Any = [] if following and following.isdecimal() else {}
+        key: Any = step
+        if isinstance(target, list):
+            if not step.isdecimal() or int(step) > len(target):
+                raise CannotSign(f"the body has no array element for {place}")
+            key = int(step)
+            if key == len(target):
+                target.append(empty)
+        if following is None:
+            target[key] = value
+            break
+        if isinstance(target, dict):
+            target.setdefault(key, empty)
+        target = target[key]
+        if not isinstance(target, dict | list):
+            raise CannotSign(f"the body holds another value on the way to {place}")
     return json.dumps(payload, separators=(",", ":")).encode()
-
-
-def _step_into(target: Any, step: str, empty: Any, place: Locator) -> Any:
-    if isinstance(target, list):
-        _grow(target, step, empty, place)
-        child = target[int(step)]
-    else:
-        child = target.setdefault(step, empty)
-    if not isinstance(child, dict | list):
-        raise CannotSign(f"the body holds another value on the way to {place}")
-    return child
-
-
-def _grow(target: list[Any], step: str, empty: Any, place: Locator) -> None:
-    if not step.isdecimal() or int(step) > len(target):
-        raise CannotSign(f"the body has no array element for {place}")
-    if int(step) == len(target):
-        target.append(empty)
-
-
-# What a verified delivery says: its events' ids, types, times and bodies.
-
-
-def reader(where: Locators) -> Callable[[Request, Any], str | None]:
-    """Compile what `one` does: most places are a single one in the body, and need no search."""
-    place, path = where.places[0], where.places[0].path
-    if where.several or len(where.places) > 1 or place.kind not in ("json", "item"):
-        return lambda request, item: one(where, request, item)
-    if place.kind == "item":
-        return lambda _, item: as_text(dig(item, path)) or None
-    return lambda request, _: as_text(dig(request.payload.value, path)) or None
-
-
-def one(where: Locators, request: Request, item: Any = None) -> str | None:
-    """Return the text that is there exactly once; a repeated one is no answer."""
-    for values in candidates(where, request, item):
-        return values[0] if len(values) == 1 else None
-    return None

@@ -8,7 +8,6 @@ from receiver.signatures.errors import InvalidSignature
 
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
-
 # Seen in use: nine digits of fraction, `Z`, an offset with or without its colon, and no zone at all.
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?(?:([Zz])|([+-]\d\d):?(\d\d))?", re.ASCII

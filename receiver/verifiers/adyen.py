@@ -15,6 +15,7 @@ from config.providers import key_bytes
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import CannotSign, Request, as_text, dig, from_base64
 from receiver.verifiers.base import Verifier
+from receiver.verifiers.crypto import has_hmac
 
 FIELDS = tuple(
     tuple(name.split("."))
@@ -30,6 +31,7 @@ FIELDS = tuple(
     )
 )
 MOST_ITEMS = 10_000
+"""Items of one delivery; Adyen sends one, or a few."""
 
 
 class Adyen(Verifier):
@@ -45,8 +47,7 @@ class Adyen(Verifier):
             if not isinstance(signature, str) or not signature:
                 raise InvalidSignature("missing_signature", f"item {number}")
             found = from_base64(signature) or b""
-            content = _content(item, number)
-            if not any(hmac.compare_digest(hmac.digest(key, content, "sha256"), found) for key in keys):
+            if not has_hmac(found, keys, [_content(item, number)], "sha256"):
                 raise InvalidSignature("bad_signature", f"item {number}")
 
     def sign(self, secret: str, request: Request, now: float, event_id: str) -> Request:  # noqa: ARG002
@@ -84,13 +85,14 @@ def _items(request: Request) -> list[Any]:
 
 
 def _content(item: Any, number: int) -> bytes:
-    return ":".join(_text(dig(item, path), number) for path in FIELDS).encode("utf-8", "surrogatepass")
-
-
-def _text(value: Any, number: int) -> str:
-    if value is None:
-        return ""
-    text = ("true" if value else "false") if isinstance(value, bool) else as_text(value)
-    if text is None:
-        raise InvalidSignature("unreadable_body", f"item {number} has a signed field that is no text")
-    return text
+    """Return the signed bytes of an item, the `number`-th of its delivery; raise InvalidSignature."""
+    texts = []
+    for path in FIELDS:
+        value = dig(item, path)
+        text = "" if value is None else as_text(value)
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        if text is None:
+            raise InvalidSignature("unreadable_body", f"item {number} has a signed field that is no text")
+        texts.append(text)
+    return ":".join(texts).encode("utf-8", "surrogatepass")

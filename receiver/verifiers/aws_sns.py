@@ -12,7 +12,7 @@ from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import Request, from_base64
 from receiver.verifiers.base import Verifier
 from receiver.verifiers.crypto import check_rsa, rsa_key
-from receiver.verifiers.remote_keys import DAY, Ask, Keys, own_address
+from receiver.verifiers.remote_keys import DAY, KeyRequest, Keys, own_address
 
 HOST = r"https://sns\.[a-z0-9-]{1,32}\.amazonaws\.com(\.cn)?"
 CERTIFICATES = re.compile(rf"{HOST}/[A-Za-z0-9_-]{{1,128}}\.pem", re.ASCII)
@@ -46,11 +46,17 @@ class AwsSns(Verifier):
         hash_name = HASHES.get(_text(message, "SignatureVersion"))
         if hash_name is None:
             raise InvalidSignature("refused_algorithm", "json:SignatureVersion")
-        content = _content(message)
+        names = SIGNED.get(_text(message, "Type"))
+        if names is None:
+            raise InvalidSignature("unmet_requirement", "json:Type")
+        lines = (
+            f"{name}\n{_text(message, name)}\n" for name in names if name != "Subject" or name in message
+        )
+        content = "".join(lines).encode("utf-8", "surrogatepass")
         if message["TopicArn"] not in self._topics:
             raise InvalidSignature("unmet_claim", "its topic is not in options.topic_arn")
         address = own_address(CERTIFICATES, _text(message, "SigningCertURL"), "json:SigningCertURL")
-        certificate = self._keys.get(Ask(address), DAY)
+        certificate = self._keys.get(KeyRequest(address), DAY)
         check_rsa(rsa_key(certificate, now, OWNERS), signature, content, hash_name)
 
     def confirm(self, request: Request) -> bool:
@@ -62,7 +68,7 @@ class AwsSns(Verifier):
         if message.get("Type") != CONFIRMATION:
             return False
         address = own_address(CONFIRMATIONS, _text(message, "SubscribeURL"), "json:SubscribeURL")
-        self._keys.get(Ask(address), DAY)
+        self._keys.get(KeyRequest(address), DAY)
         return True
 
 
@@ -73,14 +79,6 @@ def _message(request: Request) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidSignature("missing_signature", "json:Signature")
     return message
-
-
-def _content(message: Mapping[str, Any]) -> bytes:
-    names = SIGNED.get(_text(message, "Type"))
-    if names is None:
-        raise InvalidSignature("unmet_requirement", "json:Type")
-    lines = [f"{name}\n{_text(message, name)}\n" for name in names if name != "Subject" or name in message]
-    return "".join(lines).encode("utf-8", "surrogatepass")
 
 
 def _text(message: Mapping[str, Any], name: str, missing: str = "missing_value") -> str:

@@ -1,4 +1,7 @@
-"""What verifiers written as code share."""
+"""What verifiers that are code share, and a user's own verifier behind the same interface.
+
+`@verifies` marks a user's function; `load_verifier` imports it by the name in the source's table.
+"""
 
 import importlib
 import logging
@@ -8,14 +11,22 @@ from typing import Any
 from config.providers import Locators, parse_locator
 from config.toml import ConfigError
 from receiver.signatures.errors import CannotVerify, InvalidSignature
-from receiver.signatures.request import CannotSign, Request, one_text
+from receiver.signatures.request import CannotSign, Request, required_text
+
+log = logging.getLogger(__name__)
+
+VerifyFunction = Callable[[Request, Sequence[str], float], None]
+"""Takes a request, the source's secrets and Unix time; returns None, or raises InvalidSignature."""
+
+MARK = "firstseen_verifier"
+"""The attribute that `@verifies` sets: no other function can be named as a verifier by mistake."""
 
 
 class Verifier:
     """A scheme of code. Most providers hold a key that nobody else has, so it signs nothing by default."""
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:
-        """Return when the delivery proves its sender.
+        """Return when the delivery proves its sender. `now` is Unix time, `tolerance` seconds.
 
         Raise InvalidSignature when it does not, CannotVerify when that cannot be known now, nothing else.
         """
@@ -31,7 +42,7 @@ class Verifier:
 
 
 class Unverified(Verifier):
-    """Of a sender that proves nothing, where the source's table says that this is known."""
+    """The verifier of a sender that proves nothing, where the source's table says that this is known."""
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:
         """Let everything in."""
@@ -43,7 +54,7 @@ class Unverified(Verifier):
 
 def header(request: Request, name: str) -> str:
     """Return a header that must stand once; raise InvalidSignature otherwise."""
-    return one_text(Locators((parse_locator(f"header:{name}"),)), request, "missing_signature")
+    return required_text(Locators((parse_locator(f"header:{name}"),)), request, "missing_signature")
 
 
 def usable(secrets: Sequence[str]) -> list[bytes]:
@@ -54,23 +65,12 @@ def usable(secrets: Sequence[str]) -> list[bytes]:
     return found
 
 
-# A user's own verifier: one decorated function, named in the source's table.
-
-
-log = logging.getLogger(__name__)
-
-Verify = Callable[[Request, Sequence[str], float], None]
-"""Of a request, the source's secrets and Unix time; returns None, or raises InvalidSignature."""
-
-MARK = "firstseen_verifier"
-
-
-def verifies(function: Verify) -> Verify:
+def verifies(function: VerifyFunction) -> VerifyFunction:
     """Declare a function as a verifier: `verifier = "module:function"` in a source's table names it.
 
-    It gets the request, the source's secrets and the time, and returns nothing when the delivery is genuine.
-    It raises InvalidSignature when it is not. Whatever else it raises or returns, the delivery is answered
-    503 and comes again: a mistake in it neither lets anything in nor throws anything away.
+    The function gets the request, the source's secrets and the time. It returns nothing when the delivery is
+    genuine, and raises InvalidSignature when it is not. For anything else that it raises or returns, the
+    delivery is answered 503 and comes again: a mistake lets nothing in and throws nothing away.
     """
     setattr(function, MARK, True)
     return function
@@ -79,7 +79,7 @@ def verifies(function: Verify) -> Verify:
 class OwnVerifier(Verifier):
     """A user's function behind the interface of all schemes."""
 
-    def __init__(self, name: str, function: Verify) -> None:
+    def __init__(self, name: str, function: VerifyFunction) -> None:
         self._name, self._function = name, function
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
@@ -90,7 +90,11 @@ class OwnVerifier(Verifier):
             raise
         except Exception as error:  # noqa: BLE001 - a user's code raises whatever it likes
             # Neither the message nor the traceback: both may hold what the function compared.
-            log.error("The verifier %s raises %s at %s.", self._name, type(error).__name__, _place(error))  # noqa: TRY400
+            trace = error.__traceback__
+            while trace and trace.tb_next:
+                trace = trace.tb_next
+            place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "an unknown place"
+            log.error("The verifier %s raises %s at %s.", self._name, type(error).__name__, place)  # noqa: TRY400
             raise CannotVerify(f"The verifier {self._name} breaks; the log says where") from None
         if found is not None:
             # A False that counts as genuine would let everything in.
@@ -116,10 +120,3 @@ def load_verifier(name: str) -> OwnVerifier:
     if not getattr(found, MARK, False):
         raise ConfigError(f"the verifier {name} is not decorated; write @verifies above it")
     return OwnVerifier(name, found)
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "an unknown place"

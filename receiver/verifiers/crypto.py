@@ -1,22 +1,24 @@
-"""JSON Web Tokens (RFC 7519) under a public key, by way of PyJWT, with the algorithm pinned."""
+"""The cryptography that several verifiers share: JSON Web Tokens, X.509 certificates, signed forms.
 
+Tokens (RFC 7519) go through PyJWT with the algorithm pinned. Google and Plaid send them, AWS SNS and PayPal
+name certificates, Twilio and Mandrill sign a URL with the sorted fields of a form.
+"""
+
+import hmac
 import re
 from base64 import urlsafe_b64decode
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from config.nesting import load_json
+from receiver.payload import MAX_FORM_FIELDS
 from receiver.signatures.errors import CannotVerify, InvalidSignature
+from receiver.signatures.request import Request, wire
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from urllib.parse import parse_qsl, urlsplit
-
-from receiver.payload import MAX_FORM_FIELDS
-from receiver.signatures.request import Request, wire
 
 LONGEST = 8_192
 """Characters; servers take no longer header anyway."""
@@ -31,7 +33,9 @@ NO_CHECKS = {
     "verify_aud": False,
     "verify_iss": False,
 }
-"""PyJWT reads the host's clock; times and the rest are checked by who knows `now`."""
+"""PyJWT reads the host's clock; each verifier checks times and the rest itself, at `now`."""
+
+PORTS = {"https": 443, "http": 80}
 
 
 def key_id(token: str, algorithm: str) -> str:
@@ -57,9 +61,9 @@ def key_id(token: str, algorithm: str) -> str:
 
 
 def claims(token: str, key: Mapping[str, Any], algorithm: str) -> Mapping[str, Any]:
-    """Return what a token says, once its signature is good under this JWK; raise InvalidSignature.
+    """Return a token's claims, once its signature is good under this JWK; raise InvalidSignature.
 
-    Raise CannotVerify when what was fetched is no such key.
+    Raise CannotVerify when the JWK is no key of this algorithm.
     """
     import jwt  # noqa: PLC0415 - as above
 
@@ -78,7 +82,7 @@ def claims(token: str, key: Mapping[str, Any], algorithm: str) -> Mapping[str, A
 
 
 def number(found: Mapping[str, Any], name: str) -> float:
-    """Return a time among the claims, Unix seconds; raise InvalidSignature."""
+    """Return a claim that is a time, in Unix seconds; raise InvalidSignature."""
     value = found.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:  # noqa: PLR2004
         raise InvalidSignature("malformed_timestamp", f"{name} in the token")
@@ -86,7 +90,7 @@ def number(found: Mapping[str, Any], name: str) -> float:
 
 
 def parse_key(raw: bytes, *path: str) -> Any:
-    """Return what stands at a path of a fetched JSON document; raise CannotVerify when it is none."""
+    """Return the value at a path of a fetched JSON document; raise CannotVerify when there is none."""
     try:
         value = load_json(raw)
         for step in path:
@@ -102,15 +106,13 @@ def _check_parts(token: str) -> None:
         load_json(urlsafe_b64decode(part.encode() + b"=" * (-len(part) % 4)))
 
 
-# RSA signatures under an X.509 certificate that was fetched.
-
-
 def rsa_key(pem: bytes, now: float, owners: tuple[str, ...]) -> "RSAPublicKey":
     """Return the key of a certificate that is valid at `now`, Unix seconds.
 
-    Its common name must end with one of `owners`; InvalidSignature otherwise, CannotVerify for what is no
-    certificate. The chain is not followed: it came over TLS from the provider's own host.
+    Its common name must end with one of `owners`. Raise InvalidSignature otherwise, CannotVerify when the
+    bytes are no certificate.
     """
+    # The chain is not followed: the certificate came over TLS from the provider's own host.
     from cryptography import x509  # noqa: PLC0415 - two providers need it
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415
@@ -144,17 +146,9 @@ def check_rsa(key: "RSAPublicKey", signature: bytes, content: bytes, hash_name: 
         raise InvalidSignature("bad_signature") from None
 
 
-# HMACs over the URL and the sorted fields of a form: Twilio and Mandrill.
-
-
-PORTS = {"https": 443, "http": 80}
-
-
 def sorted_fields(request: Request) -> bytes:
-    """Return every distinct name with its value, in order, with nothing in between; blank values count.
-
-    They stay bytes, one latin-1 character each, and UTF-8 sorts as its characters do.
-    """
+    """Return every distinct name with its value, in order, with nothing in between; blank values count."""
+    # Bytes stay as they are, one latin-1 character each: UTF-8 sorts as its characters do.
     text = request.body.decode("latin-1")
     try:
         pairs = parse_qsl(text, keep_blank_values=True, encoding="latin-1", max_num_fields=MAX_FORM_FIELDS)
@@ -179,7 +173,10 @@ def url_spellings(url: str) -> Iterator[bytes]:
         yield wire(parts._replace(netloc=f"{before}:{PORTS[parts.scheme]}").geturl())
 
 
-def with_header(request: Request, name: str, value: str) -> Request:
-    """Return the request with a header set."""
-    others: Iterable[tuple[str, str]] = (pair for pair in request.headers if pair[0].lower() != name.lower())
-    return replace(request, headers=(*others, (name, value)))
+def has_hmac(signature: bytes, keys: Sequence[bytes], contents: Iterable[bytes], hash_name: str) -> bool:
+    """Whether the signature is the HMAC of any of the contents under any of the keys."""
+    return any(
+        hmac.compare_digest(hmac.digest(key, content, hash_name), signature)
+        for content in contents
+        for key in keys
+    )

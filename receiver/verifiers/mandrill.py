@@ -7,11 +7,12 @@ import hmac
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
+from config.providers import Locator
 from receiver.payload import is_form
 from receiver.signatures.errors import InvalidSignature
-from receiver.signatures.request import CannotSign, Request, from_base64, wire
+from receiver.signatures.request import CannotSign, Request, from_base64, put, wire
 from receiver.verifiers.base import Verifier, header, usable
-from receiver.verifiers.crypto import sorted_fields, with_header
+from receiver.verifiers.crypto import has_hmac, sorted_fields
 
 SIGNATURE = "X-Mandrill-Signature"
 
@@ -27,11 +28,8 @@ class Mandrill(Verifier):
         if not is_form(request.header("content-type")):
             raise InvalidSignature("unreadable_body", "it is not a form, and only forms are signed")
         keys, fields = usable(secrets), sorted_fields(request)
-        for url in _urls(request):
-            for key in keys:
-                if hmac.compare_digest(hmac.digest(key, url + fields, "sha1"), signature):
-                    return
-        raise InvalidSignature("bad_signature", f"for {request.url.partition('?')[0]}")
+        if not has_hmac(signature, keys, (url + fields for url in _urls(request)), "sha1"):
+            raise InvalidSignature("bad_signature", f"for {request.url.partition('?')[0]}")
 
     def sign(self, secret: str, request: Request, now: float, event_id: str) -> Request:  # noqa: ARG002
         """See `Verifier`."""
@@ -39,7 +37,7 @@ class Mandrill(Verifier):
             raise CannotSign("Mandrill signs forms only")
         content = wire(request.url) + sorted_fields(request)
         text = b64encode(hmac.digest(secret.encode(), content, "sha1")).decode()
-        return with_header(request, SIGNATURE, text)
+        return put(Locator("header", SIGNATURE), text, request)
 
 
 def _urls(request: Request) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import Request, from_base64, wire
 from receiver.verifiers.base import Verifier, header
 from receiver.verifiers.crypto import check_rsa, rsa_key
-from receiver.verifiers.remote_keys import DAY, Ask, Keys, own_address
+from receiver.verifiers.remote_keys import DAY, KeyRequest, Keys, own_address
 
 CERTIFICATES = re.compile(
     r"https://api(-m)?(\.sandbox)?\.paypal\.com/v1/notifications/certs/[A-Za-z0-9_-]{1,128}", re.ASCII
@@ -42,5 +42,5 @@ class PayPal(Verifier):
                 str(zlib.crc32(request.body)).encode(),
             )
         )
-        certificate = self._keys.get(Ask(address), DAY)
+        certificate = self._keys.get(KeyRequest(address), DAY)
         check_rsa(rsa_key(certificate, now, (".paypal.com",)), signature, content, "sha256")

@@ -12,14 +12,16 @@ from receiver.signatures.errors import CannotVerify, InvalidSignature
 from receiver.signatures.request import Request
 from receiver.verifiers.base import Verifier, header
 from receiver.verifiers.crypto import claims, key_id, number, parse_key
-from receiver.verifiers.remote_keys import HOUR, Ask, Keys
+from receiver.verifiers.remote_keys import HOUR, KeyRequest, Keys
 
 HOSTS = {"production": "https://production.plaid.com", "sandbox": "https://sandbox.plaid.com"}
 PATH = "/webhook_verification_key/get"
 ALGORITHM = "ES256"
+
 TOLERANCE = 300
 """Seconds that Plaid says a token is good for."""
 SKEW = 60
+"""Seconds that a clock may be off."""
 
 
 class Plaid(Verifier):
@@ -33,7 +35,7 @@ class Plaid(Verifier):
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
         """See `Verifier`."""
         token = header(request, "Plaid-Verification")
-        key = parse_key(self._fetch(secrets, key_id(token, ALGORITHM)), "key")
+        key = parse_key(self._fetch_key(secrets, key_id(token, ALGORITHM)), "key")
         found = claims(token, key if isinstance(key, dict) else {}, ALGORITHM)
         expired = key.get("expired_at")
         if isinstance(expired, int | float) and expired <= now:
@@ -43,24 +45,19 @@ class Plaid(Verifier):
             raise InvalidSignature("stale_timestamp", f"{age:.0f} s ago, {TOLERANCE} s are allowed", age=age)
         if age < -SKEW:
             raise InvalidSignature("future_timestamp", f"{-age:.0f} s ahead, {SKEW} s are allowed", age=age)
-        _check_body(found.get("request_body_sha256"), request.body)
+        body_hash = hashlib.sha256(request.body).hexdigest().encode()
+        claimed = found.get("request_body_sha256")
+        claimed_hash = claimed.encode("utf-8", "surrogatepass") if isinstance(claimed, str) else b""
+        if not hmac.compare_digest(body_hash, claimed_hash):
+            raise InvalidSignature("unmet_claim", "request_body_sha256 is not the body's hash")
 
-    def _fetch(self, secrets: Sequence[str], key: str) -> bytes:
-        if not secrets:
-            raise InvalidSignature("no_secret")
-        for secret in secrets[:-1]:  # any of them may be the one that is not yet, or no longer, in force
+    def _fetch_key(self, secrets: Sequence[str], key: str) -> bytes:
+        for position, secret in enumerate(secrets, 1):
+            form = (("client_id", self._client), ("secret", secret), ("key_id", key))
             try:
-                return self._keys.get(self._ask(secret, key), HOUR)
+                return self._keys.get(KeyRequest(self._url, form), HOUR)
             except CannotVerify:
-                continue
-        return self._keys.get(self._ask(secrets[-1], key), HOUR)
-
-    def _ask(self, secret: str, key: str) -> Ask:
-        return Ask(self._url, (("client_id", self._client), ("secret", secret), ("key_id", key)))
-
-
-def _check_body(claimed: object, body: bytes) -> None:
-    digest = hashlib.sha256(body).hexdigest().encode()
-    text = claimed.encode("utf-8", "surrogatepass") if isinstance(claimed, str) else b""
-    if not hmac.compare_digest(digest, text):
-        raise InvalidSignature("unmet_claim", "request_body_sha256 is not the body's hash")
+                # Any of several may be the one that is not yet, or no longer, in force.
+                if position == len(secrets):
+                    raise
+        raise InvalidSignature("no_secret")

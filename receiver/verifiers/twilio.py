@@ -13,7 +13,7 @@ from receiver.payload import is_form
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import Request, from_base64, put, wire
 from receiver.verifiers.base import Verifier, header, usable
-from receiver.verifiers.crypto import sorted_fields, url_spellings, with_header
+from receiver.verifiers.crypto import has_hmac, sorted_fields, url_spellings
 
 SIGNATURE = "X-Twilio-Signature"
 SETTINGS = "X-Twilio-Webhooks-Signature-Settings"
@@ -30,11 +30,9 @@ class Twilio(Verifier):
         if not signature:
             raise InvalidSignature("malformed_signature", SIGNATURE)
         keys, algorithm, signed = usable(secrets), _hash_name(request), _signed_body(request)
-        for url in url_spellings(request.url):
-            for key in keys:
-                if hmac.compare_digest(hmac.digest(key, url + signed, algorithm), signature):
-                    return
-        raise InvalidSignature("bad_signature", f"for {request.url.partition('?')[0]}")
+        contents = (url + signed for url in url_spellings(request.url))
+        if not has_hmac(signature, keys, contents, algorithm):
+            raise InvalidSignature("bad_signature", f"for {request.url.partition('?')[0]}")
 
     def sign(self, secret: str, request: Request, now: float, event_id: str) -> Request:  # noqa: ARG002
         """See `Verifier`; the hash of a body that is no form goes into the URL."""
@@ -42,7 +40,7 @@ class Twilio(Verifier):
             request = put(Locator("query", BODY_HASH), hashlib.sha256(request.body).hexdigest(), request)
         content = wire(request.url) + _signed_body(request)
         text = b64encode(hmac.digest(secret.encode(), content, _hash_name(request))).decode()
-        return with_header(request, SIGNATURE, text)
+        return put(Locator("header", SIGNATURE), text, request)
 
 
 def _hash_name(request: Request) -> str:

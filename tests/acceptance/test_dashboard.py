@@ -43,7 +43,7 @@ SHOTS = [
 STILL = 0.01
 """A tenth of what Web Vitals call good."""
 PICTURES = os.environ.get("FIRSTSEEN_PICTURES")
-"""The folder that keeps the README's pictures: FIRSTSEEN_PICTURES=docs/pictures renews them."""
+"""The folder that keeps the pictures of docs/dashboard.md: FIRSTSEEN_PICTURES=docs/pictures renews them."""
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_every_page_can_be_used_by_everybody(
 
 
 def test_pages_are_pictured(browser: Browser, deployment: Deployment, stage: Stage, tmp_path: Path) -> None:
-    """Each picture of the README is one of a page that works, small enough for a repository."""
+    """Each picture of docs/dashboard.md is one of a page that works, small enough for a repository."""
     folder = CHECKOUT / PICTURES if PICTURES else tmp_path
     for name, scheme, size in SHOTS:
         tab = Tab(browser, deployment.url, scheme=scheme, size=size)

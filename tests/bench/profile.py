@@ -39,7 +39,7 @@ STAGES: Mapping[str, tuple[tuple[Any, str], ...]] = {
     "request id, log line, histogram": ((Observer, "_begin"), (Observer, "_answered"), (Observer, "_end")),
     "reading body, headers and URL": ((ingress.Ingress, "_read"),),
     "verifying the signature": ((Endpoint, "verify"),),
-    "finding id, type and time": ((Endpoint, "deliveries"),),
+    "finding id, type and time": ((Endpoint, "extract"),),
     "answer": ((ingress, "_answer"),),
 }
 REST, LEDGER = "Flask, routing and the rest", "its share of a commit for sixteen"

@@ -1,6 +1,7 @@
 """What integration tests stand on: a migrated ledger, emptied in between, and the product's parts on it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -8,6 +9,7 @@ from uuid import UUID
 import pytest
 from flask import Flask
 from sqlalchemy import delete, text
+from sqlalchemy.event import listen
 
 import receiver.app
 from config.settings import Settings
@@ -21,7 +23,6 @@ from tests.services.databases import NO_BROKER, Databases, driver_url
 from tests.services.ledger import Ledger
 from tests.services.sandbox import Lingering
 from tests.services.stage import Stage, set_up
-from tests.services.waiting import wait_until
 
 Serve = Callable[..., Flask]
 TWO_SOURCES = """
@@ -131,7 +132,23 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
     yield make
     for store in stores:
-        wait_until(lambda store=store: not store.engine.pool.checkedout(), "connections to be put back")
+        _close_for_good(store)
+
+
+def _close_for_good(store: Store) -> None:
+    """Close a store whose application goes on: its threads count for a second after the last answer.
+
+    What they ask for later fails at once, or the connection that they open for it would never be closed.
+    """
+
+    def refuse(*_: object) -> None:
+        raise store.engine.dialect.loaded_dbapi.OperationalError("this test has ended")
+
+    with ExitStack() as turns:
+        # Once all turns are taken here, no thread has a connection.
+        for _ in range(store.engine.pool.size()):
+            turns.enter_context(store._pool.turn(30))
+        listen(store.engine, "do_connect", refuse)
         store.close()
 
 

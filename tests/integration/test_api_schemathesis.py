@@ -16,7 +16,7 @@ from config.sources import SOURCES as SHIPPED
 from config.sources import load_sources
 from receiver.api.openapi import KEY_FORM, document
 from receiver.api.routes import list_operations
-from receiver.ledger.control import plan
+from receiver.ledger.control import plan_bulk
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.idempotency_keys import KEY
 from receiver.ledger.states import Move
@@ -65,7 +65,7 @@ class World:
         for number in range(20):
             deliver(store, f"evt_{number}", OTHER)
         self._calls = cycle([with_parked_call(store, f"evt_with_call_{n}") for n in range(4)])
-        self._replay = plan(store, Move.RETRY, EventFilter(), "nobody").id
+        self._replay = plan_bulk(store, Move.RETRY, EventFilter(), "nobody").id
 
     def prepare(self, case: schemathesis.Case) -> None:
         """Put the names of what exists into a request whose path is valid."""

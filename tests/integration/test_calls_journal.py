@@ -116,7 +116,7 @@ def test_another_step_parks_behind_a_finished_one_too(office: Office, event: UUI
     office.transport.script = [reply(), SILENCE]
     office.run(event, posts("letter", "order"))
     assert office.run(event, posts("parcel", "order")) == "parked"
-    assert len(office.wire.sent) == 2
+    assert len(office.transport.sent) == 2
     told = story(office.store, event).as_json()["next"]
     assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in told
     assert "firstseen call resolve" not in told

@@ -155,7 +155,7 @@ def test_quiet_time_keeps_copies_apart(store: Store, event: UUID) -> None:
     wait = office.api.deadline + QUIET
     assert wait - timedelta(seconds=10) < caught.value.delay <= wait
     assert len(office.transport.sent) == 1
-    assert settle(store, held, office.perform(held, letter))
+    assert settle(store, [(held, office.perform(held, letter))])
     found = row(store, event)
     assert (found.state, found.attempts) == ("waiting", 0)
     assert office.run(event, letter) == "done"

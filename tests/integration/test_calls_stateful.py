@@ -290,7 +290,7 @@ def hasty(store: Store) -> Iterator[Store]:
 def test_calls_take_effect_once(store: Store) -> None:
     """Any sequence of attempts, faults, late answers, waits, rotations, deployments and people's words."""
     often = settings(
-        max_examples=70 if store.sqlite else 15,
+        max_examples=40 if store.sqlite else 15,
         stateful_step_count=15,
         deadline=None,
         derandomize=True,

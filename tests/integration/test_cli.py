@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import update
 
 from firstseen.__main__ import cli
-from receiver.ledger.control import discard, plan, progress
+from receiver.ledger.control import bulk_progress, discard, plan_bulk
 from receiver.ledger.counters import Rejected, record_rejections
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.reports import story
@@ -153,7 +153,7 @@ def test_many_are_counted_before_anything_is_done(store: Store, run: Run) -> Non
 def test_a_listed_run_is_resumed_by_its_id(store: Store, run: Run) -> None:
     """An interrupted run goes on by its id, under its own action only, and once."""
     discard(store, deliver(store).event, "bob")
-    replay = plan(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
+    replay = plan_bulk(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
     assert (
         f"say firstseen retry --resume {replay.id}"
         in run("rerun", "--resume", str(replay.id), expect=1).stderr
@@ -234,9 +234,9 @@ def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -
 def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
     """A run that is over says so to whoever asks later."""
     deliver(store)
-    replay = plan(store, Move.DISCARD, EventFilter(), "ann")
+    replay = plan_bulk(store, Move.DISCARD, EventFilter(), "ann")
     run("discard", "--resume", str(replay.id))
-    assert progress(store, replay.id).as_json()["finished_at"] is not None
+    assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_what_a_source_leaves_out_is_not_printed(run: Run, store: Store, environ: dict[str, str]) -> None:

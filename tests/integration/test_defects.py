@@ -1,5 +1,6 @@
 """The runner of defects: it must itself notice when a defect is not noticed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,51 @@ import pytest
 
 from tests.services.checkout import CHECKOUT
 
-DEFECT = """[dearer]
+DEFECTS = """
+[caught]
 promise = "It costs 1."
-find = "PRICE = {before}"
+find = "PRICE = 1"
 replace = "PRICE = 2"
-tests = {tests}
+tests = ["test_shop.py::test_price"]
+
+[caught_by_its_second_pair]
+promise = "It costs 1."
+find = "PRICE = 1"
+replace = "PRICE = 2"
+tests = ["test_file.py::test_file"]
+[[caught_by_its_second_pair.also]]
+find = "price = 3"
+replace = "price = 4"
+
+[unnoticed]
+promise = "It costs 1."
+find = "PRICE = 1"
+replace = "PRICE = 2"
+tests = ["test_shop.py::test_nothing"]
+
+[half_noticed]
+promise = "It costs 1."
+find = "PRICE = 1"
+replace = "PRICE = 2"
+tests = ["test_shop.py::test_price", "test_shop.py::test_nothing"]
+
+[not_set_up]
+promise = "It costs 1."
+find = "PRICE = 1"
+replace = "PRICE = 2"
+tests = ["test_shop.py::test_set_up"]
+
+[without_such_a_case]
+promise = "It costs 1."
+find = "PRICE = 1"
+replace = "PRICE = 2"
+tests = ["test_shop.py::test_price[7]"]
+
+[that_does_not_fit]
+promise = "It costs 7."
+find = "PRICE = 7"
+replace = "PRICE = 2"
+tests = ["test_shop.py::test_price"]
 """
 TESTS = """import pytest, shop
 
@@ -39,61 +80,59 @@ def test_file():
 """
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """Make a small project of one package, one test file, and a folder for defects."""
-    for folder in ("shop", "tests/defects"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "shop" / "__init__.py").write_text("PRICE = 1\n")
-    (tmp_path / "tests" / "test_shop.py").write_text(TESTS)
-    return tmp_path
+Ended = tuple[int, str]
 
 
-def run(checkout: Path, *tests: str, before: int = 1) -> tuple[int, str]:
-    """Run the runner on one defect; return its exit code and what it prints."""
-    defect = DEFECT.format(tests=list(tests), before=before)
-    (checkout / "tests" / "defects" / "shop.toml").write_text(defect)
-    argv = [sys.executable, "-m", "tests.defects.run", "--root", str(checkout)]
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a small project of one package, two test files, and defects of every kind."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("shop", "tests/defects"):
+        (folder / name).mkdir(parents=True)
+    (folder / "shop" / "__init__.py").write_text("PRICE = 1\n")
+    (folder / "shop" / "prices.toml").write_text("price = 3\n")
+    (folder / "tests" / "test_shop.py").write_text(TESTS)
+    (folder / "tests" / "test_file.py").write_text(FILE_TEST)
+    (folder / "tests" / "defects" / "shop.toml").write_text(DEFECTS)
+    return folder
+
+
+def run(checkout: Path, *names: str) -> Ended:
+    """Run the runner; return its exit code and what it prints."""
+    argv = [sys.executable, "-m", "tests.defects.run", "--root", str(checkout), *names]
     ended = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout + ended.stderr
 
 
-def test_a_defect_is_caught(checkout: Path) -> None:
-    """When the named test fails on the broken copy all is well, and the checkout itself is untouched."""
-    code, said = run(checkout, "test_shop.py::test_price")
-    assert (code, "caught dearer" in said, "1 of 1 defects caught" in said) == (0, True, True), said
+@pytest.fixture(scope="module")
+def everything(checkout: Path) -> Ended:
+    """Run all defects of the small project."""
+    return run(checkout)
+
+
+def test_defects_are_caught(checkout: Path) -> None:
+    """When each named test fails on the broken copy all is well, and the checkout itself is untouched."""
+    code, said = run(checkout, "caught")
+    assert (code, "2 of 2 defects caught" in said) == (0, True), said
     assert (checkout / "shop" / "__init__.py").read_text() == "PRICE = 1\n"
 
 
-def test_further_pairs_are_applied_too(checkout: Path) -> None:
-    """A defect of several changes is caught where only the last one breaks something."""
-    (checkout / "shop" / "prices.toml").write_text("price = 3\n")
-    (checkout / "tests" / "test_file.py").write_text(FILE_TEST)
-    also = 'find = "price = 3"\nreplace = "price = 4"\n'
-    (checkout / "tests" / "defects" / "more.toml").write_text(
-        DEFECT.format(tests=["test_file.py::test_file"], before=1).replace("[dearer]", "[more]")
-        + f"[[more.also]]\n{also}"
-    )
-    code, said = run(checkout, "test_shop.py::test_price")
-    assert (code, "2 of 2 defects caught" in said) == (0, True), said
-
-
 @pytest.mark.parametrize(
-    ("tests", "reason"),
+    ("name", "reason"),
     [
-        (["test_shop.py::test_nothing"], "test_nothing still passes"),
-        (["test_shop.py::test_price", "test_shop.py::test_nothing"], "test_nothing still passes"),
-        (["test_shop.py::test_set_up"], "test_set_up still passes"),
-        (["test_shop.py::test_price[7]"], "pytest exits 4"),
+        ("unnoticed", "test_nothing still passes"),
+        ("half_noticed", "test_nothing still passes"),
+        ("not_set_up", "test_set_up still passes"),
+        ("without_such_a_case", "pytest exits 4"),
+        ("that_does_not_fit", "occurs 0 times"),
     ],
 )
-def test_a_defect_is_not_caught(checkout: Path, tests: list[str], reason: str) -> None:
-    """A test that passes, cannot be set up, or has no such case notices nothing."""
-    code, said = run(checkout, *tests)
-    assert (code, reason in said) == (1, True), said
-
-
-def test_a_defect_that_does_not_fit_fails(checkout: Path) -> None:
-    """The product moved on and the defect did not: somebody must look."""
-    code, said = run(checkout, "test_shop.py::test_price", before=7)
-    assert (code, "NOT CAUGHT dearer" in said, "occurs 0 times" in said) == (1, True, True), said
+def test_a_defect_is_not_caught(everything: Ended, name: str, reason: str) -> None:
+    """A test that passes, cannot be set up, or has no such case notices nothing; what does not fit fails."""
+    code, said = everything
+    assert (code, "2 of 7 defects caught" in said) == (1, True), said
+    told = re.search(
+        rf"^NOT CAUGHT {name}: (.*?)(?=^NOT CAUGHT|^caught|^\d of)", said, re.DOTALL | re.MULTILINE
+    )
+    assert told, said
+    assert reason in told[1], said

@@ -8,11 +8,21 @@ import pytest
 
 from receiver.signatures import CannotVerify
 from receiver.verifiers import remote_keys as fetching
-from receiver.verifiers.remote_keys import AT_ONCE, DAY, LARGEST, PAUSE, ROOM, WAITING, Ask, FetchedKeys, Once
+from receiver.verifiers.remote_keys import (
+    AT_ONCE,
+    DAY,
+    LARGEST,
+    PAUSE,
+    ROOM,
+    WAITING,
+    FetchedKeys,
+    KeyCache,
+    KeyRequest,
+)
 from tests.services.publisher import Publisher
 from tests.services.waiting import wait_until
 
-KEY = Ask("https://keys.example.com/one.pem")
+KEY = KeyRequest("https://keys.example.com/one.pem")
 
 
 @pytest.fixture
@@ -37,24 +47,24 @@ class Clock:
 def test_a_key_is_fetched_once_and_again_when_it_is_old(publisher: Publisher) -> None:
     """Everybody gets the kept answer until it is older than the caller allows."""
     clock = Clock()
-    keys = FetchedKeys(publisher.transport(), Once(clock))
+    keys = FetchedKeys(publisher.transport(), KeyCache(clock))
     assert [keys.get(KEY, DAY) for _ in range(5)] == [b"a key"] * 5
     assert publisher.asked == ["GET https://keys.example.com/one.pem"]
     clock.now += DAY + 1
     publisher.body = b"another"
     assert keys.get(KEY, DAY) == b"another"
-    assert keys.get(Ask(KEY.url, (("key_id", "1"),)), DAY) == b"another"
+    assert keys.get(KeyRequest(KEY.url, (("key_id", "1"),)), DAY) == b"another"
     assert publisher.asked[2] == "POST https://keys.example.com/one.pem"
 
 
 def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> None:
     """Twelve deliveries that need the same key at once make one request."""
     publisher.gate.clear()
-    once = Once(patience=60)
-    keys = FetchedKeys(publisher.transport(), once)
+    cache = KeyCache(patience=60)
+    keys = FetchedKeys(publisher.transport(), cache)
     with ThreadPoolExecutor(12) as pool:
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(12)]
-        wait_until(lambda: once.waiting == 12, "the deliveries to wait")
+        wait_until(lambda: cache._waiting == 12, "the deliveries to wait")
         publisher.gate.set()
     assert [one.result() for one in found] == [b"a key"] * 12
     assert len(publisher.asked) == 1
@@ -63,7 +73,7 @@ def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> N
 def test_what_fails_is_not_asked_again_at_once(publisher: Publisher) -> None:
     """A failure is told to everybody for a few seconds without another request, then it is tried again."""
     clock = Clock()
-    keys = FetchedKeys(publisher.transport(), Once(clock))
+    keys = FetchedKeys(publisher.transport(), KeyCache(clock))
     publisher.status = 500
     for _ in range(3):
         with pytest.raises(CannotVerify):
@@ -97,51 +107,51 @@ def test_nobody_waits_for_a_server_that_drips(publisher: Publisher, monkeypatch:
     """A delivery waits its few seconds and no more, and the request itself ends too."""
     monkeypatch.setattr(fetching, "DEADLINE", 1.0)
     publisher.body, publisher.drip = bytes(10_000), 0.05
-    once = Once(patience=0.3)
-    keys = FetchedKeys(publisher.transport(), once)
+    cache = KeyCache(patience=0.3)
+    keys = FetchedKeys(publisher.transport(), cache)
     with pytest.raises(CannotVerify, match="did not arrive"):
         keys.get(KEY, DAY)
-    assert once.making == 1
-    wait_until(lambda: not once.making, "the request to be given up")
+    assert len(cache._flights) == 1
+    wait_until(lambda: not cache._flights, "the request to be given up")
 
 
 def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
     """Beyond a few requests at once, further keys are not even asked for."""
     publisher.gate.clear()
-    once = Once(patience=0.01)
-    keys = FetchedKeys(publisher.transport(), once)
+    cache = KeyCache(patience=0.01)
+    keys = FetchedKeys(publisher.transport(), cache)
     for number in range(AT_ONCE * 3):
         with pytest.raises(CannotVerify):
-            keys.get(Ask(f"https://keys.example.com/{number}"), DAY)
-    assert once.making == AT_ONCE
+            keys.get(KeyRequest(f"https://keys.example.com/{number}"), DAY)
+    assert len(cache._flights) == AT_ONCE
     publisher.gate.set()
-    wait_until(lambda: not once.making, "the requests to end")
+    wait_until(lambda: not cache._flights, "the requests to end")
     assert len(publisher.asked) == AT_ONCE
 
 
 def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
     """However many deliveries need it, only some wait; the next is told at once to come again."""
     publisher.gate.clear()
-    once = Once(patience=60)
-    keys = FetchedKeys(publisher.transport(), once)
+    cache = KeyCache(patience=60)
+    keys = FetchedKeys(publisher.transport(), cache)
     with ThreadPoolExecutor(WAITING) as pool:
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(WAITING)]
-        wait_until(lambda: once.waiting == WAITING, "the deliveries to wait")
+        wait_until(lambda: cache._waiting == WAITING, "the deliveries to wait")
         with pytest.raises(CannotVerify, match="too many deliveries wait"):
             keys.get(KEY, DAY)
         publisher.gate.set()
     assert [one.result() for one in found] == [b"a key"] * WAITING
-    assert once.waiting == 0
+    assert cache._waiting == 0
     assert keys.get(KEY, DAY) == b"a key"
 
 
 def test_the_cache_is_bounded() -> None:
     """The values used longest ago make room for new ones."""
-    once, made = Once(), []
+    cache, made = KeyCache(), []
     for number in range(ROOM + 1):
-        once.get(number, lambda number=number: made.append(number) or b"x", DAY)
-    once.get(ROOM, lambda: b"not made again", DAY)
-    once.get(0, lambda: made.append("again") or b"x", DAY)
+        cache.get(number, lambda number=number: made.append(number) or b"x", DAY)
+    cache.get(ROOM, lambda: b"not made again", DAY)
+    cache.get(0, lambda: made.append("again") or b"x", DAY)
     assert made == [*range(ROOM + 1), "again"]
 
 
@@ -150,5 +160,5 @@ def test_a_publisher_must_prove_who_it_is(publisher: Publisher) -> None:
     with pytest.raises(CannotVerify, match="ConnectError"):
         FetchedKeys(publisher.transport(trusted=False)).get(KEY, DAY)
     with pytest.raises(CannotVerify, match="https only"):
-        FetchedKeys(publisher.transport()).get(Ask("http://keys.example.com/one.pem"), DAY)
+        FetchedKeys(publisher.transport()).get(KeyRequest("http://keys.example.com/one.pem"), DAY)
     assert publisher.asked == []

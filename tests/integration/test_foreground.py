@@ -23,8 +23,8 @@ run.start("client", ["/bin/sh", "-c", {client!r}], {{"GREETING": "hello"}})
 run.wait(lambda: False)
 sys.exit(run.stop())
 """
-STUBBORN = "trap '' TERM; echo up; while :; do sleep 0.1; done"
-POLITE = "trap 'echo bye; exit 0' TERM; echo up $GREETING; while :; do sleep 0.1; done"
+STUBBORN = "trap '' TERM; echo up; sleep 600 & wait"
+POLITE = "trap 'echo bye; exit 0' TERM; echo up $GREETING; sleep 600 & wait"
 
 Start = Callable[..., Process]
 
@@ -72,7 +72,7 @@ def test_a_second_interrupt_stops_waiting(start: Start) -> None:
 
 def test_one_key_press_may_arrive_twice(start: Start) -> None:
     """A terminal, make and a supervisor may each pass the same request on: it is one."""
-    running = start(client="trap 'sleep 1.5; echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done")
+    running = start(client="trap 'sleep 1.5; echo bye; exit 0' TERM; echo up; sleep 600 & wait")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         running.signal(number, alone=True)
     assert running.wait_exit() == 0

@@ -8,7 +8,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from config.providers import load_providers
-from receiver.signatures import Request, compile_scheme, sign_request
+from receiver.signatures import Request, compile_scheme
 from tests.integration.conftest import Serve
 from tests.services.ledger import Ledger
 
@@ -46,7 +46,7 @@ def deliver(client: FlaskClient, name: str, body: bytes, secret: str = SECRET) -
     """Post a body signed by a preset."""
     unsigned = Request("POST", f"http://localhost/webhooks/{name}", (), body)
     scheme = compile_scheme(load_providers()[name].required_scheme)
-    signed = sign_request(scheme, secret, unsigned, now=0, event_id="")
+    signed = scheme.sign(secret, unsigned, 0, "")
     return client.post(f"/webhooks/{name}", data=signed.body, headers=list(signed.headers))
 
 
@@ -144,7 +144,7 @@ def test_a_header_with_an_underscore_arrives(client: FlaskClient) -> None:
     """WSGI makes hyphens of underscores; Walmart's signature is found, and refused when it came twice."""
     unsigned = Request("POST", "http://localhost/webhooks/walmart", (), b'{"source":{}}')
     scheme = compile_scheme(load_providers()["walmart"].required_scheme)
-    signed = sign_request(scheme, SECRET, unsigned, now=time.time(), event_id="")
+    signed = scheme.sign(SECRET, unsigned, time.time(), "")
     headers = dict(signed.headers)
     assert client.post("/webhooks/walmart", data=signed.body, headers=headers).status_code == 200
     twice = {**headers, "Wm-Sec.Signature": headers["WM_SEC.SIGNATURE"]}

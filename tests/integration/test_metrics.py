@@ -51,7 +51,7 @@ def scrape(client: FlaskClient) -> Samples:
 @pytest.fixture
 def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
     """Serve /metrics of an empty ledger, read anew at each scrape."""
-    monkeypatch.setattr(metrics, "KEPT", -1.0)
+    monkeypatch.setattr(metrics, "CACHE_SECONDS", -1.0)
     return client_of(store)
 
 
@@ -136,7 +136,7 @@ def test_an_attempt_that_was_taken_over_counts_once(store: Store, client: FlaskC
 
 def test_scrapes_share_one_look_at_the_ledger(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a few seconds the ledger is read once, however many ask."""
-    monkeypatch.setattr(metrics, "KEPT", 3600.0)
+    monkeypatch.setattr(metrics, "CACHE_SECONDS", 3600.0)
     client = client_of(store)
     with statements(store) as asked:
         scrape(client)

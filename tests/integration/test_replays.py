@@ -9,7 +9,15 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select
 
-from receiver.ledger.control import candidates, discard, plan, progress, rerun, retry, step
+from receiver.ledger.control import (
+    bulk_candidates,
+    bulk_progress,
+    discard,
+    plan_bulk,
+    rerun,
+    retry,
+    step_bulk,
+)
 from receiver.ledger.errors import NotAllowed, UnknownReplay
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.states import Move, State
@@ -22,10 +30,10 @@ from tests.services.waiting import wait_until
 WORK = """
 import sys
 from uuid import UUID
-from receiver.ledger.control import step
+from receiver.ledger.control import step_bulk
 from receiver.ledger.store import Store
 store = Store(sys.argv[1])
-while step(store, UUID(sys.argv[2]), batch=int(sys.argv[3])).left:
+while step_bulk(store, UUID(sys.argv[2]), batch=int(sys.argv[3])).left:
     pass
 """
 
@@ -35,7 +43,7 @@ def finish(store: Store, replay: UUID, batch: int = 100) -> tuple[int, int]:
     done = skipped = 0
     left = True
     while left:
-        stepped = step(store, replay, batch=batch)
+        stepped = step_bulk(store, replay, batch=batch)
         done, skipped, left = done + stepped.done, skipped + stepped.skipped, stepped.left
     return done, skipped
 
@@ -67,7 +75,7 @@ def test_a_bulk_run_acts_on_all_that_its_filter_finds(store: Store) -> None:
     """Every matching event is done once, in batches, and nothing else is touched."""
     events = all_done(store, 7)
     other = deliver(store, "evt_x", source="github").event
-    replay = plan(store, Move.RERUN, EventFilter(source="stripe"), "ann")
+    replay = plan_bulk(store, Move.RERUN, EventFilter(source="stripe"), "ann")
     assert replay.total == 7
     assert finish(store, replay.id, batch=3) == (7, 0)
     assert {row(store, event).generation for event in events} == {1}
@@ -79,15 +87,15 @@ def test_the_list_holds_only_what_the_action_allows(store: Store) -> None:
     events = all_done(store, 4)
     change(store, events[0], body=None)
     change(store, events[1], state=State.RECEIVED)
-    assert candidates(store, Move.RERUN, EventFilter()) == 2
-    assert plan(store, Move.RERUN, EventFilter(), "ann").total == 2
-    assert candidates(store, Move.DISCARD, EventFilter()) == 1
+    assert bulk_candidates(store, Move.RERUN, EventFilter()) == 2
+    assert plan_bulk(store, Move.RERUN, EventFilter(), "ann").total == 2
+    assert bulk_candidates(store, Move.DISCARD, EventFilter()) == 1
 
 
 def test_a_doubled_run_does_nothing_twice(store: Store) -> None:
     """Two lists of the same events: the second finds every event moved on."""
     all_done(store, 5)
-    first, second = (plan(store, Move.RERUN, EventFilter(), "ann") for _ in range(2))
+    first, second = (plan_bulk(store, Move.RERUN, EventFilter(), "ann") for _ in range(2))
     assert finish(store, first.id) == (5, 0)
     assert finish(store, second.id) == (0, 5)
     assert finish(store, first.id) == (0, 0), "a finished run did something again"
@@ -97,13 +105,13 @@ def test_a_doubled_run_does_nothing_twice(store: Store) -> None:
 def test_a_step_whose_event_moved_on_is_skipped(store: Store) -> None:
     """An event that someone reran since the list was written is left alone, and the run says so."""
     events = all_done(store, 3)
-    replay = plan(store, Move.RERUN, EventFilter(), "ann")
+    replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     rerun(store, events[0], "bob", generation=0)
     end(store, events[0])
     with store.write() as connection:
         connection.execute(EVENT.delete().where(EVENT.c.id == events[1]))
     assert finish(store, replay.id) == (1, 2)
-    found = progress(store, replay.id).as_json()
+    found = bulk_progress(store, replay.id).as_json()
     assert (found["done"], found["skipped"], found["open"], found["total"]) == (1, 2, 0, 3)
 
 
@@ -111,7 +119,7 @@ def test_a_retry_step_is_done_once_though_the_generation_stays(store: Store) -> 
     """An event that dies again after its step is not retried by the same run."""
     event = deliver(store).event
     end(store, event, Move.GIVE_UP)
-    replay = plan(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
+    replay = plan_bulk(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
     assert finish(store, replay.id) == (1, 0)
     end(store, event, Move.GIVE_UP)
     assert finish(store, replay.id) == (0, 0)
@@ -121,7 +129,7 @@ def test_a_retry_step_is_done_once_though_the_generation_stays(store: Store) -> 
 def test_concurrent_threads_do_each_event_once(store: Store) -> None:
     """Four runners of one list share it."""
     all_done(store, 200)
-    replay = plan(store, Move.RERUN, EventFilter(), "ann")
+    replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     with ThreadPoolExecutor(4) as pool:
         shares = list(pool.map(lambda _: finish(store, replay.id, batch=7), range(4)))
     assert sum(done for done, _ in shares) == 200
@@ -132,23 +140,23 @@ def test_concurrent_threads_do_each_event_once(store: Store) -> None:
 def test_two_processes_do_each_event_once(store: Store) -> None:
     """Two processes on one list, and both end by themselves."""
     all_done(store, 600)
-    replay = plan(store, Move.RERUN, EventFilter(), "ann")
+    replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     runners = [start(store, replay.id, 5) for _ in range(2)]
     assert [runner.wait(60) for runner in runners] == [0, 0]
     assert sorted(number for _, number in reruns(store)) == [1] * 600
     assert count(store, EVENT.c.generation == 1) == 600
-    assert progress(store, replay.id).as_json()["finished_at"] is not None
+    assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
     """Kill -9 in the middle loses no step and repeats none."""
     all_done(store, 3000)
-    replay = plan(store, Move.RERUN, EventFilter(), "ann")
+    replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     runner = start(store, replay.id, 1)
-    wait_until(lambda: progress(store, replay.id).as_json()["done"] > 20, "the run to be under way")
+    wait_until(lambda: bulk_progress(store, replay.id).as_json()["done"] > 20, "the run to be under way")
     runner.kill()
     runner.wait(60)
-    before = progress(store, replay.id).as_json()
+    before = bulk_progress(store, replay.id).as_json()
     assert before["open"] > 0, "it was over before it was killed"
     assert before["done"] == count(store, EVENT.c.generation == 1), "marks and actions differ"
     finish(store, replay.id)
@@ -160,10 +168,10 @@ def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
 def test_a_locked_event_is_left_for_later(store: Store) -> None:
     """A run waits for nobody: an event in another transaction's hands stays open."""
     events = all_done(store, 3)
-    replay = plan(store, Move.RERUN, EventFilter(), "ann")
+    replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     with store.write() as connection:
         connection.execute(select(EVENT.c.id).where(EVENT.c.id == events[1]).with_for_update())
-        first = step(store, replay.id)
+        first = step_bulk(store, replay.id)
     assert (first.done, first.skipped, first.left) == (2, 0, True)
     assert finish(store, replay.id) == (1, 0)
 
@@ -171,22 +179,22 @@ def test_a_locked_event_is_left_for_later(store: Store) -> None:
 def test_discarding_many_says_by_whom(store: Store) -> None:
     """A bulk discard reads like a single one."""
     events = deliver_all(store, 2)
-    finish(store, plan(store, Move.DISCARD, EventFilter(), "ann").id)
+    finish(store, plan_bulk(store, Move.DISCARD, EventFilter(), "ann").id)
     assert {row(store, event).reason for event in events} == {"Discarded by ann."}
 
 
 def test_a_run_of_nothing_is_over_at_once(store: Store) -> None:
     """An empty list has no step, and the run is closed."""
-    replay = plan(store, Move.RETRY, EventFilter(), "ann")
+    replay = plan_bulk(store, Move.RETRY, EventFilter(), "ann")
     assert (replay.total, finish(store, replay.id)) == (0, (0, 0))
-    assert progress(store, replay.id).as_json()["finished_at"] is not None
+    assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> None:
     """What comes after the list was written is another run's business."""
     dead = deliver(store, "evt_1").event
     end(store, dead, Move.GIVE_UP)
-    replay = plan(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
+    replay = plan_bulk(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
     late = deliver(store, "evt_2").event
     end(store, late, Move.GIVE_UP)
     assert finish(store, replay.id) == (1, 0)
@@ -196,17 +204,17 @@ def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> N
 def test_only_peoples_actions_run_in_bulk(store: Store) -> None:
     """A worker's move is refused, and so is an unknown run."""
     with pytest.raises(NotAllowed, match="not claim"):
-        plan(store, Move.CLAIM, EventFilter(), "ann")
+        plan_bulk(store, Move.CLAIM, EventFilter(), "ann")
     with pytest.raises(UnknownReplay):
-        step(store, uuid4())
+        step_bulk(store, uuid4())
 
 
 def test_progress_tells_what_was_asked_and_by_whom(store: Store) -> None:
     """The filter, the name and the times stand with the counts."""
     later(store, days=-3)
     discard(store, deliver(store).event, "bob")
-    replay = plan(store, Move.RETRY, EventFilter(source="stripe", state=State.DEAD), "ann")
-    found = progress(store, replay.id).as_json()
+    replay = plan_bulk(store, Move.RETRY, EventFilter(source="stripe", state=State.DEAD), "ann")
+    found = bulk_progress(store, replay.id).as_json()
     assert found["filter"] == {"source": "stripe", "state": "dead"}
     assert (found["what"], found["who"], found["open"], found["finished_at"]) == ("retry", "ann", 1, None)
     assert retry(store, row_of_only(store), "ann").was == State.DEAD

@@ -69,7 +69,7 @@ class Attempts:
         held = self.claim()
         registry = Registry([Handler("stripe", "*", handler)])
         end = attempt(held, registry, AttemptPolicy(15, SHORT), partial(Calls, self.context))
-        assert settle(self.store, held, end) if settles else True
+        assert settle(self.store, [(held, end)]) if settles else True
         return end
 
     def rows(self, query: str) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """The catalogue's entries as tests need them: with keys of their shape, and deliveries of each one's own."""
 
+import inspect
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -16,6 +18,38 @@ from receiver.signatures.request import put
 
 DECLARED: tuple[Provider, ...] = tuple(p for p in load_providers().values() if p.scheme is not None)
 """Every provider that has a scheme."""
+
+T = TypeVar("T")
+
+
+def over(cases: Sequence[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make one test of a check and its cases: it tries them all, and names each that fails.
+
+    A test for each case costs more than most checks, a hundred times over. The check takes a case as its
+    first argument, and fixtures as the others.
+    """
+
+    def decorate(check: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(check)
+        _, *fixtures = signature.parameters.values()
+
+        @wraps(check, updated=())
+        def test(**given: Any) -> None:
+            failed = []
+            for case in cases:
+                try:
+                    check(case, **given)
+                except Exception as error:  # noqa: BLE001 - all of them are raised together
+                    error.add_note(f"It is about {getattr(case, 'name', case)}.")
+                    failed.append(error)
+            if failed:
+                raise ExceptionGroup(f"{len(failed)} of {len(cases)} fail", failed)
+
+        test.__signature__ = signature.replace(parameters=fixtures)  # type: ignore[attr-defined]
+        return test
+
+    return decorate
+
 
 BODY = b'{"id":"evt_1","type":"invoice.paid","data":{"amount":1999},"value":[{"id":"n1"}]}'
 URL = "https://receiver.example/webhooks/x?a=1"
@@ -31,6 +65,15 @@ def compiled(name: str) -> Scheme:
     """Compile an entry's scheme."""
     provider = load_providers()[name]
     return compile_scheme(provider.required_scheme, options(provider))
+
+
+def signed_headers(
+    scheme: Scheme, secret: str, body: bytes, now: float, event_id: str, *, url: str = URL
+) -> dict[str, str]:
+    """Return the headers that sign a body as it is."""
+    request = scheme.sign(secret, Request("POST", url, (), body), now, event_id)
+    assert (request.url, request.body) == (url, body)
+    return dict(request.headers)
 
 
 def make_keys(provider: Provider) -> tuple[str, str]:

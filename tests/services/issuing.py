@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from receiver.signatures import CannotVerify
-from receiver.verifiers.remote_keys import Ask
+from receiver.verifiers.remote_keys import KeyRequest
 
 SNS_CERTIFICATE = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-0a1b.pem"
 SNS_TOPIC = "arn:aws:sns:eu-west-1:123456789012:orders"
@@ -29,9 +29,9 @@ class FixedKeys:
 
     def __init__(self, answer: bytes | None) -> None:
         self.answer = answer
-        self.asked: list[Ask] = []
+        self.asked: list[KeyRequest] = []
 
-    def get(self, ask: Ask, max_age: float) -> bytes:  # noqa: ARG002
+    def get(self, ask: KeyRequest, max_age: float) -> bytes:  # noqa: ARG002
         """Return the answer."""
         self.asked.append(ask)
         if self.answer is None:

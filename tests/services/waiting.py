@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-POLL = 0.03
-"""Seconds between two looks: short beside every wait here, and no load worth counting."""
+POLL, POLL_MAX = 0.02, 0.2
+"""Seconds between two looks, growing: what comes soon is seen at once, and a long wait is no load."""
 
 _reserved: list[socket.socket] = []
 
@@ -22,7 +22,7 @@ def wait_until(
     The timeout bounds a failure, and is longer than any busy machine takes. The failure
     names `message` and the last answer. A function as message is called only then.
     """
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, POLL
     while True:
         answer = predicate()
         if answer:
@@ -30,7 +30,8 @@ def wait_until(
         if time.monotonic() > deadline:
             said = message() if callable(message) else message
             raise AssertionError(f"waited {timeout:g} s for {said}; last seen: {answer!r}")
-        time.sleep(POLL)
+        time.sleep(pause)
+        pause = min(1.5 * pause, POLL_MAX)
 
 
 def free_port() -> int:

@@ -7,7 +7,7 @@ import pytest
 from config.providers import load_providers
 from config.sources import Source
 from receiver.endpoints import build_endpoints, unpacked
-from receiver.signatures import InvalidSignature, Request, sign_request
+from receiver.signatures import InvalidSignature, Request
 
 BODY = b'{"id":"a","type":"message.created"}'
 
@@ -52,9 +52,9 @@ def test_what_does_not_unpack_is_left(request_: Request) -> None:
 def test_the_compressed_bytes_are_verified() -> None:
     """Nylas signs what it sends; the event is what was packed, and its body is kept unpacked."""
     endpoint = build_endpoints({"a": Source("a", load_providers()["nylas"], ("key",))})["a"]
-    signed = sign_request(endpoint.scheme, "key", sent(gzip.compress(BODY)), now=0, event_id="")
+    signed = endpoint.scheme.sign("key", sent(gzip.compress(BODY)), 0, "")
     endpoint.verify(signed, 0)
-    (delivery,) = endpoint.deliveries(signed, None)
+    (delivery,) = endpoint.extract(signed, None)
     assert (delivery.event_id, delivery.type, delivery.body) == ("a", "message.created", BODY)
     with pytest.raises(InvalidSignature):
         endpoint.verify(unpacked(signed, 100), 0)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from receiver import dispatch
-from receiver.dispatch import OWED, Dispatcher, Pace
+from receiver.dispatch import BACKLOG, Dispatcher, Pace
 from receiver.ledger.intake import Delivery, Recorder, record
 from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import claim_due
@@ -72,7 +72,7 @@ def test_a_flood_is_not_nudged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> No
     events, sent = nudged(1000, monkeypatch)
     assert sent[-1] == events[-1]
     # What came before the first was sent, and what came meanwhile.
-    assert len(sent) <= 2 * OWED
+    assert len(sent) <= 2 * BACKLOG
 
 
 def test_the_first_few_do_not_wait(clock: Clock) -> None:

@@ -96,10 +96,10 @@ def test_the_readmes_handler(currency: str, *, is_open: int, state: str) -> None
 
 
 @pytest.mark.usefixtures("_no_handlers")
-def test_the_readmes_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README shows knows the secret, refuses any other, and compares in constant time."""
+def test_the_documented_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verifier of docs/configuration.md knows the secret, refuses others, compares in constant time."""
     names: dict[str, Any] = {}
-    run_code_of("README.md", names)
+    run_code_of("docs/configuration.md", names)
     compared: list[Any] = []
     monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
     for headers in ((), (("X-Acme-Token", "other"),)):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from config.providers import Provider, load_providers
 from config.sources import SOURCES, Source, load_sources
-from receiver.endpoints import MOST_ITEMS, Extractor, Item, compile_extractor
+from receiver.endpoints import MOST_ITEMS, Extractor, Item
 from receiver.payload import FORM
 from receiver.signatures import Request
 
@@ -33,7 +33,7 @@ def provider(**keys: Any) -> Provider:
 
 def extractor(**keys: Any) -> Extractor:
     """Compile such a provider's extractor."""
-    return compile_extractor(Source(name="a", provider=provider(**keys), secrets=("k",)))
+    return Extractor(Source(name="a", provider=provider(**keys), secrets=("k",)))
 
 
 def post(body: Any, url: str = "https://x.example/", **headers: str) -> Request:
@@ -100,7 +100,7 @@ def test_the_presets_find_id_and_type(
     source: str, body: Any, headers: dict[str, str], expected: tuple[str, str]
 ) -> None:
     """Each preset reads its provider's deliveries, forms included, with header names in any case."""
-    item = only(compile_extractor(SOURCES_BY_NAME[source]).items(post(body, **headers)))
+    item = only(Extractor(SOURCES_BY_NAME[source]).items(post(body, **headers)))
     assert (item.event_id, item.type, item.problem) == (*expected, None)
 
 
@@ -322,7 +322,7 @@ def test_an_item_can_be_named_by_its_place() -> None:
 
 def test_a_batch_may_be_told_by_its_content_type() -> None:
     """CloudEvents come one by one, in two shapes, or as a batch."""
-    found = compile_extractor(Source("a", load_providers()["cloudevents-webhook"], ("k",)))
+    found = Extractor(Source("a", load_providers()["cloudevents-webhook"], ("k",)))
     event = {"id": "1", "source": "/s", "type": "t"}
     kind = "application/cloudevents-batch+json"
     batch = found.items(post([event, {**event, "id": "2"}], Content_Type=kind))
@@ -334,7 +334,7 @@ def test_a_batch_may_be_told_by_its_content_type() -> None:
 
 def test_an_event_may_have_no_body() -> None:
     """Google's notifications are headers alone."""
-    found = compile_extractor(Source("a", load_providers()["google-calendar"], ("k",)))
+    found = Extractor(Source("a", load_providers()["google-calendar"], ("k",)))
     headers = {"X_Goog_Channel_ID": "c", "X_Goog_Message_Number": "7", "X_Goog_Resource_State": "exists"}
     item = only(found.items(post(b"", **headers)))
     assert (item.event_id, item.type, item.problem) == ("c+7", "exists", None)
@@ -376,18 +376,14 @@ BATCHES: list[tuple[str, Any, list[tuple[str, str]]]] = [
 @pytest.mark.parametrize(("name", "body", "expected"), BATCHES)
 def test_batches_of_the_catalogue(name: str, body: Any, expected: list[tuple[str, str]]) -> None:
     """Each item has its own id and type; an empty list has no events."""
-    found = compile_extractor(Source("a", load_providers()[name], ("k",))).items(post(body))
+    found = Extractor(Source("a", load_providers()[name], ("k",))).items(post(body))
     assert [(item.event_id, item.type) for item in found] == expected
     assert not any(item.problem for item in found)
 
 
 EXTRACTORS = [
-    *(
-        compile_extractor(Source("a", provider, ("k",)))
-        for provider in load_providers().values()
-        if provider.scheme
-    ),
-    *(compile_extractor(source) for source in SOURCES_BY_NAME.values()),
+    *(Extractor(Source("a", provider, ("k",))) for provider in load_providers().values() if provider.scheme),
+    *(Extractor(source) for source in SOURCES_BY_NAME.values()),
     extractor(**BATCH, created_at={"in": "item:at", "unit": "iso8601"}),
     extractor(**{**BATCH, "batch": "form:events"}),
     extractor(**{**BATCH, "batch": "json:*.*"}),
@@ -442,5 +438,5 @@ def test_a_source_file_reaches_the_extractor(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     source = load_sources(file, load_providers(), {})["a"]
-    item = only(compile_extractor(source).items(post({"meta": {"id": 7}, "kind": "order", "verb": "paid"})))
+    item = only(Extractor(source).items(post({"meta": {"id": 7}, "kind": "order", "verb": "paid"})))
     assert (item.event_id, item.type) == ("7", "order.paid")

@@ -13,7 +13,7 @@ from config.providers import HandshakeTable, load_providers
 from config.sources import Source
 from receiver.endpoints import build_endpoints
 from receiver.handshakes import HandshakeAnswer, Handshakes
-from receiver.signatures import InvalidSignature, Request, sign_request
+from receiver.signatures import InvalidSignature, Request
 from tests.services.catalogue import BODY, compiled
 
 SECRET, TOKEN = "the-secret", "the-verify-token"
@@ -160,7 +160,7 @@ def test_a_signed_event_is_no_handshake(provider: Any) -> None:
     """An opt-in swallows nothing: what the provider signs as an event is not answered as a handshake."""
     unsigned = Request("POST", "https://x.example/webhooks/a", (("Content-Type", "application/json"),), BODY)
     if provider.scheme and provider.scheme.type in {"hmac", "hash", "token", "basic"}:
-        unsigned = sign_request(compiled(provider.name), SECRET, unsigned, now=1.7e9, event_id="e1")
+        unsigned = compiled(provider.name).sign(SECRET, unsigned, 1.7e9, "e1")
     if provider.name != "wise":
         assert shakes(provider.name).before_verifying(unsigned) is None
         assert shakes(provider.name).after_verifying(unsigned) is None
@@ -207,9 +207,7 @@ def test_an_answer_never_signs_an_event(name: str) -> None:
     source = Source("a", load_providers()[name], (SECRET,), handshake=True)
     endpoint = build_endpoints({"a": source})["a"]
     for body, accepted in ((event.encode(), True), (b"bareword", False), (b"7", False), (b"", False)):
-        signed = sign_request(
-            endpoint.scheme, SECRET, Request("POST", "https://x/", (), body), now=0, event_id=""
-        )
+        signed = endpoint.scheme.sign(SECRET, Request("POST", "https://x/", (), body), 0, "")
         if accepted:
             endpoint.verify(signed, 0)
         else:

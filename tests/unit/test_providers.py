@@ -11,6 +11,7 @@ import pytest
 from config.providers import PUBLIC_KEY, Provider, generate_secret, is_usable, load_providers
 from config.providers.catalogue import CATALOGUE
 from config.toml import ConfigError
+from tests.services.catalogue import DECLARED, over
 
 ENTRY = """\
 title = "Acme"
@@ -287,11 +288,7 @@ def test_broken_toml_names_its_line(tmp_path: Path) -> None:
     assert "not valid TOML" in refusal(tmp_path, ENTRY + "[scheme]\n")
 
 
-@pytest.mark.parametrize(
-    "provider",
-    [p for p in load_providers().values() if p.scheme and p.scheme.type not in PUBLIC_KEY],
-    ids=lambda p: p.name,
-)
+@over([provider for provider in DECLARED if provider.required_scheme.type not in PUBLIC_KEY])
 def test_made_secrets_are_usable(provider: Provider) -> None:
     """The first run's random secrets have the shape of the provider's, and no two are alike."""
     made = {generate_secret(provider) for _ in range(3)}

@@ -10,10 +10,11 @@ from config.providers import Provider, load_providers
 from firstseen.__main__ import cli
 from firstseen.providers import updated
 from receiver import describe as wording
+from tests.services.catalogue import over
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "providers.md"
 CATALOGUE = load_providers()
-ALL = pytest.mark.parametrize("provider", CATALOGUE.values(), ids=lambda provider: provider.name)
+ALL = over(list(CATALOGUE.values()))
 
 
 def run(*words: str) -> Result:

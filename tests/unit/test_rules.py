@@ -20,6 +20,7 @@ from receiver.ledger.reports.models import (
     Nudges,
     Story,
 )
+from tests.services.catalogue import over
 
 PROVIDERS = {name: one for name, one in load_providers().items() if not one.custom}
 
@@ -30,7 +31,7 @@ def api(dialect: str) -> Api:
     return replace(shipped, dialect=load_dialects()[dialect], quiet=timedelta(seconds=15))
 
 
-@pytest.mark.parametrize("name", sorted(PROVIDERS))
+@over(sorted(PROVIDERS))
 def test_every_provider_has_its_rules(name: str) -> None:
     """Whole sentences, the window among them."""
     told = list(source_rules(Source(name, PROVIDERS[name], ("canary",))))

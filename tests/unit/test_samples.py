@@ -9,11 +9,11 @@ import pytest
 from config.providers import PUBLIC_KEY, Provider, generate_secret, load_providers
 from config.sources import SOURCES, Source, load_sources
 from firstseen.send import Sample, sample, signed_file
-from receiver.endpoints import Item, build_endpoints, compile_extractor
+from receiver.endpoints import Extractor, Item, build_endpoints
 from receiver.handshakes import Handshakes
-from receiver.signatures import CannotSign, Request, compile_scheme, verify
+from receiver.signatures import CannotSign, Request, compile_scheme
 from receiver.verifiers.base import OwnVerifier
-from tests.services.catalogue import DECLARED, make_keys, options
+from tests.services.catalogue import DECLARED, make_keys, options, over
 
 NOW = 1_800_000_000.25
 PROVIDERS = load_providers()
@@ -34,8 +34,8 @@ each = pytest.mark.parametrize("source", ALL.values(), ids=lambda source: source
 def received(source: Source, sent: Sample) -> Item:
     """Verify a sample as the endpoint would, and return its one event."""
     request = Request(sent.method, sent.url, tuple(sent.headers.items()), sent.body)
-    verify(compile_scheme(source.scheme, source.options), source.secrets, request, NOW, source.tolerance)
-    (item,) = compile_extractor(source).items(request)
+    compile_scheme(source.scheme, source.options).verify(source.secrets, request, NOW, source.tolerance)
+    (item,) = Extractor(source).items(request)
     assert item.problem is None
     return item
 
@@ -122,7 +122,7 @@ def source_of(provider: Provider) -> tuple[Source, str]:
     return source, signing if provider.required_scheme.type in PUBLIC_KEY else ""
 
 
-every = pytest.mark.parametrize("provider", DECLARED, ids=lambda provider: provider.name)
+every = over(DECLARED)
 
 
 @every

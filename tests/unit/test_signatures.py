@@ -2,20 +2,14 @@
 
 import hashlib
 import hmac
+import json
 from typing import Any
 
 import pytest
 
 from config.providers import SchemeTable
-from receiver.signatures import (
-    CannotSign,
-    InvalidSignature,
-    Request,
-    compile_scheme,
-    sign,
-    sign_request,
-    verify,
-)
+from receiver.signatures import InvalidSignature, Request, compile_scheme
+from tests.services.catalogue import signed_headers
 
 NOW = 1_700_000_000.0
 BODY = b'{"id":"evt_1","type":"a"}'
@@ -48,7 +42,7 @@ def reason(
 ) -> str | None:
     """Say why a request is refused, None when it is not."""
     try:
-        verify(scheme, secrets or ("key",), request, now, tolerance)
+        scheme.verify(secrets or ("key",), request, now, tolerance)
     except InvalidSignature as error:
         return error.reason
     return None
@@ -56,7 +50,7 @@ def reason(
 
 def signed(scheme: Any, secret: str = "key", **kwargs: Any) -> dict[str, str]:
     """Sign the body's headers now."""
-    return sign(scheme, secret, body=BODY, now=NOW, event_id="evt_1", **kwargs)
+    return signed_headers(scheme, secret, BODY, NOW, "evt_1", **kwargs)
 
 
 def with_signature(table: dict[str, Any], **keys: Any) -> dict[str, Any]:
@@ -214,7 +208,7 @@ def test_timestamps_are_read_by_their_unit(unit: str, text: str, expected: str |
     timestamp = {"in": "header:X-Time", "unit": unit, "tolerance": 300}
     fixed = {**PLAIN, "content": "{header:X-Time}.{body}"}
     headers = {"X-Time": text}
-    request = sign_request(made(fixed), "key", delivery(headers), now=NOW, event_id="")
+    request = made(fixed).sign("key", delivery(headers), NOW, "")
     scheme = made({**PLAIN, "content": "{timestamp}.{body}", "timestamp": timestamp})
     assert reason(scheme, request) == expected
 
@@ -231,7 +225,7 @@ def test_any_secret_may_match(secrets: tuple[str, ...], expected: str | None) ->
 def test_no_secret_at_all_is_a_rejection() -> None:
     """Without secrets nothing verifies, not even a delivery signed with an empty key."""
     with pytest.raises(InvalidSignature, match="no secret"):
-        verify(made(PLAIN), (), delivery({"X-Sig": "00" * 32}), NOW)
+        made(PLAIN).verify((), delivery({"X-Sig": "00" * 32}), NOW, None)
 
 
 @pytest.mark.parametrize(
@@ -329,13 +323,12 @@ def test_a_wrong_signature_is_not_made_good_by_a_token() -> None:
     assert reason(scheme, delivery({"X-Token": "key", "X-Sig": "00" * 32})) == "bad_signature"
 
 
-def test_headers_alone_cannot_sign_a_body() -> None:
-    """A scheme whose signature stands in the body says so instead of signing something else."""
-    table = {**PLAIN, "content": "{json:id}", "signature": {"in": "json:sig", "encoding": "hex"}}
-    scheme = made(table)
-    with pytest.raises(CannotSign, match="body or the URL"):
-        signed(scheme)
-    request = sign_request(scheme, "key", delivery({}), now=NOW, event_id="evt_1")
+def test_a_signature_can_stand_in_the_body() -> None:
+    """It is put into the body without touching the rest, and headers stay as they are."""
+    scheme = made({**PLAIN, "content": "{json:id}", "signature": {"in": "json:sig", "encoding": "hex"}})
+    request = scheme.sign("key", delivery({}), NOW, "evt_1")
+    signature = hmac.digest(b"key", b"evt_1", "sha256").hex()
+    assert (request.headers, request.payload.value) == ((), {**json.loads(BODY), "sig": signature})
     assert reason(scheme, request) is None
 
 
@@ -343,6 +336,6 @@ def test_reasons_repeat_no_values() -> None:
     """The sentence of a rejection names places, never what stood there."""
     scheme = made(PLAIN)
     with pytest.raises(InvalidSignature) as caught:
-        verify(scheme, ("s3cret",), delivery({"X-Sig": "hunter2"}), NOW)
+        scheme.verify(("s3cret",), delivery({"X-Sig": "hunter2"}), NOW, None)
     assert "hunter2" not in str(caught.value)
     assert "s3cret" not in str(caught.value)

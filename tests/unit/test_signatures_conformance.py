@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from config.providers import PUBLIC_KEY, Locator, Provider
-from receiver.signatures import InvalidSignature, Request, sign_request, verify
+from receiver.signatures import InvalidSignature, Request
 from receiver.signatures.request import texts
 from tests.services.catalogue import (
     BODY,
@@ -16,6 +16,7 @@ from tests.services.catalogue import (
     compiled,
     flips,
     make_keys,
+    over,
     signing_places,
     with_values,
 )
@@ -26,12 +27,7 @@ SHARED = [provider for provider in DECLARED if provider.required_scheme.type not
 TIMED = [provider for provider in DECLARED if provider.has_tolerable_time]
 
 
-def over(providers: list[Provider]) -> pytest.MarkDecorator:
-    """Run a test for each of these providers."""
-    return pytest.mark.parametrize("provider", providers, ids=lambda provider: provider.name)
-
-
-each = over(list(DECLARED))
+each = over(DECLARED)
 
 
 class Case:
@@ -42,13 +38,13 @@ class Case:
         self.secret, self.signing = make_keys(provider)
         self.other, _ = make_keys(provider)
         unsigned = Request("POST", URL, (("Content-Type", "application/json"),), BODY)
-        self.request = sign_request(self.scheme, self.signing, unsigned, now=NOW, event_id="evt_1")
+        self.request = self.scheme.sign(self.signing, unsigned, NOW, "evt_1")
         self.places = signing_places(provider.required_scheme)
 
     def reason(self, request: Request, *secrets: str, now: float = NOW) -> str | None:
         """Say why a delivery is refused, None when it is not."""
         try:
-            verify(self.scheme, secrets or (self.secret,), request, now)
+            self.scheme.verify(secrets or (self.secret,), request, now, None)
         except InvalidSignature as error:
             return error.reason
         return None
@@ -149,9 +145,9 @@ def test_stale_and_future_deliveries_are_refused(provider: Provider) -> None:
     assert table is not None
     tolerance = table.tolerance
     if tolerance is None:  # signed, and without a limit of the provider's own: a source may set one
-        verify(case.scheme, (case.secret,), case.request, NOW + 60, 60)
+        case.scheme.verify((case.secret,), case.request, NOW + 60, 60)
         with pytest.raises(InvalidSignature, match="too long ago"):
-            verify(case.scheme, (case.secret,), case.request, NOW + 61, 60)
+            case.scheme.verify((case.secret,), case.request, NOW + 61, 60)
         return
     for sign in (1, -1):
         assert case.reason(case.request, now=NOW + sign * tolerance) is None

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from config.providers import load_providers
 from firstseen.__main__ import cli
 from firstseen.verify import STEPS
-from receiver.signatures import InvalidSignature, Request, compile_scheme, sign_request
+from receiver.signatures import InvalidSignature, Request, compile_scheme
 from receiver.signatures.errors import REASONS
 from receiver.verifiers.base import OwnVerifier
 from receiver.verifiers.twilio import Twilio
@@ -95,7 +95,7 @@ def signed(provider: str, body: bytes = BODY, now: float = NOW, secret: str = SE
     """Return a request as a provider signs it."""
     scheme = compile_scheme(load_providers()[provider].required_scheme)
     request = Request("POST", URL, (("Content-Type", "application/json"),), body)
-    return sign_request(scheme, secret, request, now=now, event_id="msg_1")
+    return scheme.sign(secret, request, now, "msg_1")
 
 
 def with_body(request: Request, body: bytes) -> Request:
@@ -220,7 +220,7 @@ def test_a_secret_in_another_encoding(run: Verify, source: str, secret: str, wor
         type(table).model_validate({**table.model_dump(by_alias=True, exclude_unset=True), "key": key})
     )
     request = Request("POST", URL, (("Content-Type", "application/json"),), BODY)
-    sent = sign_request(scheme, SECRET, request, now=NOW, event_id="msg_1")
+    sent = scheme.sign(SECRET, request, NOW, "msg_1")
     assert words in only_hint(run(source, sent, expect=1))
 
 

@@ -1,4 +1,8 @@
-"""Sending a call: marked under the locked event before the first byte; answered by the send's own id."""
+"""Sends of a call: begun under the locked event before the first byte; recorded by the send's own id.
+
+`begin_send` decides whether a request may go out now, and commits the send before it does. `record_response`
+writes down what came back, whoever holds the claim by then.
+"""
 
 import json
 from collections.abc import Callable
@@ -13,21 +17,19 @@ from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.counters import CounterKind, bump
 from receiver.ledger.lease import Claim, lock_alive
-from receiver.ledger.states import (
-    ENDS_CALL,
-    CallState,
-    Move,
-    Protection,
-    SendOutcome,
-    State,
-    enters,
-)
+from receiver.ledger.states import ENDS_CALL, CallState, Move, Protection, SendOutcome, State, enters
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
 from receiver.ledger.text import plain, uuid7
 
 SLACK = timedelta(seconds=5)
-"""How much longer than a send its lease lasts: the answer must still be written down."""
+"""How much longer than a send its lease lasts: the response must still be written down."""
+
+OK, CLIENT_ERROR = 200, 400
+
+TOO_LONG = "It happened, but its answer is too long to be kept: say that it happened, with the part you need."
+
+LATE = "The answer to its open call came late."
 
 
 @dataclass(frozen=True)
@@ -76,82 +78,7 @@ class CallNotPending:
 
 
 SendDecision = SendBegun | LeaseLost | SendTooEarly | CallNotPending
-
-
-def begin_send(store: Store, held: Claim, call: UUID, policy: SendPolicy) -> SendDecision:
-    """Note that a call's request goes out now, if claim, lease, key's life and credential allow it.
-
-    The lease outlasts the send. While an earlier send is open, a resend is as safe as what protects it.
-    """
-    with store.write() as connection:
-        event = lock_alive(store, connection, held)
-        if event is None:
-            return LeaseLost()
-        row = connection.execute(select(CALL).where(CALL.c.id == call)).one()
-        if row.state != CallState.PENDING:
-            return CallNotPending(CallState(row.state), row.reason or "")
-        until = open_until(connection, call)
-        obstacle = _obstacle(row, policy, event.now) if until else None
-        if obstacle:
-            end = {"state": CallState.PARKED, "reason": obstacle, "ended_at": event.now}
-            connection.execute(update(CALL).where(CALL.c.id == call).values(**end))
-            return CallNotPending(CallState.PARKED, obstacle)
-        if until and policy.one_at_a_time and until + policy.settle_delay > event.now:
-            return SendTooEarly(until + policy.settle_delay - event.now)
-        return _begin(connection, held, row, policy, event)
-
-
-def _obstacle(row: Row[Any], policy: SendPolicy, now: datetime) -> str | None:
-    """Say why a call with an open send may not go out again; None if it may."""
-    often = "once" if row.sends == 1 else f"{row.sends} times"
-    sent = f"It went out {often}, and nobody knows whether it happened"
-    if row.protection == Protection.UNPROTECTED:
-        return f"{sent}; nothing protects it from happening twice."
-    if row.protection == Protection.KEYED and row.expires_at - policy.key_margin <= now:
-        return f"{sent}; its key is forgotten there at {row.expires_at:%Y-%m-%d %H:%M:%S} UTC at the latest."
-    if row.credential not in policy.credentials:
-        return f"{sent}; the credential was changed since, and under another one its key may mean nothing."
-    return None
-
-
-def _begin(
-    connection: Connection, held: Claim, row: Row[Any], policy: SendPolicy, event: Row[Any]
-) -> SendBegun:
-    until = event.now + policy.deadline
-    if event.lease_until < until + SLACK:
-        longer = {"lease_until": until + SLACK}
-        connection.execute(update(EVENT).where(EVENT.c.id == held.event).values(**longer))
-    first = row.first_sent_at is None
-    keyed = row.protection == Protection.KEYED
-    change = {
-        "sends": row.sends + 1,
-        "credential": policy.credentials[0],
-        "quiet_until": until + policy.settle_delay,
-        "first_sent_at": event.now if first else row.first_sent_at,
-        "expires_at": (event.now + policy.key_life if keyed else None) if first else row.expires_at,
-    }
-    connection.execute(update(CALL).where(CALL.c.id == row.id).values(**change))
-    send = {"id": uuid7(), "call": row.id, "number": row.sends + 1, "claim": held.token}
-    connection.execute(SEND.insert().values(**send, at=event.now, sending_until=until, open=True))
-    return SendBegun(send["id"])
-
-
-def open_until(connection: Connection, call: UUID, but: UUID | None = None) -> datetime | None:
-    """Return until when the last open send of a call may be under way; None when none is open."""
-    mine = [SEND.c.call == call, SEND.c.open] + ([SEND.c.id != but] if but else [])
-    found = select(SEND.c.sending_until).where(*mine).order_by(SEND.c.sending_until.desc()).limit(1)
-    until: datetime | None = connection.execute(found).scalar()
-    return until
-
-
-# Recording what came back to a send, by the send's own id and whoever holds the claim.
-
-
-TOO_LONG = "It happened, but its answer is too long to be kept: say that it happened, with the part you need."
-
-OK, CLIENT_ERROR = 200, 400
-
-LATE = "The answer to its open call came late."
+"""What `begin_send` decides: only after SendBegun may a byte leave."""
 
 
 @dataclass(frozen=True)
@@ -218,147 +145,206 @@ class CallUpdate:
     """Whether this response decided the state; else it had been decided before."""
 
 
+def begin_send(store: Store, held: Claim, call: UUID, policy: SendPolicy) -> SendDecision:
+    """Record that a call's request goes out now, if claim, lease, key's life and credential allow it.
+
+    The lease outlasts the send. While an earlier send is open, a resend is as safe as what protects it.
+    """
+    with store.write() as connection:
+        event = lock_alive(store, connection, held)
+        if event is None:
+            return LeaseLost()
+        row = connection.execute(select(CALL).where(CALL.c.id == call)).one()
+        if row.state != CallState.PENDING:
+            return CallNotPending(CallState(row.state), row.reason or "")
+        until = open_until(connection, call)
+        obstacle = _obstacle(row, policy, event.now) if until else None
+        if obstacle:
+            end = {"state": CallState.PARKED, "reason": obstacle, "ended_at": event.now}
+            connection.execute(update(CALL).where(CALL.c.id == call).values(**end))
+            return CallNotPending(CallState.PARKED, obstacle)
+        if until and policy.one_at_a_time and until + policy.settle_delay > event.now:
+            return SendTooEarly(until + policy.settle_delay - event.now)
+        return SendBegun(_insert_send(connection, held, row, policy, event))
+
+
 def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -> CallUpdate:
     """Write down what came back to one send of a call.
 
-    A success, a replay or a stored answer closes every send of the call. A late one also wakes an event that
-    was parked for this call.
+    A success, a replay or a stored response closes every send of the call. A late one also wakes an event
+    that was parked for this call.
     """
     with store.write() as connection:
         # Event before call, as everybody locks them.
         connection.execute(select(EVENT.c.id).where(EVENT.c.id == held.event).with_for_update())
         row = connection.execute(select(CALL, store.now().label("now")).where(CALL.c.id == call)).one()
-        recording = _Recording(connection, row, result)
-        recording.note(held)
-        done = recording.end()
-        bump(store, connection, {(CounterKind.CALL, row.api, str(done.classification.outcome)): 1})
-        return done
+        classification = result.classify(_context(connection, row, result), row.now)
+        final = ENDS_CALL.get(classification.outcome)
+        response = result.response
+        # It happened, but nobody knows with what response: its sends stay open, and a person decides.
+        unreadable = final == CallState.SUCCEEDED and response is not None and response.body is None
+        _end_send(connection, held, row, result, classification, unreadable=unreadable)
+        if final and not unreadable:
+            connection.execute(update(SEND).where(SEND.c.call == row.id).values(open=False))
+        delay = _delay(connection, row, result, classification)
+        state = _next_state(connection, row, final, unreadable=unreadable, park=classification.park)
+        if state is not None:
+            ended = state != CallState.PENDING
+            change: dict[str, Any] = {
+                "state": state,
+                "outcome": classification.outcome,
+                "reason": TOO_LONG if unreadable else plain(classification.reason),
+                "due_at": None if ended else row.now + delay,
+                "ended_at": row.now if ended else None,
+            }
+            if response is not None:
+                change["status"] = status_for_handler(classification, response.status)
+                change |= {"answer_headers": json.dumps(response.headers), "answer": response.body}
+            _change_call(connection, row, change)
+            if state in ENDS_CALL.values():
+                _wake(connection, row)
+        bump(store, connection, {(CounterKind.CALL, row.api, str(classification.outcome)): 1})
+        return CallUpdate(state or CallState(row.state), classification, delay, applied=state is not None)
 
 
-def status_for_handler(verdict: Classification, status: int) -> int:
-    """Return the status that a handler sees: that of the original, where a replay is told by its own."""
-    return OK if verdict.outcome == SendOutcome.REPLAYED and status >= CLIENT_ERROR else status
+def status_for_handler(classification: Classification, status: int) -> int:
+    """Return the status that a handler sees: the original's, where a replay has a status of its own."""
+    return OK if classification.outcome == SendOutcome.REPLAYED and status >= CLIENT_ERROR else status
 
 
-class _Recording:
-    """One answer, inside one transaction that holds the event."""
+def open_until(connection: Connection, call: UUID, but: UUID | None = None) -> datetime | None:
+    """Return until when the last open send of a call may be under way; None when none is open."""
+    mine = [SEND.c.call == call, SEND.c.open] + ([SEND.c.id != but] if but else [])
+    found = select(SEND.c.sending_until).where(*mine).order_by(SEND.c.sending_until.desc()).limit(1)
+    until: datetime | None = connection.execute(found).scalar()
+    return until
 
-    def __init__(self, connection: Connection, row: Row[Any], result: SendResult) -> None:
-        self.connection, self.row, self.result = connection, row, result
-        self.now: datetime = row.now
-        self.verdict = result.classify(self._standing(), self.now)
 
-    def _standing(self) -> SendContext:
-        row, protection = self.row, Protection(self.row.protection)
-        lives = row.expires_at is not None and row.expires_at - self.result.policy.key_margin > self.now
-        others = open_until(self.connection, row.id, but=self.result.send)
-        live = lives and protection == Protection.KEYED
-        return SendContext(others is not None, live, protection, row.method, urlsplit(row.url).path)
+def _obstacle(row: Row[Any], policy: SendPolicy, now: datetime) -> str | None:
+    """Say why a call with an open send may not go out again; None if it may."""
+    often = "once" if row.sends == 1 else f"{row.sends} times"
+    sent = f"It went out {often}, and nobody knows whether it happened"
+    if row.protection == Protection.UNPROTECTED:
+        return f"{sent}; nothing protects it from happening twice."
+    if row.protection == Protection.KEYED and row.expires_at - policy.key_margin <= now:
+        return f"{sent}; its key is forgotten there at {row.expires_at:%Y-%m-%d %H:%M:%S} UTC at the latest."
+    if row.credential not in policy.credentials:
+        return f"{sent}; the credential was changed since, and under another one its key may mean nothing."
+    return None
 
-    def note(self, held: Claim) -> None:
-        """Write the send's own end, and close every send when the answer speaks for all."""
-        answer, verdict = self.result.response, self.verdict
-        end = {
-            "ended_at": self.now,
-            "outcome": verdict.outcome,
-            "status": answer.status if answer else None,
-            "reason": plain(verdict.reason),
-            "open": (verdict.open or self._is_lost) and self.row.state not in ENDS_CALL.values(),
-        }
-        if self.result.send is None:
-            self._note_unsent(held, end)
-        else:
-            self.connection.execute(update(SEND).where(SEND.c.id == self.result.send).values(**end))
-        if verdict.outcome in ENDS_CALL and not self._is_lost:
-            self.connection.execute(update(SEND).where(SEND.c.call == self.row.id).values(open=False))
 
-    def _note_unsent(self, held: Claim, end: dict[str, Any]) -> None:
-        number = self.row.sends + 1
-        begun = {"id": uuid7(), "call": self.row.id, "number": number, "claim": held.token}
-        self.connection.execute(SEND.insert().values(**begun, **end, at=self.now, sending_until=self.now))
-        self._change(sends=number)
+def _insert_send(
+    connection: Connection, held: Claim, row: Row[Any], policy: SendPolicy, event: Row[Any]
+) -> UUID:
+    """Insert an open send and make the lease outlast it; return the send's id."""
+    until = event.now + policy.deadline
+    if event.lease_until < until + SLACK:
+        longer = {"lease_until": until + SLACK}
+        connection.execute(update(EVENT).where(EVENT.c.id == held.event).values(**longer))
+    change = {
+        "sends": row.sends + 1,
+        "credential": policy.credentials[0],
+        "quiet_until": until + policy.settle_delay,
+    }
+    if row.first_sent_at is None:
+        # The key's life begins here, and no resend makes it longer.
+        keyed = row.protection == Protection.KEYED
+        change["first_sent_at"] = event.now
+        change["expires_at"] = event.now + policy.key_life if keyed else None
+    connection.execute(update(CALL).where(CALL.c.id == row.id).values(**change))
+    send = uuid7()
+    begun = {"id": send, "call": row.id, "number": row.sends + 1, "claim": held.token}
+    connection.execute(SEND.insert().values(**begun, at=event.now, sending_until=until, open=True))
+    return send
 
-    def end(self) -> CallUpdate:
-        """Bring the call where the answer puts it, if it is not at an end already."""
-        delay, state = self._delay(), self._next()
-        if state is None:
-            return CallUpdate(CallState(self.row.state), self.verdict, delay, applied=False)
-        ended = state != CallState.PENDING
-        change: dict[str, Any] = {
-            "state": state,
-            "outcome": self.verdict.outcome,
-            "reason": TOO_LONG if self._is_lost else plain(self.verdict.reason),
-            "due_at": None if ended else self.now + delay,
-            "ended_at": self.now if ended else None,
-        }
-        self._move(**change, **self._kept())
-        if state in ENDS_CALL.values():
-            self._wake()
-        return CallUpdate(state, self.verdict, delay)
 
-    def _delay(self) -> timedelta:
-        asked, policy = self.verdict.retry_after, self.result.policy
-        # One that asks for it at once, time and again, would be asked as fast as a worker runs.
-        delay = asked or self.result.backoff
-        until = open_until(self.connection, self.row.id)
-        quiet = until + policy.settle_delay - self.now if until and policy.one_at_a_time else timedelta(0)
-        return max(delay, quiet)
+def _context(connection: Connection, row: Row[Any], result: SendResult) -> SendContext:
+    protection = Protection(row.protection)
+    lives = row.expires_at is not None and row.expires_at - result.policy.key_margin > row.now
+    return SendContext(
+        open_before=open_until(connection, row.id, but=result.send) is not None,
+        live=lives and protection == Protection.KEYED,
+        protection=protection,
+        method=row.method,
+        path=urlsplit(row.url).path,
+    )
 
-    def _kept(self) -> dict[str, Any]:
-        answer = self.result.response
-        if answer is None:
-            return {}
-        status = status_for_handler(self.verdict, answer.status)
-        return {"status": status, "answer_headers": json.dumps(answer.headers), "answer": answer.body}
 
-    def _next(self) -> CallState | None:
-        """Return the state that the answer brings the call to; None when it changes nothing any more."""
-        final = ENDS_CALL.get(self.verdict.outcome)
-        if self._is_lost:
-            final = CallState.PARKED
-        match CallState(self.row.state):
-            case CallState.PENDING:
-                return final or (CallState.PARKED if self.verdict.park else CallState.PENDING)
-            case CallState.PARKED | CallState.GIVEN_UP:
-                return final
-            case CallState.REPLACED if self._is_success and not self._has_successor():
-                return final
-            case _:
-                return None
+def _end_send(
+    connection: Connection,
+    held: Claim,
+    row: Row[Any],
+    result: SendResult,
+    classification: Classification,
+    *,
+    unreadable: bool,
+) -> None:
+    """Write the end of one send; one that never left gets its row here, so that people see it."""
+    end = {
+        "ended_at": row.now,
+        "outcome": classification.outcome,
+        "status": result.response.status if result.response else None,
+        "reason": plain(classification.reason),
+        "open": (classification.open or unreadable) and row.state not in ENDS_CALL.values(),
+    }
+    if result.send is not None:
+        connection.execute(update(SEND).where(SEND.c.id == result.send).values(**end))
+        return
+    number = row.sends + 1
+    begun = {"id": uuid7(), "call": row.id, "number": number, "claim": held.token}
+    connection.execute(SEND.insert().values(**begun, **end, at=row.now, sending_until=row.now))
+    connection.execute(update(CALL).where(CALL.c.id == row.id).values(sends=number))
 
-    @property
-    def _is_success(self) -> bool:
-        return ENDS_CALL.get(self.verdict.outcome) == CallState.SUCCEEDED
 
-    @property
-    def _is_lost(self) -> bool:
-        """Whether it happened, but nobody knows with what answer: its sends stay open."""
-        answer = self.result.response
-        return self._is_success and answer is not None and answer.body is None
+def _delay(
+    connection: Connection, row: Row[Any], result: SendResult, classification: Classification
+) -> timedelta:
+    """Return the wait before the next send."""
+    # Retry-After of 0 counts as none: it would be sent again as fast as a worker runs.
+    delay = classification.retry_after or result.backoff
+    until = open_until(connection, row.id)
+    if until and result.policy.one_at_a_time:
+        delay = max(delay, until + result.policy.settle_delay - row.now)
+    return delay
 
-    def _has_successor(self) -> bool:
-        row = self.row
-        mine = (CALL.c.event == row.event, CALL.c.generation == row.generation)
-        # A replaced step may move, and another one may take its place.
-        same = (CALL.c.position == row.position) | (CALL.c.step == row.step)
-        later = select(CALL.c.id).where(*mine, same, CALL.c.successor > row.successor)
-        return self.connection.execute(later.limit(1)).first() is not None
 
-    def _wake(self) -> None:
-        """Let an event go on that was parked for this call and for nothing else."""
-        row = self.row
-        mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
-        change = {"state": enters(Move.RESOLVE), "due_at": self.now, "parked_call": None, "reason": LATE}
-        fresh = {"attempts": 0, "crashes": 0, "nudged_at": None, "nudges": 0}
-        self.connection.execute(update(EVENT).where(*mine).values(**change, **fresh))
+def _next_state(
+    connection: Connection, row: Row[Any], final: CallState | None, *, unreadable: bool, park: bool
+) -> CallState | None:
+    """Return the state that a response brings its call to; None when it changes nothing any more."""
+    end = CallState.PARKED if unreadable else final
+    match CallState(row.state):
+        case CallState.PENDING:
+            return end or (CallState.PARKED if park else CallState.PENDING)
+        case CallState.PARKED | CallState.GIVEN_UP:
+            return end
+        case CallState.REPLACED if final == CallState.SUCCEEDED and not _has_successor(connection, row):
+            return end
+        case _:
+            return None
 
-    def _move(self, **values: Any) -> None:
-        """Change the call; one that counted as replaced may have lost its `once` to another event's."""
-        try:
-            with self.connection.begin_nested():
-                self._change(**values)
-        except IntegrityError:
-            self._change(**values, once=None)
 
-    def _change(self, **values: Any) -> None:
-        self.connection.execute(update(CALL).where(CALL.c.id == self.row.id).values(**values))
+def _has_successor(connection: Connection, row: Row[Any]) -> bool:
+    mine = (CALL.c.event == row.event, CALL.c.generation == row.generation)
+    # A replaced step may move, and another one may take its place.
+    same = (CALL.c.position == row.position) | (CALL.c.step == row.step)
+    later = select(CALL.c.id).where(*mine, same, CALL.c.successor > row.successor)
+    return connection.execute(later.limit(1)).first() is not None
+
+
+def _change_call(connection: Connection, row: Row[Any], change: dict[str, Any]) -> None:
+    statement = update(CALL).where(CALL.c.id == row.id).values(**change)
+    try:
+        with connection.begin_nested():
+            connection.execute(statement)
+    except IntegrityError:
+        # While it counted as replaced, another event's call may have taken its `once`.
+        connection.execute(statement.values(once=None))
+
+
+def _wake(connection: Connection, row: Row[Any]) -> None:
+    """Let an event go on that was parked for this call and for nothing else."""
+    mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
+    change = {"state": enters(Move.RESOLVE), "due_at": row.now, "parked_call": None, "reason": LATE}
+    fresh = {"attempts": 0, "crashes": 0, "nudged_at": None, "nudges": 0}
+    connection.execute(update(EVENT).where(*mine).values(**change, **fresh))

@@ -1,23 +1,30 @@
 """What people do: retry, rerun, discard, promote, resolve, bulk operations."""
 
-from receiver.ledger.control.actions import Acted, Promoted, discard, promote, rerun, retry
-from receiver.ledger.control.bulk import Stepped, candidates, plan, progress, step, unfinished
+from receiver.ledger.control.actions import ActionResult, Promotion, discard, promote, rerun, retry
+from receiver.ledger.control.bulk import (
+    BulkStep,
+    bulk_candidates,
+    bulk_progress,
+    plan_bulk,
+    step_bulk,
+    unfinished_bulk,
+)
 from receiver.ledger.control.resolution import Resolution, StatedResponse, resolve
 
 __all__ = [
-    "Acted",
-    "Promoted",
+    "ActionResult",
+    "BulkStep",
+    "Promotion",
     "Resolution",
     "StatedResponse",
-    "Stepped",
-    "candidates",
+    "bulk_candidates",
+    "bulk_progress",
     "discard",
-    "plan",
-    "progress",
+    "plan_bulk",
     "promote",
     "rerun",
     "resolve",
     "retry",
-    "step",
-    "unfinished",
+    "step_bulk",
+    "unfinished_bulk",
 ]

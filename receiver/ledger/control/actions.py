@@ -1,4 +1,7 @@
-"""What a person does to an event: retry, rerun, discard. One guarded UPDATE and one audit row, together."""
+"""What a person does to an event: retry, rerun, discard, promote.
+
+Each is one guarded UPDATE (a promotion one guarded INSERT) and one audit row, in one transaction.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,19 +19,18 @@ from receiver.ledger.tables import ACTION, CONFLICT, EVENT
 from receiver.ledger.text import TEXT_MAX, clipped, uuid7
 
 ACTIONS = (Move.RETRY, Move.RERUN, Move.DISCARD)
+"""Moves of the table that a person makes."""
+
+PROMOTE = "promote"
+"""The audit's name of a promotion, which is no move: it makes another event."""
+
+HASH_SHOWN = 12
+"""Characters of the body's hash in a promoted event's id: enough to tell ten bodies apart."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be done, and in whose name."""
-
-    move: Move
-    who: str
-
-
-@dataclass(frozen=True)
-class Acted:
-    """What an action did: where the event was and where it stands now. `nudge` asks for a wake-up."""
+class ActionResult:
+    """What an action did: where the event was and where it stands now."""
 
     event: UUID
     move: Move
@@ -38,30 +40,73 @@ class Acted:
 
     @property
     def nudge(self) -> bool:
-        """Whether the event is due now, so that whoever acted may wake a worker for it."""
+        """Whether the event is due now, so that the caller may wake a worker for it."""
         return self.state in UNFINISHED
 
 
-def retry(store: Store, event: UUID, who: str, *, generation: int | None = None) -> Acted:
+@dataclass(frozen=True)
+class Promotion:
+    """The event that a conflicting body became; `created` is false when it had become one before."""
+
+    event: UUID
+    event_id: str
+    created: bool
+
+
+def retry(store: Store, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
     """Run an event again now, in the same generation: its calls keep their keys, so nothing happens twice.
 
     Raises UnknownEvent, or NotAllowed with the reason.
     """
-    return _act(store, Order(Move.RETRY, who), event, generation)
+    return _act(store, Move.RETRY, event, who, generation)
 
 
-def rerun(store: Store, event: UUID, who: str, *, generation: int) -> Acted:
+def rerun(store: Store, event: UUID, who: str, *, generation: int) -> ActionResult:
     """Start the event's next generation, with new keys: every effect happens again, on purpose.
 
     `generation` is the one the caller saw; a second rerun from the same view is refused. Raises UnknownEvent,
     or NotAllowed with the reason.
     """
-    return _act(store, Order(Move.RERUN, who), event, generation)
+    return _act(store, Move.RERUN, event, who, generation)
 
 
-def discard(store: Store, event: UUID, who: str, *, generation: int | None = None) -> Acted:
+def discard(store: Store, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
     """End an event for good: no handler runs, and no new delivery revives it. Raises as `retry` does."""
-    return _act(store, Order(Move.DISCARD, who), event, generation)
+    return _act(store, Move.DISCARD, event, who, generation)
+
+
+def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promotion:
+    """Turn a kept conflicting body into an event of its own, `<event id>#<start of the hash>`, due now.
+
+    Done again it returns the same event. Raises UnknownEvent, or NotAllowed when no such body is kept.
+    """
+    with store.write() as connection:
+        origin = connection.execute(select(EVENT).where(EVENT.c.id == event).with_for_update()).first()
+        if origin is None:
+            raise UnknownEvent(f"No event {event} is in the ledger.")
+        mine = (CONFLICT.c.event == event, CONFLICT.c.body_hash == body_hash)
+        kept = connection.execute(select(CONFLICT).where(*mine)).first()
+        if kept is None:
+            raise NotAllowed(
+                f"Event {origin.event_id} keeps no conflicting body {body_hash}: only the first ten are kept,"
+                " until its payload is erased."
+            )
+        suffix = f"#{body_hash[:HASH_SHOWN]}"
+        event_id = origin.event_id[: TEXT_MAX - len(suffix)] + suffix
+        row = {"source": origin.source, "event_id": event_id, "type": origin.type, "state": State.RECEIVED}
+        copied = {name: getattr(kept, name) for name in ("body_hash", "body", "headers", "content_type")}
+        insert = (sqlite if store.sqlite else postgresql).insert(EVENT)
+        insert = insert.values(id=uuid7(), **row, **copied, received_at=store.now(), due_at=store.now())
+        once = insert.on_conflict_do_nothing(index_elements=["source", "event_id"]).returning(EVENT.c.id)
+        created = connection.execute(once).scalar()
+        if not created:
+            same = (EVENT.c.source == origin.source, EVENT.c.event_id == event_id)
+            there = connection.execute(select(EVENT.c.id).where(*same)).scalar_one()
+            return Promotion(there, event_id, created=False)
+        connection.execute(update(CONFLICT).where(*mine).values(promoted_to=created))
+        audit = {"event": origin.id, "generation": origin.generation, "what": PROMOTE, "was": origin.state}
+        connection.execute(ACTION.insert().values(id=uuid7(), **audit, at=store.now(), who=clipped(who)))
+        return Promotion(created, event_id, created=True)
 
 
 def actable(move: Move) -> ColumnElement[bool]:
@@ -71,81 +116,77 @@ def actable(move: Move) -> ColumnElement[bool]:
 
 
 def act_on(
-    store: Store, connection: Connection, order: Order, which: ColumnElement[bool], *, wait: bool = True
-) -> list[Acted]:
-    """Carry an order out on those of the chosen events that allow it, in the caller's transaction.
+    store: Store,
+    connection: Connection,
+    move: Move,
+    which: ColumnElement[bool],
+    who: str,
+    *,
+    wait: bool = True,
+) -> list[ActionResult]:
+    """Make a move on those of the chosen events that allow it, in the caller's transaction.
 
     With `wait` false, rows that someone else has locked are left out instead of waited for.
     """
-    allowed = (which, actable(order.move))
+    allowed = (which, actable(move))
     chosen = select(EVENT.c.id, EVENT.c.state).where(*allowed).order_by(EVENT.c.id)
     # Locked first for the audit's sake: an UPDATE returns what a row became, not what it was.
     locked = connection.execute(chosen.with_for_update(skip_locked=not wait)).all()
     was = {row.id: State(row.state) for row in locked}
     if not was:
         return []
-    statement = (
-        update(EVENT)
-        .where(EVENT.c.id.in_(was), *allowed)
-        .values(_change(store, order))
-        .returning(EVENT.c.id, EVENT.c.state, EVENT.c.generation)
-    )
-    acted = [
-        Acted(row.id, order.move, was[row.id], State(row.state), row.generation)
-        for row in connection.execute(statement)
+    change: dict[str, Any] = {"state": enters(move), "nudged_at": None, "nudges": 0, "parked_call": None}
+    if move == Move.DISCARD:
+        reason = f"Discarded by {clipped(who)}."
+        change |= {"finished_at": store.now(), "discarded": True, "reason": reason}
+    else:
+        change |= {"due_at": store.now(), "finished_at": None, "discarded": False, "reason": None}
+        change |= {"attempts": 0, "crashes": 0}
+    if move == Move.RERUN:
+        change["generation"] = EVENT.c.generation + 1
+    statement = update(EVENT).where(EVENT.c.id.in_(was), *allowed).values(**change)
+    returned = statement.returning(EVENT.c.id, EVENT.c.state, EVENT.c.generation)
+    results = [
+        ActionResult(row.id, move, was[row.id], State(row.state), row.generation)
+        for row in connection.execute(returned)
     ]
-    if order.move == Move.RETRY:
-        retry_calls(store, connection, [one.event for one in acted])
-    note_action(store, connection, order.who, acted)
-    return acted
+    if move == Move.RETRY:
+        retry_calls(store, connection, [result.event for result in results])
+    note_action(store, connection, who, results)
+    return results
 
 
-def _act(store: Store, order: Order, event: UUID, generation: int | None) -> Acted:
-    which = EVENT.c.id == event
-    if generation is not None:
-        which &= EVENT.c.generation == generation
-    with store.write() as connection:
-        acted = act_on(store, connection, order, which)
-        if not acted:
-            raise _refusal(connection, order.move, event, generation)
-        return acted[0]
-
-
-def note_action(store: Store, connection: Connection, who: str, acted: Iterable[Acted], **told: Any) -> None:
-    """Write down who did this, in the transaction that does it; `told` replaces columns."""
+def note_action(
+    store: Store, connection: Connection, who: str, results: Iterable[ActionResult], **columns: Any
+) -> None:
+    """Insert the audit rows, in the transaction that acts; `columns` replaces some of theirs."""
     rows = [
-        {"id": uuid7(), "event": one.event, "generation": one.generation, "what": one.move, "was": one.was}
-        | told
-        for one in acted
+        {
+            "id": uuid7(),
+            "event": result.event,
+            "generation": result.generation,
+            "what": result.move,
+            "was": result.was,
+        }
+        | columns
+        for result in results
     ]
     connection.execute(ACTION.insert().values(at=store.now(), who=clipped(who)), rows)
 
 
-def _change(store: Store, order: Order) -> dict[str, Any]:
-    quiet: dict[str, Any] = {"state": enters(order.move), "nudged_at": None, "nudges": 0, "parked_call": None}
-    if order.move == Move.DISCARD:
-        reason = f"Discarded by {clipped(order.who)}."
-        return {**quiet, "finished_at": store.now(), "discarded": True, "reason": reason}
-    again = {
-        **quiet,
-        "due_at": store.now(),
-        "finished_at": None,
-        "discarded": False,
-        "reason": None,
-        "attempts": 0,
-        "crashes": 0,
-    }
-    return again if order.move == Move.RETRY else {**again, "generation": EVENT.c.generation + 1}
-
-
-def _refusal(
-    connection: Connection, move: Move, event: UUID, generation: int | None
-) -> UnknownEvent | NotAllowed:
-    columns = EVENT.c.event_id, EVENT.c.state, EVENT.c.generation, EVENT.c.body.is_(None).label("erased")
-    row = connection.execute(select(*columns).where(EVENT.c.id == event)).first()
-    if row is None:
-        return UnknownEvent(f"No event {event} is in the ledger.")
-    return NotAllowed(_why_not(row, move, generation))
+def _act(store: Store, move: Move, event: UUID, who: str, generation: int | None) -> ActionResult:
+    which = EVENT.c.id == event
+    if generation is not None:
+        which &= EVENT.c.generation == generation
+    with store.write() as connection:
+        results = act_on(store, connection, move, which, who)
+        if results:
+            return results[0]
+        columns = [EVENT.c.event_id, EVENT.c.state, EVENT.c.generation]
+        row = connection.execute(select(*columns).where(EVENT.c.id == event)).first()
+        if row is None:
+            raise UnknownEvent(f"No event {event} is in the ledger.")
+        raise NotAllowed(_why_not(row, move, generation))
 
 
 def _why_not(row: Row[Any], move: Move, generation: int | None) -> str:
@@ -175,69 +216,3 @@ def _advice(move: Move, state: State) -> str:
             return "no handler ran, so there is nothing to run again; retry it instead."
         case _:
             return "there is nothing left to discard."
-
-
-# A conflicting body, which came under a known id, becomes an event of its own when a person says so.
-
-
-PROMOTE = "promote"
-
-HASH_SHOWN = 12
-"""Characters of the body's hash in the new event's id: enough to tell ten bodies apart."""
-
-
-@dataclass(frozen=True)
-class Promoted:
-    """The event that a conflicting body became; `created` is false when it had become one before."""
-
-    event: UUID
-    event_id: str
-    created: bool
-
-
-def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promoted:
-    """Turn a kept conflicting body into an event of its own, `<event id>#<start of the hash>`, due now.
-
-    Done again it returns the same event. Raises UnknownEvent, or NotAllowed when no such body is kept.
-    """
-    with store.write() as connection:
-        origin = connection.execute(select(EVENT).where(EVENT.c.id == event).with_for_update()).first()
-        if origin is None:
-            raise UnknownEvent(f"No event {event} is in the ledger.")
-        mine = (CONFLICT.c.event == event, CONFLICT.c.body_hash == body_hash)
-        kept = connection.execute(select(CONFLICT).where(*mine)).first()
-        if kept is None:
-            raise NotAllowed(
-                f"Event {origin.event_id} keeps no conflicting body {body_hash}: only the first ten are kept,"
-                " until its payload is erased."
-            )
-        done = _insert(store, connection, origin, kept)
-        if done.created:
-            connection.execute(update(CONFLICT).where(*mine).values(promoted_to=done.event))
-            _note(store, connection, origin, who)
-        return done
-
-
-def _insert(store: Store, connection: Connection, origin: Row[Any], kept: Row[Any]) -> Promoted:
-    suffix = f"#{kept.body_hash[:HASH_SHOWN]}"
-    event_id = origin.event_id[: TEXT_MAX - len(suffix)] + suffix
-    row = {"source": origin.source, "event_id": event_id, "type": origin.type, "state": State.RECEIVED}
-    copied = {name: getattr(kept, name) for name in ("body_hash", "body", "headers", "content_type")}
-    statement = (
-        (sqlite if store.sqlite else postgresql)
-        .insert(EVENT)
-        .values(id=uuid7(), **row, **copied, received_at=store.now(), due_at=store.now())
-        .on_conflict_do_nothing(index_elements=["source", "event_id"])
-        .returning(EVENT.c.id)
-    )
-    created = connection.execute(statement).scalar()
-    if created:
-        return Promoted(created, event_id, created=True)
-    same = (EVENT.c.source == origin.source, EVENT.c.event_id == event_id)
-    there = connection.execute(select(EVENT.c.id).where(*same)).scalar_one()
-    return Promoted(there, event_id, created=False)
-
-
-def _note(store: Store, connection: Connection, origin: Row[Any], who: str) -> None:
-    told = {"event": origin.id, "generation": origin.generation, "what": PROMOTE, "was": origin.state}
-    connection.execute(ACTION.insert().values(id=uuid7(), **told, at=store.now(), who=clipped(who)))

@@ -1,4 +1,8 @@
-"""Bulk runs: the list of (event, generation) is written first, and guards each step, done at most once."""
+"""Bulk operations: one action on every event of a filter, in steps that any number of processes may do.
+
+The full list of (event, generation) is written before the first step and guards each of them: an event is
+acted on at most once, and only as it was when the list was made. The tables are `replay` and `replay_step`.
+"""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tuple_, update
 
-from receiver.ledger.control.actions import ACTIONS, Order, act_on, actable
+from receiver.ledger.control.actions import ACTIONS, act_on, actable
 from receiver.ledger.errors import NotAllowed, UnknownReplay
 from receiver.ledger.filter import EventFilter, conditions
 from receiver.ledger.reports import Progress
@@ -17,19 +21,20 @@ from receiver.ledger.tables import EVENT, REPLAY, REPLAY_STEP
 from receiver.ledger.text import clipped, uuid7
 
 DONE, SKIPPED = "done", "skipped"
+"""Outcomes of a step; an open one has none."""
 
 
 @dataclass(frozen=True)
 class BulkOperation:
-    """A bulk run as planned: what is to be done to how many events."""
+    """A bulk operation as planned: the move, and how many events it is for."""
 
     id: UUID
-    what: Move
+    move: Move
     total: int
 
 
 @dataclass(frozen=True)
-class Stepped:
+class BulkStep:
     """What one step did: events acted on, and events that had moved on since the list was written."""
 
     done: int
@@ -38,127 +43,102 @@ class Stepped:
     """Whether steps are open still, be it in another process's hands."""
 
 
-def candidates(store: Store, what: Move, which: EventFilter) -> int:
-    """Return how many events a bulk run would act on now: those of the filter whose state allows it."""
+def bulk_candidates(store: Store, move: Move, which: EventFilter) -> int:
+    """Return how many events a bulk operation would act on now: those of the filter whose state allows it."""
+    chosen = select(func.count()).select_from(EVENT).where(*conditions(store, which), actable(move))
     with store.read() as connection:
-        chosen = select(func.count()).select_from(EVENT).where(*conditions(store, which), actable(what))
         return connection.execute(chosen).scalar_one()
 
 
-def plan(store: Store, what: Move, which: EventFilter, who: str) -> BulkOperation:
-    """Write down a bulk run and its full list, in one transaction; nothing is acted on yet.
+def plan_bulk(store: Store, move: Move, which: EventFilter, who: str) -> BulkOperation:
+    """Write down a bulk operation and its full list, in one transaction; nothing is acted on yet.
 
     Raises NotAllowed for a move that is not a person's.
     """
-    if what not in ACTIONS:
-        raise NotAllowed(f"A bulk run can retry, rerun or discard, not {what}.")
-    replay = uuid7()
+    if move not in ACTIONS:
+        raise NotAllowed(f"A bulk run can retry, rerun or discard, not {move}.")
+    bulk = uuid7()
     with store.write() as connection:
-        row = {"id": replay, "what": what, "who": clipped(who), "filter": json.dumps(which.as_json())}
+        row = {"id": bulk, "what": move, "who": clipped(who), "filter": json.dumps(which.as_json())}
         connection.execute(REPLAY.insert().values(**row, at=store.now(), total=0))
-        listed = select(literal(replay, EVENT.c.id.type), EVENT.c.id, EVENT.c.generation)
-        chosen = listed.where(*conditions(store, which), actable(what))
+        listed = select(literal(bulk, EVENT.c.id.type), EVENT.c.id, EVENT.c.generation)
+        chosen = listed.where(*conditions(store, which), actable(move))
         columns = [REPLAY_STEP.c.replay, REPLAY_STEP.c.event, REPLAY_STEP.c.generation]
         connection.execute(REPLAY_STEP.insert().from_select(columns, chosen))
-        steps = select(func.count()).where(REPLAY_STEP.c.replay == replay).scalar_subquery()
-        counted = update(REPLAY).where(REPLAY.c.id == replay).values(total=steps).returning(REPLAY.c.total)
+        steps = select(func.count()).where(REPLAY_STEP.c.replay == bulk).scalar_subquery()
+        counted = update(REPLAY).where(REPLAY.c.id == bulk).values(total=steps).returning(REPLAY.c.total)
         total = connection.execute(counted).scalar_one()
-    return BulkOperation(replay, what, total)
+    return BulkOperation(bulk, move, total)
 
 
-def step(store: Store, replay: UUID, *, batch: int = 100) -> Stepped:
+def step_bulk(store: Store, bulk: UUID, *, batch: int = 100) -> BulkStep:
     """Do the next open steps, in one transaction with their outcomes; any number of processes may.
 
     Steps and events that another transaction holds are left for a later call, so this never waits for a lock
     and never deadlocks. Raises UnknownReplay.
     """
+    open_ = (REPLAY_STEP.c.replay == bulk, REPLAY_STEP.c.outcome.is_(None))
+    steps = select(REPLAY_STEP.c.event, REPLAY_STEP.c.generation).where(*open_).order_by(REPLAY_STEP.c.event)
     with store.write() as connection:
-        run = _run(connection, replay)
-        picked = _pick(connection, replay, batch)
-        done = _act(store, connection, run, picked)
-        skipped = _moved_on(connection, run, {event: picked[event] for event in picked.keys() - done})
-        _mark(connection, replay, done, DONE)
-        _mark(connection, replay, skipped, SKIPPED)
-        return Stepped(len(done), len(skipped), left=not _finish(store, connection, replay))
+        row = _row(connection, bulk)
+        move = Move(row.what)
+        rows = connection.execute(steps.limit(batch).with_for_update(skip_locked=True))
+        picked = {step.event: step.generation for step in rows}
+        done, skipped = set[UUID](), set[UUID]()
+        if picked:
+            results = act_on(store, connection, move, _listed(picked), row.who, wait=False)
+            done = {result.event for result in results}
+        untouched = {event: picked[event] for event in picked.keys() - done}
+        if untouched:
+            # Those that still allow the move were only locked: their steps stay open.
+            possible = select(EVENT.c.id).where(_listed(untouched), actable(move))
+            skipped = untouched.keys() - set(connection.execute(possible).scalars())
+        for events, outcome in ((done, DONE), (skipped, SKIPPED)):
+            these = update(REPLAY_STEP).where(*open_, REPLAY_STEP.c.event.in_(events))
+            connection.execute(these.values(outcome=outcome))
+        left = connection.execute(select(REPLAY_STEP.c.event).where(*open_).limit(1)).first() is not None
+        if not left:
+            finished = update(REPLAY).where(REPLAY.c.id == bulk, REPLAY.c.finished_at.is_(None))
+            connection.execute(finished.values(finished_at=store.now()))
+        return BulkStep(len(done), len(skipped), left)
 
 
-def unfinished(store: Store, *, limit: int) -> list[UUID]:
-    """Return the bulk runs that have open steps, oldest first."""
+def unfinished_bulk(store: Store, *, limit: int) -> list[UUID]:
+    """Return the bulk operations that have open steps, oldest first."""
     chosen = select(REPLAY.c.id).where(REPLAY.c.finished_at.is_(None)).order_by(REPLAY.c.id).limit(limit)
     with store.read() as connection:
         return list(connection.execute(chosen).scalars())
 
 
-def progress(store: Store, replay: UUID) -> Progress:
-    """Return how far a bulk run is; raises UnknownReplay."""
+def bulk_progress(store: Store, bulk: UUID) -> Progress:
+    """Return how far a bulk operation is; raises UnknownReplay."""
     with store.read() as connection:
-        run = _run(connection, replay)
-        grouped = select(REPLAY_STEP.c.outcome, func.count()).where(REPLAY_STEP.c.replay == replay)
+        row = _row(connection, bulk)
+        grouped = select(REPLAY_STEP.c.outcome, func.count()).where(REPLAY_STEP.c.replay == bulk)
         rows = connection.execute(grouped.group_by(REPLAY_STEP.c.outcome))
         counts = {row[0]: row[1] for row in rows}
     return Progress(
-        id=replay,
-        what=run.what,
-        who=run.who,
-        filter=json.loads(run.filter),
-        at=run.at,
-        finished_at=run.finished_at,
-        total=run.total,
+        id=bulk,
+        what=row.what,
+        who=row.who,
+        filter=json.loads(row.filter),
+        at=row.at,
+        finished_at=row.finished_at,
+        total=row.total,
         done=counts.get(DONE, 0),
         skipped=counts.get(SKIPPED, 0),
         open=counts.get(None, 0),
     )
 
 
-def _run(connection: Connection, replay: UUID) -> Row[Any]:
-    row = connection.execute(select(REPLAY).where(REPLAY.c.id == replay)).first()
+def _row(connection: Connection, bulk: UUID) -> Row[Any]:
+    row = connection.execute(select(REPLAY).where(REPLAY.c.id == bulk)).first()
     if row is None:
-        raise UnknownReplay(f"No bulk run {replay} is in the ledger.")
+        raise UnknownReplay(f"No bulk run {bulk} is in the ledger.")
     return row
 
 
-def _open(replay: UUID) -> ColumnElement[bool]:
-    return (REPLAY_STEP.c.replay == replay) & REPLAY_STEP.c.outcome.is_(None)
-
-
-def _pick(connection: Connection, replay: UUID, batch: int) -> dict[UUID, int]:
-    chosen = select(REPLAY_STEP.c.event, REPLAY_STEP.c.generation).where(_open(replay))
-    rows = connection.execute(
-        chosen.order_by(REPLAY_STEP.c.event).limit(batch).with_for_update(skip_locked=True)
-    )
-    return {row.event: row.generation for row in rows}
-
-
 def _listed(picked: dict[UUID, int]) -> ColumnElement[bool]:
+    """Return the condition that an event is one of these, still in the generation that was listed."""
     pair = tuple_(EVENT.c.id, EVENT.c.generation)
     return EVENT.c.id.in_(picked) & pair.in_(list(picked.items()))
-
-
-def _act(store: Store, connection: Connection, run: Row[Any], picked: dict[UUID, int]) -> set[UUID]:
-    if not picked:
-        return set()
-    order = Order(Move(run.what), run.who)
-    acted = act_on(store, connection, order, _listed(picked), wait=False)
-    return {one.event for one in acted}
-
-
-def _moved_on(connection: Connection, run: Row[Any], untouched: dict[UUID, int]) -> set[UUID]:
-    """Return those that cannot be acted on; the others were only locked, and stay open."""
-    if not untouched:
-        return set()
-    possible = select(EVENT.c.id).where(_listed(untouched), actable(Move(run.what)))
-    return untouched.keys() - set(connection.execute(possible).scalars())
-
-
-def _mark(connection: Connection, replay: UUID, events: set[UUID], outcome: str) -> None:
-    mine = (REPLAY_STEP.c.replay == replay, REPLAY_STEP.c.event.in_(events), REPLAY_STEP.c.outcome.is_(None))
-    connection.execute(update(REPLAY_STEP).where(*mine).values(outcome=outcome))
-
-
-def _finish(store: Store, connection: Connection, replay: UUID) -> bool:
-    """Close the bulk run once nothing is open; true when it is closed."""
-    if connection.execute(select(REPLAY_STEP.c.event).where(_open(replay)).limit(1)).first():
-        return False
-    mine = (REPLAY.c.id == replay, REPLAY.c.finished_at.is_(None))
-    connection.execute(update(REPLAY).where(*mine).values(finished_at=store.now()))
-    return True

@@ -1,7 +1,6 @@
-"""What a person says of a call that nobody else can decide about."""
+"""Resolving: what a person says became of a call that nobody else can decide about, or shall."""
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -10,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, select, update
 
 from receiver.ledger.calls import retry_calls
-from receiver.ledger.control.actions import Acted, note_action
+from receiver.ledger.control.actions import ActionResult, note_action
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
 from receiver.ledger.store import Store
@@ -29,16 +28,33 @@ class Resolution(StrEnum):
 
 @dataclass(frozen=True)
 class StatedResponse:
-    """What the handler gets as the answer of a call that happened."""
+    """What the handler gets as the response of a call that happened."""
 
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = field(default=b"", repr=False)
 
 
+STATES: Final = {
+    Resolution.HAPPENED: CallState.SUCCEEDED,
+    Resolution.RESEND_AS_NEW: CallState.REPLACED,
+    Resolution.USE_STORED: CallState.PENDING,
+    Resolution.GIVE_UP: CallState.GIVEN_UP,
+}
+"""Where each resolution brings its call."""
+
+REASONS: Final = {
+    Resolution.HAPPENED: "It happened, says",
+    Resolution.RESEND_AS_NEW: "To be sent as new, says",
+    Resolution.USE_STORED: "To be sent with the stored bytes, says",
+    Resolution.GIVE_UP: "Given up by",
+}
+"""What people read of it; a name follows."""
+
+
 def resolve(
     store: Store, call: UUID, how: Resolution, who: str, *, response: StatedResponse | None = None
-) -> Acted:
+) -> ActionResult:
     """Resolve a call of a parked event, and let the event go on; a call given up ends its event.
 
     Call and event change together or not at all. Raises UnknownCall, or NotAllowed with the reason.
@@ -46,16 +62,26 @@ def resolve(
     with store.write() as connection:
         row = _lock(store, connection, call)
         _refuse(row, how)
-        change = _CHANGES[how](response or StatedResponse())
-        ended = None if how == Resolution.USE_STORED else row.now
-        reason = f"{_SAID[how]} {clipped(who)}."
-        change |= {"reason": reason, "ended_at": ended, "due_at": None, "trying_since": row.now}
-        connection.execute(update(CALL).where(CALL.c.id == call).values(**change))
+        change: dict[str, Any] = {
+            "state": STATES[how],
+            "reason": f"{REASONS[how]} {clipped(who)}.",
+            "ended_at": None if how == Resolution.USE_STORED else row.now,
+            "due_at": None,
+            "trying_since": row.now,
+        }
+        if how == Resolution.USE_STORED:
+            change["use_stored"] = True
         if how == Resolution.HAPPENED:
+            stated = response or StatedResponse()
+            change |= {"status": stated.status, "answer": stated.body}
+            change["answer_headers"] = json.dumps(stated.headers)
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
+        connection.execute(update(CALL).where(CALL.c.id == call).values(**change))
         if row.generation != row.present:
             retry_calls(store, connection, [row.event])
-        return _go_on(store, connection, row, how, who)
+        result = _move_event(connection, row, how, who)
+        note_action(store, connection, who, [result], what=how, call=row.id)
+        return result
 
 
 def _lock(store: Store, connection: Connection, call: UUID) -> Row[Any]:
@@ -70,6 +96,7 @@ def _lock(store: Store, connection: Connection, call: UUID) -> Row[Any]:
 
 
 def _refuse(row: Row[Any], how: Resolution) -> None:
+    """Raise NotAllowed where this call cannot be resolved so."""
     name = f"Call {row.step!r} of event {row.event_id}"
     if row.state not in UNFINISHED_CALLS:
         raise NotAllowed(f"{name} is {row.state}; there is nothing left to resolve.")
@@ -87,40 +114,14 @@ def _refuse(row: Row[Any], how: Resolution) -> None:
         raise NotAllowed(f"{name} may still be under way there; resend it as new after {when}.")
 
 
-def _go_on(store: Store, connection: Connection, row: Row[Any], how: Resolution, who: str) -> Acted:
-    given_up = how == Resolution.GIVE_UP
-    move = Move.DISCARD if given_up else Move.RESOLVE
+def _move_event(connection: Connection, row: Row[Any], how: Resolution, who: str) -> ActionResult:
+    """Let the call's event go on, or end with a call that was given up."""
+    move = Move.DISCARD if how == Resolution.GIVE_UP else Move.RESOLVE
     change: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
-    if given_up:
+    if move == Move.DISCARD:
         reason = f"Its call {row.step!r} was given up by {clipped(who)}."
         change |= {"finished_at": row.now, "discarded": True, "reason": reason}
     else:
         change |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
     connection.execute(update(EVENT).where(EVENT.c.id == row.event).values(**change))
-    acted = Acted(row.event, move, State(row.event_state), enters(move), row.generation)
-    note_action(store, connection, who, [acted], what=how, call=row.id)
-    return acted
-
-
-def _happened(response: StatedResponse) -> dict[str, Any]:
-    return {
-        "state": CallState.SUCCEEDED,
-        "status": response.status,
-        "answer_headers": json.dumps(response.headers),
-        "answer": response.body,
-    }
-
-
-_CHANGES: Final[Mapping[Resolution, Callable[[StatedResponse], dict[str, Any]]]] = {
-    Resolution.HAPPENED: _happened,
-    Resolution.RESEND_AS_NEW: lambda _: {"state": CallState.REPLACED},
-    Resolution.USE_STORED: lambda _: {"state": CallState.PENDING, "use_stored": True},
-    Resolution.GIVE_UP: lambda _: {"state": CallState.GIVEN_UP},
-}
-
-_SAID: Final = {
-    Resolution.HAPPENED: "It happened, says",
-    Resolution.RESEND_AS_NEW: "To be sent as new, says",
-    Resolution.USE_STORED: "To be sent with the stored bytes, says",
-    Resolution.GIVE_UP: "Given up by",
-}
+    return ActionResult(row.event, move, State(row.event_state), enters(move), row.generation)

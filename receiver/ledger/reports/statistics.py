@@ -254,13 +254,13 @@ def figures(store: Store) -> LedgerFigures:
     with store.read() as connection:
         joined = store.joined(connection)
         standing = pending(joined)
-        parked = select(CALL.c.api, func.count()).where(CALL.c.state == CallState.PARKED)
+        parked = select(CALL.c.api, func.count()).where(CALL.c.state == CallState.PARKED).group_by(CALL.c.api)
         return LedgerFigures(
             totals=totals(connection),
             states=standing.states,
             oldest_unfinished=standing.oldest.seconds if standing.oldest else 0.0,
             due=standing.due.count,
             longest_due=standing.due.seconds,
-            parked_calls=dict(connection.execute(parked.group_by(CALL.c.api)).tuples().all()),
+            parked_calls={str(api): int(count) for api, count in connection.execute(parked)},
             workers=sum(worker.silent_seconds < PRESENT for worker in workers(joined)),
         )

@@ -2,6 +2,7 @@
 
 from flask import Request
 
+from config.credentials import bearer_token
 from receiver.sandbox.apis import SandboxApi, header, resource_routes
 from receiver.sandbox.storage import Desk, Fields, text
 
@@ -12,8 +13,7 @@ account = header("X-Connected-Account")
 
 def credential(request: Request) -> str:
     """Return the bearer token."""
-    bearer = request.authorization
-    return (bearer.token or "").strip() if bearer and bearer.type == "bearer" else ""
+    return bearer_token(request.headers.get("Authorization", ""))
 
 
 def owner(request: Request) -> str:
