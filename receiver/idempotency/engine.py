@@ -203,6 +203,7 @@ def read_body(request: Request, limit: int = BODY_MAX) -> bytes:
 
 def _run(store: Store, connection: Connection, run: View) -> Response:
     """Run a view inside a savepoint: an error response leaves no work behind."""
+    # The transaction itself goes on: an error response may be stored in it, too.
     savepoint = connection.begin_nested()
     g.ledger = store.joined(connection)
     try:

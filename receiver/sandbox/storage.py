@@ -96,6 +96,7 @@ def empty(store: Store) -> None:
 
 def note_request(store: Store, api: str, request: Request, key: str | None) -> int:
     """Write a request down at its arrival, without its body as yet, and return its number."""
+    # Reading the body can fail, and the request was made all the same.
     with store.write() as connection:
         row = _journal_row(store, api, request, key, "")
         return int(connection.execute(insert(REQUEST).values(row).returning(REQUEST.c.number)).scalar_one())
