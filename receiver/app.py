@@ -19,8 +19,8 @@ from receiver.dashboard.auth import set_up_sessions
 from receiver.dashboard.pages import dashboard_views
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
-from receiver.ingress import Counts, Ingress
-from receiver.ledger.counters import count_duplicates, record_rejections
+from receiver.ingress import Ingress
+from receiver.ledger.counters import record_rejections
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.intake import Recorder
 from receiver.ledger.schema import check_schema
@@ -33,8 +33,7 @@ from receiver.telemetry import Observer
 log = logging.getLogger(__name__)
 
 COUNTS_ROOM, COUNTS_PAUSE = 10_000, 1.0
-"""Counts that wait, and seconds between two writes of them: a flood of forged or repeated deliveries is
-counted as far as there is room."""
+"""Counts that wait, and seconds between two writes: a flood is counted as far as there is room."""
 
 LEAST_PATIENCE = 20.0
 """Seconds that a worker may be silent at the least: it reports at every sweep, and a busy one may be late."""
@@ -49,12 +48,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     store = Store(settings.database, pool=settings.db_pool)
     instruments = Instruments()
     dispatcher = Dispatcher(settings.broker, instruments.nudged)
-    rarely = partial(Background, room=COUNTS_ROOM, batch=COUNTS_ROOM, pause=COUNTS_PAUSE)
-    counts = Counts(
-        rarely("rejections", partial(record_rejections, store)),
-        rarely("duplicates", partial(count_duplicates, store)),
-    )
-    ingress = Ingress(endpoints, Recorder(store), dispatcher, counts, settings.public_url)
+    count = partial(record_rejections, store)
+    rejections = Background("rejections", count, room=COUNTS_ROOM, batch=COUNTS_ROOM, pause=COUNTS_PAUSE)
+    ingress = Ingress(endpoints, Recorder(store), dispatcher, rejections, settings.public_url)
     app = Flask("receiver", static_folder=None)
     if settings.proxy_hops:
         hops = settings.proxy_hops

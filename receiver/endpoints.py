@@ -128,12 +128,13 @@ class Extractor:
         self, request: Request, element: Any, body: bytes, content_type: str | None, number: int = 0
     ) -> Item:
         event_id = self._event_id(request, element, body, number)
+        types = [part for read in self._type_places if (part := read(request, element))]
         problem = None
         if not event_id:
             problem = f"It has no event id at {' and '.join(str(where) for where, _ in self._id_places)}."
         return Item(
             event_id=event_id or hashed(body),
-            type=self._type(request, element),
+            type=storable(".".join(types) or UNKNOWN_TYPE),
             body=body,
             created_at=self._moment(request, element),
             problem=problem,
@@ -159,10 +160,6 @@ class Extractor:
         if self._without_id == "park":
             return None
         return hashed(body) if self._without_id == "body_hash" else str(uuid7())
-
-    def _type(self, request: Request, element: Any) -> str:
-        parts = [part for read in self._type_places if (part := read(request, element))]
-        return storable(".".join(parts) or UNKNOWN_TYPE)
 
     def _moment(self, request: Request, element: Any) -> datetime | None:
         text = self._read_time(request, element) if self._read_time else None

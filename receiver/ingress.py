@@ -8,9 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 from urllib.parse import quote
 
 from flask import Blueprint, Response, request
@@ -22,7 +20,7 @@ from werkzeug.sansio.utils import get_host
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import Endpoint
 from receiver.handshakes import HandshakeAnswer
-from receiver.ledger.counters import Again, Rejected
+from receiver.ledger.counters import Rejected
 from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.intake import Delivery, Recorder, Verdict
 from receiver.problems import Problem, unavailable
@@ -46,14 +44,6 @@ UNPREFIXED = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"
 """Headers that WSGI spells without HTTP_."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The counts that are made after the response: a flood is counted as far as there is room."""
-
-    rejections: Background[Rejected]
-    duplicates: Background[Again]
-
-
 class Ingress:
     """The view that takes deliveries, for every source of a deployment."""
 
@@ -62,11 +52,11 @@ class Ingress:
         endpoints: Mapping[str, Endpoint],
         recorder: Recorder,
         dispatcher: Dispatcher,
-        counts: Counts,
+        rejections: Background[Rejected],
         public_url: str = "",
     ) -> None:
         self._endpoints, self._recorder = endpoints, recorder
-        self._dispatcher, self._counts = dispatcher, counts
+        self._dispatcher, self._rejections = dispatcher, rejections
         self._public_url = public_url
 
     def views(self) -> Blueprint:
@@ -100,7 +90,12 @@ class Ingress:
         if len(body) > endpoint.source.max_body:
             self._note_refusal(endpoint.source.name, "too_large")
             raise Problem(413, "too-large", f"The body is longer than {endpoint.source.max_body} bytes.")
-        return Request(request.method, _url(request, self._public_url), _headers(request.environ), body)
+        environ = request.environ
+        sent = [(name[5:].replace("_", "-"), value) for name, value in environ.items() if name[:5] == "HTTP_"]
+        # A client can spell `Content_Type`: that must not stand beside the server's own.
+        headers = [pair for pair in sent if pair[0] not in UNPREFIXED]
+        headers += [(name, value) for name, key in UNPREFIXED.items() if (value := environ.get(key))]
+        return Request(request.method, _url(request, self._public_url), tuple(headers), body)
 
     def _verify(self, endpoint: Endpoint, delivered: Request) -> bool:
         """Return whether it asked for a confirmation, now given; raise Problem unless it is genuine."""
@@ -129,7 +124,7 @@ class Ingress:
 
     def _note_refusal(self, source: str, reason: str) -> None:
         note_refused(source, reason)
-        self._counts.rejections.put(Rejected(source, reason, request.remote_addr))
+        self._rejections.put(Rejected(source, reason, request.remote_addr))
 
     def _record(self, source: str, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
         """Commit the deliveries and return their verdicts; raise Problem 503 when none was recorded."""
@@ -141,9 +136,6 @@ class Ingress:
             log.exception("A delivery to %s could not be recorded.", source)
             raise unavailable("The ledger could not record this; nothing was lost. Send it again.") from error
         note_recorded(source, verdicts)
-        for verdict in verdicts:
-            if not verdict.first_seen:
-                self._counts.duplicates.put(Again(source))
         return verdicts
 
 
@@ -192,14 +184,6 @@ def _base_url(scheme: str, host: str | None, server: tuple[str, int | None] | No
 @lru_cache(maxsize=256)
 def _quoted(path: str) -> str:
     return quote(path, safe=PATH_SAFE)
-
-
-def _headers(environ: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return a request's headers as WSGI has them, in latin-1; repeated ones are joined there already."""
-    sent = [(name[5:].replace("_", "-"), value) for name, value in environ.items() if name[:5] == "HTTP_"]
-    # A client can spell `Content_Type`: that must not stand beside the server's own.
-    others = [pair for pair in sent if pair[0] not in UNPREFIXED]
-    return (*others, *((name, value) for name, key in UNPREFIXED.items() if (value := environ.get(key))))
 
 
 def _answer(endpoint: Endpoint, verdicts: Sequence[Verdict]) -> Response:

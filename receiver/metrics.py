@@ -127,7 +127,11 @@ class LedgerCollector(Collector):
         """Yield everything that the ledger knows."""
         name, text = "firstseen_ledger_up", "Whether the ledger answered."
         try:
-            known = self._figures()
+            # Under the lock: of scrapes that meet, one reads and the others get what it read.
+            with self._lock:
+                if self._kept is None or time.monotonic() - self._kept[0] > CACHE_SECONDS:
+                    self._kept = time.monotonic(), figures(self._store)
+                known = self._kept[1]
         except LedgerError:
             yield GaugeMetricFamily(name, text, value=0)
             return
@@ -151,13 +155,6 @@ class LedgerCollector(Collector):
         yield parked
         for name, (text, read) in GAUGES.items():
             yield GaugeMetricFamily(name, text, value=read(known))
-
-    def _figures(self) -> LedgerFigures:
-        # Under the lock: of scrapes that meet, one reads and the others get what it read.
-        with self._lock:
-            if self._kept is None or time.monotonic() - self._kept[0] > CACHE_SECONDS:
-                self._kept = time.monotonic(), figures(self._store)
-            return self._kept[1]
 
 
 def metrics_views(store: Store, token: str, instruments: Instruments) -> Blueprint:

@@ -2,6 +2,8 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,14 @@ from tests.services.listener import Listener
 from tests.services.postgres import Postgres
 from tests.services.rabbitmq import MISSING, RabbitMQ, programs
 from tests.services.sandbox import Sandbox
+from tests.services.site import Site
 from tests.services.valkey import Valkey
 
 Deploy = Callable[..., Deployment]
+ON_EVERY_BROKER = pytest.mark.parametrize("site", ["sqlite", "postgres", "rabbitmq"], indirect=True)
+"""SQLite and PostgreSQL with Valkey, and PostgreSQL with RabbitMQ."""
+ON_SQLITE = pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+ON_POSTGRES = pytest.mark.parametrize("site", ["postgres"], indirect=True)
 READY = "ready."
 """What Celery's worker logs when it takes messages."""
 
@@ -43,6 +50,16 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """One PostgreSQL for the whole run; do not stop or freeze it: start your own for that."""
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """Give the test a PostgreSQL of its own, to stop, freeze and kill."""
     server = Postgres()
     try:
         yield server.start()
@@ -116,10 +133,42 @@ def deploy(tmp_path: Path) -> Iterator[Deploy]:
         deployment.stop()
 
 
+@pytest.fixture(scope="session")
+def sites(
+    databases: Databases, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], Site]]:
+    """Give the site of a kind: it takes seconds to start, and serves the whole run."""
+    with ExitStack() as cleanup:
+
+        @cache
+        def site(kind: str) -> Site:
+            if kind == "rabbitmq":
+                broker = request.getfixturevalue("rabbitmq")
+                url = broker.take_vhost()
+            else:
+                broker = Valkey().start()
+                cleanup.callback(broker.stop)
+                url = broker.url
+            database = databases.migrated("sqlite" if kind == "sqlite" else "postgres")
+            made = Site(tmp_path_factory.mktemp(f"site-{kind}"), database, broker, url)
+            cleanup.callback(made.stop)
+            return made
+
+        yield site
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def site(request: pytest.FixtureRequest, sites: Callable[[str], Site]) -> Iterator[Site]:
+    """Give a running web process, an empty ledger and an empty broker, by default on Valkey."""
+    found = sites(request.param)
+    yield found
+    found.tidy()
+
+
 @pytest.fixture
-def deployment(migrated_url: str, valkey: Valkey, deploy: Deploy) -> Deployment:
-    """Deploy, not yet started, on {SQLite, PostgreSQL} and the test's own `valkey`."""
-    return deploy(migrated_url, valkey.url)
+def deployment(site: Site, deploy: Deploy) -> Deployment:
+    """Deploy on {SQLite, PostgreSQL} with the web process and the broker of `site`; no worker runs yet."""
+    return site.lend(deploy)
 
 
 @pytest.fixture
@@ -152,9 +201,9 @@ def celery_backend_cluster() -> None:
 
 
 @pytest.fixture
-def celery_worker(deployment: Deployment, celery_setup_app: Any) -> CeleryTestWorker:
-    """Give pytest-celery the Procfile's worker, ready, on SQLite and on PostgreSQL."""
-    container = WorkerContainer(lambda: deployment.start_worker()[0], READY)
+def celery_worker(postgres_deployment: Deployment, celery_setup_app: Any) -> CeleryTestWorker:
+    """Give pytest-celery the Procfile's worker, ready."""
+    container = WorkerContainer(lambda: postgres_deployment.start_worker()[0], READY)
     container.ready()
     return CeleryTestWorker(container, celery_setup_app)
 

@@ -69,7 +69,7 @@ class SlackWebhook:
 
 
 class Notifier:
-    """Posts the ledger's alert. Any number of workers may: the database gives each item to one."""
+    """Posts the ledger's alerts. Any number of workers may: the database gives each item to one."""
 
     def __init__(self, store: Store, webhook: SlackWebhook, backlog: timedelta) -> None:
         self._store, self._webhook, self._backlog = store, webhook, backlog
@@ -113,10 +113,8 @@ def sentence(alert: DueAlert) -> str:
                 " Was a secret rotated at the provider? `firstseen stats` has the reasons."
             )
         case Topic.DEAD | Topic.PARKED:
-            verb, more = (
-                "is" if count == 1 else "are",
-                "" if count == alert.total else " since the last alert",
-            )
+            verb = "is" if count == 1 else "are"
+            more = "" if count == alert.total else " since the last alert"
             text = (
                 f"{events} of {source}, type {event_type}, {verb} {state}{more}."
                 f" `firstseen events --source {source} --state {state}` lists them."

@@ -1,25 +1,39 @@
-"""Totals that only grow: bumped in the transaction that does what they count, read in one small query."""
+"""What the ledger counts: totals that only grow, and the minutes that charts and alerts read.
+
+`bump` adds to them in the transaction that does what is counted, so that counts stand or fall with it.
+`totals` reads what never goes away; charts and alerts read minutes, and `forget_minutes` deletes old ones. An
+event's own count of duplicates, and the latest twenty of them, stand beside the event.
+"""
 
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Insert, delete, func, literal, select
+from sqlalchemy import Boolean, Connection, Insert, bindparam, case, delete, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import UTCDateTime
 
-from receiver.ledger.store import Store
-from receiver.ledger.tables import DUPLICATE_MINUTE, REJECTION, SAMPLE, TALLY
+from receiver.ledger.store import MOMENT, Store
+from receiver.ledger.tables import COUNTER, SAMPLE
 from receiver.ledger.text import clipped, uuid7
 
 SLOTS = 16
-"""Rows of one total on PostgreSQL, one for each of so many threads: on a single row, all deliveries of a
+"""Rows of one counter on PostgreSQL, one for each of so many threads: on a single row, all deliveries of a
 source would wait for each other's commits."""
+
+ALL_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""The `minute` of a total: a key's columns cannot be null."""
+
+SAMPLES_KEPT = 100
+"""Rejections of each source: enough to see who knocks, too few to fill a disk with."""
+
+REASON_MAX = 64
+"""Characters of a rejection's reason."""
 
 
 class CounterKind(StrEnum):
@@ -41,6 +55,16 @@ class CounterKind(StrEnum):
     """Events that were parked, by source and type."""
 
 
+FIRST_SEEN = "first seen"
+"""The verdict that is not counted by the minute: event ids begin with their time, so charts count those."""
+
+MINUTES_KEPT: Final = {CounterKind.DELIVERY: timedelta(days=2), CounterKind.REJECTION: timedelta(days=30)}
+"""Kinds that are also counted by the minute, and for how long those minutes stay; charts span a day."""
+
+Counts = Mapping[tuple[CounterKind, str, str], int]
+"""By kind and two names."""
+
+
 @dataclass(frozen=True)
 class Total:
     """How often something happened since this ledger counts."""
@@ -51,37 +75,64 @@ class Total:
     count: int
 
 
-Counts = Mapping[tuple[CounterKind, str, str], int]
-
-
 def bump(store: Store, connection: Connection, counts: Counts) -> None:
-    """Add to totals, in the caller's transaction and last in it: others may wait for the rows."""
-    rows = [
-        {
-            "kind": kind,
-            "name": clipped(name),
-            "what": clipped(what),
-            "slot": slot_of(store),
-            "count": counts[key],
-        }
-        for key in sorted(counts)
-        for kind, name, what in [key]
-        if counts[key]
-    ]
-    if not rows:
-        return
-    # In one order everywhere, so that two transactions that share a slot cannot deadlock.
-    connection.execute(_ADD_SQLITE if store.sqlite else _ADD_POSTGRES, rows)
+    """Add to counters, in the caller's transaction and last in it: others may wait for the rows."""
+    now = store.moment()
+    if store.sqlite:
+        now = {"under_way": now["now"].replace(second=0, microsecond=0)}
+    rows: list[dict[str, Any]] = []
+    # One order everywhere, or two transactions that share a slot would deadlock.
+    for kind, name, what in sorted(counts):
+        if count := counts[kind, name, what]:
+            row = {"kind": kind, "name": clipped(name), "what": clipped(what), "slot": slot_of(store)}
+            row |= {"count": count, "total": True} | now
+            rows.append(row)
+            if kind in MINUTES_KEPT and what != FIRST_SEEN:
+                rows.append(row | {"total": False})
+    if rows:
+        connection.execute(_ADD_SQLITE if store.sqlite else _ADD_POSTGRES, rows)
 
 
-def _add(insert: Any) -> Insert:
-    """Return the statement, built once: it stands in every delivery's transaction."""
-    more = {"count": TALLY.c.count + insert.excluded["count"]}
-    statement: Insert = insert.on_conflict_do_update(index_elements=list(TALLY.primary_key), set_=more)
+def _add(insert: Any, minute: Any) -> Insert:
+    """Build the upsert of one counter, once: it stands in nearly every transaction."""
+    names = ("kind", "name", "what", "slot", "count")
+    row: dict[str, Any] = {name: bindparam(name, type_=COUNTER.c[name].type) for name in names}
+    total = bindparam("total", type_=Boolean()), literal(ALL_TIME, UTCDateTime())
+    row["minute"] = case(total, else_=minute)
+    more = {"count": COUNTER.c.count + insert.excluded["count"]}
+    keys = list(COUNTER.primary_key)
+    statement: Insert = insert.values(**row).on_conflict_do_update(index_elements=keys, set_=more)
     return statement
 
 
-_ADD_SQLITE, _ADD_POSTGRES = _add(sqlite.insert(TALLY)), _add(postgresql.insert(TALLY))
+_UNDER_WAY = func.date_trunc("minute", MOMENT, "UTC", type_=UTCDateTime())
+_ADD_POSTGRES = _add(postgresql.insert(COUNTER), _UNDER_WAY)
+_ADD_SQLITE = _add(sqlite.insert(COUNTER), bindparam("under_way", type_=UTCDateTime()))
+
+
+def slot_of(store: Store) -> int:
+    """Return which of a counter's rows this thread adds to."""
+    return 0 if store.sqlite else hash((os.getpid(), threading.get_ident())) % SLOTS
+
+
+def totals(connection: Connection, *kinds: CounterKind) -> list[Total]:
+    """Return every total, or those of some kinds."""
+    names = COUNTER.c.kind, COUNTER.c.name, COUNTER.c.what
+    chosen = select(*names, func.sum(COUNTER.c.count)).group_by(*names).order_by(*names)
+    chosen = chosen.where(COUNTER.c.kind.in_(kinds or CounterKind), COUNTER.c.minute == ALL_TIME)
+    return [
+        Total(CounterKind(kind), name, what, int(count))
+        for kind, name, what, count in connection.execute(chosen)
+    ]
+
+
+def forget_minutes(store: Store, connection: Connection) -> dict[CounterKind, int]:
+    """Delete minutes that are older than they are kept; return how many rows of each kind."""
+    forgotten = {}
+    for kind, kept in MINUTES_KEPT.items():
+        old = (COUNTER.c.kind == kind, COUNTER.c.minute > ALL_TIME, COUNTER.c.minute < store.after(-kept))
+        forgotten[kind] = connection.execute(delete(COUNTER).where(*old)).rowcount
+    return forgotten
 
 
 def count_sweep(store: Store, done: Mapping[str, int]) -> None:
@@ -94,64 +145,6 @@ def count_sweep(store: Store, done: Mapping[str, int]) -> None:
             bump(store, connection, counts)
 
 
-def totals(connection: Connection, *kinds: CounterKind) -> list[Total]:
-    """Return every total, or those of some kinds."""
-    names = TALLY.c.kind, TALLY.c.name, TALLY.c.what
-    chosen = select(*names, func.sum(TALLY.c.count)).group_by(*names).order_by(*names)
-    if kinds:
-        chosen = chosen.where(TALLY.c.kind.in_(kinds))
-    return [
-        Total(CounterKind(kind), name, what, int(count))
-        for kind, name, what, count in connection.execute(chosen)
-    ]
-
-
-def slot_of(store: Store) -> int:
-    """Return which of a total's rows this thread adds to."""
-    return 0 if store.sqlite else hash((os.getpid(), threading.get_ident())) % SLOTS
-
-
-# How much happens in each minute: accepted, duplicates and done. It reads the window's rows alone.
-
-
-KEPT = timedelta(days=2)
-"""How long minutes of duplicates are kept: twice what is drawn."""
-
-
-@dataclass(frozen=True)
-class Again:
-    """One duplicate of a source; the ledger sets the time when it is counted."""
-
-    source: str
-
-
-def count_duplicates(store: Store, batch: Sequence[Again]) -> None:
-    """Count a batch of duplicates in the present minute, in one transaction; LedgerUnavailable: none stands.
-
-    The event's own count is exact and part of the answer. This one is for the chart, off the answer's path:
-    one row for all duplicates of a minute would make deliveries wait for each other.
-    """
-    counted = Counter(again.source for again in batch)
-    insert = (sqlite if store.sqlite else postgresql).insert(DUPLICATE_MINUTE)
-    more = {"count": DUPLICATE_MINUTE.c.count + insert.excluded["count"]}
-    with store.write() as connection:
-        minute = connection.execute(select(store.now())).scalar_one().replace(second=0, microsecond=0)
-        # In one order everywhere: two processes that count the same sources must not deadlock.
-        rows = [{"minute": minute, "source": name, "count": counted[name]} for name in sorted(counted)]
-        added = insert.on_conflict_do_update(index_elements=["minute", "source"], set_=more)
-        connection.execute(added, rows)
-        connection.execute(delete(DUPLICATE_MINUTE).where(DUPLICATE_MINUTE.c.minute < minute - KEPT))
-
-
-# What was refused at the door: counts by source, reason and minute, and the last 100 without bodies.
-
-
-SAMPLES_KEPT = 100
-"""Of each source: enough to see who knocks, too few to fill a disk with."""
-
-REASON_MAX = 64
-
-
 @dataclass(frozen=True)
 class Rejected:
     """One delivery that was refused; the ledger sets the time when it is recorded."""
@@ -162,52 +155,28 @@ class Rejected:
 
 
 def record_rejections(store: Store, batch: Sequence[Rejected]) -> None:
-    """Count a batch and remember its samples, in one transaction; LedgerUnavailable: none stands."""
+    """Count a batch of rejections and keep the latest as samples, in one transaction.
+
+    Counted asynchronously, after the response. Raises LedgerUnavailable: then none is counted.
+    """
     if not batch:
         return
-    with store.write() as connection:
-        _count(store, connection, batch)
-        _remember(store, connection, batch)
-        told = ((CounterKind.REJECTION, refused.source, refused.reason[:REASON_MAX]) for refused in batch)
-        bump(store, connection, Counter(told))
-
-
-def _count(store: Store, connection: Connection, batch: Iterable[Rejected]) -> None:
-    counted = Counter((refused.source, refused.reason[:REASON_MAX]) for refused in batch)
-    # In one order everywhere: two processes that count the same reasons must not deadlock.
-    rows = [{"source": key[0], "reason": key[1], "count": counted[key]} for key in sorted(counted)]
-    insert = (sqlite if store.sqlite else postgresql).insert(REJECTION)
-    connection.execute(
-        insert.values(minute=_minute(store)).on_conflict_do_update(
-            index_elements=["source", "reason", "minute"],
-            set_={"count": REJECTION.c.count + insert.excluded["count"]},
-        ),
-        rows,
-    )
-
-
-def _remember(store: Store, connection: Connection, batch: Sequence[Rejected]) -> None:
-    latest = batch[-SAMPLES_KEPT * len({refused.source for refused in batch}) :]
-    rows = [
+    counts = Counter((CounterKind.REJECTION, item.source, item.reason[:REASON_MAX]) for item in batch)
+    sources = sorted({item.source for item in batch})
+    samples = [
         {
             "id": uuid7(),
-            "source": refused.source,
-            "reason": refused.reason[:REASON_MAX],
-            "address": clipped(refused.address),
+            "source": item.source,
+            "reason": item.reason[:REASON_MAX],
+            "address": clipped(item.address),
         }
-        for refused in latest
+        for item in batch[-SAMPLES_KEPT * len(sources) :]
     ]
-    connection.execute(SAMPLE.insert().values(at=store.now()), rows)
-    for source in sorted({refused.source for refused in batch}):
-        mine = SAMPLE.c.source == source
-        newest = select(SAMPLE.c.id).where(mine).order_by(SAMPLE.c.id.desc())
-        oldest_kept = newest.offset(SAMPLES_KEPT - 1).limit(1).scalar_subquery()
-        connection.execute(delete(SAMPLE).where(mine, SAMPLE.c.id < oldest_kept))
-
-
-def _minute(store: Store) -> ColumnElement[datetime]:
-    if store.sqlite:
-        now = datetime.now(UTC) + store.shift
-        return literal(now.replace(second=0, microsecond=0), UTCDateTime())
-    minute: ColumnElement[datetime] = func.date_trunc("minute", store.now(), "UTC", type_=UTCDateTime())
-    return minute
+    with store.write() as connection:
+        connection.execute(SAMPLE.insert().values(at=store.now()), samples)
+        for source in sources:
+            mine = SAMPLE.c.source == source
+            newest = select(SAMPLE.c.id).where(mine).order_by(SAMPLE.c.id.desc())
+            oldest_kept = newest.offset(SAMPLES_KEPT - 1).limit(1).scalar_subquery()
+            connection.execute(delete(SAMPLE).where(mine, SAMPLE.c.id < oldest_kept))
+        bump(store, connection, counts)

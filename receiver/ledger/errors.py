@@ -1,4 +1,4 @@
-"""What the ledger can raise; the docstring is the message, the edges map them to a status or an exit code."""
+"""What the ledger raises. A docstring is the message; the edges map the class to a status or an exit code."""
 
 
 class LedgerError(Exception):
@@ -17,30 +17,21 @@ class SchemaBehind(LedgerError):
     """The database's schema is older than this release; run `firstseen migrate`."""
 
 
-class UnknownEvent(LedgerError):
-    """No such event is in the ledger."""
-
-
 class NotAllowed(LedgerError):
     """The event's present state does not allow this."""
 
 
-# What a person says of a call that nobody else can decide about.
+class UnknownEvent(LedgerError):
+    """No such event is in the ledger."""
 
 
 class UnknownCall(LedgerError):
     """No such call is in the ledger."""
 
 
-# Reading the ledger: which events there are. The command line, /v1 and the dashboard all ask here.
+class UnknownReplay(LedgerError):
+    """No such bulk run is in the ledger."""
 
 
 class BadCursor(LedgerError):
     """This cursor was not made here: leave it out to start from the newest."""
-
-
-# Bulk runs: the list of (event, generation) is written first, and guards each step, done at most once.
-
-
-class UnknownReplay(LedgerError):
-    """No such bulk run is in the ledger."""

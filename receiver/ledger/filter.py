@@ -1,19 +1,23 @@
-"""Reading the journal: which calls there are. The command line, /v1 and the dashboard all ask here."""
+"""Which events, and which calls: the one parsed form of what the command line, /v1 and the pages ask for."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, false, func, select
+from sqlalchemy import ColumnElement, Select, false, func, select
 
 from receiver.ledger.states import CallState, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from receiver.ledger.text import plain, rfc3339, storable, uuid7
 
-# Reading the journal: which calls there are. The command line, /v1 and the dashboard all ask here.
+CLOCK_SLACK = timedelta(hours=1)
+"""How far the clock of a web host, which makes the ids, may be off the database's, which sets the times."""
+
+ID_TIME_MAX = (1 << 48) - 1
+"""Milliseconds: the latest time that an id can begin with."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,6 @@ class CallFilter:
     source: str | None = None
     event_id: str | None = None
     event: UUID | None = None
-
-
-# Reading the ledger: which events there are. The command line, /v1 and the dashboard all ask here.
-
-
-CLOCK_SLACK = timedelta(hours=1)
-"""How far a web host's clock, which makes the ids, may be off the database's, which says when."""
-
-ID_TIME_MAX = (1 << 48) - 1
-"""Milliseconds: the latest time that an id can begin with."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +44,19 @@ class EventFilter:
 
     def as_json(self) -> dict[str, Any]:
         """Return the parts that are given, times as text."""
-        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            name: rfc3339(part) if isinstance(part, datetime) else part
-            for name, part in parts.items()
-            if part is not None
-        }
+        given = {name: part for name, part in asdict(self).items() if part is not None}
+        return {name: rfc3339(part) if isinstance(part, datetime) else part for name, part in given.items()}
 
 
 def conditions(store: Store, which: EventFilter) -> Iterable[ColumnElement[bool]]:
-    """Yield what a filter asks of the table of events."""
+    """Yield a filter's conditions on the table of events."""
     for name in ("source", "type", "state"):
         if (wanted := getattr(which, name)) is not None:
             yield EVENT.c[name] == wanted if plain(wanted) == wanted else false()
     if which.event_id is not None:
         yield EVENT.c.event_id == storable(which.event_id)
         if which.source is None:
+            # The index on (source, event_id) is searched once for each source.
             yield EVENT.c.source.in_(sources())
     # Ids begin with their time, so a span of ids bounds what has to be read for a span of time.
     if which.since is not None:
@@ -76,7 +67,7 @@ def conditions(store: Store, which: EventFilter) -> Iterable[ColumnElement[bool]
         yield EVENT.c.id < _first_id(which.until, CLOCK_SLACK - min(store.shift, timedelta(0)))
 
 
-def sources() -> Any:
+def sources() -> Select[Any]:
     """Return a query for the sources that have events; it looks into the index once for each."""
     hop = select(func.min(EVENT.c.source).label("source")).cte("sources", recursive=True)
     following = select(func.min(EVENT.c.source)).where(EVENT.c.source > hop.c.source).scalar_subquery()

@@ -1,47 +1,23 @@
-"""Idempotency keys in the ledger's database: one row a key, a lease with a fencing token while it runs."""
+"""Idempotency keys in the ledger's database: one row a key, a lease with a fencing token while it runs.
+
+`open_key` claims a key or says why not. `finish_key` stores the answer and `drop_key` forgets the key, each
+in the transaction of the request's own work. `prune_keys` deletes what is past its life.
+"""
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Index, Row, Text, and_, delete, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import Field, SQLModel
+from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 
 from receiver.ledger.store import Store
-from receiver.ledger.tables import table
+from receiver.ledger.tables import KEY, insert_for
 from receiver.ledger.text import uuid7
 
 PRUNE_BATCH = 1000
-
-
-class IdempotencyKey(SQLModel, table=True):
-    """One key within its scope. `variant` is the fingerprint where another body is another request."""
-
-    __tablename__ = "idempotency_key"
-    __table_args__ = (
-        Index("idempotency_key_once", "policy", "scope", "key", "variant", unique=True),
-        Index("idempotency_key_life", "expires_at"),
-    )
-
-    id: UUID = Field(primary_key=True)
-    policy: str = Field(max_length=64)
-    scope: str = Field(max_length=64)
-    key: str = Field(sa_type=Text)
-    variant: str = Field(max_length=64)
-    fingerprint: str = Field(max_length=64)
-    token: int = 1
-    lease_until: datetime | None = None
-    first_at: datetime
-    expires_at: datetime
-    status: int | None = None
-    headers: str | None = Field(default=None, sa_type=Text)
-    body: bytes | None = None
-
-
-KEY = table(IdempotencyKey)
+"""Rows of one deleting transaction: on SQLite, nobody else writes meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +34,7 @@ class Slot:
 
     @property
     def variant(self) -> str:
-        """Return what the key's uniqueness includes beyond policy, scope and key."""
+        """What the key's uniqueness includes beyond policy, scope and key."""
         return self.fingerprint if self.separate else ""
 
 
@@ -93,11 +69,7 @@ Opened = Held | Running | Mismatch | StoredAnswer
 
 
 def open_key(store: Store, slot: Slot, *, lease: timedelta) -> Opened:
-    """Claim a key, or say why not: the INSERT decides who runs. Raises LedgerUnavailable.
-
-    A look goes first, at what nobody can change by running: answers in their life and live leases. It takes
-    no lock, so on SQLite, too, a duplicate learns about a running request without waiting for its end.
-    """
+    """Claim a key, or say why not: the INSERT decides which request runs. Raises LedgerUnavailable."""
     while True:
         opened = _look(store, slot) or _claim(store, slot, lease)
         if opened:
@@ -105,124 +77,94 @@ def open_key(store: Store, slot: Slot, *, lease: timedelta) -> Opened:
 
 
 def finish_key(connection: Connection, held: Held, answer: StoredAnswer) -> bool:
-    """Store the answer in the caller's transaction; False when someone else holds the key: roll back."""
+    """Store the answer in the caller's transaction; False when another request holds the key: roll back."""
     change = {
         "status": answer.status,
         "headers": json.dumps(answer.headers),
         "body": answer.body,
         "lease_until": None,
     }
-    return bool(connection.execute(update(KEY).where(*_mine(held)).values(**change)).rowcount)
+    return bool(connection.execute(update(KEY).where(_is_held(held)).values(**change)).rowcount)
 
 
 def drop_key(connection: Connection, held: Held) -> bool:
     """Forget a key whose answer is not stored, so that the next request runs; False when it was taken."""
-    return bool(connection.execute(delete(KEY).where(*_mine(held))).rowcount)
+    return bool(connection.execute(delete(KEY).where(_is_held(held))).rowcount)
 
 
 def prune_keys(store: Store) -> int:
-    """Delete the keys whose life is over and that nobody runs, 1,000 a transaction; returns how many."""
+    """Delete the keys whose life is over and that no request runs; return how many."""
+    over = select(KEY.c.id).where(_is_over(store)).limit(PRUNE_BATCH).with_for_update(skip_locked=True)
     total = 0
     while True:
-        pruned = _prune_batch(store)
+        with store.write() as connection:
+            pruned = connection.execute(delete(KEY).where(KEY.c.id.in_(over))).rowcount
         total += pruned
         if pruned < PRUNE_BATCH:
             return total
 
 
-def _prune_batch(store: Store) -> int:
-    over = and_(KEY.c.expires_at <= store.now(), _unheld(store))
-    chosen = select(KEY.c.id).where(over).limit(PRUNE_BATCH).with_for_update(skip_locked=True)
-    with store.write() as connection:
-        return connection.execute(delete(KEY).where(KEY.c.id.in_(chosen))).rowcount
-
-
 def _look(store: Store, slot: Slot) -> Opened | None:
+    """Return what no request can change by running: an answer in its life, or a live lease."""
+    # Without a lock: on SQLite, too, a duplicate need not wait for the end of the request that runs.
     alive = (KEY.c.expires_at > store.now()).label("alive")
     leased = (KEY.c.lease_until > store.now()).label("leased")
     with store.read() as connection:
-        row = connection.execute(select(KEY, alive, leased).where(*_same(slot))).first()
-    settled = row is not None and (row.leased or (row.alive and row.status is not None))
-    return _describe(row, slot) if row is not None and settled else None
+        row = connection.execute(select(KEY, alive, leased).where(_is_same(slot))).first()
+    if row is None or not (row.leased or (row.alive and row.status is not None)):
+        return None
+    return _describe(row, slot)
 
 
 def _claim(store: Store, slot: Slot, lease: timedelta) -> Opened | None:
     """Insert the key or take it over; None when the row that was in the way is gone: try again."""
+    names = {"policy": slot.policy, "scope": slot.scope, "key": slot.key, "variant": slot.variant}
     with store.write() as connection:
-        held = _insert(store, connection, slot, lease)
-        if held:
-            return held
-        row = connection.execute(select(KEY).where(*_same(slot)).with_for_update()).first()
+        fresh = {
+            "fingerprint": slot.fingerprint,
+            "lease_until": store.after(lease),
+            "first_at": store.now(),
+            "expires_at": store.after(slot.life),
+            "status": None,
+            "headers": None,
+            "body": None,
+        }
+        insert = insert_for(store, KEY).values(id=uuid7(), token=1, **names, **fresh)
+        made = connection.execute(insert.on_conflict_do_nothing().returning(KEY.c.id)).first()
+        if made:
+            return Held(made.id, 1)
+        row = connection.execute(select(KEY).where(_is_same(slot)).with_for_update()).first()
         if row is None:
             return None
-        return _take_over(store, connection, row, slot, lease) or _describe(row, slot)
+        # Its life is over, or the request that held it died: then only the same request may run again.
+        deserted = and_(KEY.c.lease_until <= store.now(), KEY.c.fingerprint == slot.fingerprint)
+        free = (KEY.c.id == row.id, KEY.c.token == row.token, or_(_is_over(store), deserted))
+        change = update(KEY).where(*free).values(token=KEY.c.token + 1, **fresh).returning(KEY.c.token)
+        taken = connection.execute(change).first()
+        return Held(row.id, taken.token) if taken else _describe(row, slot)
 
 
-def _insert(store: Store, connection: Connection, slot: Slot, lease: timedelta) -> Held | None:
-    values = {
-        "id": uuid7(),
-        "policy": slot.policy,
-        "scope": slot.scope,
-        "key": slot.key,
-        "variant": slot.variant,
-        "token": 1,
-        **_fresh(store, slot, lease),
-    }
-    insert = (sqlite if store.sqlite else postgresql).insert(KEY).values(**values)
-    row = connection.execute(insert.on_conflict_do_nothing().returning(KEY.c.id)).first()
-    return Held(row.id, 1) if row else None
-
-
-def _fresh(store: Store, slot: Slot, lease: timedelta) -> dict[str, Any]:
-    return {
-        "fingerprint": slot.fingerprint,
-        "lease_until": store.after(lease),
-        "first_at": store.now(),
-        "expires_at": store.after(slot.life),
-        "status": None,
-        "headers": None,
-        "body": None,
-    }
-
-
-def _take_over(
-    store: Store, connection: Connection, row: Row[Any], slot: Slot, lease: timedelta
-) -> Held | None:
-    """Run a key again whose life is over, or whose holder died: the same request only, in that case."""
-    expired = and_(KEY.c.expires_at <= store.now(), _unheld(store))
-    deserted = and_(KEY.c.lease_until <= store.now(), KEY.c.fingerprint == slot.fingerprint)
-    statement = (
-        update(KEY)
-        .where(KEY.c.id == row.id, KEY.c.token == row.token, or_(expired, deserted))
-        .values(token=KEY.c.token + 1, **_fresh(store, slot, lease))
-        .returning(KEY.c.token)
-    )
-    taken = connection.execute(statement).first()
-    return Held(row.id, taken.token) if taken else None
-
-
-def _describe(row: Row[Any], slot: Slot) -> Opened:
+def _describe(row: Any, slot: Slot) -> Opened:
     if row.fingerprint != slot.fingerprint:
         return Mismatch()
     if row.status is None:
         return Running()
-    headers: list[tuple[str, str]] = json.loads(row.headers)
-    return StoredAnswer(row.status, tuple((name, value) for name, value in headers), row.body)
+    return StoredAnswer(row.status, tuple((name, value) for name, value in json.loads(row.headers)), row.body)
 
 
-def _unheld(store: Store) -> Any:
-    return or_(KEY.c.lease_until.is_(None), KEY.c.lease_until <= store.now())
+def _is_same(slot: Slot) -> ColumnElement[bool]:
+    return and_(
+        KEY.c.policy == slot.policy,
+        KEY.c.scope == slot.scope,
+        KEY.c.key == slot.key,
+        KEY.c.variant == slot.variant,
+    )
 
 
-def _same(slot: Slot) -> tuple[Any, ...]:
-    parts = {
-        "policy": slot.policy,
-        "scope": slot.scope,
-        "key": slot.key,
-        "variant": slot.variant,
-    }
-    return tuple(KEY.c[name] == value for name, value in parts.items())
+def _is_held(held: Held) -> ColumnElement[bool]:
+    return and_(KEY.c.id == held.id, KEY.c.token == held.token, KEY.c.status.is_(None))
 
 
-def _mine(held: Held) -> tuple[Any, ...]:
-    return KEY.c.id == held.id, KEY.c.token == held.token, KEY.c.status.is_(None)
+def _is_over(store: Store) -> ColumnElement[bool]:
+    unheld = or_(KEY.c.lease_until.is_(None), KEY.c.lease_until <= store.now())
+    return and_(KEY.c.expires_at <= store.now(), unheld)

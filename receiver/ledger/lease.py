@@ -1,4 +1,4 @@
-"""What a worker holds of an event, and how its hold can end."""
+"""What a worker holds of an event, how its hold can end, and the guard of every statement in between."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def claim_guard(held: Claim) -> tuple[ColumnElement[bool], ...]:
-    """Return the guard of every statement that a claim allows: nobody has taken the event over."""
+    """Return the guard of every statement that a claim allows: no other worker has taken the event over."""
     return EVENT.c.id == held.event, EVENT.c.state == State.PROCESSING, EVENT.c.claim == held.token
 
 

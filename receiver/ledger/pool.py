@@ -1,4 +1,4 @@
-"""Pooled connections: which are asked whether they still live, and how the driver's own is lent out."""
+"""Pooled connections: who gets one, whether it still lives, and how the driver's own is lent out."""
 
 import logging
 import threading
@@ -17,99 +17,15 @@ from receiver.ledger.errors import LedgerUnavailable
 log = logging.getLogger(__name__)
 
 REST = 1.0
-"""Seconds of rest after which a lent connection is asked first: each time would be a round trip more."""
+"""Seconds of rest after which a lent connection is pinged first: each time would be a round trip more."""
 
 _lending = threading.local()
 
 
-def ask_first(engine: Engine) -> None:
-    """Let connections be asked whether they live before they are used, lent ones only after a rest."""
-
-    def made(_connection: Any, record: Any) -> None:
-        record.info["new"] = True
-
-    def used(_connection: Any, record: Any) -> None:
-        record.info["used"] = time.monotonic()
-
-    def ask(connection: Any, record: Any, _proxy: Any) -> None:
-        if record.info.pop("new", False):
-            return
-        awake = time.monotonic() - record.info["used"] < REST
-        if not (awake and getattr(_lending, "now", False)) and not _lives(engine, connection):
-            # The pool takes another one, or makes it.
-            raise exc.DisconnectionError
-
-    event.listen(engine, "connect", made)
-    event.listen(engine, "checkin", used)
-    event.listen(engine, "checkout", ask)
-
-
-def _lives(engine: Engine, connection: Any) -> bool:
-    try:
-        return engine.dialect.do_ping(connection)
-    except engine.dialect.loaded_dbapi.Error:
-        return False
-
-
-@contextmanager
-def lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
-    """Lend a connection in the driver's autocommit mode: whoever sends a transaction begins and ends it.
-
-    Raises LedgerUnavailable when there is no connection, or none in time; the driver's own error for anything
-    else that fails. A connection that broke is thrown away.
-    """
-    driver = engine.dialect.loaded_dbapi
-    pooled = _take(engine)
-    connection: Any = pooled.driver_connection
-    try:
-        if not _is_sqlite(engine):
-            connection.autocommit = True
-        yield pooled
-    except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
-        if engine.dialect.is_disconnect(error, connection, None):
-            pooled.invalidate(error)
-            raise
-        log.warning("The ledger does not answer: %s", type(error).__name__)
-        raise LedgerUnavailable from error
-    finally:
-        if pooled.is_valid:
-            _give_back(engine, pooled)
-
-
-def _take(engine: Engine) -> PoolProxiedConnection:
-    _lending.now = True
-    try:
-        return engine.raw_connection()
-    except (exc.TimeoutError, exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
-        log.warning("The ledger does not answer: %s", type(error).__name__)
-        raise LedgerUnavailable from error
-    finally:
-        _lending.now = False
-
-
-def _give_back(engine: Engine, pooled: PoolProxiedConnection) -> None:
-    connection: Any = pooled.driver_connection
-    try:
-        if not _is_sqlite(engine):
-            # What failed half-way is undone first: the mode of a connection in a transaction cannot be set.
-            connection.rollback()
-            connection.autocommit = False
-    except engine.dialect.loaded_dbapi.Error as error:
-        pooled.invalidate(error)
-    pooled.close()
-
-
-def _is_sqlite(engine: Engine) -> bool:
-    return engine.dialect.name == "sqlite"
-
-
-# A queue for threads before something scarce: who came first goes first.
-
-
 class FifoSemaphore:
-    """Lets at most `width` threads in at once.
+    """FIFO semaphore: lets at most `width` threads in at once, in the order in which they came.
 
-    Measured: SQLAlchemy's pool gives a freed connection to whoever asks next, and that is mostly the thread
+    Measured: SQLAlchemy's pool gives a freed connection to the next thread that asks, which is mostly the one
     that has just given it back; with 24 threads on three connections others waited until all load was over.
     """
 
@@ -126,7 +42,11 @@ class FifoSemaphore:
         try:
             yield
         finally:
-            self._leave()
+            with self._lock:
+                if self._waiting:
+                    self._waiting.popleft().release()
+                else:
+                    self._free += 1
 
     def _enter(self, patience: float) -> bool:
         with self._lock:
@@ -142,12 +62,73 @@ class FifoSemaphore:
             if mine in self._waiting:
                 self._waiting.remove(mine)
                 return False
-        # It was handed over just as the patience ended.
+        # The turn was handed over just as the patience ended.
         return True
 
-    def _leave(self) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._free += 1
+
+def ping_first(engine: Engine) -> None:
+    """Let connections be pinged before they are used, lent ones only after a rest."""
+
+    def made(_connection: Any, record: Any) -> None:
+        record.info["new"] = True
+
+    def used(_connection: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    def ping(connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info.pop("new", False):
+            return
+        rested = time.monotonic() - record.info["used"] >= REST
+        if rested or not getattr(_lending, "now", False):
+            try:
+                alive = engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error:
+                alive = False
+            if not alive:
+                # The pool takes another connection, or makes one.
+                raise exc.DisconnectionError
+
+    event.listen(engine, "connect", made)
+    event.listen(engine, "checkin", used)
+    event.listen(engine, "checkout", ping)
+
+
+@contextmanager
+def lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
+    """Lend a connection in the driver's autocommit mode: its user begins and ends transactions.
+
+    Raises LedgerUnavailable when there is no connection, or none in time; the driver's own error for anything
+    else that fails. A connection that broke is thrown away.
+    """
+    driver: Any = engine.dialect.loaded_dbapi
+    _lending.now = True
+    try:
+        pooled = engine.raw_connection()
+    except (exc.TimeoutError, exc.DBAPIError, driver.Error) as error:
+        log.warning("The ledger does not answer: %s", type(error).__name__)
+        raise LedgerUnavailable from error
+    finally:
+        _lending.now = False
+    connection: Any = pooled.driver_connection
+    # SQLite's connections are always in it.
+    autocommits = engine.dialect.name == "sqlite"
+    try:
+        if not autocommits:
+            connection.autocommit = True
+        yield pooled
+    except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
+        if engine.dialect.is_disconnect(error, connection, None):
+            pooled.invalidate(error)
+            raise
+        log.warning("The ledger does not answer: %s", type(error).__name__)
+        raise LedgerUnavailable from error
+    finally:
+        if pooled.is_valid:
+            try:
+                if not autocommits:
+                    # A transaction that failed half-way is undone first: the mode cannot be set inside of it.
+                    connection.rollback()
+                    connection.autocommit = False
+            except driver.Error as error:
+                pooled.invalidate(error)
+            pooled.close()

@@ -12,18 +12,21 @@ from receiver.ledger.errors import SchemaBehind
 from receiver.ledger.store import Store
 
 MIGRATIONS = Path(__file__).with_name("migrations")
+
 LOCK = 0x46697273747365656E & (1 << 63) - 1
 """An advisory lock's number: two releases that migrate at once take turns."""
 
 
 def migrate(store: Store, revision: str = "head") -> str:
     """Bring the schema to a revision (the newest by default) and return where it stands."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     with store.write() as connection:
+        config.attributes["connection"] = connection
         if not store.sqlite:
             # Migrations wait for each other, and for tables, as long as it takes.
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-        config = _config(connection)
         if revision == "base" or revision < (_found(connection) or ""):
             command.downgrade(config, revision)
         else:
@@ -54,10 +57,3 @@ def check_schema(store: Store) -> None:
 
 def _found(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
-
-
-def _config(connection: Connection) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    return config

@@ -1,4 +1,8 @@
-"""The event's states and the one table of transitions between them; docs/states.md draws it."""
+"""The states of events and calls, and the one table of an event's transitions; docs/states.md draws it.
+
+Also what more than one room needs to decide about transitions: what an answer to a call can mean, and the
+bounds of revivals, reopenings and crash loops.
+"""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -37,37 +41,47 @@ class Move(StrEnum):
     RESOLVE = "resolve"
 
 
-_S = State
-
 FIRST: Final = (State.RECEIVED, State.PARKED)
 """States in which an event enters the ledger; parked where a person must look first."""
 
 UNFINISHED: Final = (State.RECEIVED, State.WAITING)
 """States in which an event may be claimed once it is due."""
 
+OPEN: Final = (State.RECEIVED, State.PROCESSING, State.WAITING)
+"""States that an event leaves without a person."""
+
 TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
-    # What a worker does.
-    Move.CLAIM: (UNFINISHED, _S.PROCESSING),
-    Move.FINISH: ((_S.PROCESSING,), _S.DONE),
-    Move.RETRY_LATER: ((_S.PROCESSING,), _S.WAITING),
-    # An outbound call was told to come later, or is still running there: it costs no attempt.
-    Move.CALL_LATER: ((_S.PROCESSING,), _S.WAITING),
-    Move.PARK: ((_S.PROCESSING,), _S.PARKED),
-    Move.GIVE_UP: ((_S.PROCESSING,), _S.DEAD),
-    Move.IGNORE: ((_S.PROCESSING,), _S.IGNORED),
+    # By a worker.
+    Move.CLAIM: (UNFINISHED, State.PROCESSING),
+    Move.FINISH: ((State.PROCESSING,), State.DONE),
+    Move.RETRY_LATER: ((State.PROCESSING,), State.WAITING),
+    # An API answered an outbound call with later, or still works on it: this costs no attempt.
+    Move.CALL_LATER: ((State.PROCESSING,), State.WAITING),
+    Move.PARK: ((State.PROCESSING,), State.PARKED),
+    Move.GIVE_UP: ((State.PROCESSING,), State.DEAD),
+    Move.IGNORE: ((State.PROCESSING,), State.IGNORED),
     # A release gives the attempt back; an expired lease does not, and counts as a crash: the fifth parks.
-    Move.RELEASE: ((_S.PROCESSING,), _S.WAITING),
-    Move.EXPIRE: ((_S.PROCESSING,), _S.WAITING),
-    # What a delivery or a starting worker does.
-    Move.REVIVE: ((_S.DEAD,), _S.WAITING),
-    Move.REOPEN: ((_S.IGNORED,), _S.WAITING),
-    # What a person does. A retry keeps the generation and its keys; a rerun starts the next one.
-    Move.RETRY: ((_S.WAITING, _S.PARKED, _S.DEAD, _S.IGNORED), _S.WAITING),
-    Move.RERUN: ((_S.DONE, _S.PARKED, _S.DEAD), _S.WAITING),
-    # A person said what became of the call that parked it, or a late answer did.
-    Move.RESOLVE: ((_S.PARKED,), _S.WAITING),
-    Move.DISCARD: ((_S.RECEIVED, _S.WAITING, _S.PARKED), _S.DEAD),
+    Move.RELEASE: ((State.PROCESSING,), State.WAITING),
+    Move.EXPIRE: ((State.PROCESSING,), State.WAITING),
+    # By a delivery, or by a worker that starts.
+    Move.REVIVE: ((State.DEAD,), State.WAITING),
+    Move.REOPEN: ((State.IGNORED,), State.WAITING),
+    # By a person. A retry keeps the generation and its keys; a rerun starts the next one.
+    Move.RETRY: ((State.WAITING, State.PARKED, State.DEAD, State.IGNORED), State.WAITING),
+    Move.RERUN: ((State.DONE, State.PARKED, State.DEAD), State.WAITING),
+    Move.DISCARD: ((State.RECEIVED, State.WAITING, State.PARKED), State.DEAD),
+    # A person, or a late answer, decided about the call that parked it.
+    Move.RESOLVE: ((State.PARKED,), State.WAITING),
 }
+
+CRASH_LIMIT = 5
+"""Expired leases after which an event waits for a person: something in it kills workers."""
+
+REVIVAL_PAUSE = timedelta(hours=1)
+"""A dead event is revived by a new delivery at most this often, or a provider's retries would spin it."""
+
+REOPEN_WINDOW = timedelta(hours=24)
+"""How far back a starting worker reopens ignored events that it has a handler for."""
 
 
 def leaves(move: Move) -> tuple[State, ...]:
@@ -80,9 +94,6 @@ def enters(move: Move) -> State:
     return TRANSITIONS[move][1]
 
 
-# The words of the journal: a call's states, how it is protected, and what an answer can mean.
-
-
 class CallState(StrEnum):
     """Where a call stands; docs/states.md draws it."""
 
@@ -91,9 +102,9 @@ class CallState(StrEnum):
     SUCCEEDED = "succeeded"
     """It happened, once; its stored response is returned from now on."""
     REJECTED = "rejected"
-    """It certainly did not happen: the API said no."""
+    """It certainly did not happen: the API refused it."""
     PARKED = "parked"
-    """Nobody but a person can say whether it happened, or what is to be sent."""
+    """Only a person can say whether it happened, or what is to be sent."""
     REPLACED = "replaced"
     """A successor with a key of its own takes its place at the next attempt."""
     GIVEN_UP = "given up"
@@ -125,38 +136,11 @@ class SendOutcome(StrEnum):
 
 
 COSTS_NO_ATTEMPT: Final = (SendOutcome.LATER, SendOutcome.LOCKED, None)
-"""What a call was last told when waiting for it costs no attempt; None: nothing has gone out yet."""
+"""A call's latest outcomes for which waiting costs no attempt; None: nothing has gone out yet."""
 
 ENDS_CALL: Final = {
     SendOutcome.SUCCEEDED: CallState.SUCCEEDED,
     SendOutcome.REPLAYED: CallState.SUCCEEDED,
     SendOutcome.REJECTED: CallState.REJECTED,
 }
-"""Outcomes that end a call, and where: they answer for every send of it, not for their own alone."""
-
-
-# The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome.
-
-
-CRASH_LIMIT = 5
-"""Expired leases after which an event waits for a person: something in it kills workers."""
-
-
-# What a second delivery of an event leaves behind: counts, the last 20, conflicting bodies, a revival.
-
-
-REVIVAL_PAUSE = timedelta(hours=1)
-"""A dead event is revived by a new delivery at most this often, or a provider's retries would spin it."""
-
-
-# Figures of the whole ledger, by source and by API.
-
-
-OPEN = (State.RECEIVED, State.PROCESSING, State.WAITING)
-"""States that an event leaves by itself."""
-
-
-# What the sweeper asks of the ledger: what to nudge, what nobody fetched, what to prune.
-
-
-REOPEN_WINDOW = timedelta(hours=24)
+"""Outcomes that end a call, and in which state: they answer for every send of it, not for their own alone."""

@@ -25,7 +25,7 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.pool import FifoSemaphore, ask_first, lent
+from receiver.ledger.pool import FifoSemaphore, lent, ping_first
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,15 @@ MOMENT = select(
 """PostgreSQL's own time, for statements that are built once; `Store.moment()` has its parameter."""
 
 _LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
-_COMMIT = "; SET LOCAL synchronous_commit = on"
-Statement = TypeVar("Statement")
 _UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, exc.InternalError)
+_Statement = TypeVar("_Statement")
 
 
 class Store:
-    """One process's door to the ledger. Threads share it; forks must not."""
+    """One process's door to the ledger. Threads share it; forks must not.
+
+    `shift` moves the ledger's clock, for tests.
+    """
 
     def __init__(self, url: str, *, pool: int = 5, shift: timedelta = timedelta(0)) -> None:
         self.url = make_url(url)
@@ -78,20 +80,20 @@ class Store:
         # As a subquery it is asked once a statement, and an index can be searched for it: it is volatile.
         return select(clock + literal(moved) if moved else clock).scalar_subquery()
 
-    def moment(self) -> dict[str, Any]:
-        """Return the parameters of statements that are built once and hold the time as MOMENT or `:now`."""
-        return {"now": datetime.now(UTC) + self.shift} if self.sqlite else {"shift": self.shift}
-
     @property
     def clock(self) -> ColumnElement[datetime]:
         """The ledger's time in a statement that is built once; `moment()` has its parameters."""
         return bindparam("now", type_=UTCDateTime()) if self.sqlite else MOMENT
 
-    def built(self, build: Callable[["Store"], Statement]) -> Statement:
+    def moment(self) -> dict[str, Any]:
+        """Return the parameters of statements that are built once and hold the time as MOMENT or `:now`."""
+        return {"now": datetime.now(UTC) + self.shift} if self.sqlite else {"shift": self.shift}
+
+    def built(self, build: Callable[["Store"], _Statement]) -> _Statement:
         """Return a statement that is built at its first use: to build one costs as much as to run it."""
         if build not in self._built:
             self._built[build] = build(self)
-        found: Statement = self._built[build]
+        found: _Statement = self._built[build]
         return found
 
     @contextmanager
@@ -104,11 +106,22 @@ class Store:
     def write(self) -> Iterator[Connection]:
         """Open a transaction whose commit is on disk when the block ends.
 
-        Raises LedgerUnavailable when the database does not answer: then nothing was recorded, or, if the
-        connection died at the commit itself, whoever asks again finds out which.
+        Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
+        connection died at the commit itself, only a second try shows whether it was.
         """
         alone = self._writer.turn(WAIT) if self._writer else nullcontext()
         with alone, self._transaction(writes=True) as connection:
+            yield connection
+
+    @contextmanager
+    def raw_connection(self) -> Iterator[PoolProxiedConnection]:
+        """Lend a pooled connection of the driver's own, for one transaction that is sent as it is.
+
+        Raises LedgerUnavailable as `write` does, but any other error, and one of a connection that broke, as
+        the driver does: then it is not known whether that transaction stands.
+        """
+        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
+        with alone, self._pool.turn(WAIT), lent(self.engine) as connection:
             yield connection
 
     def joined(self, connection: Connection) -> "Store":
@@ -120,17 +133,6 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def raw_connection(self) -> Iterator[PoolProxiedConnection]:
-        """Lend a pooled connection of the driver's own, for one transaction that is sent as it is.
-
-        Raises LedgerUnavailable as `write` does, but any other error, and one of a connection that broke, as
-        the driver does: nobody knows whether that transaction stands.
-        """
-        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
-        with alone, self._pool.turn(WAIT), lent(self.engine) as connection:
-            yield connection
-
-    @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
         try:
             with (
@@ -139,10 +141,11 @@ class Store:
                 connection.execution_options(writes=writes).begin(),
             ):
                 if writes and not self.sqlite:
-                    connection.exec_driver_sql(_LOCAL if connection.info["durable"] else _LOCAL + _COMMIT)
+                    commit = f"SET LOCAL synchronous_commit = {connection.info['commit']}"
+                    connection.exec_driver_sql(f"{_LOCAL}; {commit}")
                 yield connection
         except (*_UNAVAILABLE, exc.DatabaseError) as error:
-            # Its kinds are a caller's mistakes, the bare class is a broken file or protocol.
+            # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
             if not isinstance(error, _UNAVAILABLE) and type(error) is not exc.DatabaseError:
                 raise
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
@@ -157,12 +160,13 @@ class Store:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=WAIT,
-            # Said with each BEGIN: a database whose default is stricter would fail what meets at one row.
+            # Part of each BEGIN: under a stricter default of the database, transactions that meet at one
+            # row would fail.
             isolation_level="READ COMMITTED",
             connect_args=arguments,
         )
-        event.listen(engine, "connect", _note_durability)
-        ask_first(engine)
+        event.listen(engine, "connect", _note_settings)
+        ping_first(engine)
         return engine
 
     def _sqlite_engine(self, pool: int) -> Engine:
@@ -181,7 +185,7 @@ class Store:
 
 
 class _Joined(Store):
-    """A store whose every transaction is one that somebody else began and ends."""
+    """A store whose every transaction is one that its caller began and ends."""
 
     def __init__(self, outer: Store, connection: Connection) -> None:
         self.__dict__.update(outer.__dict__)
@@ -201,11 +205,12 @@ class _Joined(Store):
         raise TypeError("A joined store has no transaction of its own.")
 
 
-def _note_durability(connection: Any, record: Any) -> None:
+def _note_settings(connection: Any, record: Any) -> None:
     # Asked once a connection: a role or database may have switched durable commits off.
     with connection.cursor() as cursor:
         cursor.execute("SHOW synchronous_commit")
-        record.info["durable"] = cursor.fetchone()[0] in DURABLE
+        found = cursor.fetchone()[0]
+        record.info["commit"] = found if found in DURABLE else "on"
         cursor.execute("SHOW default_transaction_isolation")
         record.info["strict"] = cursor.fetchone()[0] not in ("read committed", "read uncommitted")
     connection.rollback()

@@ -1,5 +1,11 @@
-"""The ledger's tables: the only truth about events. Times are UTC; see `store.py` for whose clock."""
+"""The ledger's tables: the only truth about events, calls and what was counted.
 
+Each model is followed by its table, which is what statements use: the ledger reads and writes rows, not
+objects. Times are UTC, by the ledger's clock (`Store.now`); an event's `created_at` is its provider's. Rows
+that belong to an event are deleted with it.
+"""
+
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,34 +18,36 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    false,
     func,
     literal_column,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, SQLModel
 
 from receiver.ledger.states import UNFINISHED, CallState, State
 from receiver.ledger.store import Store
 from receiver.ledger.text import TEXT_MAX
 
-_states = ", ".join(f"'{state}'" for state in State)
+metadata = SQLModel.metadata
 
-_unfinished = text("state in ({})".format(", ".join(f"'{state}'" for state in UNFINISHED)))
 
-_nudged = text(f"{_unfinished.text} and nudges > 0")
+def _table(model: type[SQLModel]) -> Table:
+    found: Table = model.__table__  # type: ignore[attr-defined]
+    return found
 
-_processing = text(f"state = '{State.PROCESSING}'")
 
-_ignored = text(f"state = '{State.IGNORED}'")
+def _among(column: str, values: Iterable[str]) -> str:
+    """Return a condition as SQL, for the schema itself: there are no parameters in it."""
+    return "{} in ({})".format(column, ", ".join(f"'{value}'" for value in values))
 
-_ended = text("finished_at is not null")
 
-_open = text("outcome is null")
+def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    condition = text(where)
+    return Index(name, *columns, unique=unique, postgresql_where=condition, sqlite_where=condition)
 
-_payload = text("finished_at is not null and body is not null")
 
-_done = text(f"state = '{State.DONE}'")
+_UNFINISHED = _among("state", UNFINISHED)
 
 
 class EventRow(SQLModel, table=True):
@@ -47,20 +55,27 @@ class EventRow(SQLModel, table=True):
 
     __tablename__ = "event"
     __table_args__ = (
+        # First-seen is decided here, by ON CONFLICT DO NOTHING.
         UniqueConstraint("source", "event_id", name="event_once"),
-        CheckConstraint(f"state in ({_states})", name="event_state"),
+        CheckConstraint(_among("state", State), name="event_state"),
         CheckConstraint("(state = 'processing') = (lease_until is not null)", name="event_lease"),
-        Index("event_due", "due_at", postgresql_where=_unfinished, sqlite_where=_unfinished),
-        Index("event_nudged", "nudged_at", postgresql_where=_nudged, sqlite_where=_nudged),
-        Index("event_lease", "lease_until", postgresql_where=_processing, sqlite_where=_processing),
+        # What workers and sweepers look for; finished events, the bulk of the table, are in none of these.
+        _partial("event_due", "due_at", where=_UNFINISHED),
+        _partial("event_nudged", "nudged_at", where=f"{_UNFINISHED} and nudges > 0"),
+        _partial("event_lease", "lease_until", where="state = 'processing'"),
+        # Lists, newest first: ids begin with their time.
         Index("event_by_state", "state", "id"),
         Index("event_by_source", "source", "id"),
         Index("event_by_type", "type", "id"),
+        # Equal bytes under another id.
         Index("event_by_body", "source", "body_hash"),
-        Index("event_by_end", "source", "finished_at", postgresql_where=_ended, sqlite_where=_ended),
-        Index("event_payload", "source", "finished_at", postgresql_where=_payload, sqlite_where=_payload),
-        Index("event_done", "finished_at", "source", postgresql_where=_done, sqlite_where=_done),
-        Index("event_ignored", "finished_at", postgresql_where=_ignored, sqlite_where=_ignored),
+        # What is pruned, counted as done, and reopened.
+        _partial("event_by_end", "source", "finished_at", where="finished_at is not null"),
+        _partial(
+            "event_payload", "source", "finished_at", where="finished_at is not null and body is not null"
+        ),
+        _partial("event_done", "finished_at", "source", where="state = 'done'"),
+        _partial("event_ignored", "finished_at", where="state = 'ignored'"),
     )
 
     id: UUID = Field(primary_key=True)
@@ -72,15 +87,18 @@ class EventRow(SQLModel, table=True):
     attempts: int = 0
     crashes: int = 0
     claim: int = 0
+    """The fencing token: each claim adds one."""
     lease_until: datetime | None = None
     due_at: datetime
     received_at: datetime
     created_at: datetime | None = None
     finished_at: datetime | None = None
     revived_at: datetime | None = None
+    """When a new delivery last brought it back from dead."""
     nudged_at: datetime | None = None
     nudges: int = 0
     discarded: bool = False
+    """A person ended it: no delivery revives it."""
     reason: str | None = Field(default=None, sa_type=Text)
     duplicates: int = 0
     first_duplicate_at: datetime | None = None
@@ -88,13 +106,21 @@ class EventRow(SQLModel, table=True):
     conflicts: int = 0
     suspected_replay: bool = False
     parked_call: UUID | None = None
+    """The call that a person must decide about before it goes on."""
     traceparent: str | None = Field(default=None, max_length=64)
-    calls_changed: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """The trace of its first delivery, as W3C Trace Context writes it."""
+    calls_changed: bool = False
+    """A succeeded step was asked for again with other bytes, and returned its stored response."""
     address: str | None = Field(default=None, max_length=TEXT_MAX)
     body_hash: str = Field(max_length=64)
+    """The SHA-256 of the body, in hex; it outlives the body."""
     body: bytes | None = None
+    """None once its payload is erased, and then so are `headers` and `address`."""
     headers: str | None = Field(default=None, sa_type=Text)
     content_type: str | None = Field(default=None, max_length=TEXT_MAX)
+
+
+EVENT = _table(EventRow)
 
 
 class DuplicateRow(SQLModel, table=True):
@@ -106,6 +132,9 @@ class DuplicateRow(SQLModel, table=True):
     slot: int = Field(primary_key=True)
     at: datetime
     address: str | None = Field(default=None, max_length=TEXT_MAX)
+
+
+DUPLICATE = _table(DuplicateRow)
 
 
 class ConflictRow(SQLModel, table=True):
@@ -120,6 +149,9 @@ class ConflictRow(SQLModel, table=True):
     headers: str = Field(sa_type=Text)
     content_type: str | None = Field(default=None, max_length=TEXT_MAX)
     promoted_to: UUID | None = None
+
+
+CONFLICT = _table(ConflictRow)
 
 
 class AttemptRow(SQLModel, table=True):
@@ -139,6 +171,9 @@ class AttemptRow(SQLModel, table=True):
     worker: str = Field(max_length=TEXT_MAX)
 
 
+ATTEMPT = _table(AttemptRow)
+
+
 class ActionRow(SQLModel, table=True):
     """What a person or a rule did to an event: who, what, when."""
 
@@ -154,117 +189,25 @@ class ActionRow(SQLModel, table=True):
     call: UUID | None = None
 
 
-class RejectionRow(SQLModel, table=True):
-    """How many deliveries a source refused for one reason in one minute."""
-
-    __tablename__ = "rejection"
-
-    source: str = Field(primary_key=True, max_length=TEXT_MAX)
-    reason: str = Field(primary_key=True, max_length=64)
-    minute: datetime = Field(primary_key=True)
-    count: int
-
-
-class RejectionSample(SQLModel, table=True):
-    """One of a source's last 100 rejections, without body or values."""
-
-    __tablename__ = "rejection_sample"
-
-    id: UUID = Field(primary_key=True)
-    source: str = Field(max_length=TEXT_MAX, index=True)
-    reason: str = Field(max_length=64)
-    at: datetime
-    address: str | None = Field(default=None, max_length=TEXT_MAX)
-
-
-class DuplicateMinute(SQLModel, table=True):
-    """How many duplicates a source got in one minute: for charts; an event's own count is exact."""
-
-    __tablename__ = "duplicate_minute"
-
-    minute: datetime = Field(primary_key=True)
-    source: str = Field(primary_key=True, max_length=TEXT_MAX)
-    count: int
-
-
-class WorkerSeen(SQLModel, table=True):
-    """A worker process and its latest sign of life."""
-
-    __tablename__ = "worker"
-
-    name: str = Field(primary_key=True, max_length=TEXT_MAX)
-    started_at: datetime
-    seen_at: datetime
-
-
-class ReplayRow(SQLModel, table=True):
-    """A bulk retry, rerun or discard: its list stands in `replay_step` before the first step."""
-
-    __tablename__ = "replay"
-
-    id: UUID = Field(primary_key=True)
-    what: str = Field(max_length=16)
-    who: str = Field(max_length=TEXT_MAX)
-    filter: str = Field(sa_type=Text)
-    at: datetime
-    total: int
-    finished_at: datetime | None = None
-
-
-class ReplayStepRow(SQLModel, table=True):
-    """One event of a bulk run with the generation it was seen in; done at most once."""
-
-    __tablename__ = "replay_step"
-    __table_args__ = (
-        Index("replay_step_open", "replay", "event", postgresql_where=_open, sqlite_where=_open),
-    )
-
-    replay: UUID = Field(primary_key=True, foreign_key="replay.id", ondelete="CASCADE")
-    event: UUID = Field(primary_key=True)
-    generation: int
-    outcome: str | None = Field(default=None, max_length=16)
-
-
-def table(model: type[SQLModel]) -> Table:
-    """Return a model's table, for statements: the ledger reads and writes rows, not objects."""
-    found: Table = model.__table__  # type: ignore[attr-defined]
-    return found
-
-
-metadata = SQLModel.metadata
-
-EVENT, DUPLICATE, CONFLICT, ATTEMPT = (
-    table(EventRow),
-    table(DuplicateRow),
-    table(ConflictRow),
-    table(AttemptRow),
-)
-
-ACTION, REJECTION, SAMPLE = table(ActionRow), table(RejectionRow), table(RejectionSample)
-
-DUPLICATE_MINUTE, WORKER = table(DuplicateMinute), table(WorkerSeen)
-
-REPLAY, REPLAY_STEP = table(ReplayRow), table(ReplayStepRow)
-
-
-# The journal's tables. A call's key, request and credential are fixed before its first byte leaves.
-
-
-_event_states = ", ".join(f"'{state}'" for state in CallState)
-
-_once = text("once is not null and state not in ('rejected', 'replaced')")
+ACTION = _table(ActionRow)
 
 
 class CallRow(SQLModel, table=True):
     """One logical operation of an event's generation, or the successor of one that will not be sent again."""
 
     __tablename__ = "call"
-
     __table_args__ = (
-        CheckConstraint(f"state in ({_event_states})", name="call_state"),
+        CheckConstraint(_among("state", CallState), name="call_state"),
         Index("call_in_order", "event", "generation", "position", "successor", unique=True),
         Index("call_step", "event", "generation", "step", "successor", unique=True),
-        Index("call_once", "api", "once", unique=True, postgresql_where=_once, sqlite_where=_once),
+        # One call for all events that name it so; one that never happened gives its name back.
+        _partial(
+            "call_once",
+            "api",
+            "once",
+            where="once is not null and state not in ('rejected', 'replaced')",
+            unique=True,
+        ),
         Index("call_by_state", "state", "id"),
     )
 
@@ -307,11 +250,13 @@ class CallRow(SQLModel, table=True):
     answer: bytes | None = None
 
 
+CALL = _table(CallRow)
+
+
 class SendRow(SQLModel, table=True):
     """One time that a call's request went out; `open` until its own definite answer, or the call's."""
 
     __tablename__ = "send"
-
     __table_args__ = (Index("send_of_call", "call", "number", unique=True),)
 
     id: UUID = Field(primary_key=True)
@@ -327,7 +272,10 @@ class SendRow(SQLModel, table=True):
     reason: str | None = Field(default=None, sa_type=Text)
 
 
-class CallValue(SQLModel, table=True):
+SEND = _table(SendRow)
+
+
+class ValueRow(SQLModel, table=True):
     """A value that a handler computed once for a generation, as JSON."""
 
     __tablename__ = "call_value"
@@ -339,24 +287,90 @@ class CallValue(SQLModel, table=True):
     value: str = Field(sa_type=Text)
 
 
-CALL, SEND, VALUE = table(CallRow), table(SendRow), table(CallValue)
+VALUE = _table(ValueRow)
 
 
-# The tables of totals and of alerts.
+class ReplayRow(SQLModel, table=True):
+    """A bulk retry, rerun or discard: its list stands in `replay_step` before the first step."""
+
+    __tablename__ = "replay"
+
+    id: UUID = Field(primary_key=True)
+    what: str = Field(max_length=16)
+    who: str = Field(max_length=TEXT_MAX)
+    filter: str = Field(sa_type=Text)
+    at: datetime
+    total: int
+    finished_at: datetime | None = None
 
 
-class Tally(SQLModel, table=True):
-    """A total that only grows, spread over a few rows; `tally.py` says what is counted."""
+REPLAY = _table(ReplayRow)
 
+
+class ReplayStepRow(SQLModel, table=True):
+    """One event of a bulk run with the generation it was seen in; done at most once."""
+
+    __tablename__ = "replay_step"
+    __table_args__ = (_partial("replay_step_open", "replay", "event", where="outcome is null"),)
+
+    replay: UUID = Field(primary_key=True, foreign_key="replay.id", ondelete="CASCADE")
+    event: UUID = Field(primary_key=True)
+    generation: int
+    outcome: str | None = Field(default=None, max_length=16)
+
+
+REPLAY_STEP = _table(ReplayStepRow)
+
+
+class WorkerRow(SQLModel, table=True):
+    """A worker process and its latest sign of life."""
+
+    __tablename__ = "worker"
+
+    name: str = Field(primary_key=True, max_length=TEXT_MAX)
+    started_at: datetime
+    seen_at: datetime
+
+
+WORKER = _table(WorkerRow)
+
+
+class SampleRow(SQLModel, table=True):
+    """One of a source's last 100 rejections, without body or values."""
+
+    __tablename__ = "rejection_sample"
+
+    id: UUID = Field(primary_key=True)
+    source: str = Field(max_length=TEXT_MAX, index=True)
+    reason: str = Field(max_length=64)
+    at: datetime
+    address: str | None = Field(default=None, max_length=TEXT_MAX)
+
+
+SAMPLE = _table(SampleRow)
+
+
+class CounterRow(SQLModel, table=True):
+    """A total since the ledger began, or its part of one minute; `counters.py` says what is counted."""
+
+    __tablename__ = "counter"
+
+    # In this order, so that all totals of a kind, and all of its minutes, stand together in the key's index.
     kind: str = Field(primary_key=True, max_length=16)
+    minute: datetime = Field(primary_key=True)
     name: str = Field(primary_key=True, max_length=TEXT_MAX)
     what: str = Field(primary_key=True, max_length=TEXT_MAX)
     slot: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     count: int = Field(sa_type=BigInteger)
 
 
-class Alert(SQLModel, table=True):
-    """What was told of one subject: the row decides which worker tells the next, and when."""
+COUNTER = _table(CounterRow)
+
+
+class AlertRow(SQLModel, table=True):
+    """The latest alert about one subject: the row decides which worker sends the next, and when."""
+
+    __tablename__ = "alert"
 
     kind: str = Field(primary_key=True, max_length=16)
     name: str = Field(primary_key=True, max_length=TEXT_MAX)
@@ -368,18 +382,48 @@ class Alert(SQLModel, table=True):
     """While a worker sends, until when nobody else does."""
 
 
-TALLY, ALERT = table(Tally), table(Alert)
+ALERT = _table(AlertRow)
 
 
-# The claim protocol: a lease, a fencing token, and guarded UPDATEs. Zero rows is a normal outcome.
+class KeyRow(SQLModel, table=True):
+    """An idempotency key of our own API, within its scope.
+
+    `variant` is the request's fingerprint where another body is another request, else empty.
+    """
+
+    __tablename__ = "idempotency_key"
+    __table_args__ = (
+        Index("idempotency_key_once", "policy", "scope", "key", "variant", unique=True),
+        Index("idempotency_key_life", "expires_at"),
+    )
+
+    id: UUID = Field(primary_key=True)
+    policy: str = Field(max_length=64)
+    scope: str = Field(max_length=64)
+    key: str = Field(sa_type=Text)
+    variant: str = Field(max_length=64)
+    fingerprint: str = Field(max_length=64)
+    token: int = 1
+    lease_until: datetime | None = None
+    first_at: datetime
+    expires_at: datetime
+    status: int | None = None
+    headers: str | None = Field(default=None, sa_type=Text)
+    body: bytes | None = None
+
+
+KEY = _table(KeyRow)
+
+
+def insert_for(store: Store, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT of the store's dialect, for its ON CONFLICT clause."""
+    return sqlite.insert(table) if store.sqlite else postgresql.insert(table)
 
 
 def in_state(store: Store, *states: State) -> ColumnElement[Any]:
-    """Return a condition on states of many rows that the partial indexes serve on both databases.
-
-    SQLite does not match a partial index with parameters, nor `=` with `IN`, and takes any state for rare
-    unless it is told.
-    """
+    """Return a condition on states of many rows that the partial indexes serve on both databases."""
+    # SQLite does not match a partial index with parameters, nor `=` with `IN`, and takes any state for rare
+    # unless a likelihood is given.
     named: list[ColumnElement[Any]] = [literal_column(f"'{state}'") for state in states]
     found = EVENT.c.state.in_(named) if len(named) > 1 else EVENT.c.state == named[0]
     return func.likelihood(found, literal_column("0.9")) if store.sqlite else found

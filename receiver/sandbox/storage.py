@@ -30,8 +30,8 @@ from sqlmodel import UTCDateTime
 from config.nesting import load_json
 from receiver.idempotency import Refusal
 from receiver.ledger.errors import LedgerError
-from receiver.ledger.idempotency_keys import KEY
 from receiver.ledger.store import Store
+from receiver.ledger.tables import KEY
 
 Fields = dict[str, Any]
 

@@ -5,24 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import pytest
 
-from tests.conftest import Deploy
-from tests.services.databases import Databases
+from tests.conftest import ON_SQLITE
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
-from tests.services.valkey import Valkey
+from tests.services.site import API_KEY
 from tests.services.waiting import wait_until
 
-OPS = "ops-key-of-the-tests"
-HEADERS = {"Authorization": f"Bearer {OPS}"}
-ENV = {"FIRSTSEEN_API_KEYS": f"ops={OPS}"}
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, databases: Databases) -> str:
-    """Give a migrated database."""
-    return databases.migrated(request.param)
+HEADERS = {"Authorization": f"Bearer {API_KEY}"}
 
 
 def call(deployment: Deployment, method: str, path: str, *, web: int = -1, **options: Any) -> httpx.Response:
@@ -37,10 +27,10 @@ def done(deployment: Deployment, ledger: Ledger, events: list[str]) -> None:
     wait_until(lambda: ledger.states() == {"done": len(events)}, lambda: f"all done: {ledger.states()}")
 
 
-def test_a_rerun_is_nudged_after_its_commit(database: str, valkey: Valkey, deploy: Deploy) -> None:
+def test_a_rerun_is_nudged_after_its_commit(deployment: Deployment) -> None:
     """The worker runs it at once: the sweeper, which would find it too, sleeps for an hour."""
-    deployment = deploy(database, valkey.url, env=ENV | {"FIRSTSEEN_SWEEP": "1h"}).start()
-    ledger = Ledger(database)
+    deployment.start_worker(FIRSTSEEN_SWEEP="1h")
+    ledger = Ledger(deployment.database_url)
     done(deployment, ledger, ["evt_1"])
     event = call(deployment, "GET", "/v1/events").json()["data"][0]["id"]
     answer = call(deployment, "POST", f"/v1/events/{event}/rerun", json={"generation": 0})
@@ -48,10 +38,9 @@ def test_a_rerun_is_nudged_after_its_commit(database: str, valkey: Valkey, deplo
     wait_until(lambda: deployment.handlers.lines().count("evt_1") == 2, lambda: "the second run")
 
 
-def test_copies_at_several_webs_are_one(database: str, valkey: Valkey, deploy: Deploy) -> None:
+def test_copies_at_several_webs_are_one(deployment: Deployment) -> None:
     """One idempotency key, two processes, many threads: one bulk run, one answer."""
-    deployment = deploy(database, valkey.url, env=ENV)
-    deployment.start_web(2)
+    deployment.start(web=2, worker=0)
 
     def start(number: int) -> httpx.Response:
         body = {"what": "retry", "filter": {"source": "stripe"}}
@@ -62,15 +51,14 @@ def test_copies_at_several_webs_are_one(database: str, valkey: Valkey, deploy: D
         answers = list(pool.map(start, range(32)))
     assert {answer.status_code for answer in answers} <= {202, 409}
     assert len({answer.content for answer in answers if answer.status_code == 202}) == 1
-    assert len(Ledger(database).rows("SELECT id FROM replay")) == 1
+    assert len(Ledger(deployment.database_url).rows("SELECT id FROM replay")) == 1
 
 
-def test_a_bulk_run_survives_its_worker(database: str, valkey: Valkey, deploy: Deploy) -> None:
+def test_a_bulk_run_survives_its_worker(deployment: Deployment) -> None:
     """A worker is killed while it carries a bulk run on; another ends it, and each event ran once more."""
-    deployment = deploy(
-        database, valkey.url, env=ENV | {"FIRSTSEEN_SWEEP": "1s", "FIRSTSEEN_LEASE": "5s"}
-    ).start()
-    ledger, events = Ledger(database), [f"evt_{number}" for number in range(400)]
+    deployment.env |= {"FIRSTSEEN_SWEEP": "1s", "FIRSTSEEN_LEASE": "5s"}
+    deployment.start()
+    ledger, events = Ledger(deployment.database_url), [f"evt_{number}" for number in range(400)]
     done(deployment, ledger, events)
     started = call(deployment, "POST", "/v1/replays", json={"what": "rerun", "filter": {"state": "done"}})
     path = started.headers["Location"]
@@ -83,10 +71,9 @@ def test_a_bulk_run_survives_its_worker(database: str, valkey: Valkey, deploy: D
     assert len(ledger.rows("SELECT event FROM action WHERE what = 'rerun'")) == 400
 
 
-def test_a_body_without_a_length_is_bounded_too(database: str, valkey: Valkey, deploy: Deploy) -> None:
+@ON_SQLITE
+def test_a_body_without_a_length_is_bounded_too(deployment: Deployment) -> None:
     """A chunked body over the limit is 413, not cut and read."""
-    deployment = deploy(database, valkey.url, env=ENV)
-    deployment.start_web()
     connection = http.client.HTTPConnection(deployment.url.removeprefix("http://"), timeout=30)
     chunks = [b'{"what": "retry", "filter": {}}', b" " * 65_536]
     headers = HEADERS | {"Content-Type": "application/json", "Idempotency-Key": "k1"}
@@ -94,4 +81,4 @@ def test_a_body_without_a_length_is_bounded_too(database: str, valkey: Valkey, d
     answer = connection.getresponse()
     assert (answer.status, answer.read().find(b"body_too_large") > 0) == (413, True)
     connection.close()
-    assert Ledger(database).rows("SELECT id FROM replay") == []
+    assert Ledger(deployment.database_url).rows("SELECT id FROM replay") == []

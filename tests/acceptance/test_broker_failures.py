@@ -2,51 +2,31 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from statistics import median
-from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import Deploy
+from tests.conftest import ON_EVERY_BROKER, ON_POSTGRES, Deploy
 from tests.services.databases import Databases
 from tests.services.deployment import Deployment, timed
 from tests.services.ledger import Ledger
 from tests.services.rabbitmq import RabbitMQ
-from tests.services.server import Server
+from tests.services.site import Site
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
 QUICK = {"FIRSTSEEN_SWEEP": "200ms"}
 """The sweeper steps in within seconds."""
 QUEUE = "firstseen"
-FROZEN = 200
+FROZEN = 60
 
 
-class Stage(NamedTuple):
-    """A deployment and its broker."""
-
-    deployment: Deployment
-    broker: Server
-    waiting: Callable[[], int]
-    wipe: Callable[[], None]
-
-
-@pytest.fixture(params=["sqlite", "postgres", "rabbitmq"])
-def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """Deploy on SQLite and on PostgreSQL with Valkey, and on PostgreSQL with RabbitMQ."""
-    if request.param == "rabbitmq":
-        rabbit, url = request.getfixturevalue("rabbitmq"), request.getfixturevalue("rabbit_url")
-        made = request.getfixturevalue("rabbit_deployment")
-        made.env |= QUICK
-        yield Stage(made, rabbit, partial(rabbit.queue_length, url, QUEUE), partial(rabbit.wipe, url, QUEUE))
-        rabbit.thaw()
-        return
-    databases, valkey = request.getfixturevalue("databases"), request.getfixturevalue("valkey")
-    made = request.getfixturevalue("deploy")(databases.migrated(request.param), valkey.url, env=QUICK)
-    yield Stage(made, valkey, partial(valkey.queue_length, QUEUE), valkey.wipe)
+@pytest.fixture
+def deployment(deployment: Deployment) -> Deployment:
+    """Sweep often."""
+    deployment.env |= QUICK
+    return deployment
 
 
 def names(prefix: str, count: int) -> list[str]:
@@ -80,68 +60,69 @@ def assert_once(deployment: Deployment, ids: list[str]) -> None:
     wait_until(lambda: set(ledger.states()) == {"done"}, "every event to be done")
 
 
-def test_a_frozen_broker_slows_no_answer(stage: Stage) -> None:
+@ON_EVERY_BROKER
+def test_a_frozen_broker_slows_no_answer(site: Site, deployment: Deployment) -> None:
     """While the broker is frozen every answer is 200 without a wait; after it thaws all events are done."""
-    stage.deployment.start()
-    warm_up(stage.deployment)
+    deployment.start()
+    warm_up(deployment)
     ids = names("thaw", FROZEN)
-    stage.broker.freeze()
-    deliver_quickly(stage.deployment, ids)
-    stage.broker.thaw()
-    stage.deployment.wait_handled(ids)
-    assert_once(stage.deployment, ids)
+    site.broker.freeze()
+    deliver_quickly(deployment, ids)
+    site.broker.thaw()
+    deployment.wait_handled(ids)
+    assert_once(deployment, ids)
 
 
-def test_a_broker_frozen_for_good_starves_nothing(deployment: Deployment, valkey: Valkey) -> None:
+def test_a_broker_frozen_for_good_starves_nothing(site: Site, deployment: Deployment) -> None:
     """When the broker never thaws, the sweeper runs every event on the worker's own threads."""
-    deployment.env |= QUICK
     deployment.start()
     warm_up(deployment)
     ids = names("frozen", FROZEN)
-    valkey.freeze()
+    site.broker.freeze()
     deliver_quickly(deployment, ids)
     deployment.wait_handled(ids)
     assert_once(deployment, ids)
 
 
-def test_a_wiped_broker_loses_nothing(stage: Stage) -> None:
+@ON_EVERY_BROKER
+def test_a_wiped_broker_loses_nothing(site: Site, deployment: Deployment) -> None:
     """Nudges that are wiped before anybody fetched them, or under a running worker, cost no event."""
-    stage.deployment.start_web()
     before, after = names("before", 10), names("after", 30)
-    deliver_quickly(stage.deployment, before)
-    wait_until(lambda: stage.waiting() == len(before), "every nudge to wait in the broker")
-    stage.wipe()
-    assert stage.waiting() == 0
-    stage.deployment.start_worker()
-    stage.deployment.wait_handled(before)
-    stage.wipe()
-    deliver_quickly(stage.deployment, after)
-    stage.deployment.wait_handled(after)
-    assert_once(stage.deployment, before + after)
+    deliver_quickly(deployment, before)
+    wait_until(lambda: site.waiting() >= len(before), "every nudge to wait in the broker")
+    site.wipe()
+    assert site.waiting() == 0
+    deployment.start_worker()
+    deployment.wait_handled(before)
+    site.wipe()
+    deliver_quickly(deployment, after)
+    deployment.wait_handled(after)
+    assert_once(deployment, before + after)
 
 
-def test_a_web_killed_before_it_dispatched_loses_nothing(deployment: Deployment, valkey: Valkey) -> None:
+@ON_POSTGRES
+def test_a_web_killed_before_it_dispatched_loses_nothing(site: Site, deployment: Deployment) -> None:
     """Events that were acknowledged while the broker was down are done later, though web died."""
-    deployment.env |= QUICK
     (web,) = deployment.start_web()
     ids = names("undispatched", 20)
-    valkey.kill()
+    site.broker.kill()
     deliver_quickly(deployment, ids)
     deployment.forget(web)
-    valkey.start()
-    assert valkey.messages() == 0, "nothing was dispatched"
+    site.broker.start()
+    assert site.waiting() == 0, "nothing was dispatched"
     deployment.start_worker()
     deployment.wait_handled(ids)
     assert_once(deployment, ids)
 
 
-def test_dropped_connections_run_nothing_twice(deployment: Deployment, valkey: Valkey) -> None:
+def test_dropped_connections_run_nothing_twice(site: Site, deployment: Deployment) -> None:
     """Two workers whose broker drops every connection, again and again, never run one event twice."""
     deployment.start(worker=2)
     ids = names("dropped", 60)
     deployment.deliver_many(ids, sleep=0.5)
     for _ in range(5):
-        valkey.drop_connections()
+        assert isinstance(site.broker, Valkey)
+        site.broker.drop_connections()
         time.sleep(0.3)  # the drops are spread over the time in which handlers run
     deployment.wait_handled(ids)
     assert deployment.handlers.overlaps() == set()

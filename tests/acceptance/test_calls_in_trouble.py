@@ -1,17 +1,18 @@
 """CallContext calls around a wrong credential, a worker that is told to stop, and a frozen database."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import Deploy
+from tests.conftest import ON_SQLITE, Deploy
 from tests.services.calling import CallingHandlers, Target, configure
-from tests.services.databases import Databases
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
 from tests.services.postgres import Postgres
 from tests.services.processes import Process
 from tests.services.sandbox import CELPER, SALESLY, TELNESS, Sandbox
+from tests.services.site import Site
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
@@ -26,12 +27,10 @@ def reconfigured(deployment: Deployment, *targets: Target) -> Deployment:
     return deployment
 
 
-def calling(deploy: Deploy, url: str, broker: str, *targets: Target) -> Deployment:
-    """Deploy the calling handlers, pointed at these targets."""
-    made = deploy(url, broker)
-    handlers = made.handlers = CallingHandlers(made.folder / "handlers")
-    made.env |= handlers.env()
-    return reconfigured(made, *targets)
+@pytest.fixture
+def calling(site: Site, deploy: Deploy, tmp_path: Path) -> Deployment:
+    """Deploy handlers that call; no worker runs yet."""
+    return site.lend(deploy, handlers=CallingHandlers(tmp_path / "handlers"))
 
 
 def wait_state(deployment: Deployment, event: str, *states: str) -> None:
@@ -43,13 +42,12 @@ def wait_state(deployment: Deployment, event: str, *states: str) -> None:
     )
 
 
-def test_a_credential_is_mended_and_the_event_retried(
-    databases: Databases, valkey: Valkey, deploy: Deploy, sandbox: Sandbox
-) -> None:
+@ON_SQLITE
+def test_a_credential_is_mended_and_the_event_retried(calling: Deployment, sandbox: Sandbox) -> None:
     """Three calls, the second one's credential wrong: after `retry` each has taken effect once, in order."""
     first, third = Target("first", CELPER, sandbox.url), Target("third", TELNESS, sandbox.url)
     broken = Target("second", SALESLY, sandbox.url, auth=WRONG)
-    deployment = calling(deploy, databases.migrated("sqlite"), valkey.url, first, broken, third)
+    deployment = reconfigured(calling, first, broken, third)
     deployment.env["FIRSTSEEN_ATTEMPTS"] = "2"
     deployment.start()
     orders = [target.order(f"call-{number}") for number, target in enumerate((first, broken, third), 1)]
@@ -78,18 +76,19 @@ def test_a_credential_is_mended_and_the_event_retried(
     assert states == ["succeeded", "replaced", "replaced", "succeeded", "succeeded"]
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("stop", [Process.terminate, Process.interrupt], ids=["SIGTERM", "Ctrl-C"])
 def test_a_stopping_worker_waits_for_its_answer(
-    databases: Databases, valkey: Valkey, deploy: Deploy, sandbox: Sandbox, stop: object
+    calling: Deployment, sandbox: Sandbox, stop: Callable[[Process], None]
 ) -> None:
     """A worker that is told to stop while a send is under way takes the answer, and the event is done."""
     target = Target("orders", TELNESS, sandbox.url)
-    deployment = calling(deploy, databases.migrated("sqlite"), valkey.url, target).start()
+    deployment = reconfigured(calling, target).start()
     sandbox.fault("/telness", "slow", seconds=1.5)
     deployment.deliver("evt_1", calls=[target.order("call-1")]).raise_for_status()
     wait_until(lambda: sandbox.effects, deployment.logs)
     (worker,) = deployment.workers
-    stop(worker)  # type: ignore[operator]
+    stop(worker)
     assert worker.wait_exit() == 0
     ledger = Ledger(deployment.database_url)
     assert ledger.outcomes("evt_1") == ["finish"]
@@ -97,23 +96,14 @@ def test_a_stopping_worker_waits_for_its_answer(
     assert len(sandbox.requests) == 1
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    """Give the test a PostgreSQL of its own, to freeze."""
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-
-
 def test_an_answer_waits_for_a_frozen_database(
-    own_postgres: Postgres, valkey: Valkey, deploy: Deploy, sandbox: Sandbox
+    own_postgres: Postgres, valkey: Valkey, deploy: Deploy, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """An answer that comes while the database is frozen is written down after it: nothing is sent again."""
     target = Target("orders", TELNESS, sandbox.url, {"deadline": "5s"})
-    deployment = calling(deploy, own_postgres.create_database(), valkey.url, target)
-    deployment.migrate()
+    handlers = CallingHandlers(tmp_path / "handlers")
+    deployment = deploy(own_postgres.create_database(), valkey.url, handlers=handlers)
+    reconfigured(deployment, target).migrate()
     deployment.start()
     sandbox.fault("/telness", "slow", seconds=1)
     deployment.deliver("evt_1", calls=[target.order("call-1")]).raise_for_status()

@@ -2,7 +2,6 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -20,16 +19,6 @@ from tests.services.waiting import wait_until
 QUICK = {"FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_LEASE": "30s"}
 WRITE_VERSION = 18
 """The byte of a SQLite file's header that makes every library open it read-only when it is above 2."""
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    """Give the test a PostgreSQL of its own, to stop and kill."""
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.services.waiting import wait_until
 from worker.runner import Limits, Runner
 from worker.sweeper import Sweeper
 
-WAITING = 50_000
+WAITING = 10_000
 SWEEPERS = 2
 SWEEP = timedelta(seconds=5)
 CONNECTIONS = 20
@@ -62,7 +62,7 @@ def sweeper(store: Store, broker: str) -> Sweeper:
 
 
 def test_a_dead_consumer_does_not_fill_the_broker(migrated_url: str, valkey: Valkey) -> None:
-    """50,000 waiting rows and ten sweeps, by two sweepers at once, leave at most 2,000 messages."""
+    """10,000 waiting rows and ten sweeps, by two sweepers at once, leave at most 2,000 messages."""
     stores = [Store(driver_url(migrated_url), pool=2) for _ in range(SWEEPERS)]
     fill(stores[0], WAITING)
     sweepers = [sweeper(store, valkey.url) for store in stores]

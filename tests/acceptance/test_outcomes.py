@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.services.deployment import SOURCES, Deployment
+from tests.services.deployment import Deployment
 from tests.services.handlers import SOURCE
 from tests.services.ledger import Ledger
 from tests.services.waiting import wait_until
@@ -10,7 +10,6 @@ from tests.services.waiting import wait_until
 
 def test_a_new_handler_reopens_what_was_ignored(deployment: Deployment) -> None:
     """Events without a handler are ignored; a worker with one runs them, beside an older worker too."""
-    (deployment.folder / "sources.toml").write_text(SOURCES + SOURCES.replace("[stripe]", "[other]"))
     deployment.start()
     assert deployment.deliver("evt_1", source="other").status_code == 200
     ledger = Ledger(deployment.database_url)

@@ -1,7 +1,5 @@
 """The Procfile's worker under pytest-celery: killed, restarted, and its broker with it."""
 
-from typing import TYPE_CHECKING, cast
-
 import pytest
 from pytest_celery import CeleryTestSetup
 
@@ -10,15 +8,12 @@ from tests.services.deployment import Deployment
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
-if TYPE_CHECKING:
-    from tests.services.celery_nodes import WorkerContainer
-
 
 @pytest.fixture
-def deployment(deployment: Deployment) -> Deployment:
+def postgres_deployment(postgres_deployment: Deployment) -> Deployment:
     """Sweep often, so that no test waits for it."""
-    deployment.env["FIRSTSEEN_SWEEP"] = "300ms"
-    return deployment
+    postgres_deployment.env["FIRSTSEEN_SWEEP"] = "300ms"
+    return postgres_deployment
 
 
 def test_a_stray_nudge_harms_nothing(celery_setup: CeleryTestSetup, valkey: Valkey) -> None:
@@ -31,23 +26,15 @@ def test_a_stray_nudge_harms_nothing(celery_setup: CeleryTestSetup, valkey: Valk
 
 
 def test_an_event_outlives_worker_and_broker(
-    celery_setup: CeleryTestSetup, deployment: Deployment, valkey: Valkey
+    celery_setup: CeleryTestSetup, postgres_deployment: Deployment, valkey: Valkey
 ) -> None:
     """An event accepted while the worker is dead, its nudge lost, is handled after a restart."""
-    deployment.start_web()
+    postgres_deployment.start_web()
     celery_setup.worker.kill()
-    assert deployment.deliver("evt_outlives").status_code == 200
+    assert postgres_deployment.deliver("evt_outlives").status_code == 200
     wait_until(lambda: valkey.messages() == 1, "the nudge to be queued")
     celery_setup.broker.restart()
     assert valkey.messages() == 0
     celery_setup.worker.restart()
     celery_setup.worker.assert_log_exists("ready.")
-    deployment.wait_handled(["evt_outlives"])
-
-
-@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
-def test_a_worker_ends_when_told(celery_setup: CeleryTestSetup, signal: str) -> None:
-    """An idle worker ends in order at a platform's or a person's request."""
-    container = cast("WorkerContainer", celery_setup.worker.container)
-    container.kill(signal)
-    assert (container.status, container.process.wait_exit()) == ("exited", 0)
+    postgres_deployment.wait_handled(["evt_outlives"])

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from tests.conftest import ON_POSTGRES, ON_SQLITE
 from tests.services.databases import Databases
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -137,6 +138,7 @@ def test_a_frozen_worker_settles_nothing(deployment: Deployment) -> None:
     assert frozen.running, "it goes on working"
 
 
+@ON_SQLITE
 def test_a_long_handler_keeps_its_lease(deployment: Deployment) -> None:
     """A handler that runs for longer than a lease is not run by anybody else: the lease is renewed."""
     deployment.env |= QUICK
@@ -149,18 +151,20 @@ def test_a_long_handler_keeps_its_lease(deployment: Deployment) -> None:
     assert deployment.handlers.lines() == ["evt_1"]
 
 
-def test_a_handler_past_max_runtime_loses_its_claim(postgres_deployment: Deployment) -> None:
+@ON_POSTGRES
+def test_a_handler_past_max_runtime_loses_its_claim(deployment: Deployment) -> None:
     """A handler that hangs is not renewed for ever: after max_runtime and a lease another run may begin."""
-    postgres_deployment.env |= QUICK | {"FIRSTSEEN_MAX_RUNTIME": "1s"}
-    postgres_deployment.start()
-    postgres_deployment.deliver("evt_1", hold=True).raise_for_status()
-    wait_started(postgres_deployment, "evt_1", 2)
-    postgres_deployment.handlers.release()
-    ledger = Ledger(postgres_deployment.database_url)
+    deployment.env |= QUICK | {"FIRSTSEEN_MAX_RUNTIME": "1s"}
+    deployment.start()
+    deployment.deliver("evt_1", hold=True).raise_for_status()
+    wait_started(deployment, "evt_1", 2)
+    deployment.handlers.release()
+    ledger = Ledger(deployment.database_url)
     wait_until(lambda: ledger.state("evt_1") == "done", "the event to be done")
     assert "finish" in ledger.outcomes("evt_1")
 
 
+@ON_POSTGRES
 def test_a_stopping_worker_finishes_what_it_can(deployment: Deployment) -> None:
     """At SIGTERM a handler that is nearly through ends its event, nothing new begins, the exit is quick."""
     deployment.env |= {"WORKER_CONCURRENCY": "2"}

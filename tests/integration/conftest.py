@@ -8,19 +8,17 @@ from uuid import UUID
 
 import pytest
 from flask import Flask
-from sqlalchemy import delete, text
 from sqlalchemy.event import listen
 
 import receiver.app
 from config.settings import Settings
 from receiver.ledger.schema import migrate
 from receiver.ledger.store import Store
-from receiver.ledger.tables import metadata
 from tests.integration.office import Office
 from tests.integration.steps import deliver
 from tests.services.api import Api
 from tests.services.databases import NO_BROKER, Databases, driver_url
-from tests.services.ledger import Ledger
+from tests.services.ledger import Ledger, empty
 from tests.services.sandbox import Lingering
 from tests.services.stage import Stage, set_up
 
@@ -58,7 +56,7 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
     found = ledgers(request.param)
     yield found
     found.shift = timedelta(0)
-    _empty(found)
+    empty(found)
 
 
 @pytest.fixture
@@ -159,13 +157,3 @@ def lingering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lingering]:
     monkeypatch.setattr("receiver.sandbox.factory.time", made)
     yield made
     made.over.set()
-
-
-def _empty(store: Store) -> None:
-    tables = list(reversed(metadata.sorted_tables))
-    with store.write() as connection:
-        if not store.sqlite:
-            connection.execute(text("TRUNCATE {}".format(", ".join(table.name for table in tables))))
-            return
-        for table in tables:
-            connection.execute(delete(table))

@@ -15,7 +15,6 @@ import pytest
 from flask import Response, abort, g
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import inspect, update
 
 from receiver.idempotency import engine as engine_module
 from receiver.idempotency.engine import ANSWER_MAX
@@ -31,7 +30,6 @@ from receiver.ledger.idempotency_keys import (
     open_key,
     prune_keys,
 )
-from receiver.ledger.schema import migrate
 from receiver.ledger.store import Store
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import CHECKOUT
@@ -452,20 +450,6 @@ def test_a_killed_server_has_one_effect(client: httpx.Client, guarded: Guarded, 
     assert at_once.status_code in ({201} if point == "committed" else {201, 409}), at_once.text
     wait_until(lambda: client.post("/things", headers=headers).status_code == 201, "the lease to end")
     assert guarded.deeds == 1
-
-
-def test_the_migration_of_keys_goes_up_and_down(database_url: str) -> None:
-    """0002 adds the table of keys, and takes it away again without a trace."""
-    store = Store(driver_url(database_url))
-    try:
-        for revision, has in (("0002", True), ("0001", False), ("0002", True)):
-            migrate(store, revision)
-            with store.read() as connection:
-                assert inspect(connection).has_table("idempotency_key") == has, revision
-        with store.write() as connection:
-            connection.execute(update(KEY).values(status=None))
-    finally:
-        store.close()
 
 
 def test_the_workers_pruner_deletes_keys(migrated_url: str) -> None:

@@ -1,4 +1,4 @@
-"""The shortest way into the ledger: what it promises without a transaction of its own around it."""
+"""The fast path into the ledger: what it promises without a transaction of its own around it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,7 +44,7 @@ def asked(store: Store, query: str) -> Any:
 def test_it_is_on_disk_whatever_the_role_says(store: Store, other: Store) -> None:
     """Under a role that commits lazily, all that was written is flushed when the answer comes."""
     behind = "SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"
-    lazily = text("INSERT INTO tally (kind, name, what, slot, count) VALUES ('x', 'x', :what, 0, 1)")
+    lazily = text("INSERT INTO counter VALUES ('x', 'epoch', 'x', :what, 0, 1)")
     left = []
     for number in range(5):
         with other.engine.begin() as connection:
@@ -61,7 +61,7 @@ def test_it_is_on_disk_whatever_the_role_says(store: Store, other: Store) -> Non
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 @pytest.mark.parametrize("other", ["default_transaction_isolation = serializable"], indirect=True)
-def test_a_stricter_database_takes_the_general_way(other: Store) -> None:
+def test_a_stricter_database_records_in_a_transaction(other: Store) -> None:
     """A statement cannot loosen its own transaction, so nothing is tried that would fail where two meet."""
     with pytest.raises(TooStrict):
         record_first_seen(other, [delivery()])
@@ -84,8 +84,8 @@ def test_a_connection_that_broke_costs_no_delivery(store: Store) -> None:
     store.close()
 
 
-def test_it_writes_what_the_general_way_writes(store: Store) -> None:
-    """A row of either way is the same, but for its id and times; so are the totals."""
+def test_it_writes_what_a_transaction_writes(store: Store) -> None:
+    """A row of either path is the same, but for its id and times; so are the totals."""
     created = datetime(2026, 5, 1, 12, 30, 15, 123456, tzinfo=UTC)
     facts = {"created_at": created, "address": "192.0.2.1", "headers": {"X-A": "caf\u00e9 'q' %s"}}
     one = replace(delivery("evt_1"), **facts, type="a\x00b\ud800", traceparent="00-1-2-01")
@@ -100,8 +100,8 @@ def test_it_writes_what_the_general_way_writes(store: Store) -> None:
         assert [total.count for total in totals(connection, CounterKind.DELIVERY)] == [3]
 
 
-def test_large_bodies_go_the_general_way(store: Store) -> None:
-    """A batch is one text on the short way, so what would make it huge is left out."""
+def test_large_bodies_are_recorded_in_a_transaction(store: Store) -> None:
+    """What the fast path leaves is sent again, so a large body is not sent by it at all."""
     recorder = Recorder(store)
     with statements(store) as ways:
         assert recorder.record([delivery("evt_1")])[0].first_seen

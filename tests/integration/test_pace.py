@@ -4,21 +4,28 @@ from datetime import timedelta
 
 import pytest
 
-from receiver.ledger.counters import Again, Rejected, count_duplicates, record_rejections
-from receiver.ledger.queue import forget_worker, record_heartbeat
+from receiver.ledger.counters import ALL_TIME, Rejected, record_rejections
+from receiver.ledger.queue import forget_worker, prune, record_heartbeat
 from receiver.ledger.reports import flow, pending, throughput, workers
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
-from receiver.ledger.tables import DUPLICATE_MINUTE
+from receiver.ledger.tables import COUNTER
 from receiver.ledger.text import uuid7
 from tests.integration.steps import change, crowd, deliver, deliver_all, end, hooked, later
+
+
+def repeat(store: Store, *names: str) -> None:
+    """Deliver these events once more, or for the first time."""
+    for name in names:
+        deliver(store, name)
 
 
 def test_each_minute_has_its_counts(store: Store) -> None:
     """The minute under way is the last one; what is older than the span is left out."""
     for event in deliver_all(store, 3)[:2]:
         end(store, event)
-    count_duplicates(store, [Again("stripe"), Again("stripe"), Again("github")])
+    repeat(store, "evt_0", "evt_1")
+    deliver(store, "evt_2", b"another body")
     told = throughput(store, 5).as_json()
     assert [sum(told[name]) for name in ("accepted", "duplicates", "done")] == [3, 3, 2]
     assert [len(told[name]) for name in ("accepted", "duplicates", "done")] == [5, 5, 5]
@@ -42,7 +49,7 @@ def test_sources_are_told_apart(store: Store) -> None:
     """Each one's accepted, duplicates, done and rejections of the span."""
     end(store, deliver(store, "evt_1").event)
     deliver(store, "evt_2", source="github")
-    count_duplicates(store, [Again("stripe")])
+    deliver(store, "evt_1")
     record_rejections(store, [Rejected("shopify", "too_old")] * 2)
     found = {name: counts.as_json() for name, counts in flow(store, 60).items()}
     assert found["stripe"] == {"accepted": 1, "duplicates": 1, "done": 1, "rejections": {}}
@@ -71,13 +78,15 @@ def test_a_span_reads_no_older_rows(store: Store) -> None:
 
 
 def test_old_minutes_are_forgotten(store: Store) -> None:
-    """Duplicates of days ago are no longer counted by the minute."""
-    count_duplicates(store, [Again("stripe")])
+    """Duplicates of days ago are no longer counted by the minute, but in all."""
+    repeat(store, "evt_0", "evt_0")
     later(store, days=3)
-    count_duplicates(store, [Again("github")])
+    repeat(store, "evt_0")
+    prune(store, {})
     with store.read() as connection:
-        kept = connection.execute(DUPLICATE_MINUTE.select()).all()
-    assert [row.source for row in kept] == ["github"]
+        kept = connection.execute(COUNTER.select().where(COUNTER.c.what == "duplicate")).all()
+    assert sorted(row.count for row in kept if row.minute > ALL_TIME) == [1]
+    assert sum(row.count for row in kept if row.minute == ALL_TIME) == 2
 
 
 def test_what_is_pending_is_counted_by_source_and_state(store: Store) -> None:

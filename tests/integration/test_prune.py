@@ -11,7 +11,7 @@ from receiver.ledger.queue import Retention, claim, prune
 from receiver.ledger.queue.sweep import PRUNE_BATCH
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
-from receiver.ledger.tables import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT, REJECTION
+from receiver.ledger.tables import ACTION, ATTEMPT, CONFLICT, COUNTER, DUPLICATE, EVENT
 from tests.integration.steps import (
     LEASE,
     ONLY_POSTGRES,
@@ -180,11 +180,11 @@ def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.
 
 def test_old_rejections_go_after_thirty_days(store: Store) -> None:
     """Their counts by the minute are for looking at, not for ever."""
+    refused = {"kind": "rejection", "name": "stripe", "what": "signature", "slot": 0, "count": 1}
     with store.write() as connection:
         for age in (29, 31):
             minute = store.after(timedelta(days=-age))
-            reject = REJECTION.insert().values(source="stripe", reason="signature", minute=minute, count=1)
-            connection.execute(reject)
+            connection.execute(COUNTER.insert().values(**refused, minute=minute))
     assert prune(store, {})["rejections"] == 1
 
 

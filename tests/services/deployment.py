@@ -36,7 +36,8 @@ class Deployment:
     """One release of the product on one database and one broker.
 
     It runs in a folder of its own, so that no `.env` is read, with the checkout on PYTHONPATH. `env` adds to
-    the environment or replaces; `sources` is the text of a sources file (default: one Stripe source).
+    the environment or replaces; `sources` is the text of a sources file (default: one Stripe source). With
+    `site` it delivers to that deployment's web processes unless it starts its own, and does not end them.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Deployment:
         checkout: Path = CHECKOUT,
         python: Path = Path(sys.executable),
         cwd: Path | None = None,
+        site: "Deployment | None" = None,
     ) -> None:
         self.folder, self.checkout, self.python = folder, checkout, python
         self.cwd = cwd or folder / "cwd"
         self.cwd.mkdir(parents=True, exist_ok=True)
         self.database_url, self.broker_url = database_url, broker_url
         self.handlers = handlers or Handlers(folder / "handlers")
+        self.lent = site.webs if site else []
         self.webs: list[Process] = []
         self.workers: list[Process] = []
         self.others: list[Process] = []
@@ -118,9 +121,9 @@ class Deployment:
         return [self.spawn("worker", procfile(self.checkout)["worker"], **env) for _ in range(n)]
 
     def start(self, web: int = 1, worker: int = 1) -> "Deployment":
-        """Start that many of each; web is ready when it returns. The database must be migrated."""
+        """Start that many of each, lent webs included; they are ready then. The database must be migrated."""
         self.start_worker(worker)
-        self.start_web(web)
+        self.start_web(max(0, web - len(self.urls)))
         return self
 
     def wait_ready(self, timeout: float = BOOT) -> None:
@@ -152,8 +155,8 @@ class Deployment:
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of the running web processes, in the order started."""
-        return [web.url for web in self.webs if web.running]
+        """The addresses of the running web processes, in the order started, the lent ones first."""
+        return [web.url for web in (*self.lent, *self.webs) if web.running]
 
     def deliver(
         self, event_id: str | None = None, *, type: str = "invoice.paid", source: str = "stripe",  # noqa: A002
@@ -202,7 +205,7 @@ class Deployment:
 
     def logs(self, name: str = "") -> str:
         """Return what the processes of this name (or all) printed."""
-        processes = [*self.webs, *self.workers, *self.others]
+        processes = [*self.lent, *self.webs, *self.workers, *self.others]
         return "\n".join(process.logs() for process in processes if not name or process.name == name)
 
     def stop(self) -> None:

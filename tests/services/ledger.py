@@ -3,9 +3,22 @@
 from collections import Counter
 from typing import Any
 
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, delete, text
 
+from receiver.ledger.store import Store
+from receiver.ledger.tables import metadata
 from tests.services.databases import driver_url
+
+
+def empty(store: Store) -> None:
+    """Delete every row."""
+    tables = list(reversed(metadata.sorted_tables))
+    with store.write() as connection:
+        if not store.sqlite:
+            connection.execute(text("TRUNCATE {}".format(", ".join(table.name for table in tables))))
+            return
+        for table in tables:
+            connection.execute(delete(table))
 
 
 class Ledger:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from base64 import b64encode
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,8 @@ class RabbitMQ(Server):
             return 0
 
     def wipe(self, url: str, queue: str = QUEUE) -> None:
-        """Drop every message that waits in this queue."""
-        with self.connection(url.rpartition("/")[2]) as connection:
+        """Drop every message that waits in this queue, if there is one."""
+        with suppress(amqp.NotFound), self.connection(url.rpartition("/")[2]) as connection:
             connection.channel().queue_purge(queue)
 
     def stop(self) -> None:

@@ -20,14 +20,14 @@ from receiver.ledger.calls import (
     plan,
 )
 from receiver.ledger.calls import record_response as answer
-from receiver.ledger.counters import Again, Rejected, count_duplicates, record_rejections
+from receiver.ledger.counters import CounterKind, Rejected, bump, record_rejections
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import claim, settle
 from receiver.ledger.states import Move, Protection
 from receiver.ledger.states import SendOutcome as Answer
 from receiver.ledger.store import Store
-from receiver.ledger.tables import CALL, DUPLICATE_MINUTE, EVENT
+from receiver.ledger.tables import CALL, COUNTER, EVENT
 from receiver.ledger.text import uuid7
 
 TERMS = SendPolicy(
@@ -123,16 +123,19 @@ def crowd(store: Store, count: int = 900, minutes: int = 60) -> None:
         )
     repeats = [
         {
+            "kind": CounterKind.DELIVERY,
             "minute": (now - timedelta(minutes=back)).replace(second=0, microsecond=0),
-            "source": "stripe",
+            "name": "stripe",
+            "what": "duplicate",
+            "slot": 0,
             "count": rng.randrange(1, 5),
         }
         for back in range(1, minutes, 3)
     ]
     with store.write() as connection:
         connection.execute(EVENT.insert(), [{**_zeros(), **row} for row in rows])
-        connection.execute(DUPLICATE_MINUTE.insert(), repeats)
-    count_duplicates(store, [Again("stripe"), Again("stripe")])
+        connection.execute(COUNTER.insert(), repeats)
+        bump(store, connection, {(CounterKind.DELIVERY, "stripe", "duplicate"): 2})
 
 
 def _zeros() -> dict[str, Any]:

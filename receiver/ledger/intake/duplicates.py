@@ -1,9 +1,9 @@
 """What a second delivery of an event leaves behind: counts, the last 20, conflicting bodies, a revival."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import UTCDateTime
 
+from receiver.ledger.intake.delivery import Delivery, Key
 from receiver.ledger.states import REVIVAL_PAUSE, Move, State, enters
 from receiver.ledger.store import MOMENT, Store
 from receiver.ledger.tables import CONFLICT, DUPLICATE, EVENT
@@ -39,24 +40,11 @@ CONFLICTS_KEPT = 10
 """Other bodies kept beside one event: enough to see a pattern, too few to fill a disk with."""
 
 
-class Body(Protocol):
-    """The part of a delivery that a conflict keeps."""
-
-    @property
-    def body_hash(self) -> str: ...  # noqa: D102
-    @property
-    def body(self) -> bytes: ...  # noqa: D102
-    @property
-    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def content_type(self) -> str | None: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Repeated:
     """Deliveries of one known event that came together, oldest first: their addresses."""
 
-    key: tuple[str, str]
+    key: Key
     addresses: Sequence[str | None]
     count: int
     """How many came; more than there are addresses where only the last ones are known."""
@@ -64,53 +52,59 @@ class Repeated:
 
 def note_duplicates(
     store: Store, connection: Connection, repeated: Sequence[Repeated]
-) -> dict[tuple[str, str], Row[Any]]:
+) -> dict[Key, Row[Any]]:
     """Count duplicates of known events, revive those that are dead, and return their rows by key.
 
-    An event that is gone meanwhile is left out. Rows are locked in the order of their keys.
+    `repeated` is sorted by key. An event that is gone meanwhile is left out.
     """
     if not repeated:
         return {}
-    rows = _count_one_by_one if store.sqlite else _count_together
-    found = {(row.source, row.event_id): row for row in rows(store, connection, repeated)}
-    _remember(store, connection, repeated, found)
+    moment = store.moment()
+    if store.sqlite:
+        times = moment | {"pause_over": moment["now"] - REVIVAL_PAUSE}
+        keys = [{"key_source": item.key[0], "key_id": item.key[1], "more": item.count} for item in repeated]
+        rows = [row for key in keys for row in connection.execute(_COUNT_ONE, key | times)]
+    else:
+        sources, ids = [item.key[0] for item in repeated], [item.key[1] for item in repeated]
+        arrays = {"sources": sources, "ids": ids, "counts": [item.count for item in repeated]}
+        rows = list(connection.execute(_COUNT_ALL, arrays | moment))
+    found: dict[Key, Row[Any]] = {(row.source, row.event_id): row for row in rows}
+    slots = []
+    for item in repeated:
+        if (row := found.get(item.key)) is not None:
+            latest = list(item.addresses)[-RING:]
+            first = row.duplicates - len(latest)
+            for number, address in enumerate(latest, start=first):
+                # Addresses are erased together with the body, so none is kept beside one that is gone.
+                kept = address if row.headers else None
+                slots.append({"event": row.id, "slot": number % RING, "address": kept})
+    if slots:
+        at = {"at": moment["now"]} if store.sqlite else moment
+        connection.execute(_KEEP[store.sqlite], [slot | at for slot in slots])
     return found
 
 
-def _count_one_by_one(store: Store, connection: Connection, repeated: Sequence[Repeated]) -> list[Row[Any]]:
-    moment = store.moment()
-    moment["pause_over"] = moment["now"] - REVIVAL_PAUSE
-    keys = [{"key_source": one.key[0], "key_id": one.key[1], "more": one.count} | moment for one in repeated]
-    return [row for key in keys for row in connection.execute(_COUNT_ONE, key)]
+def note_conflict(store: Store, connection: Connection, event: UUID, other: Delivery) -> None:
+    """Keep another body that came under this event's id, and count it; a body already kept is no news."""
+    mine = CONFLICT.c.event == event
+    if connection.execute(select(CONFLICT.c.at).where(mine, CONFLICT.c.body_hash == other.body_hash)).first():
+        return
+    kept = connection.execute(select(func.count()).select_from(CONFLICT).where(mine)).scalar_one()
+    if kept < CONFLICTS_KEPT:
+        connection.execute(
+            CONFLICT.insert().values(
+                event=event,
+                body_hash=other.body_hash,
+                at=store.now(),
+                body=other.body,
+                headers=json.dumps(dict(other.headers)),
+                content_type=other.content_type,
+            )
+        )
+    connection.execute(update(EVENT).where(EVENT.c.id == event).values(conflicts=EVENT.c.conflicts + 1))
 
 
-def _count_together(store: Store, connection: Connection, repeated: Sequence[Repeated]) -> Sequence[Row[Any]]:
-    keys = {"sources": [one.key[0] for one in repeated], "ids": [one.key[1] for one in repeated]}
-    counts = {"counts": [one.count for one in repeated]}
-    return connection.execute(_COUNT_TOGETHER, keys | counts | store.moment()).all()
-
-
-def _remember(
-    store: Store,
-    connection: Connection,
-    repeated: Sequence[Repeated],
-    found: Mapping[tuple[str, str], Row[Any]],
-) -> None:
-    """Keep times and addresses of the last ones, each in its slot of the ring."""
-    slots = [slot for one in repeated if one.key in found for slot in _slots(one, found[one.key])]
-    if slots:
-        now = {"at": store.moment()["now"]} if store.sqlite else store.moment()
-        connection.execute(_KEEP[store.sqlite], [slot | now for slot in slots])
-
-
-def _slots(one: Repeated, row: Row[Any]) -> list[dict[str, Any]]:
-    latest = list(one.addresses)[-RING:]
-    first = row.duplicates - len(latest)
-    # Erased together with the body, so no address is kept beside it any more.
-    kept = [address if row.headers else None for address in latest]
-    return [
-        {"event": row.id, "slot": (first + n) % RING, "address": address} for n, address in enumerate(kept)
-    ]
+# The statements, built once: to build one costs as much as to run it.
 
 
 def _counted(now: Any, pause_over: Any, more: Any) -> dict[str, Any]:
@@ -141,7 +135,7 @@ def _counted(now: Any, pause_over: Any, more: Any) -> dict[str, Any]:
     return counts | {name: case((revives, value), else_=EVENT.c[name]) for name, value in fresh.items()}
 
 
-SHOWN = (
+_RETURNED = (
     EVENT.c.id,
     EVENT.c.source,
     EVENT.c.event_id,
@@ -156,27 +150,25 @@ SHOWN = (
 def _count_one() -> Update:
     now, over = (bindparam(name, type_=UTCDateTime()) for name in ("now", "pause_over"))
     mine = (EVENT.c.source == bindparam("key_source"), EVENT.c.event_id == bindparam("key_id"))
-    return update(EVENT).where(*mine).values(_counted(now, over, bindparam("more"))).returning(*SHOWN)
+    return update(EVENT).where(*mine).values(_counted(now, over, bindparam("more"))).returning(*_RETURNED)
 
 
 def _count_all() -> Update:
-    """Lock the rows in the order in which everybody takes them, and count, in one statement."""
     arrays = [bindparam(name, type_=ARRAY(Text)) for name in ("sources", "ids")]
     given = func.unnest(*arrays, bindparam("counts", type_=ARRAY(Integer)))
     shape = column("source", Text), column("event_id", Text), column("more", Integer)
     wanted = given.table_valued(*shape, name="wanted").render_derived()
     same = and_(EVENT.c.source == wanted.c.source, EVENT.c.event_id == wanted.c.event_id)
+    # Rows are locked in the order of their keys, as in every other transaction, or two would deadlock.
     order = EVENT.c.source.collate("C"), EVENT.c.event_id.collate("C")
     chosen = select(EVENT.c.id, wanted.c.more).join_from(wanted, EVENT, same).order_by(*order)
     locked = chosen.with_for_update(of=EVENT).cte("locked")
     change = _counted(MOMENT, MOMENT - literal(REVIVAL_PAUSE), locked.c.more)
-    return update(EVENT).where(EVENT.c.id == locked.c.id).values(change).returning(*SHOWN)
+    return update(EVENT).where(EVENT.c.id == locked.c.id).values(change).returning(*_RETURNED)
 
 
-def _keep(sqlite_: bool) -> Insert:  # noqa: FBT001 - two databases, two ways to tell the time
-    insert = (sqlite if sqlite_ else postgresql).insert(DUPLICATE)
+def _keep(insert: Any, at: Any) -> Insert:
     slot = {name: bindparam(name, type_=DUPLICATE.c[name].type) for name in ("event", "slot", "address")}
-    at = bindparam("at", type_=UTCDateTime()) if sqlite_ else MOMENT
     statement: Insert = insert.values(**slot, at=at).on_conflict_do_update(
         index_elements=["event", "slot"],
         set_={"at": insert.excluded.at, "address": insert.excluded.address},
@@ -184,26 +176,8 @@ def _keep(sqlite_: bool) -> Insert:  # noqa: FBT001 - two databases, two ways to
     return statement
 
 
-_COUNT_ONE, _COUNT_TOGETHER = _count_one(), _count_all()
-
-_KEEP = {kind: _keep(kind) for kind in (True, False)}
-
-
-def note_conflict(store: Store, connection: Connection, event: UUID, other: Body) -> None:
-    """Keep another body that came under this event's id, and count it; a body already kept is no news."""
-    mine = CONFLICT.c.event == event
-    if connection.execute(select(CONFLICT.c.at).where(mine, CONFLICT.c.body_hash == other.body_hash)).first():
-        return
-    kept = connection.execute(select(func.count()).select_from(CONFLICT).where(mine)).scalar_one()
-    if kept < CONFLICTS_KEPT:
-        connection.execute(
-            CONFLICT.insert().values(
-                event=event,
-                body_hash=other.body_hash,
-                at=store.now(),
-                body=other.body,
-                headers=json.dumps(dict(other.headers)),
-                content_type=other.content_type,
-            )
-        )
-    connection.execute(update(EVENT).where(EVENT.c.id == event).values(conflicts=EVENT.c.conflicts + 1))
+_COUNT_ONE, _COUNT_ALL = _count_one(), _count_all()
+_KEEP = {
+    True: _keep(sqlite.insert(DUPLICATE), bindparam("at", type_=UTCDateTime())),
+    False: _keep(postgresql.insert(DUPLICATE), MOMENT),
+}

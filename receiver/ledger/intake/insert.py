@@ -1,20 +1,24 @@
-"""The INSERT that decides which deliveries are first-seen, one for a whole batch."""
+"""The INSERT that decides which deliveries are first-seen: one statement a database, one for a whole batch.
+
+`insert_new` runs it inside a transaction. `insert_alone` is the fast path: one statement inserts, counts and
+commits. Both send it past SQLAlchemy's own compiler, which would take longer than the statement.
+"""
 
 import json
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Connection, Insert, Row, bindparam, column, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Table
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
-from receiver.ledger.counters import CounterKind, slot_of
-from receiver.ledger.store import MOMENT, WAIT, Store
-from receiver.ledger.tables import EVENT
+from receiver.ledger.counters import ALL_TIME, FIRST_SEEN, CounterKind, slot_of
+from receiver.ledger.store import WAIT, Store
+from receiver.ledger.tables import COUNTER, EVENT
 
 GIVEN = (
     "id",
@@ -31,163 +35,142 @@ GIVEN = (
     "content_type",
     "traceparent",
 )
-"""What a delivery brings of a new row; the rest are defaults, and times of the ledger's clock."""
+"""What a delivery brings of a new row; the rest are times of the ledger's clock, and defaults."""
 
 TIMES = ("received_at", "due_at")
 
-SHOWN = tuple(EVENT.c[name] for name in ("id", "source", "event_id", "state"))
-
-
-def insert_new(store: Store, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Sequence[Row[Any]]:
-    """Insert those of the rows whose (source, event_id) is new, in their order, and return them."""
-    if not store.sqlite:
-        columns = {name: [row[name] for row in rows] for name in GIVEN}
-        return connection.execute(_UNNESTED, columns | store.moment()).all()
-    # SQLite prepares a statement once and runs it for each row: no single statement is faster.
-    times = dict.fromkeys(TIMES, store.moment()["now"])
-    connection.execute(_ONE_BY_ONE, [{**row, **times} for row in rows])
-    return connection.execute(_MINE, {"ids": [row["id"] for row in rows]}).all()
-
-
-def _unnested() -> Insert:
-    """Return the insert from one array for each column: its text is the same for a batch of any size."""
-    arrays = [bindparam(name, type_=ARRAY(EVENT.c[name].type)) for name in GIVEN]
-    shapes = [column(name, EVENT.c[name].type) for name in GIVEN]
-    given = func.unnest(*arrays).table_valued(*shapes, with_ordinality="place", name="given").render_derived()
-    values = [given.c[name] for name in GIVEN]
-    chosen = select(*values, MOMENT, MOMENT).order_by(given.c.place)
-    insert = postgresql.insert(EVENT).from_select([*GIVEN, *TIMES], chosen)
-    return insert.on_conflict_do_nothing(index_elements=["source", "event_id"]).returning(*SHOWN)
-
-
-_UNNESTED = _unnested()
-
-_MINE = select(*SHOWN).where(EVENT.c.id.in_(bindparam("ids", expanding=True)))
-
-_ONE_BY_ONE = sqlite.insert(EVENT).on_conflict_do_nothing(index_elements=["source", "event_id"])
-
-
-# The shortest way in: one statement, sent as it is, that inserts what is new, counts it and commits.
-
-
-FIRST_SEEN = "first seen"
-
-_PRESET = {
+DEFAULTS: Final = {
     column.name: column.default.arg
     for column in EVENT.columns
     if isinstance(column.default, ScalarElementColumnDefault)
 }
-"""What a new row has without being told: numbers and flags."""
+"""Numbers and flags, by column."""
+
+Rows = Sequence[Mapping[str, Any]]
+"""New rows as GIVEN has them, sorted by (source, event_id), each key once."""
 
 
 class TooStrict(Exception):
     """This database's transactions are stricter than READ COMMITTED by default."""
 
 
-def insert_alone(store: Store, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
-    """Insert those rows whose (source, event_id) is new, in their order; return their ids once on disk.
+def insert_new(store: Store, connection: Connection, rows: Rows) -> set[UUID]:
+    """Insert those rows whose (source, event_id) is new, in the caller's transaction; return their ids."""
+    if not store.sqlite:
+        return set(connection.exec_driver_sql(_NEW, _postgres_values(store, rows)).scalars())
+    options = {"preserve_rowcount": True}
+    done = connection.exec_driver_sql(_SQLITE, _sqlite_values(store, rows), execution_options=options)
+    if done.rowcount == len(rows):
+        return {row["id"] for row in rows}
+    found = connection.exec_driver_sql(_WHICH, _sqlite_ids(rows)).scalars()
+    return {UUID(text) for text in found}
+
+
+def insert_alone(store: Store, rows: Rows) -> set[UUID]:
+    """Insert those rows whose (source, event_id) is new, and count them; return their ids once on disk.
 
     Raises TooStrict, and as `Store.raw_connection` does; none of them stands when the database refuses one.
     """
-    with store.raw_connection() as connection:
-        if connection.info.get("strict"):
-            raise TooStrict
-        return (_insert_sqlite if store.sqlite else _insert_postgres)(store, connection, rows)
+    with store.raw_connection() as pooled:
+        connection: Any = pooled.driver_connection
+        if not store.sqlite:
+            if pooled.info["strict"]:
+                # A lone statement cannot loosen its own transaction, and would fail where two meet at a row.
+                raise TooStrict
+            settings = {"commit": pooled.info["commit"], "slot": slot_of(store)}
+            values = _postgres_values(store, rows) | settings
+            return {row[0] for row in connection.execute(_ALONE, values).fetchall()}
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            new = {row["id"] for row in rows}
+            if connection.executemany(_SQLITE, _sqlite_values(store, rows)).rowcount < len(rows):
+                new = {UUID(row[0]) for row in connection.execute(_WHICH, _sqlite_ids(rows)).fetchall()}
+            counts = Counter(row["source"] for row in rows if row["id"] in new)
+            connection.executemany(_COUNT_SQLITE, sorted(counts.items()))
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return new
 
 
-def _insert_postgres(store: Store, connection: Any, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
-    # As JSON, since an array for each column takes the driver three times as long.
-    text = _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])
-    given = {"rows": text, "shift": store.shift, "slot": slot_of(store)}
-    cursor = connection.driver_connection.execute(_POSTGRES[connection.info["durable"]], given)
-    return {row[0] for row in cursor.fetchall()}
+COLUMNS = ", ".join([*GIVEN, *TIMES, *DEFAULTS])
+PRESET = ", ".join(str(value).lower() for value in DEFAULTS.values())
 
 
-def _insert_sqlite(store: Store, pooled: Any, rows: Sequence[Mapping[str, Any]]) -> set[UUID]:
-    new, connection = [], pooled.driver_connection
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        times = dict.fromkeys(TIMES, store.moment()["now"])
-        for row in rows:
-            values = {**row, **times}
-            given = [to(values[name]) if to else values[name] for name, to in _TO_SQLITE.items()]
-            if connection.execute(_SQLITE, given).rowcount:
-                new.append(row)
-        told = Counter(row["source"] for row in new)
-        connection.executemany(
-            _TALLY_SQLITE, [(CounterKind.DELIVERY, name, told[name]) for name in sorted(told)]
-        )
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    return {row["id"] for row in new}
+# PostgreSQL: the rows are one JSON parameter, since an array for each column takes the driver three times as
+# long. They are never part of the text, which the server writes into its log when a statement fails.
 
+_TYPES = {"id": "uuid", "created_at": "timestamptz"}
+_SHAPE = ", ".join(f"{name} {_TYPES.get(name, 'text')}" for name in GIVEN)
+_CHOSEN = ", ".join(f"decode({name}, 'base64')" if name == "body" else name for name in GIVEN)
+_NOW = "(SELECT clock_timestamp() + %(shift)s)"
 
-def _plain(value: Any) -> str:
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
+_POSTGRES = f"""INSERT INTO event ({COLUMNS})
+    SELECT {_CHOSEN}, {_NOW}, {_NOW}, {PRESET}
+    FROM {{settings}} ROWS FROM (json_to_recordset(%(rows)s::json) AS ({_SHAPE})) WITH ORDINALITY
+        AS given ({", ".join(GIVEN)}, place)
+    ORDER BY place
+    ON CONFLICT (source, event_id) DO NOTHING
+    RETURNING id, source"""  # noqa: S608 - names of columns and constants; every value is a parameter
 
+_NEW = _POSTGRES.format(settings="")
 
-_encode = json.JSONEncoder(default=_plain, separators=(",", ":")).encode
-
-
-def _literal(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(int(value))
-
-
-def _postgres(promises: Mapping[str, str]) -> str:
-    kinds = {"id": "uuid", "created_at": "timestamptz"}
-    shape = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in GIVEN)
-    chosen = ", ".join(
-        f"decode(given.{name}, 'base64')" if name == "body" else f"given.{name}" for name in GIVEN
+# The settings are joined first, so no row is inserted before they are made; they end with the statement.
+_ALONE = f"""WITH settings AS MATERIALIZED (
+        SELECT set_config('lock_timeout', '{WAIT:.0f}s', true),
+            set_config('synchronous_commit', %(commit)s, true)
+    ), first AS (
+        {_POSTGRES.format(settings="settings,")}
+    ), counted AS (
+        INSERT INTO counter (kind, minute, name, what, slot, count)
+        SELECT '{CounterKind.DELIVERY}', '{ALL_TIME}', source, '{FIRST_SEEN}', %(slot)s, count(*)
+        FROM first GROUP BY source ORDER BY source COLLATE "C"
+        ON CONFLICT (kind, minute, name, what, slot) DO UPDATE SET count = counter.count + excluded.count
     )
-    columns, preset = ", ".join([*GIVEN, *TIMES, *_PRESET]), ", ".join(map(_literal, _PRESET.values()))
-    now = "(SELECT clock_timestamp() + %(shift)s)"
-    # No row comes before the settings are made, and they end with this statement, which is a transaction.
-    promised = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in promises.items())
-    return f"""
-        WITH promised AS MATERIALIZED (SELECT {promised}),
-        first AS (
-            INSERT INTO event ({columns})
-            SELECT {chosen}, {now}, {now}, {preset}
-            FROM promised, ROWS FROM (json_to_recordset(%(rows)s::json) AS ({shape})) WITH ORDINALITY
-                AS given ({", ".join(GIVEN)}, place)
-            ORDER BY place
-            ON CONFLICT (source, event_id) DO NOTHING
-            RETURNING id, source
-        ), told AS (
-            INSERT INTO tally (kind, name, what, slot, count)
-            SELECT '{CounterKind.DELIVERY}', source, '{FIRST_SEEN}', %(slot)s, count(*) FROM first
-            GROUP BY source ORDER BY source COLLATE "C"
-            ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count
-        )
-        SELECT id FROM first"""  # noqa: S608 - names of columns; every value is a parameter
+    SELECT id FROM first"""  # noqa: S608 - as above
 
 
-def _sqlite() -> str:
-    columns, preset = ", ".join([*GIVEN, *TIMES, *_PRESET]), ", ".join(map(_literal, _PRESET.values()))
-    places = ", ".join("?" * len(_TO_SQLITE))
-    insert = f"INSERT INTO event ({columns}) VALUES ({places}, {preset})"  # noqa: S608 - as above
-    return f"{insert} ON CONFLICT (source, event_id) DO NOTHING"
+def _postgres_values(store: Store, rows: Rows) -> dict[str, Any]:
+    encoded = _encode([{**row, "body": b64encode(row["body"]).decode()} for row in rows])
+    return {"rows": encoded, "shift": store.shift}
 
 
-def _processors() -> dict[str, Callable[[Any], Any] | None]:
+def _text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+_encode = json.JSONEncoder(default=_text, separators=(",", ":")).encode
+
+
+# SQLite prepares a statement once and runs it for each row: no single statement for all is faster.
+
+_SQLITE = f"""INSERT INTO event ({COLUMNS}) VALUES ({", ".join("?" * len([*GIVEN, *TIMES]))}, {PRESET})
+    ON CONFLICT (source, event_id) DO NOTHING"""  # noqa: S608 - as above
+_WHICH = "SELECT id FROM event WHERE id IN (SELECT value FROM json_each(?))"
+
+
+def _stored(table: Table, name: str) -> Any:
+    """Return what makes a value what SQLAlchemy would store in this column."""
     dialect = sqlite.dialect()
-    return {
-        name: EVENT.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in (*GIVEN, *TIMES)
-    }
+    return table.c[name].type.dialect_impl(dialect).bind_processor(dialect) or (lambda value: value)
 
 
-_TO_SQLITE = _processors()
+_STORED = {name: _stored(EVENT, name) for name in (*GIVEN, *TIMES)}
 
-_BOUNDED = {"lock_timeout": f"{WAIT:.0f}s"}
+_COUNT_SQLITE = f"""INSERT INTO counter (kind, minute, name, what, slot, count)
+    VALUES ('{CounterKind.DELIVERY}', '{_stored(COUNTER, "minute")(ALL_TIME)}', ?, '{FIRST_SEEN}', 0, ?)
+    ON CONFLICT (kind, minute, name, what, slot) DO UPDATE SET count = counter.count + excluded.count"""  # noqa: S608
 
-_POSTGRES = {True: _postgres(_BOUNDED), False: _postgres(_BOUNDED | {"synchronous_commit": "on"})}
 
-_SQLITE = _sqlite()
+def _sqlite_values(store: Store, rows: Rows) -> list[tuple[Any, ...]]:
+    times = dict.fromkeys(TIMES, store.moment()["now"])
+    return [
+        tuple(to(values[name]) for name, to in _STORED.items())
+        for values in ({**row, **times} for row in rows)
+    ]
 
-_TALLY_SQLITE = (
-    f"INSERT INTO tally (kind, name, what, slot, count) VALUES (?, ?, '{FIRST_SEEN}', 0, ?)"  # noqa: S608
-    " ON CONFLICT (kind, name, what, slot) DO UPDATE SET count = tally.count + excluded.count"
-)
+
+def _sqlite_ids(rows: Rows) -> tuple[str]:
+    return (_encode([row["id"].hex for row in rows]),)

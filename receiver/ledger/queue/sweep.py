@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from receiver.ledger.counters import CounterKind, forget_minutes
 from receiver.ledger.queue.claims import is_due
 from receiver.ledger.states import REOPEN_WINDOW, UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
@@ -35,7 +36,6 @@ from receiver.ledger.tables import (
     CONFLICT,
     DUPLICATE,
     EVENT,
-    REJECTION,
     VALUE,
     WORKER,
     in_state,
@@ -62,8 +62,6 @@ PRUNE_BATCH = 1000
 
 PRUNE_BATCHES = 50
 """Batches of one kind in one pass: ids must go faster than they come, and a pass must end."""
-
-REJECTIONS_KEPT = timedelta(days=30)
 
 WORKER_KEPT = timedelta(hours=1)
 """How long after its last heartbeat a worker is still listed."""
@@ -183,8 +181,7 @@ def prune(store: Store, windows: Mapping[str, Retention]) -> dict[str, int]:
         counts["payloads"] += _in_batches(_erase_payloads, store, source, window.payload_retention)
         counts["ids"] += _in_batches(_delete_ids, store, source, window.retention)
     with store.write() as connection:
-        old = REJECTION.c.minute < store.after(-REJECTIONS_KEPT)
-        counts["rejections"] = connection.execute(delete(REJECTION).where(old)).rowcount
+        counts["rejections"] = forget_minutes(store, connection)[CounterKind.REJECTION]
     return counts
 
 

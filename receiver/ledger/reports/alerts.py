@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.states import UNFINISHED
 from receiver.ledger.store import Store
-from receiver.ledger.tables import ALERT, EVENT, REJECTION, in_state
+from receiver.ledger.tables import ALERT, COUNTER, EVENT, in_state
 
 AGAIN = timedelta(hours=1)
 """The least time between two alerts about one subject; what happens meanwhile is counted."""
@@ -105,13 +105,12 @@ def _overdue(store: Store, connection: Connection, backlog: timedelta) -> Iterat
 
 def _spikes(store: Store, connection: Connection) -> Iterator[DueAlert]:
     begin = store.after(-SPIKE_WINDOW)
-    recent, before = REJECTION.c.minute > begin, REJECTION.c.minute <= begin
-    sums = [func.coalesce(func.sum(REJECTION.c.count).filter(part), 0) for part in (recent, before)]
-    hour = REJECTION.c.minute > store.after(-SPIKE_WINDOW - SPIKE_BEFORE)
-    for source, now, then in connection.execute(
-        select(REJECTION.c.source, *sums).where(hour).group_by(REJECTION.c.source)
-    ):
-        if now >= max(SPIKE_LEAST, SPIKE_TIMES * then * (SPIKE_WINDOW / SPIKE_BEFORE)):
+    recent, before = COUNTER.c.minute > begin, COUNTER.c.minute <= begin
+    sums = [func.coalesce(func.sum(COUNTER.c.count).filter(part), 0) for part in (recent, before)]
+    hour = COUNTER.c.minute > store.after(-SPIKE_WINDOW - SPIKE_BEFORE)
+    refused = select(COUNTER.c.name, *sums).where(COUNTER.c.kind == CounterKind.REJECTION, hour)
+    for source, now, then in connection.execute(refused.group_by(COUNTER.c.name)):
+        if now >= max(SPIKE_LEAST, SPIKE_TIMES * int(then) * (SPIKE_WINDOW / SPIKE_BEFORE)):
             yield DueAlert(Subject(Topic.REJECTIONS, source), int(now), 0)
 
 

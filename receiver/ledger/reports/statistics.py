@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, column, func, select, values
 from sqlalchemy.types import Integer
 
-from receiver.ledger.counters import Total, totals
+from receiver.ledger.counters import ALL_TIME, CounterKind, Total, totals
 from receiver.ledger.filter import sources
 from receiver.ledger.reports.models import (
     CallFigures,
@@ -31,7 +31,7 @@ from receiver.ledger.reports.models import (
 )
 from receiver.ledger.states import OPEN, UNFINISHED, CallState, SendOutcome, State
 from receiver.ledger.store import Store
-from receiver.ledger.tables import CALL, DUPLICATE_MINUTE, EVENT, REJECTION, SAMPLE, WORKER, in_state
+from receiver.ledger.tables import CALL, COUNTER, EVENT, SAMPLE, WORKER, in_state
 from receiver.ledger.text import plain, uuid7
 
 NEEDS_PERSON = (State.PARKED, State.DEAD)
@@ -39,6 +39,11 @@ NEEDS_PERSON = (State.PARKED, State.DEAD)
 
 REJECTION_MINUTES_MAX = 1000
 """Counts of rejections in one answer: a flood over many sources must not make it unreadable."""
+
+REJECTION_MINUTES = (COUNTER.c.kind == CounterKind.REJECTION, COUNTER.c.minute > ALL_TIME)
+
+DUPLICATES = COUNTER.c.kind == CounterKind.DELIVERY
+"""Deliveries counted by the minute: duplicates and conflicts, since ids count what is first-seen."""
 
 MINUTE = timedelta(minutes=1)
 
@@ -82,9 +87,9 @@ def _figures_by_source(store: Store, connection: Connection) -> list[FiguresView
     for row in connection.execute(oldest.group_by(EVENT.c.source)):
         seconds = max(0.0, (now - row.at).total_seconds())
         found[row.source] |= {"oldest_unfinished": row.at, "oldest_unfinished_seconds": seconds}
-    refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count).label("total"))
-    for row in connection.execute(refused.group_by(REJECTION.c.source, REJECTION.c.reason)):
-        found[row.source]["rejections"][row.reason] = int(row.total)
+    refused = select(COUNTER.c.name, COUNTER.c.what, func.sum(COUNTER.c.count)).where(*REJECTION_MINUTES)
+    for source, reason, count in connection.execute(refused.group_by(COUNTER.c.name, COUNTER.c.what)):
+        found[source]["rejections"][reason] = int(count)
     return [FiguresView(source=source, **found[source]) for source in sorted(found)]
 
 
@@ -105,11 +110,15 @@ def _figures_by_api(connection: Connection) -> list[CallFigures]:
 
 def rejections(store: Store, source: str | None = None) -> Rejections:
     """Return the counts and the samples of one source or all, newest first; at most 1,000 counts."""
-    counts = select(REJECTION).order_by(REJECTION.c.minute.desc(), REJECTION.c.source, REJECTION.c.reason)
+    source_, reason, minute = COUNTER.c.name.label("source"), COUNTER.c.what.label("reason"), COUNTER.c.minute
+    # One count may be spread over several rows.
+    counts = select(source_, reason, minute, func.sum(COUNTER.c.count).label("count"))
+    counts = counts.where(*REJECTION_MINUTES).group_by(minute, COUNTER.c.name, COUNTER.c.what)
+    counts = counts.order_by(minute.desc(), COUNTER.c.name, COUNTER.c.what)
     columns = SAMPLE.c.source, SAMPLE.c.reason, SAMPLE.c.at, SAMPLE.c.address
     latest = select(*columns).order_by(SAMPLE.c.id.desc())
     if source is not None:
-        counts = counts.where(REJECTION.c.source == plain(source))
+        counts = counts.where(COUNTER.c.name == plain(source))
         latest = latest.where(SAMPLE.c.source == plain(source))
     with store.read() as connection:
         rows = connection.execute(counts.limit(REJECTION_MINUTES_MAX)).mappings()
@@ -162,8 +171,8 @@ def throughput(store: Store, minutes: int) -> Throughput:
         starts = [now.replace(second=0, microsecond=0) - MINUTE * back for back in range(minutes)][::-1]
         ids = [(number, _first_id(start), _first_id(start + MINUTE)) for number, start in enumerate(starts)]
         times = [(number, start, start + MINUTE) for number, start in enumerate(starts)]
-        minute, total = DUPLICATE_MINUTE.c.minute, func.sum(DUPLICATE_MINUTE.c.count)
-        counted = select(minute, total).where(minute >= starts[0]).group_by(minute)
+        minute, total = COUNTER.c.minute, func.sum(COUNTER.c.count)
+        counted = select(minute, total).where(DUPLICATES, minute >= starts[0]).group_by(minute)
         counts = {
             "accepted": _count_between(connection, EVENT.c.id, ids),
             "done": _count_between(connection, EVENT.c.finished_at, times, in_state(store, State.DONE)),
@@ -198,17 +207,17 @@ def flow(store: Store, minutes: int) -> dict[str, Flow]:
         accepted = select(func.count()).select_from(EVENT).where(mine).scalar_subquery()
         for source, count in connection.execute(select(known.c.source, accepted)):
             found[source].accepted = int(count)
-        again = select(DUPLICATE_MINUTE.c.source, func.sum(DUPLICATE_MINUTE.c.count))
-        recent = again.where(DUPLICATE_MINUTE.c.minute >= since).group_by(DUPLICATE_MINUTE.c.source)
+        again = select(COUNTER.c.name, func.sum(COUNTER.c.count)).group_by(COUNTER.c.name)
+        recent = again.where(DUPLICATES, COUNTER.c.minute >= since)
         for source, count in connection.execute(recent):
             found[source].duplicates = int(count)
         finished = and_(in_state(store, State.DONE), EVENT.c.finished_at >= since)
         done = select(EVENT.c.source, func.count()).where(finished).group_by(EVENT.c.source)
         for source, count in connection.execute(done):
             found[source].done = int(count)
-        refused = select(REJECTION.c.source, REJECTION.c.reason, func.sum(REJECTION.c.count))
-        lately = refused.where(REJECTION.c.minute >= since).group_by(REJECTION.c.source, REJECTION.c.reason)
-        for source, reason, count in connection.execute(lately):
+        refused = select(COUNTER.c.name, COUNTER.c.what, func.sum(COUNTER.c.count))
+        lately = refused.where(*REJECTION_MINUTES, COUNTER.c.minute >= since)
+        for source, reason, count in connection.execute(lately.group_by(COUNTER.c.name, COUNTER.c.what)):
             found[source].rejections[reason] = int(count)
     return dict(found)
 

@@ -1,10 +1,17 @@
-"""The ledger: events, attempts, duplicates, conflicts, actions, rejections, replays."""
+"""The ledger's tables, as `receiver/ledger/tables.py` has them."""
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0001"
 down_revision = None
+
+
+def index(
+    name: str, table: str, columns: list[str], *, where: str | None = None, unique: bool = False
+) -> None:
+    condition = None if where is None else sa.text(where)
+    op.create_index(name, table, columns, unique=unique, postgresql_where=condition, sqlite_where=condition)
 
 
 def upgrade() -> None:
@@ -34,6 +41,9 @@ def upgrade() -> None:
         sa.Column("last_duplicate_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("conflicts", sa.Integer(), nullable=False),
         sa.Column("suspected_replay", sa.Boolean(), nullable=False),
+        sa.Column("parked_call", sa.Uuid(), nullable=True),
+        sa.Column("traceparent", sa.String(length=64), nullable=True),
+        sa.Column("calls_changed", sa.Boolean(), nullable=False),
         sa.Column("address", sa.String(length=255), nullable=True),
         sa.Column("body_hash", sa.String(length=64), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=True),
@@ -47,94 +57,43 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("source", "event_id", name="event_once"),
     )
-    op.create_index("event_by_body", "event", ["source", "body_hash"])
-    op.create_index(
-        "event_by_end",
-        "event",
-        ["source", "finished_at"],
-        postgresql_where=sa.text("finished_at is not null"),
-        sqlite_where=sa.text("finished_at is not null"),
-    )
-    op.create_index("event_by_source", "event", ["source", "id"])
-    op.create_index("event_by_state", "event", ["state", "id"])
-    op.create_index("event_by_type", "event", ["type", "id"])
-    op.create_index(
-        "event_due",
-        "event",
-        ["due_at"],
-        postgresql_where=sa.text("state in ('received', 'waiting')"),
-        sqlite_where=sa.text("state in ('received', 'waiting')"),
-    )
-    op.create_index(
-        "event_ignored",
-        "event",
-        ["finished_at"],
-        postgresql_where=sa.text("state = 'ignored'"),
-        sqlite_where=sa.text("state = 'ignored'"),
-    )
-    op.create_index(
+    index("event_by_body", "event", ["source", "body_hash"])
+    index("event_by_end", "event", ["source", "finished_at"], where="finished_at is not null")
+    index("event_by_source", "event", ["source", "id"])
+    index("event_by_state", "event", ["state", "id"])
+    index("event_by_type", "event", ["type", "id"])
+    index("event_done", "event", ["finished_at", "source"], where="state = 'done'")
+    index("event_due", "event", ["due_at"], where="state in ('received', 'waiting')")
+    index("event_ignored", "event", ["finished_at"], where="state = 'ignored'")
+    index("event_lease", "event", ["lease_until"], where="state = 'processing'")
+    index("event_nudged", "event", ["nudged_at"], where="state in ('received', 'waiting') and nudges > 0")
+    index(
         "event_payload",
         "event",
         ["source", "finished_at"],
-        postgresql_where=sa.text("finished_at is not null and body is not null"),
-        sqlite_where=sa.text("finished_at is not null and body is not null"),
-    )
-    op.create_index(
-        "event_lease",
-        "event",
-        ["lease_until"],
-        postgresql_where=sa.text("state = 'processing'"),
-        sqlite_where=sa.text("state = 'processing'"),
-    )
-    op.create_index(
-        "event_nudged",
-        "event",
-        ["nudged_at"],
-        postgresql_where=sa.text("state in ('received', 'waiting') and nudges > 0"),
-        sqlite_where=sa.text("state in ('received', 'waiting') and nudges > 0"),
+        where="finished_at is not null and body is not null",
     )
     op.create_table(
-        "rejection",
-        sa.Column("source", sa.String(length=255), nullable=False),
-        sa.Column("reason", sa.String(length=64), nullable=False),
-        sa.Column("minute", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("count", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("source", "reason", "minute"),
-    )
-    op.create_table(
-        "rejection_sample",
-        sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("source", sa.String(length=255), nullable=False),
-        sa.Column("reason", sa.String(length=64), nullable=False),
+        "duplicate",
+        sa.Column("event", sa.Uuid(), nullable=False),
+        sa.Column("slot", sa.Integer(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("address", sa.String(length=255), nullable=True),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_index("ix_rejection_sample_source", "rejection_sample", ["source"])
-    op.create_table(
-        "replay",
-        sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("what", sa.String(length=16), nullable=False),
-        sa.Column("who", sa.String(length=255), nullable=False),
-        sa.Column("filter", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("total", sa.Integer(), nullable=False),
-        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_table(
-        "action",
-        sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("event", sa.Uuid(), nullable=False),
-        sa.Column("generation", sa.Integer(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("what", sa.String(length=16), nullable=False),
-        sa.Column("who", sa.String(length=255), nullable=False),
-        sa.Column("was", sa.String(length=16), nullable=False),
         sa.ForeignKeyConstraint(["event"], ["event.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id"),
+        sa.PrimaryKeyConstraint("event", "slot"),
     )
-    op.create_index("ix_action_event", "action", ["event"])
+    op.create_table(
+        "conflict",
+        sa.Column("event", sa.Uuid(), nullable=False),
+        sa.Column("body_hash", sa.String(length=64), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("headers", sa.Text(), nullable=False),
+        sa.Column("content_type", sa.String(length=255), nullable=True),
+        sa.Column("promoted_to", sa.Uuid(), nullable=True),
+        sa.ForeignKeyConstraint(["event"], ["event.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("event", "body_hash"),
+    )
     op.create_table(
         "attempt",
         sa.Column("event", sa.Uuid(), nullable=False),
@@ -151,25 +110,109 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("event", "claim"),
     )
     op.create_table(
-        "conflict",
+        "action",
+        sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("event", sa.Uuid(), nullable=False),
-        sa.Column("body_hash", sa.String(length=64), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("body", sa.LargeBinary(), nullable=False),
-        sa.Column("headers", sa.Text(), nullable=False),
-        sa.Column("content_type", sa.String(length=255), nullable=True),
-        sa.Column("promoted_to", sa.Uuid(), nullable=True),
+        sa.Column("what", sa.String(length=16), nullable=False),
+        sa.Column("who", sa.String(length=255), nullable=False),
+        sa.Column("was", sa.String(length=16), nullable=False),
+        sa.Column("call", sa.Uuid(), nullable=True),
         sa.ForeignKeyConstraint(["event"], ["event.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("event", "body_hash"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    index("ix_action_event", "action", ["event"])
+    op.create_table(
+        "call",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("event", sa.Uuid(), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("step", sa.String(length=255), nullable=False),
+        sa.Column("successor", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("claim", sa.Integer(), nullable=False),
+        sa.Column("protection", sa.String(length=16), nullable=False),
+        sa.Column("api", sa.String(length=64), nullable=False),
+        sa.Column("method", sa.String(length=16), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("headers", sa.Text(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=True),
+        sa.Column("key", sa.String(length=64), nullable=True),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("credential", sa.String(length=64), nullable=True),
+        sa.Column("once", sa.String(length=255), nullable=True),
+        sa.Column("shares", sa.Uuid(), nullable=True),
+        sa.Column("changed_to", sa.String(length=64), nullable=True),
+        sa.Column("use_stored", sa.Boolean(), nullable=False),
+        sa.Column("outcome", sa.String(length=16), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("trying_since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("quiet_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("first_sent_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("sends", sa.Integer(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("answer_headers", sa.Text(), nullable=True),
+        sa.Column("answer", sa.LargeBinary(), nullable=True),
+        sa.CheckConstraint(
+            "state in ('pending', 'succeeded', 'rejected', 'parked', 'replaced', 'given up')",
+            name="call_state",
+        ),
+        sa.ForeignKeyConstraint(["event"], ["event.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    index("call_by_state", "call", ["state", "id"])
+    index("call_in_order", "call", ["event", "generation", "position", "successor"], unique=True)
+    index(
+        "call_once",
+        "call",
+        ["api", "once"],
+        where="once is not null and state not in ('rejected', 'replaced')",
+        unique=True,
+    )
+    index("call_step", "call", ["event", "generation", "step", "successor"], unique=True)
+    op.create_table(
+        "send",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("call", sa.Uuid(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("claim", sa.Integer(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("sending_until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("open", sa.Boolean(), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("outcome", sa.String(length=16), nullable=True),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["call"], ["call.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    index("send_of_call", "send", ["call", "number"], unique=True)
+    op.create_table(
+        "call_value",
+        sa.Column("event", sa.Uuid(), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("step", sa.String(length=255), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["event"], ["event.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("event", "generation", "step"),
     )
     op.create_table(
-        "duplicate",
-        sa.Column("event", sa.Uuid(), nullable=False),
-        sa.Column("slot", sa.Integer(), nullable=False),
+        "replay",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("what", sa.String(length=16), nullable=False),
+        sa.Column("who", sa.String(length=255), nullable=False),
+        sa.Column("filter", sa.Text(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("address", sa.String(length=255), nullable=True),
-        sa.ForeignKeyConstraint(["event"], ["event.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("event", "slot"),
+        sa.Column("total", sa.Integer(), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
         "replay_step",
@@ -180,22 +223,81 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["replay"], ["replay.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("replay", "event"),
     )
-    op.create_index(
-        "replay_step_open",
-        "replay_step",
-        ["replay", "event"],
-        postgresql_where=sa.text("outcome is null"),
-        sqlite_where=sa.text("outcome is null"),
+    index("replay_step_open", "replay_step", ["replay", "event"], where="outcome is null")
+    op.create_table(
+        "worker",
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
     )
+    op.create_table(
+        "rejection_sample",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("source", sa.String(length=255), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("address", sa.String(length=255), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    index("ix_rejection_sample_source", "rejection_sample", ["source"])
+    op.create_table(
+        "counter",
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("minute", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("what", sa.String(length=255), nullable=False),
+        sa.Column("slot", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("count", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "minute", "name", "what", "slot"),
+    )
+    op.create_table(
+        "alert",
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("what", sa.String(length=255), nullable=False),
+        sa.Column("told", sa.BigInteger(), nullable=False),
+        sa.Column("told_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("taken_until", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("kind", "name", "what"),
+    )
+    op.create_table(
+        "idempotency_key",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("policy", sa.String(length=64), nullable=False),
+        sa.Column("scope", sa.String(length=64), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("variant", sa.String(length=64), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("token", sa.Integer(), nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("first_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("headers", sa.Text(), nullable=True),
+        sa.Column("body", sa.LargeBinary(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    index("idempotency_key_life", "idempotency_key", ["expires_at"])
+    index("idempotency_key_once", "idempotency_key", ["policy", "scope", "key", "variant"], unique=True)
 
 
 def downgrade() -> None:
-    op.drop_table("replay_step")
-    op.drop_table("duplicate")
-    op.drop_table("conflict")
-    op.drop_table("attempt")
-    op.drop_table("action")
-    op.drop_table("replay")
-    op.drop_table("rejection_sample")
-    op.drop_table("rejection")
-    op.drop_table("event")
+    for table in (
+        "idempotency_key",
+        "alert",
+        "counter",
+        "rejection_sample",
+        "worker",
+        "replay_step",
+        "replay",
+        "call_value",
+        "send",
+        "call",
+        "action",
+        "attempt",
+        "conflict",
+        "duplicate",
+        "event",
+    ):
+        op.drop_table(table)
