@@ -251,7 +251,6 @@ class Service:
 
     def count(self, what: Move, which: EventFilter) -> Counted:
         """Count what a bulk operation would act on now; nothing is done."""
-
         total = bulk_candidates(self.store, what, which)
         return Counted(what=what, filter=which.as_json(), dry_run=True, total=total)
 
