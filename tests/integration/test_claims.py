@@ -6,7 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
+from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.intake import record
 from receiver.ledger.lease import Claim, Outcome
@@ -15,6 +17,7 @@ from receiver.ledger.queue.claims import EXPIRE_BATCH
 from receiver.ledger.states import CRASH_LIMIT, Move, State, leaves
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
+from tests.integration.call_steps import planned
 from tests.integration.steps import (
     LEASE,
     ONLY_POSTGRES,
@@ -26,6 +29,7 @@ from tests.integration.steps import (
     deliver_all,
     delivery,
     end,
+    hooked,
     later,
     row,
     state,
@@ -163,6 +167,57 @@ def test_a_stale_token_settles_nothing(store: Store, move: Move) -> None:
     assert not settle(store, [(stale, Outcome(move, reason="too late"))])
     assert (row(store, first.event), attempts(store, first.event)) == (before, story)
     assert settle(store, [(fresh, DONE)]) == {fresh.event}
+
+
+def test_attempts_that_end_together_are_looked_at_each(store: Store) -> None:
+    """Of three that returned one was taken over and one waits for its call: only the third is done."""
+    done, waits, lost = events = deliver_all(store, 3)
+    held = [take(store, event) for event in events]
+    planned(store, held[1])
+    later(store, minutes=2)
+    take(store, lost, "worker-2")
+    assert settle(store, [(one, DONE) for one in held]) == {done, waits}
+    assert [state(store, event) for event in events] == ["done", "waiting", "processing"]
+
+
+def test_different_ends_share_a_transaction(store: Store) -> None:
+    """Each event goes where its own attempt brings it, all in one commit, and each is counted."""
+    moves = [Move.GIVE_UP, Move.FINISH, Move.RETRY_LATER, Move.FINISH, Move.RELEASE]
+    ends = [
+        (take(store, event), Outcome(move)) for event, move in zip(deliver_all(store, 5), moves, strict=True)
+    ]
+    commits: list[Any] = []
+    with hooked(store, "commit", commits.append):
+        assert settle(store, ends) == {held.event for held, _ in ends}
+    assert len(commits) == 1
+    states = [state(store, held.event) for held, _ in ends]
+    assert states == ["dead", "done", "waiting", "done", "waiting"]
+    assert [attempts(store, held.event)[0].outcome for held, _ in ends] == moves
+    with store.read() as connection:
+        counted = {total.what: total.count for total in totals(connection, CounterKind.ATTEMPT)}
+    assert counted == {"give up": 1, "finish": 2, "retry later": 1, "release": 1}
+
+
+@pytest.mark.parametrize(**ONLY_POSTGRES)
+def test_settling_and_duplicates_do_not_deadlock(store: Store) -> None:
+    """Both take many rows; they take them in one order, so neither is thrown out."""
+    batch = [delivery(f"evt_{n:02}") for n in range(30)]
+    events = [verdict.event for verdict in record(store, batch)]
+
+    def recording() -> None:
+        for _ in range(30):
+            record(store, batch)
+
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(recording)
+        while not job.done():
+            held = [take(store, event) for event in reversed(events)]
+            ends = [Outcome(Move.RELEASE if n % 3 else Move.FINISH) for n in range(30)]
+            assert len(settle(store, list(zip(held, ends, strict=True)))) == 30
+            with store.write() as connection:
+                connection.execute(text("SELECT 1 FROM event ORDER BY event_id FOR UPDATE"))
+                connection.execute(EVENT.update().values(state="waiting", finished_at=None))
+        job.result()
 
 
 def test_a_second_settlement_changes_nothing(store: Store) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.outcome import is_last
@@ -21,7 +20,7 @@ from receiver.ledger.calls.sends import StoredResponse
 from receiver.ledger.lease import Claim, lock_alive
 from receiver.ledger.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome
 from receiver.ledger.store import Store
-from receiver.ledger.tables import CALL, EVENT, VALUE
+from receiver.ledger.tables import CALL, EVENT, VALUE, insert_for
 from receiver.ledger.text import uuid7
 
 NEVER_EXECUTED = (CallState.REJECTED, CallState.REPLACED)
@@ -96,7 +95,10 @@ def plan(store: Store, held: Claim, request: CallRequest, make_key: MakeKey) -> 
 
 
 def compute_once(store: Store, held: Claim, step: str, compute: Callable[[], str]) -> str | None:
-    """Return the JSON that a step computed first in this generation; None when the claim is lost."""
+    """Return the JSON that a step computed first in this generation; None when the claim is lost.
+
+    If two attempts compute it at once, the one that writes first decides for both.
+    """
     mine = (VALUE.c.event == held.event, VALUE.c.generation == held.generation, VALUE.c.step == step)
     found = select(VALUE.c.value).where(*mine)
     with store.read() as connection:
@@ -108,7 +110,7 @@ def compute_once(store: Store, held: Claim, step: str, compute: Callable[[], str
     with store.write() as connection:
         if lock_alive(store, connection, held) is None:
             return None
-        insert = (sqlite if store.sqlite else postgresql).insert(VALUE)
+        insert = insert_for(store, VALUE)
         connection.execute(insert.values(**row, at=store.now()).on_conflict_do_nothing())
         value: str = connection.execute(found).scalar_one()
         return value
@@ -141,9 +143,11 @@ class _Planning:
             changed = self._note_other_bytes(row)
             if changed:
                 return self._planned(self._current(), event.now, changed)
+        # The shared call may have ended since the last attempt.
         if row.shares and row.state == CallState.PENDING:
             self._follow(row)
             row = self._current()
+        # Waiting that costs no attempt has no other end.
         overdue = row.trying_since + request.give_up_after <= event.now
         if row.state == CallState.PENDING and row.outcome in COSTS_NO_ATTEMPT and overdue:
             since = f"It has been tried since {row.trying_since:%Y-%m-%d %H:%M} UTC, and that is long enough."
@@ -195,7 +199,7 @@ class _Planning:
             "trying_since": now,
         }
         if request.once is not None:
-            insert = (sqlite if self.store.sqlite else postgresql).insert(CALL)
+            insert = insert_for(self.store, CALL)
             first = insert.values(**row, once=request.once).on_conflict_do_nothing().returning(CALL.c.id)
             if self.connection.execute(first).first():
                 return self._current()
@@ -219,7 +223,10 @@ class _Planning:
         return self._planned(found, now, reason)
 
     def _note_other_bytes(self, row: Row[Any]) -> str | None:
-        """Note that the handler asks for other bytes; return why nothing may be sent, if that is so."""
+        """Note that the handler asks for other bytes; return why nothing may be sent, if that is so.
+
+        A call that ended returns its stored response all the same: people see that its handler changed.
+        """
         asked = self.request.fingerprint
         self._change(row, changed_to=asked)
         if row.state == CallState.SUCCEEDED:

@@ -45,6 +45,7 @@ def outcome_given_calls(
         return None
     if outcome.move == Move.RELEASE:
         return None if _has_send_under_way(store, connection, held) else outcome
+    # Parking may change what is unfinished, so it comes first.
     calls = _park_abandoned(store, connection, held, outcome.move)
     parked = next((call for call in calls if call.state == CallState.PARKED), None)
     if parked:

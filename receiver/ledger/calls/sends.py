@@ -26,6 +26,7 @@ SLACK = timedelta(seconds=5)
 """How much longer than a send its lease lasts: the response must still be written down."""
 
 OK, CLIENT_ERROR = 200, 400
+"""A replay with a status of 400 or more is one of the dialects that mark replays so: handlers see a 200."""
 
 TOO_LONG = "It happened, but its answer is too long to be kept: say that it happened, with the part you need."
 
@@ -157,6 +158,7 @@ def begin_send(store: Store, held: Claim, call: UUID, policy: SendPolicy) -> Sen
         row = connection.execute(select(CALL).where(CALL.c.id == call)).one()
         if row.state != CallState.PENDING:
             return CallNotPending(CallState(row.state), row.reason or "")
+        # The first send is always safe; only while another one may have been executed is a copy a risk.
         until = open_until(connection, call)
         obstacle = _obstacle(row, policy, event.now) if until else None
         if obstacle:
@@ -175,13 +177,13 @@ def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -
     that was parked for this call.
     """
     with store.write() as connection:
-        # Event before call, as everybody locks them.
+        # Event before call: the order in which every transaction locks them.
         connection.execute(select(EVENT.c.id).where(EVENT.c.id == held.event).with_for_update())
         row = connection.execute(select(CALL, store.now().label("now")).where(CALL.c.id == call)).one()
         classification = result.classify(_context(connection, row, result), row.now)
         final = ENDS_CALL.get(classification.outcome)
         response = result.response
-        # It happened, but nobody knows with what response: its sends stay open, and a person decides.
+        # It happened, but its response was too long to keep: its sends stay open, and a person decides.
         unreadable = final == CallState.SUCCEEDED and response is not None and response.body is None
         _end_send(connection, held, row, result, classification, unreadable=unreadable)
         if final and not unreadable:
@@ -203,6 +205,7 @@ def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -
             _change_call(connection, row, change)
             if state in ENDS_CALL.values():
                 _wake(connection, row)
+        # Last, since other transactions wait for these rows.
         bump(store, connection, {(CounterKind.CALL, row.api, str(classification.outcome)): 1})
         return CallUpdate(state or CallState(row.state), classification, delay, applied=state is not None)
 

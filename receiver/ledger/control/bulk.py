@@ -93,6 +93,7 @@ def step_bulk(store: Store, bulk: UUID, *, batch: int = 100) -> BulkStep:
             # Those that still allow the move were only locked: their steps stay open.
             possible = select(EVENT.c.id).where(_listed(untouched), actable(move))
             skipped = untouched.keys() - set(connection.execute(possible).scalars())
+        # In the transaction of the actions themselves: a process that is killed here leaves neither.
         for events, outcome in ((done, DONE), (skipped, SKIPPED)):
             these = update(REPLAY_STEP).where(*open_, REPLAY_STEP.c.event.in_(events))
             connection.execute(these.values(outcome=outcome))

@@ -78,6 +78,7 @@ def resolve(
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
         connection.execute(update(CALL).where(CALL.c.id == call).values(**change))
         if row.generation != row.present:
+            # A call with `once` of an earlier generation: the present one may have parked behind it.
             retry_calls(store, connection, [row.event])
         result = _move_event(connection, row, how, who)
         note_action(store, connection, who, [result], what=how, call=row.id)
@@ -88,7 +89,7 @@ def _lock(store: Store, connection: Connection, call: UUID) -> Row[Any]:
     event = connection.execute(select(CALL.c.event).where(CALL.c.id == call)).scalar()
     if event is None:
         raise UnknownCall(f"No call {call} is in the ledger.")
-    # Event before call, as everybody locks them.
+    # Event before call: the order in which every transaction locks them.
     connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
     columns = EVENT.c.state.label("event_state"), EVENT.c.generation.label("present"), EVENT.c.event_id
     joined = select(CALL, *columns, store.now().label("now")).join(EVENT, EVENT.c.id == CALL.c.event)

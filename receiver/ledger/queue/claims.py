@@ -43,7 +43,7 @@ EXPIRE_BATCH = 1000
 
 
 def claim(store: Store, event: UUID, *, lease: timedelta, worker: str) -> Claim | None:
-    """Claim one event if it is due, or if its lease has run out; None when it is not to be had."""
+    """Claim one event if it is due, or if its lease has run out; None when it cannot be claimed."""
     statement, chosen = store.built(_claim_one), {"event_": event}
     with store.write() as connection:
         rows = connection.execute(statement, chosen | _lease_parameters(store, lease)).all()

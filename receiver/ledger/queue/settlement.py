@@ -1,4 +1,8 @@
-"""Settling: how attempts end. One verb for one or many; most finish, and those share their statements."""
+"""Settling: how attempts end. One verb for one or many.
+
+Most attempts finish, and those share one set of statements. Any other outcome, and that of an attempt with an
+unfinished call, takes some statements of its own in the same transaction.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -34,21 +38,18 @@ FINISHED = Outcome(Move.FINISH)
 """The outcome of a handler that returned: attempts with this one are settled together."""
 
 GIVES_ATTEMPT_BACK = (Move.RELEASE, Move.IGNORE, Move.CALL_LATER)
-"""Moves that give the attempt back."""
+"""Moves after which the attempt does not count against the handler's limit."""
 
 ALERTED = {Move.PARK: CounterKind.PARKED, Move.GIVE_UP: CounterKind.DEAD}
 """Moves that a person should hear of, and the counters that alerts read."""
 
-ENDED = (State.DONE, State.DEAD, State.IGNORED)
-"""States in which an event has a time of its end."""
-
 
 def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
-    """End attempts, all in one transaction; return the events that were settled.
+    """End attempts of different events, all in one transaction; return the events that were settled.
 
-    The others were taken over by another worker. Unfinished calls decide before the handler does: with one
-    of them open an event is not done, whatever its handler returned. Raises NotAllowed for a move that does
-    not start from processing.
+    The others were taken over, or are to be released while a send is under way. Unfinished calls decide
+    before the handler does: with one of them open an event is not done, whatever its handler returned.
+    Raises NotAllowed for a move that does not start from processing.
     """
     for _, outcome in ended:
         if State.PROCESSING not in leaves(outcome.move):
@@ -57,6 +58,8 @@ def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
         return set()
     finished = [held for held, outcome in ended if outcome == FINISHED]
     with store.write() as connection:
+        # The statement that finishes locks its events in order, but the others are locked one by one below:
+        # in another order than `record` locks its rows, the two would deadlock.
         if len(finished) < len(ended) > 1 and not store.sqlite:
             connection.execute(store.built(_lock), _arrays([held for held, _ in ended]))
         settled = _finish(store, connection, finished)
@@ -66,6 +69,7 @@ def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
         for held, outcome in ended:
             if held.event in settled:
                 continue
+            # A handler that returned comes here too, when its claim is lost or a call is unfinished.
             final = outcome_given_calls(store, connection, held, outcome)
             if final is not None:
                 _end(store, connection, held, final)
@@ -73,6 +77,7 @@ def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
                 counts[CounterKind.ATTEMPT, held.source, str(final.move)] += 1
                 if final.move in ALERTED:
                     counts[ALERTED[final.move], held.source, held.type] += 1
+        # Last, since other transactions wait for these rows.
         bump(store, connection, counts)
     return settled
 
@@ -155,13 +160,14 @@ def _end(store: Store, connection: Connection, held: Claim, outcome: Outcome) ->
     }
     if state == State.WAITING:
         change["due_at"] = store.after(outcome.delay)
-    if state in ENDED:
+    if state in (State.DONE, State.DEAD, State.IGNORED):
         change["finished_at"] = store.now()
     if outcome.move == Move.PARK:
         change["parked_call"] = outcome.call
     if outcome.move in GIVES_ATTEMPT_BACK:
         change["attempts"] = EVENT.c.attempts - 1
     connection.execute(update(EVENT).where(*claim_guard(held)).values(**change))
+    # The next attempt sends anew what certainly did not happen, such as a call with a wrong credential.
     if outcome.call and outcome.move == Move.RETRY_LATER:
         replace_rejected(connection, outcome.call)
     attempt = update(ATTEMPT).where(ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)

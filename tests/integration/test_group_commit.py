@@ -17,12 +17,10 @@ from receiver.ledger.intake import insert as insert_module
 from receiver.ledger.intake.group_commit import MEMORY, STORM, DuplicateCache
 from receiver.ledger.intake.insert import insert_new
 from receiver.ledger.intake.recording import _new_row
-from receiver.ledger.queue import FINISHED, settle
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.integration import steps
-from tests.integration.call_steps import planned
 from tests.integration.steps import count, deliver, delivery, duplicates, end, row
 
 
@@ -169,17 +167,6 @@ def test_an_id_that_somebody_holds_is_unavailable(store: Store, monkeypatch: pyt
         with pytest.raises(LedgerUnavailable):
             Recorder(store).record([delivery()])
         release.cancel()
-
-
-def test_attempts_that_end_together_are_looked_at_each(store: Store) -> None:
-    """Of three that returned one was taken over and one waits for its call: only the third is done."""
-    done, waits, lost = events = steps.deliver_all(store, 3)
-    held = [steps.take(store, event) for event in events]
-    planned(store, held[1])
-    steps.later(store, minutes=2)
-    steps.take(store, lost, "worker-2")
-    assert settle(store, [(one, FINISHED) for one in held]) == {done, waits}
-    assert [steps.state(store, event) for event in events] == ["done", "waiting", "processing"]
 
 
 def done(store: Store, copies: int) -> Delivery:
