@@ -25,34 +25,34 @@ APIS = Path(__file__).with_name("apis.toml")
 CONNECT_TIMEOUT = timedelta(seconds=5)
 READ_TIMEOUT = timedelta(seconds=20)
 
+# For a whole request, however its bytes trickle in.
 DEADLINE = timedelta(seconds=30)
-"""For a whole request, however its bytes trickle in."""
 
+# A handler is allowed as much by default.
 LONGEST_DEADLINE = timedelta(minutes=10)
-"""A handler is allowed as much by default."""
 
+# The default settle delay: how long a request whose answer was lost is left alone before a resend.
 QUIET = timedelta(seconds=15)
-"""The default settle delay: how long a request whose answer was lost is left alone before a resend."""
 
+# As many as a worker runs handlers.
 MAX_CONNECTIONS = 16
-"""As many as a worker runs handlers."""
 
+# The default margin covers a request that is slow, its resend, and clocks that differ.
 LEAST_MARGIN, DEADLINES_IN_MARGIN = timedelta(minutes=10), 4
-"""The default margin covers a request that is slow, its resend, and clocks that differ."""
 
+# What `calls` has of its own, in a worker and in tests.
 RESERVED: Final = frozenset(
     {"again", "bench", "check_time", "derived", "made", "make", "read", "unjournaled_error", "value"}
 )
-"""What `calls` has of its own, in a worker and in tests."""
 
+# Keys whose values an error never repeats: a credential may stand there by mistake.
 SILENT = frozenset({"auth", "base_url", "headers"})
-"""Keys whose values an error never repeats: a credential may stand there by mistake."""
 
+# Headers in lower case that the client writes itself.
 OURS = frozenset({"connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"})
-"""Headers in lower case that the client writes itself."""
 
+# Headers in lower case that carry a secret: never written in the file.
 SECRETS = frozenset({"authorization", "proxy-authorization", "cookie"})
-"""Headers in lower case that carry a secret: never written in the file."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 

@@ -6,17 +6,17 @@ Both are data, so that neither side needs the other: `publisher_options`, `consu
 import ssl
 from typing import Any
 
+# Names that workers of every release agree on.
 WAKE_TASK, QUEUE = "firstseen.wake", "firstseen"
-"""Names that workers of every release agree on."""
 
+# Seconds. A frozen broker must not hold a publishing thread; measured: 60 s and more by default.
 PUBLISH_TIMEOUT = 1.0
-"""Seconds. A frozen broker must not hold a publishing thread; measured: 60 s and more by default."""
 
+# Seconds. A consumer reads in long polls, so it must not give up as early as a publisher.
 CONSUME_TIMEOUT = 30.0
-"""Seconds. A consumer reads in long polls, so it must not give up as early as a publisher."""
 
+# Tries to reach the broker. Celery reads None as its default, 100, after which a worker would end.
 ENDLESS = 10**9
-"""Tries to reach the broker. Celery reads None as its default, 100, after which a worker would end."""
 
 
 def publisher_options(broker: str) -> dict[str, Any]:

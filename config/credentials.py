@@ -10,18 +10,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+# Characters; the API answers as fast as it can, so a short key could be guessed.
 KEY_MIN = 16
-"""Characters; the API answers as fast as it can, so a short key could be guessed."""
 
 _KEY_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
+# What may follow `Bearer` (RFC 6750, section 2.1).
 _KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""What may follow `Bearer` (RFC 6750, section 2.1)."""
 
 _USER_NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 
+# As `firstseen hash-password` prints it: scrypt's cost, block size and lanes, the salt, the hash in hex.
 _HASH = re.compile(r"scrypt:[0-9]{1,7}:[0-9]{1,2}:[0-9]{1,2}\$[A-Za-z0-9]{8,64}\$[0-9a-f]{128}")
-"""As `firstseen hash-password` prints it: scrypt's cost, block size and lanes, the salt, the hash in hex."""
 
 
 @dataclass(frozen=True)

@@ -18,25 +18,25 @@ from config.toml import Duration, Table, load_tables
 
 DIALECTS = Path(__file__).with_name("dialects.toml")
 
+# Characters of the keys that we make: those of a UUID.
 KEY_LENGTH = 36
-"""Characters of the keys that we make: those of a UUID."""
 
+# Characters of a key that an index row of PostgreSQL has room for: 2,704 bytes with the other columns.
 KEY_MAX = 2048
-"""Characters of a key that an index row of PostgreSQL has room for: 2,704 bytes with the other columns."""
 
+# How long a key is trusted where the API does not say how long it remembers one.
 UNPUBLISHED = timedelta(hours=1)
-"""How long a key is trusted where the API does not say how long it remembers one."""
 
+# What a fingerprint is made of, besides `header:<name>`; `target` is the path with the query.
 PARTS = ("method", "path", "target", "body")
-"""What a fingerprint is made of, besides `header:<name>`; `target` is the path with the query."""
 
 METHODS = ("POST", "PUT", "PATCH", "DELETE")
 
 _OPERATION = re.compile(rf"({'|'.join(METHODS)}) (\*|(?:/[^/\s?#]+)+)")
 _NAME = r"[A-Za-z0-9-]+"
 _PART = re.compile(rf"{'|'.join(PARTS)}|header:{_NAME}")
+# A header's name, without `_`: servers drop or forge such.
 Token = Annotated[str, Field(pattern=f"^{_NAME}$")]
-"""A header's name, without `_`: servers drop or forge such."""
 
 
 class Error(Table):

@@ -42,26 +42,26 @@ CHATTY = (
     "httpx",
     "httpcore",
 )
+# Packages whose own lines show the text of an error: a sentence of ours, without data.
 OURS = frozenset({"config", "receiver", "worker", "firstseen"})
-"""Packages whose own lines show the text of an error: a sentence of ours, without data."""
 
+# The package whose plain lines skip structlog's chain; a handler's may have facts bound by structlog.
 QUICK = "receiver"
-"""The package whose plain lines skip structlog's chain; a handler's may have facts bound by structlog."""
 
+# What a line may add to its message. Celery adds its arguments and results to some of its own.
 EXTRA = ("status", "ms", "send", "outcome", "verdicts")
-"""What a line may add to its message. Celery adds its arguments and results to some of its own."""
 
+# Frames shown of an error, the innermost.
 PLACES = 12
-"""Frames shown of an error, the innermost."""
 
+# Lines that may wait for stderr, a few megabytes; further ones are dropped and counted.
 MAX_WAITING = 10_000
-"""Lines that may wait for stderr, a few megabytes; further ones are dropped and counted."""
 
+# Seconds between two writes: waking the writer for each line would cost more than the line.
 PAUSE = 0.02
-"""Seconds between two writes: waking the writer for each line would cost more than the line."""
 
+# Seconds that a process which ends waits for its last lines to be written.
 PATIENCE = 1.0
-"""Seconds that a process which ends waits for its last lines to be written."""
 
 log = logging.getLogger(__name__)
 

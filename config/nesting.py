@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Any
 
+# Arrays and objects inside each other; `[]` is one level. Webhooks have fewer than 20. pydantic's JSON
+# reader stops just above 200, and a walk of two frames a level stays far from Python's limit of 1,000.
 MAX_DEPTH = 200
-"""Arrays and objects inside each other; `[]` is one level. Webhooks have fewer than 20. pydantic's JSON
-reader stops just above 200, and a walk of two frames a level stays far from Python's limit of 1,000."""
 
 _TOML_TEXT = re.compile(
     # Strings of each kind, closed or not, and comments. Possessive, so that no bytes take quadratic time.

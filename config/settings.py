@@ -23,8 +23,8 @@ from config.toml import ConfigError, Duration
 DEV_DATABASE = "sqlite:///var/firstseen.db"
 DEV_SOCKET = Path("var/valkey.sock")
 
+# Variables by which Heroku, Render and Fly are known: files there are gone after a restart.
 THROWAWAY_DISKS = ("DYNO", "RENDER", "FLY_APP_NAME")
-"""Variables by which Heroku, Render and Fly are known: files there are gone after a restart."""
 
 SQLITE = "sqlite"
 IN_MEMORY = (":memory:", "mode=memory")
@@ -34,12 +34,13 @@ PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?(/[A-Za-z0-9._~-]+)
 DATABASE_SCHEMES = (SQLITE, "postgres", "postgresql", "postgresql+psycopg")
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps")
 
+# Characters; shorter keys could be guessed, and every outbound idempotency key hangs on this one.
 SECRET_KEY_MIN = 32
-"""Characters; shorter keys could be guessed, and every outbound idempotency key hangs on this one."""
 
+# Characters; a shorter token could be guessed by asking often.
 METRICS_TOKEN_MIN = 16
-"""Characters; a shorter token could be guessed by asking often."""
 
+# Variables whose value never stands in an error; people write passwords into URLs.
 SECRET_NAMES = frozenset(
     {
         "DATABASE_URL",
@@ -53,7 +54,6 @@ SECRET_NAMES = frozenset(
         "FIRSTSEEN_PUBLIC_URL",
     }
 )
-"""Variables whose value never stands in an error; people write passwords into URLs."""
 
 Count = Annotated[int, Field(ge=1, le=10_000)]
 

@@ -18,19 +18,19 @@ from config.toml import Duration, Table, in_words, is_variable, kind_of, load_ta
 SOURCES = Path(__file__).with_name("sources.toml")
 MEBIBYTE = 1_048_576
 LARGEST_BODY = 100 * MEBIBYTE
+# A tombstone outlives every provider's manual resend, and one year's audit.
 DEFAULT_RETENTION = timedelta(days=400)
-"""A tombstone outlives every provider's manual resend, and one year's audit."""
 
 DEFAULT_PAYLOAD_RETENTION = timedelta(days=30)
 
+# Headers in lower case that are never stored.
 NEVER_KEPT = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
-"""Headers in lower case that are never stored."""
 
+# Keys whose values an error never repeats: a secret may stand there by mistake.
 SILENT = frozenset({"secrets_env", "secret", "secrets", "key", "options"})
-"""Keys whose values an error never repeats: a secret may stand there by mistake."""
 
+# A step that leads into every member or element.
 EVERY: Final = "*"
-"""A step that leads into every member or element."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _STEP = re.compile(r"\.([^.\[\]*\s]+|\*)|\[\*\]")
@@ -71,8 +71,8 @@ def _read_json_paths(value: Any) -> tuple[JsonPath, ...]:
     return tuple(parse_json_path(str(path)) for path in value)
 
 
+# One variable with secrets separated by commas, or several with one secret each.
 Variables = str | tuple[str, ...]
-"""One variable with secrets separated by commas, or several with one secret each."""
 
 
 def _read_variables(value: Any) -> Variables:

@@ -16,11 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from config.nesting import NestedTooDeeplyError, check_depth, check_toml
 
+# Characters of a wrong value that a sentence repeats.
 LONGEST_ECHO = 80
-"""Characters of a wrong value that a sentence repeats."""
 
+# A longer one, taken from today, leaves the calendar.
 LONGEST_DURATION = timedelta(days=36_500)
-"""A longer one, taken from today, leaves the calendar."""
 
 UNITS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
@@ -205,5 +205,5 @@ def _read_duration(value: Any) -> timedelta:
     return span
 
 
+# A duration as people write it: `90s`, `10min`, `1h`, `30d`.
 Duration = Annotated[timedelta, BeforeValidator(_read_duration)]
-"""A duration as people write it: `90s`, `10min`, `1h`, `30d`."""

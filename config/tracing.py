@@ -13,8 +13,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+# OpenTelemetry's own variables; its SDK reads them, and the rest of its kind, by itself.
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-"""OpenTelemetry's own variables; its SDK reads them, and the rest of its kind, by itself."""
 
 TRACEPARENT = "traceparent"
 

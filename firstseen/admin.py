@@ -22,17 +22,17 @@ from receiver.sandbox.server import is_loopback, listen, serve
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
+# Characters: guesses are throttled, but a hash may leak.
 PASSWORD_MIN = 10
-"""Characters: guesses are throttled, but a hash may leak."""
 
 SANDBOX_PORT = 8001
 SANDBOX_DATABASE = Path("var") / "sandbox.db"
 
+# Its lines are for the person at this terminal, and everything in it is made up.
 SANDBOX_LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-"""Its lines are for the person at this terminal, and everything in it is made up."""
 
+# Connections: one thread a request, and each writes down what it does.
 SANDBOX_POOL = 32
-"""Connections: one thread a request, and each writes down what it does."""
 
 
 @click.command()

@@ -34,8 +34,8 @@ from receiver.requests import WhichCalls
 from receiver.service import Resolution, StatedResponse
 from worker.calls.transport import ANSWER_MAX
 
+# Lines of a stored request or answer that are printed; `--json` has all of it.
 BODY_LINES = 40
-"""Lines of a stored request or answer that are printed; `--json` has all of it."""
 
 PAGE = 50
 

@@ -38,22 +38,22 @@ from receiver.ledger.store import Store
 ENV = Path(".env")
 VAR = DEV_SOCKET.parent
 
+# Seconds between two looks at the processes.
 POLL = 0.1
-"""Seconds between two looks at the processes."""
 
+# Seconds that processes get to stop: web and worker promise 25.
 GRACE = 28.0
-"""Seconds that processes get to stop: web and worker promise 25."""
 
+# Seconds after the first Ctrl-C; an earlier second signal is the same key press, passed on by make.
 HURRY_AFTER = 1.0
-"""Seconds after the first Ctrl-C; an earlier second signal is the same key press, passed on by make."""
 
+# Bytes: a longer path to a unix socket cannot be bound (103 on macOS, 107 on Linux).
 SOCKET_LIMIT = 100
-"""Bytes: a longer path to a unix socket cannot be bound (103 on macOS, 107 on Linux)."""
 
 DEV_USER = "dev"
 
+# Where the shipped apis.toml has it.
 SANDBOX = f"http://127.0.0.1:{SANDBOX_PORT}"
-"""Where the shipped apis.toml has it."""
 
 COLOURS = (36, 32, 35, 33)
 

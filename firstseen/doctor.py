@@ -26,14 +26,14 @@ from receiver.ledger.schema import check_schema, head
 from receiver.ledger.store import DURABLE
 from worker.registry import HandlerError, load_handlers
 
+# Seconds for one check: a frozen database or broker does not answer at all.
 DEADLINE = 10.0
-"""Seconds for one check: a frozen database or broker does not answer at all."""
 
+# Seconds until a message must have come back.
 BROKER_WAIT = 3.0
-"""Seconds until a message must have come back."""
 
+# Seconds between the host's clock and the database's. Lists by time allow for an hour of it.
 SKEW_WARN, SKEW_FAIL = 2.0, 3600.0
-"""Seconds between the host's clock and the database's. Lists by time allow for an hour of it."""
 
 SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
 

@@ -46,11 +46,11 @@ FLAGS = {
     "calls_changed": "its handler asks for other bytes in a call that succeeded",
 }
 
+# Events of one transaction: short enough to let deliveries through on SQLite.
 BATCH = 100
-"""Events of one transaction: short enough to let deliveries through on SQLite."""
 
+# Seconds to wait when every open step is in another process's hands.
 PAUSE = 0.2
-"""Seconds to wait when every open step is in another process's hands."""
 
 _ACTION_OPTIONS = (
     click.argument("source", required=False),

@@ -33,13 +33,13 @@ from receiver.verifiers.remote_keys import FetchedKeys
 
 PAYLOADS = Path(__file__).with_name("samples.json")
 
+# The entry of `samples.json` for providers that have none of their own.
 ANY_OTHER = ""
-"""The entry of `samples.json` for providers that have none of their own."""
 
 URL = "http://localhost:8000/webhooks/"
 
+# Seconds for one answer: more than any provider waits, so that a slow answer is seen, not cut.
 TIMEOUT = 30.0
-"""Seconds for one answer: more than any provider waits, so that a slow answer is seen, not cut."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from receiver.payload import is_form
 from receiver.signatures import CannotVerify, InvalidSignature, Request, Scheme, compile_scheme
 from receiver.signatures.request import MAX_QUERY_FIELDS, put
 
+# The step of a verification that each reason belongs to, in the words that a person is shown.
 STEPS = {
     "no_secret": "read the secret",
     "missing_signature": "find the signature",
@@ -41,7 +42,6 @@ STEPS = {
     "stale_timestamp": "check the time",
     "future_timestamp": "check the time",
 }
-"""The step of a verification that each reason belongs to, in the words that a person is shown."""
 
 UNPROVEN = "This sender proves nothing, and its source lets everything in: unverified = true."
 
@@ -56,8 +56,8 @@ SIGNS_URL = (
 )
 
 
+# Reasons that come after the signature was found to be good.
 TIME = frozenset({"stale_timestamp", "future_timestamp"})
-"""Reasons that come after the signature was found to be good."""
 
 BOM = b"\xef\xbb\xbf"
 
@@ -70,8 +70,8 @@ JSON_STYLES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 ENCODINGS: tuple[Literal["utf8", "base64", "hex"], ...] = ("utf8", "base64", "hex")
 
+# What many write before a secret: part of the key for some, and not for others.
 PREFIX = "whsec_"
-"""What many write before a secret: part of the key for some, and not for others."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from receiver.endpoints import build_endpoints
 # No module imported above may import prometheus_client: it looks for this variable then, and never again.
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
+# Seconds that a stopping server's requests get; the platform kills at 30.
 KILL_AFTER = 10
-"""Seconds that a stopping server's requests get; the platform kills at 30."""
 
 
 def main() -> int:

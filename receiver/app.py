@@ -32,11 +32,11 @@ from receiver.telemetry import Observer
 
 log = logging.getLogger(__name__)
 
+# Counts that wait, and seconds between two writes: a flood is counted as far as there is room.
 COUNTS_ROOM, COUNTS_PAUSE = 10_000, 1.0
-"""Counts that wait, and seconds between two writes: a flood is counted as far as there is room."""
 
+# Seconds that a worker may be silent at the least: it reports at every sweep, and a busy one may be late.
 LEAST_PATIENCE = 20.0
-"""Seconds that a worker may be silent at the least: it reports at every sweep, and a busy one may be late."""
 
 
 def create_app(settings: Settings | None = None) -> Flask:

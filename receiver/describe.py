@@ -332,6 +332,7 @@ class ActionWords:
     """Whether something ends or happens twice by it."""
 
 
+# What a person may do to an event.
 ACTIONS: Final[Mapping[Move, ActionWords]] = {
     Move.RETRY: ActionWords(
         "Retry",
@@ -362,8 +363,8 @@ ACTIONS: Final[Mapping[Move, ActionWords]] = {
         grave=True,
     ),
 }
-"""What a person may do to an event."""
 
+# What a person may say of a call, in the order of the command line's options.
 RESOLUTIONS: Final[Mapping[Resolution, ActionWords]] = {
     Resolution.HAPPENED: ActionWords(
         "It happened",
@@ -399,7 +400,6 @@ RESOLUTIONS: Final[Mapping[Resolution, ActionWords]] = {
         grave=True,
     ),
 }
-"""What a person may say of a call, in the order of the command line's options."""
 
 _PAST: Final[Mapping[str, str]] = {
     **{action: words.past for action, words in ACTIONS.items()},

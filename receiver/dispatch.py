@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+# Nudges that wait for a slow broker; those that find no room are left to the sweeper.
 ROOM = 10_000
-"""Nudges that wait for a slow broker; those that find no room are left to the sweeper."""
 
+# Nudges sent without a pause: each wakes a thread, and threads that are awake go on to what is due.
 AT_ONCE = 16
-"""Nudges sent without a pause: each wakes a thread, and threads that are awake go on to what is due."""
 
+# Seconds between nudges from then on: one for each event would cost more than recording it.
 PAUSE = 0.05
-"""Seconds between nudges from then on: one for each event would cost more than recording it."""
 
+# Events that wait for such a nudge, the newest ones: by then that many threads are awake.
 BACKLOG = 64
-"""Events that wait for such a nudge, the newest ones: by then that many threads are awake."""
 
 
 class Dispatcher:

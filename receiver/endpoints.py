@@ -34,20 +34,21 @@ from receiver.verifiers.twilio import Twilio
 
 UNKNOWN_TYPE = "unknown"
 
+# Events in one batch; a larger one is kept whole, for a person.
 MOST_ITEMS = 10_000
-"""Events in one batch; a larger one is kept whole, for a person."""
 
+# Where in its batch an item stands, for items without ids.
 POSITION = Locators((Locator("item", "#"),))
-"""Where in its batch an item stands, for items without ids."""
 
+# A step of a batch's place that goes into each element of an array.
 EVERY = "*"
-"""A step of a batch's place that goes into each element of an array."""
 
+# zlib's way to say: a gzip header, and no other.
 GZIP = 16 + zlib.MAX_WBITS
-"""zlib's way to say: a gzip header, and no other."""
 
 Options = Mapping[str, str]
 
+# The verifiers that are code, by the catalogue's `code`.
 VERIFIERS: Mapping[str, Callable[[Options, Keys], Scheme]] = {
     "adyen": lambda _options, _keys: Adyen(),
     "aws-sns": AwsSns,
@@ -57,7 +58,6 @@ VERIFIERS: Mapping[str, Callable[[Options, Keys], Scheme]] = {
     "plaid": Plaid,
     "twilio": lambda _options, _keys: Twilio(),
 }
-"""The verifiers that are code, by the catalogue's `code`."""
 
 
 @dataclass(frozen=True)

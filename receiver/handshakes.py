@@ -24,11 +24,11 @@ from config.providers import (
 from config.sources import Source
 from receiver.signatures.request import Request, single_text, wire
 
+# Characters, far above any provider's challenge; an answer never repeats more of a request.
 LONGEST_CHALLENGE = 1_024
-"""Characters, far above any provider's challenge; an answer never repeats more of a request."""
 
+# A challenge whose HMAC anybody may have: no event of a provider is such a bare word.
 _WORD = re.compile(r"[A-Za-z0-9+/=_.~-]{1,256}")
-"""A challenge whose HMAC anybody may have: no event of a provider is such a bare word."""
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 

@@ -29,19 +29,19 @@ from receiver.telemetry import note_recorded, note_refused
 
 log = logging.getLogger(__name__)
 
+# All but POST are for handshakes only; a source without one answers them 405.
 METHODS = ("POST", "GET", "HEAD", "OPTIONS")
-"""All but POST are for handshakes only; a source without one answers them 405."""
 
 NO_HANDSHAKE = (
     "This is not the provider's handshake: its challenge is missing, or its verify token is another than the"
     " source's."
 )
 
+# The characters that stand in a path as they are.
 PATH_SAFE = "!$&'()*+,/:;=@%~"
-"""The characters that stand in a path as they are."""
 
+# Headers that WSGI spells without HTTP_.
 UNPREFIXED = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
-"""Headers that WSGI spells without HTTP_."""
 
 
 class Ingress:

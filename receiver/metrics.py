@@ -23,19 +23,20 @@ from receiver.ledger.reports import LedgerFigures, figures
 from receiver.ledger.store import Store
 from receiver.problems import Problem
 
+# The variable in which prometheus_client looks, once, when it is imported. `receiver.__main__` sets it.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable in which prometheus_client looks, once, when it is imported. `receiver.__main__` sets it."""
 
+# Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
+# must not answer with older totals than another did before.
 CACHE_SECONDS = 5.0
-"""Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
-must not answer with older totals than another did before."""
 
+# Seconds: a good answer takes a few milliseconds, and the ledger is given up after five seconds.
 ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-"""Seconds: a good answer takes a few milliseconds, and the ledger is given up after five seconds."""
 
+# Events of one delivery: most providers send one, a few send batches of up to a thousand.
 BATCH_BUCKETS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
-"""Events of one delivery: most providers send one, a few send batches of up to a thousand."""
 
+# Name, help and labels. The last labels of a total are taken: a sweep has one.
 TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
     CounterKind.DELIVERY: (
         "firstseen_deliveries",
@@ -51,7 +52,6 @@ TOTALS: Final[dict[CounterKind, tuple[str, str, tuple[str, ...]]]] = {
     CounterKind.REJECTION: ("firstseen_rejections", "Deliveries that were refused.", ("source", "reason")),
     CounterKind.SWEEP: ("firstseen_sweeps", "What the sweepers of all workers did.", ("what",)),
 }
-"""Name, help and labels. The last labels of a total are taken: a sweep has one."""
 
 GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
     "firstseen_oldest_unfinished_seconds": (

@@ -9,8 +9,8 @@ from config.nesting import NestedTooDeeplyError, load_json
 
 FORM = "application/x-www-form-urlencoded"
 
+# Far above any provider's form; without a bound one body could hold a million.
 MAX_FORM_FIELDS = 10_000
-"""Far above any provider's form; without a bound one body could hold a million."""
 
 
 class UnreadablePayloadError(ValueError):

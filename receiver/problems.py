@@ -6,15 +6,15 @@ from http import HTTPStatus
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
+# The sentence for an HTTP error that no view raised itself.
 DETAILS = {
     404: "Nothing is at this path; deliveries go to /webhooks/<source>, and /v1/docs tells of the API.",
     405: "This path does not take this method; the header Allow lists those that it takes.",
     500: "Something broke here, and the log says what. Send it again; if this stays, tell whoever runs it.",
 }
-"""The sentence for an HTTP error that no view raised itself."""
 
+# Seconds a provider is asked to wait while the ledger does not answer.
 RETRY_AFTER = 5
-"""Seconds a provider is asked to wait while the ledger does not answer."""
 
 
 class Problem(Exception):

@@ -17,8 +17,8 @@ from receiver.payload import UnreadablePayloadError, parse_payload
 
 HIDDEN = "[redacted]"
 
+# Characters; a shorter value would be found, and blanked, in every second word.
 SHORTEST = 3
-"""Characters; a shorter value would be found, and blanked, in every second word."""
 
 OURS = frozenset(
     {
@@ -28,15 +28,15 @@ OURS = frozenset(
         *("oldest_unfinished", "on_replay"),
     }
 )
+# Members of read models, and ends of members, that the ledger writes itself. A payload's `2026` or `done`
+# must break neither a time nor a state: what is redacted has to be a valid read model again.
 OUR_TIMES = ("_at", "_until")
-"""Members of read models, and ends of members, that the ledger writes itself. A payload's `2026` or `done`
-must break neither a time nor a state: what is redacted has to be a valid read model again."""
 
+# Members of read models that handlers and APIs fill.
 QUOTING = frozenset({"reason", "error", "step", "url", "once", "body"})
-"""Members of read models that handlers and APIs fill."""
 
+# Characters that one library or another leaves as they are in a URL.
 IN_URLS = ("", "/", "!$&'()*+,/:;=@")
-"""Characters that one library or another leaves as they are in a URL."""
 
 
 class Redactor:

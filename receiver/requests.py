@@ -25,18 +25,18 @@ from receiver.ledger.control import Resolution, StatedResponse
 from receiver.ledger.filter import CallFilter, EventFilter
 from receiver.ledger.states import CallState, Move, State
 
+# Rows of one page, unless the request says how many, and at most.
 PAGE, PAGE_MAX = 50, 200
-"""Rows of one page, unless the request says how many, and at most."""
 
+# What the column holds.
 GENERATION_MAX = 2**31 - 1
-"""What the column holds."""
 
 UUID_FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
+# Beyond any event's, and far enough from the ends of `datetime` to compute with.
 _EARLIEST, _LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-"""Beyond any event's, and far enough from the ends of `datetime` to compute with."""
 
 
 def read_time(value: Any) -> Any:

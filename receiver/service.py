@@ -83,9 +83,10 @@ __all__ = [
     "refusal",
 ]
 
+# Wakes workers for events; never waits and never raises.
 Nudge = Callable[[Iterable[UUID]], None]
-"""Wakes workers for events; never waits and never raises."""
 
+# Status, kind and the API's advice of each definite refusal; every other LedgerError is a 503.
 _REFUSALS: Sequence[tuple[type[LedgerError], int, str, str]] = (
     (UnknownEvent, 404, "unknown-event", " GET /v1/events lists those there are."),
     (UnknownReplay, 404, "unknown-replay", " POST /v1/replays starts one and says its id."),
@@ -93,7 +94,6 @@ _REFUSALS: Sequence[tuple[type[LedgerError], int, str, str]] = (
     (BadCursor, 422, "bad-cursor", ""),
     (NotAllowed, 409, "not-allowed", ""),
 )
-"""Status, kind and the API's advice of each definite refusal; every other LedgerError is a 503."""
 
 
 def refusal(error: LedgerError) -> tuple[int, str, str] | None:

@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
 
+# Ids of routers and proxies; anything else is replaced, as it stands in every line.
 WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{7,127}")
-"""Ids of routers and proxies; anything else is replaced, as it stands in every line."""
 
+# Machines ask these every few seconds: they get no line.
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Machines ask these every few seconds: they get no line."""
 
+# The route of a path that nothing is at: the path itself is the client's text, and may hold anything.
 UNKNOWN = "unknown"
-"""The route of a path that nothing is at: the path itself is the client's text, and may hold anything."""
 
 DELIVERIES = "/webhooks/<source>"
 

@@ -24,20 +24,20 @@ from worker.registry import Handler, Registry
 
 log = logging.getLogger(__name__)
 
+# The first wait is at most this long; it doubles from there, up to FIRSTSEEN_BACKOFF_MAX.
 BASE = timedelta(seconds=2)
-"""The first wait is at most this long; it doubles from there, up to FIRSTSEEN_BACKOFF_MAX."""
 
+# Far past any cap; a power of thousands would overflow.
 DOUBLINGS_MAX = 60
-"""Far past any cap; a power of thousands would overflow."""
 
+# A longer wait is cut to this: the handler that asked for more can ask again.
 AFTER_MAX = timedelta(hours=24)
-"""A longer wait is cut to this: the handler that asked for more can ask again."""
 
+# Characters kept of a reason and of a traceback: enough to see why, too few to fill a disk with.
 REASON_MAX, TRACEBACK_MAX = 500, 20_000
-"""Characters kept of a reason and of a traceback: enough to see why, too few to fill a disk with."""
 
+# Statuses that a mended credential turns into another response: the event waits for that.
 UNAUTHORISED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-"""Statuses that a mended credential turns into another response: the event waits for that."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class AttemptPolicy:
     rng: Random = field(default_factory=Random)
 
 
+# Makes what the handler of an attempt calls out with.
 MakeCalls = Callable[[Claim], Any]
-"""Makes what the handler of an attempt calls out with."""
 
 
 def attempt(held: Claim, registry: Registry, policy: AttemptPolicy, make_calls: MakeCalls) -> Outcome:

@@ -38,26 +38,26 @@ from worker.runner import Limits, Runner, renew_for_ever
 
 log = logging.getLogger(__name__)
 
+# Seconds until a broker that refused this worker is asked again.
 BROKER_PAUSE = 30.0
-"""Seconds until a broker that refused this worker is asked again."""
 
+# Seconds between looks at a ledger that is not there yet, or not migrated.
 LEDGER_PAUSE = 2.0
-"""Seconds between looks at a ledger that is not there yet, or not migrated."""
 
+# Seconds for running handlers after SIGTERM; platforms kill at 30, and releasing takes a moment.
 GRACE = 20.0
-"""Seconds for running handlers after SIGTERM; platforms kill at 30, and releasing takes a moment."""
 
+# Seconds that Celery gets to close by itself once no handler runs; a frozen broker can hold it for ever.
 CELERY_GRACE = 3.0
-"""Seconds that Celery gets to close by itself once no handler runs; a frozen broker can hold it for ever."""
 
+# Seconds for giving claims back; a ledger that does not answer lets them expire.
 RELEASE_GRACE = 3.0
-"""Seconds for giving claims back; a ledger that does not answer lets them expire."""
 
+# Seconds for sending the last spans, where there are any.
 TRACES_GRACE = 1.0
-"""Seconds for sending the last spans, where there are any."""
 
+# Seconds between looks at whether handlers still run.
 PAUSE = 0.05
-"""Seconds between looks at whether handlers still run."""
 
 
 class Worker:

@@ -19,14 +19,14 @@ from worker.calls.transport import HttpTransport, NoReply, Outgoing
 
 log = logging.getLogger(__name__)
 
+# Items of one pass: a bad release may kill every type of event at once.
 AT_ONCE = 20
-"""Items of one pass: a bad release may kill every type of event at once."""
 
+# Of one post, and of its connecting and reading: well under the minute that a worker has an item for.
 DEADLINE, STEP_TIMEOUT = timedelta(seconds=10), timedelta(seconds=5)
-"""Of one post, and of its connecting and reading: well under the minute that a worker has an item for."""
 
+# What Slack reads as markup: a sender's type must not name people or make links.
 ESCAPES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-"""What Slack reads as markup: a sender's type must not name people or make links."""
 
 
 class SlackWebhook:

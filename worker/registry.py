@@ -51,8 +51,8 @@ def _matches(pattern: str, text: str) -> bool:
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
 
 
+# What modules have registered so far: an import is the only way to find a handler.
 _declared: list[Handler] = []
-"""What modules have registered so far: an import is the only way to find a handler."""
 
 
 def handles(

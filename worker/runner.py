@@ -26,23 +26,23 @@ from worker.instrumentation import attempt_facts, attempt_span
 
 log = logging.getLogger(__name__)
 
+# Seconds that a woken thread goes on with what is due before it hears the broker again.
 AWAKE = 5.0
-"""Seconds that a woken thread goes on with what is due before it hears the broker again."""
 
+# Events that a thread claims at once at most, and the seconds that each may take for that.
 TOGETHER, QUICK = 32, 0.01
-"""Events that a thread claims at once at most, and the seconds that each may take for that."""
 
+# Seconds that one of them may take before the rest are given back: other threads are there for them.
 SLOW = 0.1
-"""Seconds that one of them may take before the rest are given back: other threads are there for them."""
 
+# The part of a lease that a claim may wait for its turn: it is renewed, but nobody else can have it.
 WAIT_SHARE = 3
-"""The part of a lease that a claim may wait for its turn: it is renewed, but nobody else can have it."""
 
+# Seconds after which finished events of a batch are settled, though others of it still run.
 SETTLE_AFTER = 0.05
-"""Seconds after which finished events of a batch are settled, though others of it still run."""
 
+# Seconds between tries to settle while the ledger does not answer.
 SETTLE_PAUSE = 0.5
-"""Seconds between tries to settle while the ledger does not answer."""
 
 SHUT_DOWN = Outcome(Move.RELEASE, reason="Its worker shut down; the attempt does not count.")
 

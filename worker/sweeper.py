@@ -33,17 +33,17 @@ from worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
+# Sweeps between two prunings and two reopenings: five minutes and one, at the default pace.
 PRUNE_EVERY, REOPEN_EVERY = 60, 12
-"""Sweeps between two prunings and two reopenings: five minutes and one, at the default pace."""
 
+# Of one pass, for each of this worker's threads, and at least: all are awake then, with some in reserve.
 NUDGES_A_THREAD, NUDGES_A_PASS = 4, 128
-"""Of one pass, for each of this worker's threads, and at least: all are awake then, with some in reserve."""
 
+# Events of a bulk operation in one transaction: short enough to let deliveries through on SQLite.
 REPLAY_BATCH = 100
-"""Events of a bulk operation in one transaction: short enough to let deliveries through on SQLite."""
 
+# Batches of each bulk operation in one pass, and operations that take turns: a pass must come to its end.
 REPLAY_ROUNDS, REPLAYS_AT_ONCE = 10, 5
-"""Batches of each bulk operation in one pass, and operations that take turns: a pass must come to its end."""
 
 
 @dataclass(frozen=True)

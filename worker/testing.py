@@ -53,21 +53,21 @@ __all__ = ["Made", "Unscripted", "answer", "calls", "ends", "event"]
 
 log = logging.getLogger(__name__)
 
+# Longer than any test: only the clock that jumps may end it, and it jumps between attempts.
 LEASE = timedelta(hours=1)
-"""Longer than any test: only the clock that jumps may end it, and it jumps between attempts."""
 
 ATTEMPTS, BACKOFF_MAX = 15, timedelta(hours=1)
 
+# A deployment's defaults.
 MAX_RUNTIME, GIVE_UP_AFTER = timedelta(minutes=10), timedelta(days=3)
-"""A deployment's defaults."""
 
 SECRET = b"worker.testing"
 
+# Stands in for every credential; the colon is for those of type basic.
 CREDENTIAL = "test:"
-"""Stands in for every credential; the colon is for those of type basic."""
 
+# Failures before the first byte: nothing can have happened. Any other one may have lost an answer.
 UNWRITTEN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-"""Failures before the first byte: nothing can have happened. Any other one may have lost an answer."""
 
 
 class Unscripted(AssertionError):

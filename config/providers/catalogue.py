@@ -16,15 +16,16 @@ from config.toml import ConfigError, explain, kind_of, read_toml, suggest
 
 CATALOGUE = Path(__file__).parent
 
+# The entry of senders that the user's own function verifies.
 OWN_CODE = "code"
-"""The entry of senders that the user's own function verifies."""
 
+# Entries of no single company stand before (-1) or after (1, 2) the others, which are sorted by name.
 GENERIC = {"standard-webhooks": -1, "hmac": 1, OWN_CODE: 2}
-"""Entries of no single company stand before (-1) or after (1, 2) the others, which are sorted by name."""
 
+# Options with which a source of `hmac` describes how it is signed.
 SCHEME_KEYS = frozenset(SchemeTable.model_fields)
-"""Options with which a source of `hmac` describes how it is signed."""
 
+# Options with which a source of `hmac` or `code` describes its events.
 EVENT_KEYS = frozenset(
     {
         "dedup",
@@ -40,16 +41,15 @@ EVENT_KEYS = frozenset(
         "window",
     }
 )
-"""Options with which a source of `hmac` or `code` describes its events."""
 
+# Options with which a source of `code` describes what its function verifies.
 OWN_KEYS = frozenset({"signs", "proof", "keep_headers"})
-"""Options with which a source of `code` describes what its function verifies."""
 
+# Options whose values an error never repeats: a secret may stand there by mistake.
 SILENT = frozenset({"key"})
-"""Options whose values an error never repeats: a secret may stand there by mistake."""
 
+# Names become file names: without a dot or a slash none leaves the folder.
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-"""Names become file names: without a dot or a slash none leaves the folder."""
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 
 Kind = Literal["header", "json", "item", "query", "form", "sig"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Where a value of one event can stand.
 VALUE_KINDS: tuple[Kind, ...] = ("header", "json", "item", "query", "form")
-"""Where a value of one event can stand."""
 
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`~-]+")
 _DOT = re.compile(r"(?<!\\)\.")

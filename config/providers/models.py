@@ -46,16 +46,16 @@ from config.providers.locators import HEADER_NAME, VALUE_KINDS, Locators, parse_
 from config.providers.signing import SchemeTable, place_of
 from config.toml import ConfigError, Duration, Table
 
+# The shortest retry horizon of any provider, with its margin.
 SHORTEST_WINDOW = timedelta(days=1)
-"""The shortest retry horizon of any provider, with its margin."""
 
 CODE_KEYS = frozenset({"signs", "keyless", "proof"})
 
+# Kinds of places that are signed with the body.
 IN_BODY = frozenset({"json", "item", "form"})
-"""Kinds of places that are signed with the body."""
 
+# What a handshake's `when` may hold besides a text: anything, nothing, the source's verify token.
 ANY, ABSENT, VERIFY_TOKEN = "*", "", "{verify_token}"
-"""What a handshake's `when` may hold besides a text: anything, nothing, the source's verify token."""
 
 PLACEHOLDERS = frozenset({"challenge", "proof", "verify_token"})
 

@@ -8,11 +8,11 @@ from config.providers.models import Provider
 from config.providers.signing import PUBLIC_KEY, KeyTable, SchemeTable
 from config.toml import ConfigError
 
+# As long as SHA-256, whose HMACs these keys make.
 SECRET_BYTES = 32
-"""As long as SHA-256, whose HMACs these keys make."""
 
+# Length of a public key (RFC 8032, section 5.1.5).
 ED25519_BYTES = 32
-"""Length of a public key (RFC 8032, section 5.1.5)."""
 
 
 def generate_secret(provider: Provider) -> str:

@@ -17,21 +17,22 @@ from config.toml import Table
 Hash = Literal["sha1", "sha256", "sha384", "sha512"]
 SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]
 
+# Where a single signed value can stand.
 SIGNED_KINDS: tuple[Kind, ...] = ("header", "json", "query", "form")
-"""Where a single signed value can stand."""
 
 URL_KINDS = frozenset({"url", "url_no_query", "path_query"})
 
+# Types that sign nothing: the secret itself is sent.
 SHARED: frozenset[SchemeType] = frozenset({"token", "basic"})
-"""Types that sign nothing: the secret itself is sent."""
 
+# Types whose secret is the provider's public key, with the encodings that it may have.
 PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
     "ed25519": frozenset({"ed25519-hex", "ed25519-base64", "spki-base64", "pem"}),
     "ecdsa": frozenset({"spki-base64", "pem"}),
     "rsa": frozenset({"spki-base64", "pem"}),
 }
-"""Types whose secret is the provider's public key, with the encodings that it may have."""
 
+# The keys that a type must have.
 NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "hmac": frozenset({"signature", "content", "hash"}),
     "hash": frozenset({"signature", "content", "hash"}),
@@ -42,8 +43,8 @@ NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "basic": frozenset({"signature"}),
     "any_of": frozenset({"schemes"}),
 }
-"""The keys that a type must have."""
 
+# The keys that a type may have besides: any other would be ignored, and seem to protect something.
 MAY: Mapping[SchemeType, frozenset[str]] = {
     "hmac": frozenset({"key", "timestamp", "id", "require", "nonce_field"}),
     "hash": frozenset({"timestamp", "id", "require", "nonce_field"}),
@@ -54,7 +55,6 @@ MAY: Mapping[SchemeType, frozenset[str]] = {
     "basic": frozenset({"require"}),
     "any_of": frozenset(),
 }
-"""The keys that a type may have besides: any other would be ignored, and seem to protect something."""
 
 PLAIN_PLACEHOLDERS = frozenset(
     {"body", "body_sha256_hex", "timestamp", "id", "url", "url_no_query", "path_query", "method", "secret"}
@@ -76,8 +76,8 @@ class Placeholder:
         return f"{self.kind}:{self.name}" if self.name else self.kind
 
 
+# A piece of the signed bytes: a fixed text, or a value of the delivery.
 Part = str | Placeholder
-"""A piece of the signed bytes: a fixed text, or a value of the delivery."""
 
 
 def parse_template(text: str) -> tuple[Part, ...]:

@@ -24,14 +24,14 @@ Json = dict[str, Any]
 
 REF = "#/components/schemas/"
 
+# Components whose class has another name here. Clients are generated from the document: names stay.
 PUBLIC_NAMES = {"SendOutcome": "Outcome"}
-"""Components whose class has another name here. Clients are generated from the document: names stay."""
 
+# The page has one style sheet, in itself.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""The page has one style sheet, in itself."""
 
+# 1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941).
 KEY_FORM = r'^([ !#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
-"""1 to 255 printable ASCII characters, bare or as a structured field string (RFC 8941)."""
 
 ABOUT = (
     "Look at events and their calls, and act on them."

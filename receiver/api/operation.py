@@ -26,11 +26,11 @@ PREFIX = "/v1"
 
 JSON = "application/json"
 
+# Characters of a member's name in an error.
 NAME_SHOWN = 64
-"""Characters of a member's name in an error."""
 
+# Statuses of problems that every operation can answer; below, those of every POST and of paths with ids.
 OF_ALL = frozenset({401, 422, 503})
-"""Statuses of problems that every operation can answer; below, those of every POST and of paths with ids."""
 
 OF_POST = frozenset({400, 403, 409, 413, 415})
 

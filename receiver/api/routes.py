@@ -45,8 +45,8 @@ from receiver.requests import (
 )
 from receiver.service import Service, refusal
 
+# Bytes; the longest sensible request here is a filter of a few hundred.
 BODY_MAX = 64 * 1024
-"""Bytes; the longest sensible request here is a filter of a few hundred."""
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -56,8 +56,8 @@ EVENT, CALL = "/events/{event}", "/calls/{call}"
 
 BODY = EVENT + "/conflicts/{body_hash}"
 
+# What an endpoint returns: a read model, where it is not a plain 200 with status and headers.
 Answer = Shape | tuple[Shape, int, dict[str, str]]
-"""What an endpoint returns: a read model, where it is not a plain 200 with status and headers."""
 
 
 def api_views(service: Service, keys: Sequence[ApiKey]) -> Blueprint:

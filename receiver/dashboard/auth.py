@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 
 COOKIE = "firstseen"
 
+# A shift; then the password is asked for again. It counts from the sign-in or the last action.
 LIFE = timedelta(hours=12)
-"""A shift; then the password is asked for again. It counts from the sign-in or the last action."""
 
 TOKEN_FIELD, TOKEN_HEADER = "csrf", "X-CSRF-Token"
 
@@ -49,8 +49,8 @@ DELIVERIES = "/webhooks/"
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
+# Endpoints that ask for no sign-in.
 OPEN = frozenset({"dashboard.sign_in", "dashboard.asset"})
-"""Endpoints that ask for no sign-in."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
@@ -69,24 +69,24 @@ HEADERS = {
 
 YEAR = 31_536_000
 
+# Bytes of a form. Files sent along would fill the disk, before anybody is signed in.
 FORM_MAX = 1_048_576
-"""Bytes of a form. Files sent along would fill the disk, before anybody is signed in."""
 
+# Seconds in which tries count.
 SPAN = 300.0
-"""Seconds in which tries count."""
 
+# Names and addresses whose tries are remembered; the one tried longest ago goes first.
 ROOM = 10_000
-"""Names and addresses whose tries are remembered; the one tried longest ago goes first."""
 
+# In five minutes: for one name from one address; from one address for any name; for one name from anywhere,
+# which is many, since whoever uses them up keeps that person out.
 TRIES_OF_BOTH, TRIES_OF_ADDRESS, TRIES_OF_NAME = 5, 20, 50
-"""In five minutes: for one name from one address; from one address for any name; for one name from anywhere,
-which is many, since whoever uses them up keeps that person out."""
 
+# Characters; more is no password.
 PASSWORD_MAX = 1_024
-"""Characters; more is no password."""
 
+# Sign-ins at once; one more is told to come again. Each holds a thread that deliveries need.
 CROWD = 4
-"""Sign-ins at once; one more is told to come again. Each holds a thread that deliveries need."""
 
 
 class _Sessions(SecureCookieSessionInterface):

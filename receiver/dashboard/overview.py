@@ -20,14 +20,14 @@ from receiver.service import Service
 
 Answer = TypeVar("Answer")
 
+# Seconds that an answer is good for at least.
 LIFE_LEAST = 2.0
-"""Seconds that an answer is good for at least."""
 
+# It is good for so many times as long as it took: asking may use a twentieth of one connection.
 LIFE_SHARE = 20
-"""It is good for so many times as long as it took: asking may use a twentieth of one connection."""
 
+# Minutes: what the chart and the figures may span.
 HOUR, DAY = 60, 1_440
-"""Minutes: what the chart and the figures may span."""
 
 TOTALS = ("accepted", "duplicates", "done", "rejected", "open", "parked", "dead")
 
@@ -37,8 +37,8 @@ BROKER_STATES = {
     "untried": "no nudge sent yet",
 }
 
+# Seconds that a due event waits for a worker before the page says so.
 STUCK = 60.0
-"""Seconds that a due event waits for a worker before the page says so."""
 
 DOWN = "The ledger does not answer. Nothing is lost: deliveries get 503, and providers send them again."
 

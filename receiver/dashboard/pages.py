@@ -62,21 +62,21 @@ from receiver.service import ActionResult, Resolution, Service, StatedResponse, 
 
 STATIC = Path(__file__).with_name("static")
 
+# Seconds; a file's address changes with its bytes.
 FOREVER = 31_536_000
-"""Seconds; a file's address changes with its bytes."""
 
 PAGE = 50
 
+# Events of the queue at once: each stands there with its calls, and a person reads one after the other.
 QUEUE_PAGE = 20
-"""Events of the queue at once: each stands there with its calls, and a person reads one after the other."""
 
+# Of each source.
 REJECTIONS_SHOWN = 10
-"""Of each source."""
 
 FIELDS = ("source", "state", "type", "event_id", "since", "until")
 
+# States in which a page looks again for news.
 MOVING = (State.RECEIVED, State.PROCESSING, State.WAITING)
-"""States in which a page looks again for news."""
 
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?")
 

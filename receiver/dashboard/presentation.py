@@ -23,6 +23,7 @@ from receiver.ledger.text import plain, rfc3339
 from receiver.payload import UnreadablePayloadError, parse_payload
 from receiver.redaction import Redactor
 
+# How an attempt ended: the tone of its moment, and words after its number.
 OUTCOMES: Mapping[str | None, tuple[str, str]] = {
     None: ("processing", "runs now"),
     "finish": ("done", "came through"),
@@ -34,8 +35,8 @@ OUTCOMES: Mapping[str | None, tuple[str, str]] = {
     "release": ("waiting", "was given back by a worker that stopped"),
     "expire": ("waiting", "ended when its worker vanished"),
 }
-"""How an attempt ended: the tone of its moment, and words after its number."""
 
+# What came back to a send: the tone of its moment, and words after its call.
 SENT: Mapping[SendOutcome | None, tuple[str, str]] = {
     None: ("open", "no answer yet"),
     SendOutcome.SUCCEEDED: ("done", "succeeded"),
@@ -46,15 +47,14 @@ SENT: Mapping[SendOutcome | None, tuple[str, str]] = {
     SendOutcome.MISMATCH: ("parked", "its key belongs to another request"),
     SendOutcome.REJECTED: ("dead", "was refused, so it did not happen"),
 }
-"""What came back to a send: the tone of its moment, and words after its call."""
 
 REJECTION_REASONS = {
     "no_secret": "this source has no secret yet",
     "too_large": "the body is larger than max_body",
 }
 
+# Characters of a payload on a page; the raw download has all of it.
 PAYLOAD_SHOWN = 200_000
-"""Characters of a payload on a page; the raw download has all of it."""
 
 KILO = 1_000
 

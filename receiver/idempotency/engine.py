@@ -31,26 +31,26 @@ from receiver.ledger.idempotency_keys import (
 )
 from receiver.ledger.store import Store
 
+# How long a view may take. A process that dies inside blocks its key for this long, and no longer.
 LEASE = timedelta(seconds=30)
-"""How long a view may take. A process that dies inside blocks its key for this long, and no longer."""
 
+# Leases that a duplicate waits: the first request's may run out, and then that of another.
 PATIENCE = 2
-"""Leases that a duplicate waits: the first request's may run out, and then that of another."""
 
+# Seconds between two looks at a key that another request holds.
 POLL = 0.05
-"""Seconds between two looks at a key that another request holds."""
 
+# Bytes of a guarded request's body: it is held in memory to be fingerprinted.
 BODY_MAX = 1024 * 1024
-"""Bytes of a guarded request's body: it is held in memory to be fingerprinted."""
 
+# Bytes of a stored response; a view that answers more is rolled back rather than half remembered.
 ANSWER_MAX = 1024 * 1024
-"""Bytes of a stored response; a view that answers more is rolled back rather than half remembered."""
 
+# The headers of a stored response: those that say how to read it. Never cookies.
 HEADERS_KEPT = frozenset({"content-type", "location", "content-language", "etag", "last-modified"})
-"""The headers of a stored response: those that say how to read it. Never cookies."""
 
+# Returns what Flask makes a response of.
 View = Callable[..., Any]
-"""Returns what Flask makes a response of."""
 
 
 class TakenOver(Exception):

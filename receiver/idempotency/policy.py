@@ -13,8 +13,8 @@ from flask import Request
 from config.dialects import Dialect, Error, Replay, ends_with
 from receiver.ledger.text import digest
 
+# The scope parts that every request has; an API names the others.
 OF_REQUEST = frozenset({"method", "path"})
-"""The scope parts that every request has; an API names the others."""
 
 
 class StoredResponses(StrEnum):
@@ -80,8 +80,8 @@ class KeyPolicy:
                 return status < 500 and status != 404  # noqa: PLR2004 - as the name says
 
 
+# Reads one part of a scope from an authenticated request: its API key, company or connected account.
 Scope = Callable[[Request], str]
-"""Reads one part of a scope from an authenticated request: its API key, company or connected account."""
 
 
 def policy_of(name: str, dialect: Dialect, prefix: str = "") -> KeyPolicy:

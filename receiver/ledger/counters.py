@@ -22,18 +22,18 @@ from receiver.ledger.store import MOMENT, Store
 from receiver.ledger.tables import COUNTER, SAMPLE
 from receiver.ledger.text import clipped, uuid7
 
+# Rows of one counter on PostgreSQL, one for each of so many threads: on a single row, all deliveries of a
+# source would wait for each other's commits.
 SLOTS = 16
-"""Rows of one counter on PostgreSQL, one for each of so many threads: on a single row, all deliveries of a
-source would wait for each other's commits."""
 
+# The `minute` of a total: a key's columns cannot be null.
 ALL_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
-"""The `minute` of a total: a key's columns cannot be null."""
 
+# Rejections of each source: enough to see who knocks, too few to fill a disk with.
 SAMPLES_KEPT = 100
-"""Rejections of each source: enough to see who knocks, too few to fill a disk with."""
 
+# Characters of a rejection's reason.
 REASON_MAX = 64
-"""Characters of a rejection's reason."""
 
 
 class CounterKind(StrEnum):
@@ -55,14 +55,14 @@ class CounterKind(StrEnum):
     """Events that were parked, by source and type."""
 
 
+# The verdict that is not counted by the minute: event ids begin with their time, so charts count those.
 FIRST_SEEN = "first seen"
-"""The verdict that is not counted by the minute: event ids begin with their time, so charts count those."""
 
+# Kinds that are also counted by the minute, and for how long those minutes stay; charts span a day.
 MINUTES_KEPT: Final = {CounterKind.DELIVERY: timedelta(days=2), CounterKind.REJECTION: timedelta(days=30)}
-"""Kinds that are also counted by the minute, and for how long those minutes stay; charts span a day."""
 
+# By kind and two names.
 Counts = Mapping[tuple[CounterKind, str, str], int]
-"""By kind and two names."""
 
 
 @dataclass(frozen=True)

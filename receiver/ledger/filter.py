@@ -13,11 +13,11 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from receiver.ledger.text import plain, rfc3339, storable, uuid7
 
+# How far the clock of a web host, which makes the ids, may be off the database's, which sets the times.
 CLOCK_SLACK = timedelta(hours=1)
-"""How far the clock of a web host, which makes the ids, may be off the database's, which sets the times."""
 
+# Milliseconds: the latest time that an id can begin with.
 ID_TIME_MAX = (1 << 48) - 1
-"""Milliseconds: the latest time that an id can begin with."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import KEY, insert_for
 from receiver.ledger.text import uuid7
 
+# Rows of one deleting transaction: on SQLite, nobody else writes meanwhile.
 PRUNE_BATCH = 1000
-"""Rows of one deleting transaction: on SQLite, nobody else writes meanwhile."""
 
 
 @dataclass(frozen=True)

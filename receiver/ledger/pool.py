@@ -16,8 +16,8 @@ from receiver.ledger.errors import LedgerUnavailable
 
 log = logging.getLogger(__name__)
 
+# Seconds of rest after which a lent connection is pinged first: each time would be a round trip more.
 REST = 1.0
-"""Seconds of rest after which a lent connection is pinged first: each time would be a round trip more."""
 
 _lending = threading.local()
 

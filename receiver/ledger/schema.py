@@ -13,8 +13,8 @@ from receiver.ledger.store import Store
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
+# An advisory lock's number: two releases that migrate at once take turns.
 LOCK = 0x46697273747365656E & (1 << 63) - 1
-"""An advisory lock's number: two releases that migrate at once take turns."""
 
 
 def migrate(store: Store, revision: str = "head") -> str:

@@ -41,14 +41,14 @@ class Move(StrEnum):
     RESOLVE = "resolve"
 
 
+# States in which an event enters the ledger; parked where a person must look first.
 FIRST: Final = (State.RECEIVED, State.PARKED)
-"""States in which an event enters the ledger; parked where a person must look first."""
 
+# States in which an event may be claimed once it is due.
 UNFINISHED: Final = (State.RECEIVED, State.WAITING)
-"""States in which an event may be claimed once it is due."""
 
+# States that an event leaves without a person.
 OPEN: Final = (State.RECEIVED, State.PROCESSING, State.WAITING)
-"""States that an event leaves without a person."""
 
 TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
     # By a worker.
@@ -74,14 +74,14 @@ TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
     Move.RESOLVE: ((State.PARKED,), State.WAITING),
 }
 
+# Expired leases after which an event waits for a person: something in it kills workers.
 CRASH_LIMIT = 5
-"""Expired leases after which an event waits for a person: something in it kills workers."""
 
+# A dead event is revived by a new delivery at most this often, or a provider's retries would spin it.
 REVIVAL_PAUSE = timedelta(hours=1)
-"""A dead event is revived by a new delivery at most this often, or a provider's retries would spin it."""
 
+# How far back a starting worker reopens ignored events that it has a handler for.
 REOPEN_WINDOW = timedelta(hours=24)
-"""How far back a starting worker reopens ignored events that it has a handler for."""
 
 
 def leaves(move: Move) -> tuple[State, ...]:
@@ -111,8 +111,8 @@ class CallState(StrEnum):
     """A person left it as it is, whatever became of it."""
 
 
+# While one of its calls is in these, an event is not done.
 UNFINISHED_CALLS: Final = (CallState.PENDING, CallState.PARKED)
-"""While one of its calls is in these, an event is not done."""
 
 
 class Protection(StrEnum):
@@ -135,12 +135,12 @@ class SendOutcome(StrEnum):
     REJECTED = "rejected"
 
 
+# A call's latest outcomes for which waiting costs no attempt; None: nothing has gone out yet.
 COSTS_NO_ATTEMPT: Final = (SendOutcome.LATER, SendOutcome.LOCKED, None)
-"""A call's latest outcomes for which waiting costs no attempt; None: nothing has gone out yet."""
 
+# Outcomes that end a call, and in which state: they answer for every send of it, not for their own alone.
 ENDS_CALL: Final = {
     SendOutcome.SUCCEEDED: CallState.SUCCEEDED,
     SendOutcome.REPLAYED: CallState.SUCCEEDED,
     SendOutcome.REJECTED: CallState.REJECTED,
 }
-"""Outcomes that end a call, and in which state: they answer for every send of it, not for their own alone."""

@@ -29,22 +29,22 @@ from receiver.ledger.pool import FifoSemaphore, lent, ping_first
 
 log = logging.getLogger(__name__)
 
+# Seconds that a statement waits for a connection or a lock before the answer is 503.
 WAIT = 5.0
-"""Seconds that a statement waits for a connection or a lock before the answer is 503."""
 
+# Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours.
 PATIENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
-"""Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours."""
 
+# Milliseconds that sent bytes may stay unacknowledged by its machine: the same, in mid-statement.
 UNACKED = 10_000
-"""Milliseconds that sent bytes may stay unacknowledged by its machine: the same, in mid-statement."""
 
+# Values of synchronous_commit under which a commit has reached this server's own disk.
 DURABLE = frozenset({"on", "remote_apply", "remote_write", "local"})
-"""Values of synchronous_commit under which a commit has reached this server's own disk."""
 
+# PostgreSQL's own time, for statements that are built once; `Store.moment()` has its parameter.
 MOMENT = select(
     func.clock_timestamp(type_=UTCDateTime()) + bindparam("shift", type_=Interval())
 ).scalar_subquery()
-"""PostgreSQL's own time, for statements that are built once; `Store.moment()` has its parameter."""
 
 _LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
 _UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, exc.InternalError)

@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Literal, overload
 from uuid import UUID
 
+# Characters of a source, id, type, address or content type.
 TEXT_MAX = 255
-"""Characters of a source, id, type, address or content type."""
 
 
 def plain(text: str) -> str:

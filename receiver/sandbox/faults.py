@@ -22,8 +22,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 YEAR = 365 * 86_400
 
+# Seconds that the clock can be moved ahead in all; databases and datetimes end at the year 9999.
 CLOCK_MAX = 100 * YEAR
-"""Seconds that the clock can be moved ahead in all; databases and datetimes end at the year 9999."""
 
 
 class FaultKind(StrEnum):
@@ -59,10 +59,10 @@ class Fault(BaseModel):
         return f"{path}/".startswith(f"{self.prefix.rstrip('/')}/")
 
 
+# Faults that a request takes at its arrival; those inside the engine go to the request that gets there.
 AROUND = frozenset(
     {FaultKind.DROP_BEFORE, FaultKind.TOO_MANY, FaultKind.UNAVAILABLE, FaultKind.DROP_AFTER, FaultKind.SLOW}
 )
-"""Faults that a request takes at its arrival; those inside the engine go to the request that gets there."""
 
 
 class Faults:

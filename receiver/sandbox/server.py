@@ -12,11 +12,11 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 log = logging.getLogger("sandbox")
 
+# Connections that wait to be accepted: tests open dozens at once.
 BACKLOG = 128
-"""Connections that wait to be accepted: tests open dozens at once."""
 
+# Seconds that a connection may stay silent before its thread is freed.
 IDLE = 60
-"""Seconds that a connection may stay silent before its thread is freed."""
 
 
 class SandboxHandler(WSGIRequestHandler):

@@ -35,8 +35,8 @@ from receiver.ledger.tables import KEY
 
 Fields = dict[str, Any]
 
+# Characters of a request's body that are kept: enough to read, and a flood fills no disk.
 TEXT_MAX = 10_000
-"""Characters of a request's body that are kept: enough to read, and a flood fills no disk."""
 
 metadata = MetaData()
 
@@ -56,12 +56,13 @@ def _journal_table(name: str, *more: Column[Any]) -> Table:
     )
 
 
+# What really happened: one row for each thing that an API made, changed or deleted.
 EFFECT = _journal_table("sandbox_effect")
-"""What really happened: one row for each thing that an API made, changed or deleted."""
 
+# What was asked, in the order of arrival; `status` stays empty until, or unless, a response is sent.
 REQUEST = _journal_table("sandbox_request", Column("status", Integer))
-"""What was asked, in the order of arrival; `status` stays empty until, or unless, a response is sent."""
 
+# The candidates, contacts, letters, orders and events, as JSON; seen by their owner alone.
 RESOURCE = Table(
     "sandbox_resource",
     metadata,
@@ -71,7 +72,6 @@ RESOURCE = Table(
     Column("id", Text, nullable=False),
     Column("fields", Text, nullable=False),
 )
-"""The candidates, contacts, letters, orders and events, as JSON; seen by their owner alone."""
 
 
 def prepare(store: Store) -> None:

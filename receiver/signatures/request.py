@@ -18,11 +18,11 @@ from config.providers import Locator, Locators
 from receiver.payload import UnreadablePayloadError, is_form, parse_form, parse_payload
 from receiver.signatures.errors import InvalidSignature
 
+# A webhook's URL has a handful; a query of more is read as none.
 MAX_QUERY_FIELDS = 1_000
-"""A webhook's URL has a handful; a query of more is read as none."""
 
+# No array in a body of bounded size has a million elements, and `int` of a long text is slow.
 INDEX_DIGITS = 6
-"""No array in a body of bounded size has a million elements, and `int` of a long text is slow."""
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ from receiver.signatures.request import (
 )
 from receiver.signatures.timestamps import check_age, format_time
 
+# Signatures of one delivery that are read: Stripe and its kind send one for each live secret.
 MAX_ENTRIES = 100
-"""Signatures of one delivery that are read: Stripe and its kind send one for each live secret."""
 
+# What joins two entries when signing: the first of these that the table's `list_sep` splits at.
 SEPARATORS = (",", " ", ";", ".", "|", "&")
-"""What joins two entries when signing: the first of these that the table's `list_sep` splits at."""
 
 
 class Scheme(Protocol):
@@ -267,8 +267,8 @@ class Requirements:
         return request
 
 
+# Builds a part of the signed bytes; raises InvalidSignature when its value is missing.
 Piece = Callable[[Signing], bytes]
-"""Builds a part of the signed bytes; raises InvalidSignature when its value is missing."""
 
 _PLAIN: Mapping[str, Piece] = {
     "body": lambda signing: signing.request.body,

@@ -29,8 +29,8 @@ FIELDS = tuple(
         "success",
     )
 )
+# Items of one delivery; Adyen sends one, or a few.
 MOST_ITEMS = 10_000
-"""Items of one delivery; Adyen sends one, or a few."""
 
 
 class Adyen(Verifier):

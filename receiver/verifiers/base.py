@@ -15,11 +15,11 @@ from receiver.signatures.request import CannotSign, Request, required_text
 
 log = logging.getLogger(__name__)
 
+# Takes a request, the source's secrets and Unix time; returns None, or raises InvalidSignature.
 VerifyFunction = Callable[[Request, Sequence[str], float], None]
-"""Takes a request, the source's secrets and Unix time; returns None, or raises InvalidSignature."""
 
+# The attribute that `@verifies` sets: no other function can be named as a verifier by mistake.
 MARK = "firstseen_verifier"
-"""The attribute that `@verifies` sets: no other function can be named as a verifier by mistake."""
 
 
 class Verifier:

@@ -20,11 +20,12 @@ from receiver.signatures.request import Request, wire
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+# Characters; servers take no longer header anyway.
 LONGEST = 8_192
-"""Characters; servers take no longer header anyway."""
 
 KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
+# PyJWT reads the host's clock; each verifier checks times and the rest itself, at `now`.
 NO_CHECKS = {
     "verify_signature": True,
     "verify_exp": False,
@@ -33,7 +34,6 @@ NO_CHECKS = {
     "verify_aud": False,
     "verify_iss": False,
 }
-"""PyJWT reads the host's clock; each verifier checks times and the rest itself, at `now`."""
 
 PORTS = {"https": 443, "http": 80}
 

@@ -16,10 +16,10 @@ from receiver.verifiers.remote_keys import HOUR, KeyRequest, Keys
 KEYS = KeyRequest("https://www.googleapis.com/oauth2/v3/certs")
 ISSUERS = ("https://accounts.google.com", "accounts.google.com")
 ALGORITHM = "RS256"
+# Seconds that a clock may be off.
 SKEW = 60
-"""Seconds that a clock may be off."""
+# Seconds in which the list is not fetched again for a key that it does not hold.
 REFRESH = 60.0
-"""Seconds in which the list is not fetched again for a key that it does not hold."""
 
 
 class GooglePubSub(Verifier):

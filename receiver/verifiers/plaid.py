@@ -18,10 +18,10 @@ HOSTS = {"production": "https://production.plaid.com", "sandbox": "https://sandb
 PATH = "/webhook_verification_key/get"
 ALGORITHM = "ES256"
 
+# Seconds that Plaid says a token is good for.
 TOLERANCE = 300
-"""Seconds that Plaid says a token is good for."""
+# Seconds that a clock may be off.
 SKEW = 60
-"""Seconds that a clock may be off."""
 
 
 class Plaid(Verifier):

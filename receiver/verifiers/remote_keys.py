@@ -23,29 +23,29 @@ T = TypeVar("T")
 
 HOUR, DAY = 3_600.0, 86_400.0
 
+# Values kept; the ones used longest ago go first. A provider has a handful of keys.
 ROOM = 256
-"""Values kept; the ones used longest ago go first. A provider has a handful of keys."""
 
+# Values in the making. Made-up names of keys must not take every thread of web.
 AT_ONCE = 4
-"""Values in the making. Made-up names of keys must not take every thread of web."""
 
+# Deliveries that wait at once. Web has 16 threads, and a sender's slow key must leave some to the others.
 WAITING = 12
-"""Deliveries that wait at once. Web has 16 threads, and a sender's slow key must leave some to the others."""
 
+# Seconds that a delivery waits for its key: providers give up after 5 to 30.
 PATIENCE = 5.0
-"""Seconds that a delivery waits for its key: providers give up after 5 to 30."""
 
+# Seconds in which a failed value is not tried again.
 PAUSE = 5.0
-"""Seconds in which a failed value is not tried again."""
 
+# Bytes: a certificate has 2,000, Google's list of keys 1,600.
 LARGEST = 65_536
-"""Bytes: a certificate has 2,000, Google's list of keys 1,600."""
 
+# Seconds to connect, and again for each read.
 TIMEOUT = 3.0
-"""Seconds to connect, and again for each read."""
 
+# Seconds for a whole response: one byte at a time would pass every read's timeout.
 DEADLINE = 5.0
-"""Seconds for a whole response: one byte at a time would pass every read's timeout."""
 
 
 @dataclass(frozen=True)

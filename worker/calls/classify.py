@@ -19,17 +19,17 @@ from receiver.ledger.calls import Classification, SendContext
 from receiver.ledger.states import Protection, SendOutcome
 from worker.calls.transport import NoReply, Reply
 
+# No API puts a call off for longer: it has forgotten the key by then.
 RETRY_AFTER_MAX = timedelta(hours=24)
-"""No API puts a call off for longer: it has forgotten the key by then."""
 
+# Methods that change nothing (RFC 9110, section 9.2.1).
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing (RFC 9110, section 9.2.1)."""
 
+# Outcomes after which the call may be sent again, and Retry-After says when.
 RETRIED = frozenset({SendOutcome.LOCKED, SendOutcome.LATER, SendOutcome.UNKNOWN})
-"""Outcomes after which the call may be sent again, and Retry-After says when."""
 
+# Statuses by which a server says that it did not even begin.
 NOT_EXECUTED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY})
-"""Statuses by which a server says that it did not even begin."""
 
 _SECONDS = re.compile(r"-?\d{1,12}(\.\d+)?", re.ASCII)
 
@@ -202,6 +202,7 @@ class Rule:
     """Whether a person must look before anything is sent again."""
 
 
+# In order: the first rule that fits decides, and the last fits everything.
 RULES: Final = (
     # A replay with a status of its own (Stannp's 409): its body says how the original ended.
     Rule(
@@ -311,4 +312,3 @@ RULES: Final = (
     ),
     Rule(lambda _: True, SendOutcome.UNKNOWN, ": it may have been executed.", open=True),
 )
-"""In order: the first rule that fits decides, and the last fits everything."""

@@ -26,14 +26,14 @@ from worker.calls.perform import CallContext, CallPerformer, Step
 from worker.calls.transport import NoReply
 from worker.instrumentation import send_span, with_traceparent
 
+# Characters of a step's name: it must fit its column.
 STEP_MAX = 200
-"""Characters of a step's name: it must fit its column."""
 
+# Characters of a value's JSON.
 VALUE_MAX = 1024 * 1024
-"""Characters of a value's JSON."""
 
+# The wait after a GET that got no response, where the API names none.
 RETRY_GET = timedelta(seconds=5)
-"""The wait after a GET that got no response, where the API names none."""
 
 
 class Calls:

@@ -22,21 +22,21 @@ from receiver.ledger.text import digest
 from worker.calls.errors import CallRefused
 from worker.calls.transport import Outgoing
 
+# Bytes of a request's body: it is stored for as long as the event's payload.
 BODY_MAX = 1024 * 1024
-"""Bytes of a request's body: it is stored for as long as the event's payload."""
 
+# Headers that may differ between two sends of one call: they change nothing about what it does.
 UNFINGERPRINTED = frozenset({"user-agent", "traceparent", "tracestate"})
-"""Headers that may differ between two sends of one call: they change nothing about what it does."""
 
 AGENT = "Firstseen"
 
 FORM = "application/x-www-form-urlencoded"
 
+# How many times a path is percent-decoded to find `..` in it: more than any server on the way does.
 DECODINGS = 5
-"""How many times a path is percent-decoded to find `..` in it: more than any server on the way does."""
 
+# What a form or a query holds the same way in every run: the text of an object may hold its address.
 PLAIN = str | int | float | bool | None
-"""What a form or a query holds the same way in every run: the text of an object may hold its address."""
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 

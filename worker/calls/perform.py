@@ -52,23 +52,23 @@ from worker.calls.outbound import OutboundRequest, complete, credential_marks, m
 from worker.calls.transport import HttpTransport, NoReply, Outgoing, Reply, Transport
 from worker.instrumentation import log_outcome, send_span, with_traceparent
 
+# The secret key of `make run` where none is set; elsewhere one is required.
 DEV_SECRET = b"firstseen make run"
-"""The secret key of `make run` where none is set; elsewhere one is required."""
 
+# Seconds between two sends of a call that still runs there, growing: what Telness's document advises.
 LOCKED_PAUSE, LOCKED_PAUSE_MAX = 0.1, 0.5
-"""Seconds between two sends of a call that still runs there, growing: what Telness's document advises."""
 
+# The part of a lease that an attempt waits for a locked call: one sixth, 10 s by default.
 LOCKED_SHARE = 6
-"""The part of a lease that an attempt waits for a locked call: one sixth, 10 s by default."""
 
+# Seconds between tries to record a response while the ledger does not answer.
 RECORD_PAUSE = 0.5
-"""Seconds between tries to record a response while the ledger does not answer."""
 
+# What no send of ours can change is looked at again after a quarter of the time it has lasted, or this.
 TRIED_SHARE, PATIENCE_MAX = 4, timedelta(minutes=5)
-"""What no send of ours can change is looked at again after a quarter of the time it has lasted, or this."""
 
+# The wait before a call whose ledger did not answer.
 LEDGER_AWAY = timedelta(seconds=5)
-"""The wait before a call whose ledger did not answer."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ import httpx
 
 from config.apis import Api
 
+# Bytes of a reply's body that are read and kept.
 ANSWER_MAX = 1024 * 1024
-"""Bytes of a reply's body that are read and kept."""
 
+# Seconds that an idle connection is kept: less than servers do, or a request meets a closed one.
 KEEPALIVE = 5.0
-"""Seconds that an idle connection is kept: less than servers do, or a request meets a closed one."""
 
+# Headers of a reply that are dropped: cookies, and what belongs to the connection.
 HIDDEN = frozenset(
     {
         "set-cookie",
@@ -34,10 +35,9 @@ HIDDEN = frozenset(
         "trailer",
     }
 )
-"""Headers of a reply that are dropped: cookies, and what belongs to the connection."""
 
+# Encodings that are read, though none is asked for: some servers compress all the same.
 COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
-"""Encodings that are read, though none is asked for: some servers compress all the same."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class NoReply:
     written: bool
 
 
+# Called once a connection stands, right before the first byte; what it raises comes through, unsent.
 BeforeSend = Callable[[], None]
-"""Called once a connection stands, right before the first byte; what it raises comes through, unsent."""
 
 
 class Transport(Protocol):

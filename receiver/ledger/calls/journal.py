@@ -23,16 +23,16 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, VALUE, insert_for
 from receiver.ledger.text import uuid7
 
+# States of a call that never happened, so that another event may use its `once`.
 NEVER_EXECUTED = (CallState.REJECTED, CallState.REPLACED)
-"""States of a call that never happened, so that another event may use its `once`."""
 
 RESPONSE_ERASED = "Its answer is not kept any more: say that it happened, with the part you need."
 
+# What helps where the call that is asked for no more has ended: nobody can resolve it then.
 RESTORE_ORDER = "Nothing was sent: let it make the calls in their first order and retry, or rerun the event."
-"""What helps where the call that is asked for no more has ended: nobody can resolve it then."""
 
+# Makes the key of a step's n-th successor; None where no key protects the call.
 MakeKey = Callable[[int], str | None]
-"""Makes the key of a step's n-th successor; None where no key protects the call."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ FORGOTTEN = (
     " unless it does again, resending it as new sends nothing."
 )
 
+# The least wait for a call whose error the handler caught: it may be due, and kept from going out.
 PAUSE = timedelta(seconds=5)
-"""The least wait for a call whose error the handler caught: it may be due, and kept from going out."""
 
 MEANWHILE = "The call that stood in the way ended while its attempt did."
 

@@ -22,11 +22,11 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
 from receiver.ledger.text import plain, uuid7
 
+# How much longer than a send its lease lasts: the response must still be written down.
 SLACK = timedelta(seconds=5)
-"""How much longer than a send its lease lasts: the response must still be written down."""
 
+# A replay with a status of 400 or more is one of the dialects that mark replays so: handlers see a 200.
 OK, CLIENT_ERROR = 200, 400
-"""A replay with a status of 400 or more is one of the dialects that mark replays so: handlers see a 200."""
 
 TOO_LONG = "It happened, but its answer is too long to be kept: say that it happened, with the part you need."
 
@@ -78,8 +78,8 @@ class CallNotPending:
     reason: str
 
 
+# What `begin_send` decides: only after SendBegun may a byte leave.
 SendDecision = SendBegun | LeaseLost | SendTooEarly | CallNotPending
-"""What `begin_send` decides: only after SendBegun may a byte leave."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Classification:
     """One sentence for people, without any of the response's body."""
 
 
+# Classifies one response, given what the ledger knows and its time; pure.
 Classifier = Callable[[SendContext, datetime], Classification]
-"""Classifies one response, given what the ledger knows and its time; pure."""
 
 
 @dataclass(frozen=True)

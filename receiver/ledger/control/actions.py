@@ -17,14 +17,14 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, CONFLICT, EVENT, insert_for
 from receiver.ledger.text import TEXT_MAX, clipped, uuid7
 
+# Moves of the table that a person makes.
 ACTIONS = (Move.RETRY, Move.RERUN, Move.DISCARD)
-"""Moves of the table that a person makes."""
 
+# The audit's name of a promotion, which is no move: it makes another event.
 PROMOTE = "promote"
-"""The audit's name of a promotion, which is no move: it makes another event."""
 
+# Characters of the body's hash in a promoted event's id: enough to tell ten bodies apart.
 HASH_SHOWN = 12
-"""Characters of the body's hash in a promoted event's id: enough to tell ten bodies apart."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT, REPLAY, REPLAY_STEP
 from receiver.ledger.text import clipped, uuid7
 
+# Outcomes of a step; an open one has none.
 DONE, SKIPPED = "done", "skipped"
-"""Outcomes of a step; an open one has none."""
 
 
 @dataclass(frozen=True)

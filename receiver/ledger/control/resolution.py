@@ -35,21 +35,21 @@ class StatedResponse:
     body: bytes = field(default=b"", repr=False)
 
 
+# Where each resolution brings its call.
 STATES: Final = {
     Resolution.HAPPENED: CallState.SUCCEEDED,
     Resolution.RESEND_AS_NEW: CallState.REPLACED,
     Resolution.USE_STORED: CallState.PENDING,
     Resolution.GIVE_UP: CallState.GIVEN_UP,
 }
-"""Where each resolution brings its call."""
 
+# What people read of it; a name follows.
 REASONS: Final = {
     Resolution.HAPPENED: "It happened, says",
     Resolution.RESEND_AS_NEW: "To be sent as new, says",
     Resolution.USE_STORED: "To be sent with the stored bytes, says",
     Resolution.GIVE_UP: "Given up by",
 }
-"""What people read of it; a name follows."""
 
 
 def resolve(

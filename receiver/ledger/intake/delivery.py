@@ -11,11 +11,11 @@ from uuid import UUID
 from receiver.ledger.counters import FIRST_SEEN
 from receiver.ledger.text import clipped, plain, storable
 
+# What makes an event unique: its source and event id.
 Key = tuple[str, str]
-"""What makes an event unique: its source and event id."""
 
+# A provider's time outside of this is garbage, and near its own ends `datetime` cannot change zones.
 PLAUSIBLE = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-"""A provider's time outside of this is garbage, and near its own ends `datetime` cannot change zones."""
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ from receiver.ledger.states import REVIVAL_PAUSE, Move, State, enters
 from receiver.ledger.store import MOMENT, Store
 from receiver.ledger.tables import CONFLICT, DUPLICATE, EVENT
 
+# Duplicates of one event that are kept with time and address; older ones are only counted.
 RING = 20
-"""Duplicates of one event that are kept with time and address; older ones are only counted."""
 
+# Other bodies kept beside one event: enough to see a pattern, too few to fill a disk with.
 CONFLICTS_KEPT = 10
-"""Other bodies kept beside one event: enough to see a pattern, too few to fill a disk with."""
 
 
 @dataclass(frozen=True)

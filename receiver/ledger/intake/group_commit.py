@@ -21,23 +21,23 @@ from receiver.ledger.text import clipped
 
 log = logging.getLogger(__name__)
 
+# Deliveries of one transaction, or one request: the first of a burst must not wait for its last.
 BATCH_MAX = 500
-"""Deliveries of one transaction, or one request: the first of a burst must not wait for its last."""
 
+# Bytes of a body up to which the fast path is tried: a duplicate goes to the database twice then.
 SHORT = 64 * 1024
-"""Bytes of a body up to which the fast path is tried: a duplicate goes to the database twice then."""
 
+# Duplicates of a done event that the ledger itself counts: a sender that goes on after that is a storm.
 STORM = 5
-"""Duplicates of a done event that the ledger itself counts: a sender that goes on after that is a storm."""
 
+# Seconds after which the ledger is asked again: the event may have been rerun meanwhile.
 MEMORY = 60.0
-"""Seconds after which the ledger is asked again: the event may have been rerun meanwhile."""
 
+# Events remembered at once; the oldest make room.
 ROOM = 10_000
-"""Events remembered at once; the oldest make room."""
 
+# Seconds between two writes of counts: a killed process loses no more of them, and nothing else.
 FLUSH = 1.0
-"""Seconds between two writes of counts: a killed process loses no more of them, and nothing else."""
 
 
 @dataclass

@@ -20,6 +20,7 @@ from receiver.ledger.counters import ALL_TIME, FIRST_SEEN, CounterKind, slot_of
 from receiver.ledger.store import WAIT, Store
 from receiver.ledger.tables import COUNTER, EVENT
 
+# What a delivery brings of a new row; the rest are times of the ledger's clock, and defaults.
 GIVEN = (
     "id",
     "source",
@@ -35,19 +36,18 @@ GIVEN = (
     "content_type",
     "traceparent",
 )
-"""What a delivery brings of a new row; the rest are times of the ledger's clock, and defaults."""
 
 TIMES = ("received_at", "due_at")
 
+# Numbers and flags, by column.
 DEFAULTS: Final = {
     column.name: column.default.arg
     for column in EVENT.columns
     if isinstance(column.default, ScalarElementColumnDefault)
 }
-"""Numbers and flags, by column."""
 
+# New rows as GIVEN has them, sorted by (source, event_id), each key once.
 Rows = Sequence[Mapping[str, Any]]
-"""New rows as GIVEN has them, sorted by (source, event_id), each key once."""
 
 
 class TooStrict(Exception):

@@ -38,8 +38,8 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import ATTEMPT, EVENT, in_state
 from receiver.ledger.text import clipped
 
+# Leases taken back in one transaction: short enough to let deliveries through on SQLite.
 EXPIRE_BATCH = 1000
-"""Leases taken back in one transaction: short enough to let deliveries through on SQLite."""
 
 
 def claim(store: Store, event: UUID, *, lease: timedelta, worker: str) -> Claim | None:

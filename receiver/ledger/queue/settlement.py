@@ -34,14 +34,14 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import ATTEMPT, EVENT
 from receiver.ledger.text import plain
 
+# The outcome of a handler that returned: attempts with this one are settled together.
 FINISHED = Outcome(Move.FINISH)
-"""The outcome of a handler that returned: attempts with this one are settled together."""
 
+# Moves after which the attempt does not count against the handler's limit.
 GIVES_ATTEMPT_BACK = (Move.RELEASE, Move.IGNORE, Move.CALL_LATER)
-"""Moves after which the attempt does not count against the handler's limit."""
 
+# Moves that a person should hear of, and the counters that alerts read.
 ALERTED = {Move.PARK: CounterKind.PARKED, Move.GIVE_UP: CounterKind.DEAD}
-"""Moves that a person should hear of, and the counters that alerts read."""
 
 
 def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:

@@ -42,29 +42,29 @@ from receiver.ledger.tables import (
 )
 from receiver.ledger.text import clipped
 
+# Events nudged and not yet claimed at any time: a dead consumer must not fill the broker.
 NUDGES_OPEN = 1000
-"""Events nudged and not yet claimed at any time: a dead consumer must not fill the broker."""
 
+# Nudges after which a worker runs the event itself: no consumer listens to the broker.
 NUDGES_BEFORE_SELF = 2
-"""Nudges after which a worker runs the event itself: no consumer listens to the broker."""
 
+# In sweeps, between an event's nudges: 30 s, doubling to 10 min, with the default sweep of 5 s.
 NUDGE_PAUSES, NUDGE_PAUSE_MAX = (6, 12, 24, 48, 96), 120
-"""In sweeps, between an event's nudges: 30 s, doubling to 10 min, with the default sweep of 5 s."""
 
+# An advisory lock's number: two sweepers that counted at once would each fill the broker to its cap.
 NUDGE_LOCK = 0x6E75646765
-"""An advisory lock's number: two sweepers that counted at once would each fill the broker to its cap."""
 
+# Events reopened in one transaction: short enough to let deliveries through on SQLite.
 REOPEN_BATCH = 1000
-"""Events reopened in one transaction: short enough to let deliveries through on SQLite."""
 
+# Events pruned in one transaction, for the same reason.
 PRUNE_BATCH = 1000
-"""Events pruned in one transaction, for the same reason."""
 
+# Batches of one kind in one pass: ids must go faster than they come, and a pass must end.
 PRUNE_BATCHES = 50
-"""Batches of one kind in one pass: ids must go faster than they come, and a pass must end."""
 
+# How long after its last heartbeat a worker is still listed.
 WORKER_KEPT = timedelta(hours=1)
-"""How long after its last heartbeat a worker is still listed."""
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from receiver.ledger.states import UNFINISHED
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ALERT, COUNTER, EVENT, in_state, insert_for
 
+# The least time between two alerts about one subject; what happens meanwhile is counted.
 AGAIN = timedelta(hours=1)
-"""The least time between two alerts about one subject; what happens meanwhile is counted."""
 
+# How long a worker may take to send: after that another one does, for it may have died.
 TAKEN = timedelta(seconds=60)
-"""How long a worker may take to send: after that another one does, for it may have died."""
 
 SPIKE_WINDOW, SPIKE_BEFORE = timedelta(minutes=5), timedelta(hours=1)
 
+# A spike: so many rejections of a source in five minutes, and so many times the pace of the hour before.
 SPIKE_LEAST, SPIKE_TIMES = 50, 4
-"""A spike: so many rejections of a source in five minutes, and so many times the pace of the hour before."""
 
 
 class Topic(StrEnum):

@@ -33,11 +33,11 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, ATTEMPT, CALL, EVENT, SEND
 from receiver.ledger.text import plain, readable, storable
 
+# The latest calls of an event in its story; a handler that loops must not make it unreadable.
 CALLS_SHOWN = 200
-"""The latest calls of an event in its story; a handler that loops must not make it unreadable."""
 
+# The latest sends of each call in its event's story, and in its own.
 SENDS_SHOWN, SENDS_IN_FULL = 20, 200
-"""The latest sends of each call in its event's story, and in its own."""
 
 # The model's `send_count` is the table's `sends`, a name that the model's lists of sends have.
 COLUMNS: list[Any] = [

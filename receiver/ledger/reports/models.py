@@ -19,15 +19,15 @@ from receiver.ledger.errors import BadCursor
 from receiver.ledger.states import CallState, Move, Protection, SendOutcome, State
 from receiver.ledger.text import rfc3339
 
+# Rows of one page at most: more is a second page, so that one reader cannot hold a connection for long.
 PAGE_MAX = 500
-"""Rows of one page at most: more is a second page, so that one reader cannot hold a connection for long."""
 
+# An aware time; RFC 3339 in JSON, with a Z and as many digits as the ledger has.
 Timestamp = Annotated[
     datetime,
     PlainSerializer(rfc3339, when_used="json"),
     WithJsonSchema({"format": "date-time", "type": "string"}),
 ]
-"""An aware time; RFC 3339 in JSON, with a Z and as many digits as the ledger has."""
 
 
 def schema_name(model: type[BaseModel]) -> str:

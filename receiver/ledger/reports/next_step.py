@@ -24,15 +24,16 @@ from receiver.ledger.states import (
 from receiver.ledger.tables import CALL, SEND
 from receiver.ledger.text import rfc3339
 
+# In which of its states a call decides what happens next to an event in this one.
 DECIDES: Final[Mapping[State, tuple[CallState, ...]]] = {
     State.PARKED: UNFINISHED_CALLS,
     State.WAITING: UNFINISHED_CALLS,
     State.DEAD: (CallState.REJECTED,),
 }
-"""In which of its states a call decides what happens next to an event in this one."""
 
 ERASED = "Its payload is erased, so it cannot run again; the id stays, to tell duplicates."
 
+# What happens next to a call whose event is not parked for it.
 CALL_OUTLOOKS: Final[Mapping[CallState, str]] = {
     CallState.PENDING: "It goes out at an attempt of its event, once it may.",
     CallState.SUCCEEDED: "Nothing: whoever makes it again gets its stored answer.",
@@ -41,7 +42,6 @@ CALL_OUTLOOKS: Final[Mapping[CallState, str]] = {
     CallState.REPLACED: "Nothing: a successor with a key of its own takes its place.",
     CallState.GIVEN_UP: "Nothing: it was given up. A retry of its event takes it up again.",
 }
-"""What happens next to a call whose event is not parked for it."""
 
 
 class EventFacts(Protocol):

@@ -34,21 +34,21 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, COUNTER, EVENT, SAMPLE, WORKER, in_state
 from receiver.ledger.text import plain, uuid7
 
+# States that an event leaves only when a person, or for dead ones a new delivery, makes it.
 NEEDS_PERSON = (State.PARKED, State.DEAD)
-"""States that an event leaves only when a person, or for dead ones a new delivery, makes it."""
 
+# Counts of rejections in one answer: a flood over many sources must not make it unreadable.
 REJECTION_MINUTES_MAX = 1000
-"""Counts of rejections in one answer: a flood over many sources must not make it unreadable."""
 
 REJECTION_MINUTES = (COUNTER.c.kind == CounterKind.REJECTION, COUNTER.c.minute > ALL_TIME)
 
+# Deliveries counted by the minute: duplicates and conflicts, since ids count what is first-seen.
 DUPLICATES = COUNTER.c.kind == CounterKind.DELIVERY
-"""Deliveries counted by the minute: duplicates and conflicts, since ids count what is first-seen."""
 
 MINUTE = timedelta(minutes=1)
 
+# Seconds of silence after which a worker does not count as present; it sweeps every few.
 PRESENT = 60.0
-"""Seconds of silence after which a worker does not count as present; it sweeps every few."""
 
 
 def stats(store: Store) -> Stats:

@@ -37,8 +37,8 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT
 from receiver.ledger.text import readable
 
+# The latest attempts of an event; a handler that fails for weeks must not make its story unreadable.
 ATTEMPTS_SHOWN = 200
-"""The latest attempts of an event; a handler that fails for weeks must not make its story unreadable."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from flask.typing import ResponseReturnValue
 from receiver.idempotency import Refusal, Scope
 from receiver.sandbox.storage import Desk, Fields
 
+# Takes a Desk and the path's values; returns what Flask makes a response of, or raises Refusal.
 View = Callable[..., ResponseReturnValue]
-"""Takes a Desk and the path's values; returns what Flask makes a response of, or raises Refusal."""
 
+# Changes the resource with this id; returns it as it is now, or raises Refusal.
 Change = Callable[[Desk, str], Fields]
-"""Changes the resource with this id; returns it as it is now, or raises Refusal."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from receiver.sandbox.storage import Desk, Fields, text
 
 PATH = "/api/v1/developers/contacts"
 BATCH_MAX = 100
+# The document's own sentence.
 CONFLICT = "This Idempotency-Key has already been used with a different request."
-"""The document's own sentence."""
 
 api_key = header("x-api-key")
 

@@ -10,8 +10,8 @@ from receiver.sandbox.storage import Desk, Fields
 
 SAMPLE = "https://www.stannp.com/assets/samples/letter-sample.pdf"
 COST = "0.78"
+# The id of every test letter: nothing is printed, and nothing can be fetched.
 TEST_ID = "0"
-"""The id of every test letter: nothing is printed, and nothing can be fetched."""
 
 
 def credential(request: Request) -> str:
