@@ -10,7 +10,8 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 PINS := requirements.txt constraints.txt
 SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 ARGS ?=
-# Most tests wait for real processes, so more of them run at once than a small machine has cores.
+# Most tests wait for real processes, so more of them run at once than a small machine has cores. Those that wait
+# longest come first, as the folders are in that order, and what is compiled is compiled once for all.
 JOBS ?= 3
 
 help:  ## List these targets
@@ -20,7 +21,7 @@ run: $(VENV)/.run  ## Start web, worker and an embedded broker here; PORT=8000, 
 	@exec $(PY) -m firstseen.dev
 
 test: $(VENV)/.test  ## Run all tests; ARGS="-k name -x" goes to pytest, JOBS=0 runs them one after another
-	@exec $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	@exec env PYTHONDONTWRITEBYTECODE= $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.test  ## Lint, check the format, the types and the import contracts
 	$(VENV)/bin/ruff check .

@@ -41,7 +41,7 @@ LEAST_MARGIN, DEADLINES_IN_MARGIN = timedelta(minutes=10), 4
 """The default margin covers a request that is slow, its resend, and clocks that differ."""
 
 RESERVED: Final = frozenset(
-    {"again", "bench", "check_time", "derived", "made", "make", "owed", "read", "value"}
+    {"again", "bench", "check_time", "derived", "made", "make", "read", "unjournaled_error", "value"}
 )
 """What `calls` has of its own, in a worker and in tests."""
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import click
 
+from config.toml import ConfigError
 from firstseen.calls import call_lines
 from firstseen.console import (
     CommandFailed,
@@ -259,9 +260,14 @@ def _act(context: Context, move: Move, given: dict[str, Any]) -> None:
 
 
 def _act_on_one(context: Context, move: Move, who: str, given: dict[str, Any]) -> None:
-    event = context.service.find_event(given["source"], given["event_id"])
-    context.service.act(move, event, who, generation=given["generation"])
-    story = context.service.story(event)
+    try:
+        service = context.service
+    except ConfigError:
+        # Wrong sources must not keep anybody from acting; with them nobody knows what to redact.
+        service = context.counting_service
+    event = service.find_event(given["source"], given["event_id"])
+    service.act(move, event, who, generation=given["generation"])
+    story = service.story(event)
     if given["as_json"]:
         print_json(story.event)
         return

@@ -29,7 +29,7 @@ KILL_AFTER = 10
 
 
 def main() -> int:
-    """Serve until told to stop; return 1 with one sentence when it cannot start."""
+    """Serve until a signal stops it; return 1 with one sentence when it cannot start."""
     try:
         settings = load_settings()
         build_endpoints(load_sources(settings.sources_path, load_providers(), environment()))

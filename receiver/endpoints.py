@@ -101,6 +101,7 @@ class Extractor:
         media_type = (content_type or "").partition(";")[0].strip().lower()
         if self._batch is None or self._batch_type not in ("", media_type):
             return [self._item(request, request.payload.value, request.body, content_type)]
+        # Each event of a batch is written anew: one element's bytes cannot be cut out of the body.
         try:
             elements = self._elements(self._batch, request)
             bodies = [
@@ -164,6 +165,7 @@ class Extractor:
     def _moment(self, request: Request, element: Any) -> datetime | None:
         text = self._read_time(request, element) if self._read_time else None
         seconds = parse_time(text, self._time.unit) if self._time and text else None
+        # A time that no calendar has is left out: the event is good without it.
         try:
             return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
         except (ValueError, OverflowError, OSError):
@@ -192,8 +194,9 @@ class Endpoint:
     handshakes: Handshakes
 
     def verify(self, request: Request, now: float) -> None:
-        """Raise InvalidSignature unless this request proves its sender, CannotVerify when nobody can tell."""
+        """Raise InvalidSignature unless this request proves its sender, CannotVerify when it is unknown."""
         self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)
+        # An answer of ours to a challenge is a good signature too, so anybody could have asked for it.
         if self.handshakes.could_be_proof(request.body):
             raise InvalidSignature("bad_signature", "the body is a bare word or empty, as challenges are")
 
@@ -269,5 +272,6 @@ def unpacked(request: Request, limit: int) -> Request:
         body = unpacking.decompress(request.body, limit + 1)
     except zlib.error:
         return request
+    # A second member or bytes behind the end would be lost.
     whole = unpacking.eof and not unpacking.unused_data and len(body) <= limit
     return replace(request, body=body) if whole else request

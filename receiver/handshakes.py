@@ -115,7 +115,7 @@ class Handshakes:
         values["challenge"] = challenge
         if table.proof is None:
             return values
-        # Unsigned, anybody asks for this HMAC: only of what can be no event's body.
+        # Unsigned, anybody can ask for this HMAC: it is made only of text that is no event's body.
         if not table.signed and not _WORD.fullmatch(challenge):
             return None
         scheme = self._source.provider.scheme

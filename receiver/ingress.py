@@ -81,6 +81,7 @@ class Ingress:
             return _answer_handshake(handshake)
         deliveries = endpoint.extract(delivered, request.remote_addr)
         verdicts = self._record(source, deliveries)
+        # After the commit, as a worker that wakes earlier finds no row.
         self._dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
         return _answer(endpoint, verdicts)
 
@@ -88,6 +89,7 @@ class Ingress:
         """Return the request as it came; raise Problem 413 for a body over the source's limit."""
         body = _read_body(endpoint.source.max_body + 1)
         if len(body) > endpoint.source.max_body:
+            # Refused here and not by the server, so that it is counted and answered as a problem document.
             self._note_refusal(endpoint.source.name, "too_large")
             raise Problem(413, "too-large", f"The body is longer than {endpoint.source.max_body} bytes.")
         environ = request.environ

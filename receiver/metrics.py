@@ -127,7 +127,7 @@ class LedgerCollector(Collector):
         """Yield everything that the ledger knows."""
         name, text = "firstseen_ledger_up", "Whether the ledger answered."
         try:
-            # Under the lock: of scrapes that meet, one reads and the others get what it read.
+            # Under the lock: of scrapes that meet, one reads and the others share its figures.
             with self._lock:
                 if self._kept is None or time.monotonic() - self._kept[0] > CACHE_SECONDS:
                     self._kept = time.monotonic(), figures(self._store)

@@ -65,6 +65,7 @@ def answer_problem(problem: Problem) -> Response:
 
 def _answer_http(error: HTTPException) -> Response:
     status = HTTPStatus(error.code or 500)
+    # No other header of werkzeug's page fits a problem document.
     allowed = {name: value for name, value in error.get_headers() if name == "Allow"}
     kind = status.phrase.lower().replace(" ", "-")
     return answer_problem(Problem(status, kind, DETAILS.get(status, f"{status.phrase}."), allowed))

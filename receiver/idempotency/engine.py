@@ -41,7 +41,7 @@ POLL = 0.05
 """Seconds between two looks at a key that another request holds."""
 
 BODY_MAX = 1024 * 1024
-"""Bytes of a request that is guarded by a key: what is fingerprinted is held in memory."""
+"""Bytes of a guarded request's body: it is held in memory to be fingerprinted."""
 
 ANSWER_MAX = 1024 * 1024
 """Bytes of a stored response; a view that answers more is rolled back rather than half remembered."""
@@ -100,7 +100,7 @@ class Engine:
     def claimed(self, slot: Slot) -> None:
         """Do nothing, once a key is ours and before its view runs. The sandbox lingers here."""
 
-    def overlaps(self, slot: Slot) -> bool:  # noqa: ARG002 - for those who override it
+    def overlaps(self, slot: Slot) -> bool:  # noqa: ARG002 - for subclasses
         """Whether a request may run beside the one that holds its key. Never, but for the sandbox."""
         return False
 
@@ -203,6 +203,7 @@ def read_body(request: Request, limit: int = BODY_MAX) -> bytes:
 
 def _run(store: Store, connection: Connection, run: View) -> Response:
     """Run a view inside a savepoint: an error response leaves no work behind."""
+    # The transaction itself goes on: an error response may be stored in it, too.
     savepoint = connection.begin_nested()
     g.ledger = store.joined(connection)
     try:

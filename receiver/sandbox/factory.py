@@ -78,6 +78,7 @@ def api_views(api: SandboxApi, store: Store, faults: Faults, races: Races) -> Bl
     engine.faults, engine.races = faults, races
     for route in api.routes:
         guarded = engine.guard(_inside(api, policy.header, route.view, faults))
+        # Flask takes a dot in a view's name for that of a blueprint.
         name = f"{route.method} {route.path}".replace(".", " ")
         blueprint.add_url_rule(route.path, name, _outside(api, guarded, faults), methods=[route.method])
     return blueprint

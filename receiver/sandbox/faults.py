@@ -80,6 +80,7 @@ class Faults:
     def take(self, path: str, kinds: Collection[FaultKind]) -> Fault | None:
         """Return the oldest fault for this path, and count it, if it is one of these kinds; else None."""
         with self._lock:
+            # Among those of every kind: they are taken in the order in which they were armed.
             place = next((place for place, fault in enumerate(self._armed) if fault.hits(path)), None)
             if place is None or self._armed[place].kind not in kinds:
                 return None

@@ -31,7 +31,7 @@ class SandboxHandler(WSGIRequestHandler):
         getattr(log, type if type in {"info", "warning", "error"} else "info")(message, *args)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - as it is called
-        """Log the request line and the status, without colours; what does not print is escaped."""
+        """Log the request line and the status, without colours; unprintable characters are escaped."""
         line = self.requestline.rpartition(" ")[0].encode("unicode_escape").decode()
         log.info("%s %s", line, getattr(code, "value", code))
 

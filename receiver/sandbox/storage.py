@@ -96,6 +96,7 @@ def empty(store: Store) -> None:
 
 def note_request(store: Store, api: str, request: Request, key: str | None) -> int:
     """Write a request down at its arrival, without its body as yet, and return its number."""
+    # Reading the body can fail, and the request was made all the same.
     with store.write() as connection:
         row = _journal_row(store, api, request, key, "")
         return int(connection.execute(insert(REQUEST).values(row).returning(REQUEST.c.number)).scalar_one())
@@ -192,7 +193,7 @@ class Desk:
         return fields
 
     def change(self, identity: str, changes: Fields) -> Fields:
-        """Change a resource and return it; what changes nothing is no effect."""
+        """Change a resource and return it; a change to the same values is no effect."""
         before = self.find(identity)
         after = before | changes
         if after != before:

@@ -142,6 +142,7 @@ class SignedScheme:
 
     def _check_any(self, secrets: Sequence[str], signing: Signing, signatures: tuple[bytes, ...]) -> None:
         usable = False
+        # Once for all secrets, unless the secret is a part of it.
         content = b"" if self._uses_secret else self._content(signing)
         for secret in secrets:
             if self._uses_secret:
@@ -232,6 +233,7 @@ class AnyOf:
         """See `Scheme`; the verdict is that of the first alternative that the delivery tried to meet."""
         verdict: InvalidSignature | None = None
         for scheme in self._schemes:
+            # A token proves nothing about the bytes: it must not let in what a wrong signature just refused.
             if verdict and verdict.reason != "missing_signature" and isinstance(scheme, TokenScheme):
                 continue
             try:

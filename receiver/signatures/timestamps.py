@@ -25,7 +25,7 @@ def parse_time(text: str, unit: str) -> float | None:
 
 
 def parse_iso(text: str) -> datetime | None:
-    """Read an ISO 8601 time into UTC, or None; what is finer than microseconds is cut."""
+    """Read an ISO 8601 time into UTC, or None; digits finer than microseconds are cut."""
     match = _ISO.fullmatch(text)
     if match is None:
         return None
@@ -46,13 +46,11 @@ def format_time(now: float, unit: str) -> str:
 
 
 def check_age(text: str, unit: str, now: float, tolerance: int) -> None:
-    """Raise InvalidSignature unless the time is within `tolerance` seconds of `now`, ends included.
-
-    Whole seconds are compared for providers that send whole seconds, as their own libraries do.
-    """
+    """Raise InvalidSignature unless the time is within `tolerance` seconds of `now`, ends included."""
     signed = parse_time(text, unit)
     if signed is None:
         raise InvalidSignature("malformed_timestamp")
+    # For providers that send whole seconds, whole seconds are compared, as their own libraries do.
     age = (math.floor(now) if unit == "s" else now) - signed
     if age > tolerance:
         raise InvalidSignature("stale_timestamp", f"{age:.0f} s ago, {tolerance} s are allowed", age=age)

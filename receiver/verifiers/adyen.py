@@ -1,7 +1,6 @@
 """Adyen's standard notifications: each item carries its own HMAC over eight of its fields.
 
-As in https://docs.adyen.com/development-resources/webhooks/verify-hmac-signatures and Adyen's Python library,
-which looks at the first item only.
+As in https://docs.adyen.com/development-resources/webhooks/verify-hmac-signatures and Adyen's Python library.
 """
 
 import hmac
@@ -35,13 +34,14 @@ MOST_ITEMS = 10_000
 
 
 class Adyen(Verifier):
-    """The secret is the HMAC key in hex. What is outside of the eight fields, nobody signs."""
+    """The secret is the HMAC key in hex. Only the eight fields are signed."""
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
         """See `Verifier`; one item without a good signature refuses them all."""
         keys = [key for secret in secrets if (key := key_bytes(secret, "hex"))]
         if not keys:
             raise InvalidSignature("no_secret")
+        # Every item, though Adyen's library checks the first: each becomes an event of its own here.
         for number, item in enumerate(_items(request)):
             signature = dig(item, ("additionalData", "hmacSignature"))
             if not isinstance(signature, str) or not signature:

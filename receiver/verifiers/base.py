@@ -23,7 +23,7 @@ MARK = "firstseen_verifier"
 
 
 class Verifier:
-    """A scheme of code. Most providers hold a key that nobody else has, so it signs nothing by default."""
+    """A scheme of code. Most providers sign with a key of their own, so it signs nothing by default."""
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:
         """Return when the delivery proves its sender. `now` is Unix time, `tolerance` seconds.

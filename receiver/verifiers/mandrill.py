@@ -41,8 +41,9 @@ class Mandrill(Verifier):
 
 
 def _urls(request: Request) -> Iterator[bytes]:
-    """Yield the URL, and the URL with user and password: they are signed, but arrive as Basic auth."""
+    """Yield the URL as it arrived, and the URL with user and password where it had them."""
     yield wire(request.url)
+    # They are signed as part of the URL, but arrive as Basic authentication.
     word, _, encoded = (request.header("authorization") or "").partition(" ")
     pair = from_base64(encoded.strip(" ")) if word.lower() == "basic" else None
     scheme, mark, rest = wire(request.url).partition(b"://")

@@ -117,7 +117,7 @@ def fetch(wanted: KeyRequest, transport: "httpx.BaseTransport | None" = None) ->
 
 
 class KeyCache:
-    """Values by name, each made by one thread for everybody who waits, and bounded in every way.
+    """Values by name, each made by one thread for all callers that wait, and bounded in every way.
 
     `clock` counts seconds from anywhere, `patience` is how many of them a caller waits.
     """

@@ -25,11 +25,12 @@ class Twilio(Verifier):
     """The secret is the account's auth token, or the secret of a shared key."""
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
-        """See `Verifier`. Twilio signs some URLs with their port and some without, so both are tried."""
+        """See `Verifier`."""
         signature = from_base64(header(request, SIGNATURE))
         if not signature:
             raise InvalidSignature("malformed_signature", SIGNATURE)
         keys, algorithm, signed = usable(secrets), _hash_name(request), _signed_body(request)
+        # Twilio signs some URLs with their port and some without.
         contents = (url + signed for url in url_spellings(request.url))
         if not has_hmac(signature, keys, contents, algorithm):
             raise InvalidSignature("bad_signature", f"for {request.url.partition('?')[0]}")

@@ -231,6 +231,15 @@ def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -
     assert "evt_\\x1b]0;x\\x07" in shown
 
 
+def test_wrong_sources_keep_nobody_from_acting(store: Store, run: Run, environ: dict[str, str]) -> None:
+    """One event is retried, many are counted; what would show payloads is refused."""
+    end(store, deliver(store, "evt_1").event, Move.GIVE_UP)
+    Path(environ["FIRSTSEEN_SOURCES"]).write_text("[stripe]\ncolour = 1\n")
+    assert "evt_1 is due again." in run("retry", "stripe", "evt_1").stdout
+    assert run("retry", "--state", "waiting").stdout.startswith("1 event to retry")
+    run("show", "stripe", "evt_1", expect=2)
+
+
 def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
     """A run that is over says so to whoever asks later."""
     deliver(store)

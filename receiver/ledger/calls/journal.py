@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.outcome import is_last
@@ -21,7 +20,7 @@ from receiver.ledger.calls.sends import StoredResponse
 from receiver.ledger.lease import Claim, lock_alive
 from receiver.ledger.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome
 from receiver.ledger.store import Store
-from receiver.ledger.tables import CALL, EVENT, VALUE
+from receiver.ledger.tables import CALL, EVENT, VALUE, insert_for
 from receiver.ledger.text import uuid7
 
 NEVER_EXECUTED = (CallState.REJECTED, CallState.REPLACED)
@@ -111,7 +110,7 @@ def compute_once(store: Store, held: Claim, step: str, compute: Callable[[], str
     with store.write() as connection:
         if lock_alive(store, connection, held) is None:
             return None
-        insert = (sqlite if store.sqlite else postgresql).insert(VALUE)
+        insert = insert_for(store, VALUE)
         connection.execute(insert.values(**row, at=store.now()).on_conflict_do_nothing())
         value: str = connection.execute(found).scalar_one()
         return value
@@ -200,7 +199,7 @@ class _Planning:
             "trying_since": now,
         }
         if request.once is not None:
-            insert = (sqlite if self.store.sqlite else postgresql).insert(CALL)
+            insert = insert_for(self.store, CALL)
             first = insert.values(**row, once=request.once).on_conflict_do_nothing().returning(CALL.c.id)
             if self.connection.execute(first).first():
                 return self._current()

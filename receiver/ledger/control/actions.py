@@ -9,13 +9,12 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.ledger.calls import retry_calls
 from receiver.ledger.errors import NotAllowed, UnknownEvent
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
-from receiver.ledger.tables import ACTION, CONFLICT, EVENT
+from receiver.ledger.tables import ACTION, CONFLICT, EVENT, insert_for
 from receiver.ledger.text import TEXT_MAX, clipped, uuid7
 
 ACTIONS = (Move.RETRY, Move.RERUN, Move.DISCARD)
@@ -95,7 +94,7 @@ def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promotion:
         event_id = origin.event_id[: TEXT_MAX - len(suffix)] + suffix
         row = {"source": origin.source, "event_id": event_id, "type": origin.type, "state": State.RECEIVED}
         copied = {name: getattr(kept, name) for name in ("body_hash", "body", "headers", "content_type")}
-        insert = (sqlite if store.sqlite else postgresql).insert(EVENT)
+        insert = insert_for(store, EVENT)
         insert = insert.values(id=uuid7(), **row, **copied, received_at=store.now(), due_at=store.now())
         # Two people who promote it at once get the same event.
         once = insert.on_conflict_do_nothing(index_elements=["source", "event_id"]).returning(EVENT.c.id)

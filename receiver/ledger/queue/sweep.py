@@ -24,7 +24,6 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.ledger.counters import CounterKind, forget_minutes
 from receiver.ledger.queue.claims import is_due
@@ -39,6 +38,7 @@ from receiver.ledger.tables import (
     VALUE,
     WORKER,
     in_state,
+    insert_for,
 )
 from receiver.ledger.text import clipped
 
@@ -77,7 +77,7 @@ class Retention:
 
 def record_heartbeat(store: Store, worker: str) -> None:
     """Write down that a worker is alive, and forget those that have been silent for an hour."""
-    insert = (sqlite if store.sqlite else postgresql).insert(WORKER)
+    insert = insert_for(store, WORKER)
     alive = insert.values(name=clipped(worker), started_at=store.now(), seen_at=store.now())
     with store.write() as connection:
         seen = {"seen_at": insert.excluded.seen_at}

@@ -11,12 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.states import UNFINISHED
 from receiver.ledger.store import Store
-from receiver.ledger.tables import ALERT, COUNTER, EVENT, in_state
+from receiver.ledger.tables import ALERT, COUNTER, EVENT, in_state, insert_for
 
 AGAIN = timedelta(hours=1)
 """The least time between two alerts about one subject; what happens meanwhile is counted."""
@@ -118,7 +117,7 @@ def _take(store: Store, alert: DueAlert) -> DueAlert | None:
     """Take a subject for a while; None when another worker has it, or it rests, or nothing is new."""
     subject = alert.subject
     row: dict[str, Any] = {"kind": subject.topic, "name": subject.name, "what": subject.what, "told": 0}
-    insert = (sqlite if store.sqlite else postgresql).insert(ALERT).values(**row)
+    insert = insert_for(store, ALERT).values(**row)
     with store.write() as connection:
         connection.execute(insert.on_conflict_do_nothing())
         free = or_(ALERT.c.taken_until.is_(None), ALERT.c.taken_until <= store.now())

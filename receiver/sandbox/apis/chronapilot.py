@@ -39,7 +39,7 @@ def replace(desk: Desk, identity: str) -> Fields:
 
 
 def change(desk: Desk, identity: str) -> Fields:
-    """Set what is named: not idempotent by itself, as each change counts the event's sequence up."""
+    """Set the named fields: not idempotent by itself, as each change counts the event's sequence up."""
     sequence = int(desk.find(identity)["sequence"]) + 1
     return desk.change(identity, named(desk, whole=False) | {"sequence": sequence})
 

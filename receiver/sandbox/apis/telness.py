@@ -44,7 +44,7 @@ def replace(desk: Desk, identity: str) -> Fields:
 
 
 def change(desk: Desk, identity: str) -> Fields:
-    """Set what is named: not idempotent by itself, as each change is a revision of the order."""
+    """Set the named fields: not idempotent by itself, as each change is a revision of the order."""
     revision = int(desk.find(identity).get("revision", 0)) + 1
     return desk.change(identity, named(desk, whole=False) | {"revision": revision})
 
