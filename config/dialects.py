@@ -81,7 +81,10 @@ class Server(Table):
 
 
 class Dialect(Table):
-    """One API's way with keys. Lengths are in characters; `life` counts from a key's first use."""
+    """One API's way with keys. Lengths are in characters; `life` counts from a key's first use.
+
+    `worker.calls.classify` reads it as a client, `receiver.idempotency.policy` as a server.
+    """
 
     title: str
     header: Token | None = None

@@ -59,7 +59,7 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class Settings(BaseSettings):
-    """The configuration of this process; the README's table explains each variable."""
+    """The configuration of this process; docs/configuration.md explains each variable."""
 
     # A variable that is set to nothing counts as absent: that is how people switch one off in a panel.
     model_config = SettingsConfigDict(frozen=True, env_file=".env", extra="ignore", env_ignore_empty=True)

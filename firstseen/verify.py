@@ -6,6 +6,7 @@ spelling of the body, the secret or the URL, a renamed header. A variant that ve
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -93,13 +94,26 @@ def _file(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, name.lstrip("-"), type=kind, required=True, help=text)
 
 
+def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("write the seconds since 1970, such as 1764536400.")
+    return value
+
+
 @click.command()
 @click.argument("source")
 @_file("--headers", "The headers as JSON: an object, or a list of pairs.")
 @_file("--body", "The body, byte for byte.")
 @click.option("--method", default="POST", show_default=True, help="The request's method.")
 @click.option("--url", help="The URL that the provider called (default: FIRSTSEEN_PUBLIC_URL's).")
-@click.option("--at", type=float, metavar="UNIX-TIME", help="When it came, in seconds (default: now).")
+@click.option(
+    "--at",
+    # Up to the year 9999. A range refuses infinity, but compares with NaN as if that were inside.
+    type=click.FloatRange(0, 253_402_300_799),
+    callback=_finite,
+    metavar="UNIX-TIME",
+    help="When it came, in seconds (default: now).",
+)
 @json_option
 @pass_context
 def verify(

@@ -182,7 +182,7 @@ def event_of(held: Claim) -> Event:
 def backoff(attempt: int, *, cap: timedelta, rng: Random, base: timedelta = BASE) -> timedelta:
     """Return a wait between 0 and `base * 2**(attempt - 1)`, at most `cap`; attempts count from 1.
 
-    Full jitter, so that what failed together does not return together.
+    Full jitter, so that what failed together does not return together. It paces handlers and calls alike.
     """
     ceiling = min(cap.total_seconds(), base.total_seconds() * 2.0 ** min(attempt - 1, DOUBLINGS_MAX))
     return timedelta(seconds=rng.uniform(0, ceiling))

@@ -9,7 +9,7 @@ import logging
 import threading
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Final
+from typing import Final, assert_never
 from urllib.parse import urlsplit
 
 from receiver.ledger.errors import LedgerError
@@ -119,6 +119,8 @@ def sentence(alert: DueAlert) -> str:
                 f"{events} of {source}, type {event_type}, {verb} {state}{more}."
                 f" `firstseen events --source {source} --state {state}` lists them."
             )
+        case _ as never:
+            assert_never(never)
     return f"Firstseen: {text}"
 
 

@@ -22,7 +22,7 @@ from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import claim, claim_due, renew, settle, unattended
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
-from worker.instrumentation import attempt_facts, attempt_span
+from worker.spans import attempt_facts, attempt_span
 
 log = logging.getLogger(__name__)
 

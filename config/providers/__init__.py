@@ -18,8 +18,7 @@ from config.providers.models import (
     ProofTable,
     Provider,
 )
-from config.providers.secrets import generate_secret, is_usable, key_bytes
-from config.providers.signing import (
+from config.providers.scheme_tables import (
     PUBLIC_KEY,
     KeyTable,
     Part,
@@ -28,6 +27,7 @@ from config.providers.signing import (
     SignatureTable,
     TimestampTable,
 )
+from config.providers.secrets import generate_secret, is_usable, key_bytes
 
 __all__ = [
     "ABSENT",

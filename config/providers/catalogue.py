@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from config.providers.models import Provider
-from config.providers.signing import SchemeTable
+from config.providers.scheme_tables import SchemeTable
 from config.toml import ConfigError, explain, kind_of, read_toml, suggest
 
 CATALOGUE = Path(__file__).parent

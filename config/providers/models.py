@@ -43,7 +43,7 @@ from pydantic import (
 )
 
 from config.providers.locators import HEADER_NAME, VALUE_KINDS, Locators, parse_locator, parse_locators
-from config.providers.signing import SchemeTable, place_of
+from config.providers.scheme_tables import SchemeTable, place_of
 from config.toml import ConfigError, Duration, Table
 
 # The shortest retry horizon of any provider, with its margin.

@@ -5,7 +5,7 @@ from base64 import b64decode, b64encode
 from functools import lru_cache
 
 from config.providers.models import Provider
-from config.providers.signing import PUBLIC_KEY, KeyTable, SchemeTable
+from config.providers.scheme_tables import PUBLIC_KEY, KeyTable, SchemeTable
 from config.toml import ConfigError
 
 # As long as SHA-256, whose HMACs these keys make.

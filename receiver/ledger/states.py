@@ -57,6 +57,7 @@ TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
     Move.RETRY_LATER: ((State.PROCESSING,), State.WAITING),
     # An API answered an outbound call with later, or still works on it: this costs no attempt.
     Move.CALL_LATER: ((State.PROCESSING,), State.WAITING),
+    # Reasons to park are sentences where they are found; docs/architecture.md lists the places.
     Move.PARK: ((State.PROCESSING,), State.PARKED),
     Move.GIVE_UP: ((State.PROCESSING,), State.DEAD),
     Move.IGNORE: ((State.PROCESSING,), State.IGNORED),

@@ -110,6 +110,12 @@ def only_hint(verdict: dict[str, Any]) -> str:
     return str(verdict["hints"][0])
 
 
+@pytest.mark.parametrize("at", ["nan", "inf", "1e400", "-1", "1e300"])
+def test_a_time_that_no_clock_shows_is_refused(run: Verify, at: str) -> None:
+    """One sentence, and no traceback."""
+    assert "Invalid value for '--at'" in run("stripe", signed("stripe"), f"--at={at}", expect=2)
+
+
 def test_every_reason_has_its_step() -> None:
     """No rejection lacks the words for where it happened."""
     assert set(STEPS) == set(REASONS)

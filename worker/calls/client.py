@@ -24,7 +24,7 @@ from worker.calls.errors import CallChanged, CallError, CallLater, CallRefused, 
 from worker.calls.outbound import CallArguments, OutboundRequest, build, complete, respond
 from worker.calls.perform import CallContext, CallPerformer, Step
 from worker.calls.transport import NoReply
-from worker.instrumentation import send_span, with_traceparent
+from worker.spans import send_span, with_traceparent
 
 # Characters of a step's name: it must fit its column.
 STEP_MAX = 200

@@ -50,7 +50,7 @@ from worker.calls.errors import (
 )
 from worker.calls.outbound import OutboundRequest, complete, credential_marks, make_key, respond
 from worker.calls.transport import HttpTransport, NoReply, Outgoing, Reply, Transport
-from worker.instrumentation import log_outcome, send_span, with_traceparent
+from worker.spans import log_outcome, send_span, with_traceparent
 
 # The secret key of `make run` where none is set; elsewhere one is required.
 DEV_SECRET = b"firstseen make run"

@@ -1,5 +1,6 @@
-"""What one API of the sandbox is: data and small views. Each API has a module of its own beside this one.
+"""What one API of the sandbox is: data and small views.
 
+Each API has a module of its own beside this one, and stands in the list `APIS` of `receiver.sandbox.factory`.
 A view takes a `Desk` and the path's values. `resource_routes` adds to an API's own views those that are the
 same everywhere: list, read and delete.
 """
