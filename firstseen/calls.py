@@ -12,21 +12,8 @@ from uuid import UUID
 import click
 
 from config.nesting import load_json
-from firstseen.console import (
-    CommandFailed,
-    Context,
-    json_option,
-    labelled,
-    moment,
-    pass_context,
-    plural,
-    print_json,
-    print_table,
-    system_user,
-    tinted,
-    visible,
-    visible_lines,
-)
+from firstseen import console
+from firstseen.console import moment, plural, visible
 from receiver.describe import RESOLUTIONS
 from receiver.ledger.reports.models import Call, CallStory, Content, Send, Stored, ToldCall
 from receiver.ledger.states import CallState
@@ -51,17 +38,19 @@ COLUMNS = ("id", "api", "step", "state", "source", "event_id", "reason")
     "--limit", type=click.IntRange(1, 500), default=PAGE, show_default=True, help="Calls on a page."
 )
 @click.option("--cursor", help="Where the page starts; the previous one prints it.")
-@json_option
-@pass_context
-def calls(context: Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any) -> None:
+@console.json_option
+@console.pass_context
+def calls(
+    context: console.Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any
+) -> None:
     """List outbound calls, newest first; `--state parked` are those that wait for a person."""
     which = WhichCalls(**given).as_filter()
     page = context.service.list_calls(which, limit=limit, cursor=cursor)
     if as_json:
-        print_json(page)
+        console.print_json(page)
         return
     rows = [(moment(call.created_at), *(getattr(call, name) for name in COLUMNS)) for call in page.data]
-    print_table(("created", *COLUMNS), rows)
+    console.print_table(("created", *COLUMNS), rows)
     if page.next:
         click.echo(f"More: the same command with --cursor {page.next}", err=True)
 
@@ -73,13 +62,13 @@ def call() -> None:
 
 @call.command("show")
 @click.argument("call_id", type=click.UUID, metavar="ID")
-@json_option
-@pass_context
-def show(context: Context, call_id: UUID, *, as_json: bool) -> None:
+@console.json_option
+@console.pass_context
+def show(context: console.Context, call_id: UUID, *, as_json: bool) -> None:
     """Tell all about one call: its sends, its answer, and what happens next."""
     story = context.service.call_story(call_id)
     if as_json:
-        print_json(story)
+        console.print_json(story)
         return
     for line in _story_lines(story):
         click.echo(line)
@@ -97,9 +86,9 @@ def _resolution_options(command: Any) -> Any:
 @click.option("--response", type=click.Path(path_type=Path), metavar="FILE", help="The answer's body.")
 @click.option("--status", type=click.IntRange(200, 299), help="The answer's status (default: 200).")
 @click.option("--who", help="The name for the audit (default: the system's user).")
-@json_option
-@pass_context
-def resolve_call(context: Context, /, call_id: UUID, *, as_json: bool, **given: Any) -> None:
+@console.json_option
+@console.pass_context
+def resolve_call(context: console.Context, /, call_id: UUID, *, as_json: bool, **given: Any) -> None:
     """Say what became of a call whose event is parked, or shall; give exactly one of the four."""
     chosen = [how for how in RESOLUTIONS if given[how.replace("-", "_")]]
     if len(chosen) != 1:
@@ -108,10 +97,10 @@ def resolve_call(context: Context, /, call_id: UUID, *, as_json: bool, **given: 
     if how != Resolution.HAPPENED and (file or status):
         raise click.UsageError("--response and --status go with --happened.")
     response = _response(file, status or StatedResponse.status)
-    context.service.resolve(call_id, how, given["who"] or system_user(), response)
+    context.service.resolve(call_id, how, given["who"] or console.system_user(), response)
     story = context.service.call_story(call_id)
     if as_json:
-        print_json(story)
+        console.print_json(story)
         return
     click.echo(f"Call {visible(story.call.step)}: {visible(story.call.reason)}")
     click.echo(f"Event {visible(story.event.event_id)} is {story.event.state} now.")
@@ -123,11 +112,11 @@ def _response(file: Path | None, status: int) -> StatedResponse:
     try:
         body = file.read_bytes()
     except OSError as error:
-        raise CommandFailed(
+        raise console.CommandFailed(
             f"Nothing is resolved: {file} cannot be read ({error.strerror or error})."
         ) from None
     if len(body) > ANSWER_MAX:
-        raise CommandFailed(
+        raise console.CommandFailed(
             f"Nothing is resolved: {file} has {len(body)} bytes, and {ANSWER_MAX} are kept at most."
         )
     return StatedResponse(status, (("content-type", _content_type(file, body)),), body)
@@ -147,7 +136,7 @@ def _content_type(file: Path, body: bytes) -> str:
 def call_lines(calls: Sequence[ToldCall]) -> Iterator[str]:
     """Yield an event's calls as lines for a terminal, each with its key, its sends and its answer."""
     if calls:
-        yield labelled("calls", str(len(calls)))
+        yield console.labelled("calls", str(len(calls)))
     for call in calls:
         yield f"  {call.generation}.{call.position + 1}  {_headline(call)}"
         for name, fact in _facts(call, call.sends, call.answer).items():
@@ -159,19 +148,21 @@ def call_lines(calls: Sequence[ToldCall]) -> Iterator[str]:
 def _story_lines(story: CallStory) -> Iterator[str]:
     call, event = story.call, story.event
     yield click.style(_headline(call), bold=True)
-    yield labelled("next", visible(story.next))
-    yield labelled("event", f"{visible(event.source)} {visible(event.event_id)}, {event.state}")
-    yield labelled("call", f"{call.generation}.{call.position + 1}, created {moment(call.created_at)}")
+    yield console.labelled("next", visible(story.next))
+    yield console.labelled("event", f"{visible(event.source)} {visible(event.event_id)}, {event.state}")
+    yield console.labelled(
+        "call", f"{call.generation}.{call.position + 1}, created {moment(call.created_at)}"
+    )
     for name, fact in _facts(call, story.sends, story.answer).items():
         if fact:
-            yield labelled(name, fact)
+            yield console.labelled(name, fact)
     if story.sends:
-        yield labelled("sends", str(call.send_count))
+        yield console.labelled("sends", str(call.send_count))
     yield from _send_lines(story.sends, call.generation, "  ")
     yield from _content_lines("body sent", story.request)
     yield from _content_lines("body got", story.answer)
     if story.actions:
-        yield labelled("actions", str(len(story.actions)))
+        yield console.labelled("actions", str(len(story.actions)))
     for action in story.actions:
         yield f"  {moment(action.at)}  {action.what} by {visible(action.who)}"
 
@@ -187,7 +178,7 @@ def _send_lines(sends: Sequence[Send], generation: int, indent: str) -> Iterator
 
 def _headline(call: Call) -> str:
     again = f" (successor {call.successor})" if call.successor else ""
-    return f"{visible(call.step)}{again}  {visible(call.api)}  {tinted(call.state)}"
+    return f"{visible(call.step)}{again}  {visible(call.api)}  {console.tinted(call.state)}"
 
 
 def _facts(call: Call, sends: Sequence[Send], answer: Stored | Content | None) -> dict[str, str]:
@@ -219,10 +210,10 @@ def _content_lines(name: str, content: Content | None) -> Iterator[str]:
     if content is None or not content.size:
         return
     if content.encoding != "utf-8":
-        yield labelled(name, f"{plural(content.size, 'byte')}, no text")
+        yield console.labelled(name, f"{plural(content.size, 'byte')}, no text")
         return
-    lines = visible_lines(content.body)
-    yield labelled(name, "")
+    lines = console.visible_lines(content.body)
+    yield console.labelled(name, "")
     for line in lines[:BODY_LINES]:
         yield f"  {line}"
     if len(lines) > BODY_LINES:

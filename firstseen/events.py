@@ -13,24 +13,9 @@ from uuid import UUID
 import click
 
 from config.toml import ConfigError
+from firstseen import console
 from firstseen.calls import call_lines
-from firstseen.console import (
-    CommandFailed,
-    Context,
-    filter_of,
-    filter_options,
-    json_option,
-    labelled,
-    moment,
-    pass_context,
-    plural,
-    print_json,
-    print_table,
-    system_user,
-    tinted,
-    visible,
-    visible_lines,
-)
+from firstseen.console import moment, plural, visible
 from receiver.describe import ACTIONS
 from receiver.ledger.filter import EventFilter
 from receiver.ledger.reports.models import CallFigures, EventInFull, FiguresView, Progress, Story
@@ -55,7 +40,7 @@ PAUSE = 0.2
 _ACTION_OPTIONS = (
     click.argument("source", required=False),
     click.argument("event_id", required=False),
-    filter_options,
+    console.filter_options,
     click.option(
         "--yes", is_flag=True, help="Act on all that the filter finds; without it they are counted."
     ),
@@ -64,45 +49,49 @@ _ACTION_OPTIONS = (
     ),
     click.option("--generation", type=click.IntRange(0), help="Only if the event is in this generation."),
     click.option("--who", help="The name for the audit (default: the system's user)."),
-    json_option,
-    pass_context,
+    console.json_option,
+    console.pass_context,
 )
 
 
 @click.command()
-@filter_options
+@console.filter_options
 @click.option(
     "--limit", type=click.IntRange(1, 500), default=PAGE, show_default=True, help="Events on a page."
 )
 @click.option("--cursor", help="Where the page starts; the previous one prints it.")
-@json_option
-@pass_context
-def events(context: Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any) -> None:
+@console.json_option
+@console.pass_context
+def events(
+    context: console.Context, /, *, limit: int, cursor: str | None, as_json: bool, **given: Any
+) -> None:
     """List events, newest first."""
-    page = context.service.list_events(filter_of(given), limit=limit, cursor=cursor)
+    page = context.service.list_events(console.filter_of(given), limit=limit, cursor=cursor)
     if as_json:
-        print_json(page)
+        console.print_json(page)
         return
     rows = [(moment(event.received_at), *(getattr(event, name) for name in COLUMNS)) for event in page.data]
-    print_table(("received", *COLUMNS), rows)
+    console.print_table(("received", *COLUMNS), rows)
     if page.next:
         click.echo(f"More: the same command with --cursor {page.next}", err=True)
 
 
 @click.command()
-@json_option
-@pass_context
-def stats(context: Context, *, as_json: bool) -> None:
+@console.json_option
+@console.pass_context
+def stats(context: console.Context, *, as_json: bool) -> None:
     """Count events by source and state, rejections by reason, and calls by API and state."""
     found = context.counting_service.stats()
     if as_json:
-        print_json(found)
+        console.print_json(found)
         return
     head = ("source", "accepted", "duplicates", "conflicts", *State, "oldest unfinished", "rejected")
-    print_table(head, [_source_row(figures) for figures in found.data])
+    console.print_table(head, [_source_row(figures) for figures in found.data])
     if found.calls:
         click.echo()
-        print_table(("api", "calls", *CallState, "last told"), [_api_row(figures) for figures in found.calls])
+        console.print_table(
+            ("api", "calls", *CallState, "last told"), [_api_row(figures) for figures in found.calls]
+        )
 
 
 def _source_row(figures: FiguresView) -> tuple[Any, ...]:
@@ -118,31 +107,31 @@ def _api_row(figures: CallFigures) -> tuple[Any, ...]:
 
 
 @click.command()
-@json_option
-@pass_context
-def sources(context: Context, *, as_json: bool) -> None:
+@console.json_option
+@console.pass_context
+def sources(context: console.Context, *, as_json: bool) -> None:
     """List the configured sources, and what is wrong with them."""
     configured = describe_sources(context.sources)
     if as_json:
-        print_json(configured)
+        console.print_json(configured)
         return
     rows = [
         (source.name, source.provider, source.path, source.secrets, source.problem or "ok")
         for source in configured.data
     ]
-    print_table(("source", "provider", "path", "secrets", "problem"), rows)
+    console.print_table(("source", "provider", "path", "secrets", "problem"), rows)
 
 
 @click.command()
 @click.argument("source")
 @click.argument("event_id")
-@json_option
-@pass_context
-def show(context: Context, source: str, event_id: str, *, as_json: bool) -> None:
+@console.json_option
+@console.pass_context
+def show(context: console.Context, source: str, event_id: str, *, as_json: bool) -> None:
     """Tell the whole story of an event, and what happens next."""
     story = context.service.story(context.service.find_event(source, event_id))
     if as_json:
-        print_json(story)
+        console.print_json(story)
         return
     for line in _story_lines(story):
         click.echo(line)
@@ -150,30 +139,30 @@ def show(context: Context, source: str, event_id: str, *, as_json: bool) -> None
 
 def _story_lines(story: Story) -> Iterator[str]:
     yield from _event_lines(story.event)
-    yield labelled("next", visible(story.next))
+    yield console.labelled("next", visible(story.next))
     if story.duplicates.count:
         span = f"first {moment(story.duplicates.first)}, last {moment(story.duplicates.last)}"
-        yield labelled("duplicates", f"{story.duplicates.count}: {span}")
+        yield console.labelled("duplicates", f"{story.duplicates.count}: {span}")
     for duplicate in story.duplicates.latest:
         yield f"  {moment(duplicate.at)}  {visible(duplicate.address)}".rstrip()
     if story.conflicts:
-        yield labelled("conflicts", f"{plural(len(story.conflicts), 'conflict')} kept")
+        yield console.labelled("conflicts", f"{plural(len(story.conflicts), 'conflict')} kept")
     for conflict in story.conflicts:
         fate = f", promoted to {conflict.promoted_to}" if conflict.promoted_to else ""
         yield f"  {moment(conflict.at)}  {conflict.body_hash}  {plural(conflict.size, 'byte')}{fate}"
     if story.attempts:
-        yield labelled("attempts", str(len(story.attempts)))
+        yield console.labelled("attempts", str(len(story.attempts)))
     for attempt in story.attempts:
         end = f"{attempt.outcome} {moment(attempt.ended_at)}" if attempt.outcome else "running"
         number = f"{attempt.generation}.{attempt.number}"
         yield f"  {number}  {moment(attempt.started_at)}  {end}  by {visible(attempt.worker)}"
         if attempt.reason:
             yield f"       {visible(attempt.reason)}"
-        for line in visible_lines(attempt.error or ""):
+        for line in console.visible_lines(attempt.error or ""):
             yield click.style(f"       {line}", dim=True)
     yield from call_lines(story.calls)
     if story.actions:
-        yield labelled("actions", str(len(story.actions)))
+        yield console.labelled("actions", str(len(story.actions)))
     for action in story.actions:
         of = f", call {action.call}" if action.call else ""
         yield f"  {moment(action.at)}  {action.what} by {visible(action.who)}, was {action.was}{of}"
@@ -183,7 +172,7 @@ def _event_lines(event: EventInFull) -> Iterator[str]:
     yield click.style(f"{visible(event.source)} {visible(event.event_id)}", bold=True)
     size = "payload erased" if event.size is None else plural(event.size, "byte")
     facts = {
-        "state": tinted(event.state),
+        "state": console.tinted(event.state),
         "reason": visible(event.reason),
         "type": visible(event.type),
         "id": str(event.id),
@@ -195,7 +184,7 @@ def _event_lines(event: EventInFull) -> Iterator[str]:
     }
     for name, fact in facts.items():
         if fact:
-            yield labelled(name, fact)
+            yield console.labelled(name, fact)
 
 
 def _action(command: Callable[..., None]) -> click.Command:
@@ -205,7 +194,7 @@ def _action(command: Callable[..., None]) -> click.Command:
 
 
 @_action
-def retry(context: Context, **given: Any) -> None:
+def retry(context: console.Context, **given: Any) -> None:
     """Run events again in the same generation: calls keep their keys, so nothing happens twice.
 
     Name one event by SOURCE and EVENT_ID, or many by options.
@@ -214,7 +203,7 @@ def retry(context: Context, **given: Any) -> None:
 
 
 @_action
-def rerun(context: Context, **given: Any) -> None:
+def rerun(context: console.Context, **given: Any) -> None:
     """Run events again in a new generation, with new keys: every effect happens again, on purpose.
 
     Name one event by SOURCE and EVENT_ID, or many by options.
@@ -223,7 +212,7 @@ def rerun(context: Context, **given: Any) -> None:
 
 
 @_action
-def discard(context: Context, **given: Any) -> None:
+def discard(context: console.Context, **given: Any) -> None:
     """End events for good: no handler runs, and no new delivery revives them.
 
     Name one event by SOURCE and EVENT_ID, or many by options.
@@ -231,14 +220,14 @@ def discard(context: Context, **given: Any) -> None:
     _act(context, Move.DISCARD, given)
 
 
-def _act(context: Context, move: Move, given: dict[str, Any]) -> None:
-    which = filter_of(given)
+def _act(context: console.Context, move: Move, given: dict[str, Any]) -> None:
+    which = console.filter_of(given)
     wanted = [given["source"] is not None, which != EventFilter(), given["replay"] is not None]
     if sum(wanted) != 1 or (given["source"] and not given["event_id"]):
         raise click.UsageError(
             "Name one event by SOURCE and EVENT_ID, or many by a filter, or a run to resume."
         )
-    who, as_json = given["who"] or system_user(), given["as_json"]
+    who, as_json = given["who"] or console.system_user(), given["as_json"]
     if given["source"]:
         _act_on_one(context, move, who, given)
     elif given["replay"]:
@@ -253,13 +242,13 @@ def _act(context: Context, move: Move, given: dict[str, Any]) -> None:
     else:
         counted = context.counting_service.count(move, which)
         if as_json:
-            print_json(counted)
+            console.print_json(counted)
             return
         number = plural(counted.total, "event")
         click.echo(f"{number} to {move}; nothing is done yet: add --yes to do it.")
 
 
-def _act_on_one(context: Context, move: Move, who: str, given: dict[str, Any]) -> None:
+def _act_on_one(context: console.Context, move: Move, who: str, given: dict[str, Any]) -> None:
     try:
         service = context.service
     except ConfigError:
@@ -269,21 +258,21 @@ def _act_on_one(context: Context, move: Move, who: str, given: dict[str, Any]) -
     service.act(move, event, who, generation=given["generation"])
     story = service.story(event)
     if given["as_json"]:
-        print_json(story.event)
+        console.print_json(story.event)
         return
     click.echo(f"{visible(given['event_id'])} {ACTIONS[move].command_line}. {visible(story.next)}")
 
 
-def _resume(context: Context, move: Move, replay: UUID, *, as_json: bool) -> None:
+def _resume(context: console.Context, move: Move, replay: UUID, *, as_json: bool) -> None:
     found = context.counting_service.bulk_progress(replay)
     if found.what != move:
         again = f"firstseen {found.what} --resume {replay}"
-        raise CommandFailed(f"Bulk run {replay} is a {found.what}: say {again}.")
+        raise console.CommandFailed(f"Bulk run {replay} is a {found.what}: say {again}.")
     _carry_out(context, found)
     _report(context.counting_service.bulk_progress(replay), as_json=as_json)
 
 
-def _carry_out(context: Context, run: Progress) -> None:
+def _carry_out(context: console.Context, run: Progress) -> None:
     with click.progressbar(length=run.open, file=sys.stderr) as bar:
         left = True
         while left:
@@ -296,7 +285,7 @@ def _carry_out(context: Context, run: Progress) -> None:
 
 def _report(run: Progress, *, as_json: bool) -> None:
     if as_json:
-        print_json(run)
+        console.print_json(run)
         return
     skipped = f", {run.skipped} had moved on and were left alone" if run.skipped else ""
     click.echo(f"{run.what}: {run.done} of {plural(run.total, 'event')} done{skipped}.")

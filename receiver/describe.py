@@ -13,19 +13,9 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Final
 
+from config import providers
 from config.apis import Api
 from config.dialects import Error
-from config.providers import (
-    ABSENT,
-    ANY,
-    PUBLIC_KEY,
-    VERIFY_TOKEN,
-    HandshakeTable,
-    KeyTable,
-    Provider,
-    SchemeTable,
-    SignatureTable,
-)
 from config.sources import Source, can_be_replayed
 from config.toml import in_words
 from receiver.ledger.control import Resolution
@@ -69,7 +59,7 @@ STORED = {
 }
 
 
-def proof(provider: Provider) -> str:
+def proof(provider: providers.Provider) -> str:
     """Say in a few words what proves the sender."""
     if provider.scheme is not None:
         names = {"token": "token", "basic": "HTTP Basic", "any_of": "one of several"}
@@ -79,7 +69,7 @@ def proof(provider: Provider) -> str:
     return "code" if provider.code else "as the source says"
 
 
-def scheme(provider: Provider) -> list[str]:
+def scheme(provider: providers.Provider) -> list[str]:
     """Say how deliveries are verified, a sentence a line."""
     if provider.verification is not None:
         return ["nothing is signed: a source must say unverified = true, and its handler ask the provider"]
@@ -91,15 +81,15 @@ def scheme(provider: Provider) -> list[str]:
     return list(_scheme_lines(provider.scheme))
 
 
-def _scheme_lines(table: SchemeTable) -> Iterator[str]:
+def _scheme_lines(table: providers.SchemeTable) -> Iterator[str]:
     if table.schemes:
         for number, alternative in enumerate(table.schemes, 1):
             yield from (f"{number}. {line}" for line in _scheme_lines(alternative))
         return
     if table.signature is not None:
         yield _signature(table, table.signature)
-    if table.key is not None or table.type in PUBLIC_KEY:
-        key = table.key or KeyTable(encoding="pem")
+    if table.key is not None or table.type in providers.PUBLIC_KEY:
+        key = table.key or providers.KeyTable(encoding="pem")
         bare = f", without {key.strip_prefix!r}" if key.strip_prefix else ""
         yield KEYS.get(key.encoding, "the secret is used as it is") + bare
     if table.timestamp is not None:
@@ -110,7 +100,7 @@ def _scheme_lines(table: SchemeTable) -> Iterator[str]:
         yield f"{places(place)} must be {value}"
 
 
-def _signature(table: SchemeTable, signature: SignatureTable) -> str:
+def _signature(table: providers.SchemeTable, signature: providers.SignatureTable) -> str:
     where = places(signature.at)
     after = f" after {signature.prefix!r}" if signature.prefix else ""
     if table.type == "token":
@@ -123,7 +113,7 @@ def _signature(table: SchemeTable, signature: SignatureTable) -> str:
     return f"{_algorithm(table)} of {content}, in {signature.encoding}, in {where}{after}{pairs}{several}"
 
 
-def _algorithm(table: SchemeTable) -> str:
+def _algorithm(table: providers.SchemeTable) -> str:
     digest = (table.hash or "").upper()
     if table.type == "hmac":
         return f"HMAC-{digest}"
@@ -145,7 +135,7 @@ def _place(text: str) -> str:
     return KINDS[kind].format(name.replace("\\.", ".")) + (" (if there)" if text.endswith("?") else "")
 
 
-def event_id(provider: Provider) -> str:
+def event_id(provider: providers.Provider) -> str:
     """Say what makes two deliveries one event."""
     if provider.custom:
         return "as the source says"
@@ -157,9 +147,13 @@ def event_id(provider: Provider) -> str:
     return parts + other.get(provider.without_id, "") + unsigned
 
 
-def handshake(table: HandshakeTable) -> str:
+def handshake(table: providers.HandshakeTable) -> str:
     """Say which request is a handshake, and how it is answered."""
-    special = {ANY: "is there", ABSENT: "is not there", VERIFY_TOKEN: "is the source's verify token"}
+    special = {
+        providers.ANY: "is there",
+        providers.ABSENT: "is not there",
+        providers.VERIFY_TOKEN: "is the source's verify token",
+    }
     conditions = [
         f"{places(place)} {special.get(value, f'is {value}')}" for place, value in table.when.items()
     ]
@@ -176,7 +170,7 @@ def handshake(table: HandshakeTable) -> str:
     return f"{table.method}{when}: {table.status}{answered} ({opt_in})"
 
 
-def answer(provider: Provider) -> str:
+def answer(provider: providers.Provider) -> str:
     """Say what an event is answered with, and by when; empty for what is usual."""
     parts = []
     if provider.success_status != HTTPStatus.OK or provider.success_body is not None:
@@ -189,7 +183,7 @@ def answer(provider: Provider) -> str:
     return ", ".join(parts)
 
 
-def verified(provider: Provider) -> str:
+def verified(provider: providers.Provider) -> str:
     """Say how far the entry can be trusted; empty for what a source describes itself."""
     if provider.custom:
         return ""
@@ -197,7 +191,7 @@ def verified(provider: Provider) -> str:
     return f"{checked}; nobody read: {', '.join(provider.unread)}" if provider.unread else checked
 
 
-def trust(provider: Provider) -> str:
+def trust(provider: providers.Provider) -> str:
     """Say the same in a word or two, for a table."""
     if provider.custom:
         return ""
@@ -262,7 +256,7 @@ def dialect_rules(api: Api) -> Iterator[str]:
         yield "A replayed answer looks like the first one."
 
 
-def _sender_proof(provider: Provider) -> str:
+def _sender_proof(provider: providers.Provider) -> str:
     if provider.verification is not None:
         return "Nothing proves who sends: whoever knows the address can."
     table = provider.scheme
@@ -271,7 +265,7 @@ def _sender_proof(provider: Provider) -> str:
         return f"Verified as {provider.title} says, {key}; signed: {', '.join(provider.signs) or 'a token'}."
     if table.schemes:
         return f"Any of {len(table.schemes)} signing schemes may match."
-    if table.type in PUBLIC_KEY:
+    if table.type in providers.PUBLIC_KEY:
         return f"Signed with the provider's private key ({table.type}); we hold the public one."
     if table.type == "hmac":
         return f"Signed with HMAC-{(table.hash or 'sha256').upper()} over {table.content or '{body}'}."

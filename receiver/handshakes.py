@@ -11,16 +11,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from config.providers import (
-    ABSENT,
-    ANY,
-    VALUE_KINDS,
-    VERIFY_TOKEN,
-    HandshakeTable,
-    KeyTable,
-    key_bytes,
-    parse_locators,
-)
+from config import providers
 from config.sources import Source
 from receiver.signatures.request import Request, single_text, wire
 
@@ -69,7 +60,9 @@ class Handshakes:
         # nothing at all where a constant stands before the body. No event of such a provider is either.
         return self._proves_to_anybody and (not body or _WORD.fullmatch(body.decode("latin-1")) is not None)
 
-    def _first(self, tables: tuple[HandshakeTable, ...], request: Request) -> HandshakeAnswer | None:
+    def _first(
+        self, tables: tuple[providers.HandshakeTable, ...], request: Request
+    ) -> HandshakeAnswer | None:
         for table in tables:
             if table.method == request.method and self._fits(table, request):
                 answer = self._answer(table, request)
@@ -77,20 +70,20 @@ class Handshakes:
                     return answer
         return None
 
-    def _fits(self, table: HandshakeTable, request: Request) -> bool:
+    def _fits(self, table: providers.HandshakeTable, request: Request) -> bool:
         """Whether every place in `when` holds the value that it must."""
         for place, wanted in table.when.items():
-            found = single_text(parse_locators(place, VALUE_KINDS), request)
-            if wanted in (ANY, ABSENT):
-                if (found is not None) != (wanted == ANY):
+            found = single_text(providers.parse_locators(place, providers.VALUE_KINDS), request)
+            if wanted in (providers.ANY, providers.ABSENT):
+                if (found is not None) != (wanted == providers.ANY):
                     return False
                 continue
-            tokens = self._source.verify_tokens if wanted == VERIFY_TOKEN else (wanted,)
+            tokens = self._source.verify_tokens if wanted == providers.VERIFY_TOKEN else (wanted,)
             if found is None or not any(hmac.compare_digest(wire(found), wire(token)) for token in tokens):
                 return False
         return True
 
-    def _answer(self, table: HandshakeTable, request: Request) -> HandshakeAnswer | None:
+    def _answer(self, table: providers.HandshakeTable, request: Request) -> HandshakeAnswer | None:
         """Return the answer that a table wants; None without a challenge that may be answered."""
         values = self._values(table, request)
         if values is None:
@@ -104,12 +97,12 @@ class Handshakes:
         fields = {k: _filled(v, values) if isinstance(v, str) else v for k, v in table.answer.items()}
         return HandshakeAnswer(table.status, json.dumps(fields).encode(), "application/json", headers)
 
-    def _values(self, table: HandshakeTable, request: Request) -> dict[str, str] | None:
+    def _values(self, table: providers.HandshakeTable, request: Request) -> dict[str, str] | None:
         """Return the values of the answer's placeholders; None for a challenge that may not be answered."""
         values = {"verify_token": next(iter(self._source.verify_tokens), "")}
         if table.challenge is None:
             return values
-        challenge = single_text(parse_locators(table.challenge, VALUE_KINDS), request)
+        challenge = single_text(providers.parse_locators(table.challenge, providers.VALUE_KINDS), request)
         if challenge is None or len(challenge) > LONGEST_CHALLENGE:
             return None
         values["challenge"] = challenge
@@ -119,9 +112,10 @@ class Handshakes:
         if not table.signed and not _WORD.fullmatch(challenge):
             return None
         scheme = self._source.provider.scheme
-        key_table = (scheme.key if scheme else None) or KeyTable()
+        key_table = (scheme.key if scheme else None) or providers.KeyTable()
         keys = (
-            key_bytes(secret, key_table.encoding, key_table.strip_prefix) for secret in self._source.secrets
+            providers.key_bytes(secret, key_table.encoding, key_table.strip_prefix)
+            for secret in self._source.secrets
         )
         key = next(filter(None, keys), None)
         if key is None:

@@ -9,64 +9,9 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from config.sources import Source
-from receiver.ledger.control import (
-    ActionResult,
-    BulkStep,
-    Promotion,
-    Resolution,
-    StatedResponse,
-    bulk_candidates,
-    bulk_progress,
-    discard,
-    plan_bulk,
-    promote,
-    rerun,
-    resolve,
-    retry,
-    step_bulk,
-)
-from receiver.ledger.errors import (
-    BadCursor,
-    LedgerError,
-    NotAllowed,
-    UnknownCall,
-    UnknownEvent,
-    UnknownReplay,
-)
+from receiver.ledger import control, errors, reports
+from receiver.ledger.control import ActionResult, Promotion, Resolution, StatedResponse
 from receiver.ledger.filter import CallFilter, EventFilter
-from receiver.ledger.reports import (
-    CallStory,
-    CallsView,
-    Conflicts,
-    Counted,
-    EventsView,
-    Flow,
-    Original,
-    OtherBody,
-    Pending,
-    Progress,
-    Rejections,
-    ShapeT,
-    Sources,
-    SourceView,
-    Stats,
-    Story,
-    Throughput,
-    WorkerHeartbeat,
-    call_story,
-    find_event,
-    flow,
-    list_calls,
-    list_events,
-    original,
-    other_bodies,
-    pending,
-    rejections,
-    stats,
-    story,
-    throughput,
-    workers,
-)
 from receiver.ledger.schema import check_schema
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -87,16 +32,16 @@ __all__ = [
 Nudge = Callable[[Iterable[UUID]], None]
 
 # Status, kind and the API's advice of each definite refusal; every other LedgerError is a 503.
-_REFUSALS: Sequence[tuple[type[LedgerError], int, str, str]] = (
-    (UnknownEvent, 404, "unknown-event", " GET /v1/events lists those there are."),
-    (UnknownReplay, 404, "unknown-replay", " POST /v1/replays starts one and says its id."),
-    (UnknownCall, 404, "unknown-call", " GET /v1/calls lists those there are."),
-    (BadCursor, 422, "bad-cursor", ""),
-    (NotAllowed, 409, "not-allowed", ""),
+_REFUSALS: Sequence[tuple[type[errors.LedgerError], int, str, str]] = (
+    (errors.UnknownEvent, 404, "unknown-event", " GET /v1/events lists those there are."),
+    (errors.UnknownReplay, 404, "unknown-replay", " POST /v1/replays starts one and says its id."),
+    (errors.UnknownCall, 404, "unknown-call", " GET /v1/calls lists those there are."),
+    (errors.BadCursor, 422, "bad-cursor", ""),
+    (errors.NotAllowed, 409, "not-allowed", ""),
 )
 
 
-def refusal(error: LedgerError) -> tuple[int, str, str] | None:
+def refusal(error: errors.LedgerError) -> tuple[int, str, str] | None:
     """Return status, kind and the API's advice of a definite refusal; None where the ledger is down."""
     for refused, status, kind, advice in _REFUSALS:
         if isinstance(error, refused):
@@ -104,10 +49,10 @@ def refusal(error: LedgerError) -> tuple[int, str, str] | None:
     return None
 
 
-def describe_sources(sources: Mapping[str, Source]) -> Sources:
+def describe_sources(sources: Mapping[str, Source]) -> reports.Sources:
     """Return the sources as configured; their secrets are counted, never shown. It needs no ledger."""
     configured = [
-        SourceView(
+        reports.SourceView(
             name=source.name,
             provider=source.provider.name,
             path=f"/webhooks/{source.name}",
@@ -121,7 +66,7 @@ def describe_sources(sources: Mapping[str, Source]) -> Sources:
         )
         for source in sources.values()
     ]
-    return Sources(data=configured, next=None)
+    return reports.Sources(data=configured, next=None)
 
 
 def wake_nobody(_events: Iterable[UUID]) -> None:
@@ -142,9 +87,9 @@ class Service:
 
     # What people see.
 
-    def list_events(self, which: EventFilter, *, limit: int, cursor: str | None = None) -> EventsView:
+    def list_events(self, which: EventFilter, *, limit: int, cursor: str | None = None) -> reports.EventsView:
         """Return a page of events, newest first."""
-        page = list_events(self.store, which, limit=limit, cursor=cursor)
+        page = reports.list_events(self.store, which, limit=limit, cursor=cursor)
         # Of a listed event only the reason can quote a payload: the others are not read for it.
         page.data = [
             self._redact(event.id, event) if event.reason and self._hides(event.source) else event
@@ -154,119 +99,121 @@ class Service:
 
     def find_event(self, source: str, event_id: str) -> UUID:
         """Return the ledger's id of a provider's event."""
-        return find_event(self.store, source, event_id)
+        return reports.find_event(self.store, source, event_id)
 
-    def story(self, event: UUID) -> Story:
+    def story(self, event: UUID) -> reports.Story:
         """Return everything about an event."""
-        return self._redact(event, story(self.store, event))
+        return self._redact(event, reports.story(self.store, event))
 
-    def original(self, event: UUID) -> tuple[Original, Redactor]:
+    def original(self, event: UUID) -> tuple[reports.Original, Redactor]:
         """Return an event as it was received, with the redactor that says what of it may be shown."""
-        received = original(self.store, event)
+        received = reports.original(self.store, event)
         return received, redactor_of(self.sources, received)
 
-    def other_bodies(self, event: UUID) -> list[tuple[OtherBody, Redactor]]:
+    def other_bodies(self, event: UUID) -> list[tuple[reports.OtherBody, Redactor]]:
         """Return an event's conflicting bodies, each with its redactor as `original` has it."""
-        return [(body, redactor_of(self.sources, body)) for body in other_bodies(self.store, event)]
+        return [(body, redactor_of(self.sources, body)) for body in reports.other_bodies(self.store, event)]
 
-    def conflicts(self, event: UUID) -> Conflicts:
+    def conflicts(self, event: UUID) -> reports.Conflicts:
         """Return an event's conflicting bodies, as far as they may be shown."""
-        bodies = other_bodies(self.store, event)
+        bodies = reports.other_bodies(self.store, event)
         # All are of one event, and so of one source.
         source = self.sources.get(bodies[0].source) if bodies else None
         paths = source.redact if source else ()
         shown = [body.in_full(shown_body(paths, body.body, body.content_type)) for body in bodies]
-        return Conflicts(data=shown, next=None)
+        return reports.Conflicts(data=shown, next=None)
 
-    def list_calls(self, which: CallFilter, *, limit: int, cursor: str | None = None) -> CallsView:
+    def list_calls(self, which: CallFilter, *, limit: int, cursor: str | None = None) -> reports.CallsView:
         """Return a page of calls, newest first; their URLs and steps may quote payloads."""
-        page = list_calls(self.store, which, limit=limit, cursor=cursor)
+        page = reports.list_calls(self.store, which, limit=limit, cursor=cursor)
         page.data = [
             self._redact(call.event, call) if self._hides(call.source) else call for call in page.data
         ]
         return page
 
-    def call_story(self, call: UUID) -> CallStory:
+    def call_story(self, call: UUID) -> reports.CallStory:
         """Return everything about a call."""
-        found = call_story(self.store, call)
+        found = reports.call_story(self.store, call)
         return self._redact(found.call.event, found)
 
-    def list_sources(self) -> Sources:
+    def list_sources(self) -> reports.Sources:
         """Return the sources as `describe_sources` does."""
         return describe_sources(self.sources)
 
-    def stats(self) -> Stats:
+    def stats(self) -> reports.Stats:
         """Return figures by source and by API; it reads every event."""
-        return stats(self.store)
+        return reports.stats(self.store)
 
-    def rejections(self, source: str | None = None) -> Rejections:
+    def rejections(self, source: str | None = None) -> reports.Rejections:
         """Return the rejected deliveries, of one source or all."""
-        return rejections(self.store, source)
+        return reports.rejections(self.store, source)
 
     def check(self) -> None:
         """Raise LedgerUnavailable or SchemaBehind unless the ledger answers with the right schema."""
         check_schema(self.store)
 
-    def pending(self) -> Pending:
+    def pending(self) -> reports.Pending:
         """Return what is on its way and what waits for a person."""
-        return pending(self.store)
+        return reports.pending(self.store)
 
-    def workers(self) -> list[WorkerHeartbeat]:
+    def workers(self) -> list[reports.WorkerHeartbeat]:
         """Return the workers of the last hour."""
-        return workers(self.store)
+        return reports.workers(self.store)
 
-    def flow(self, minutes: int) -> dict[str, Flow]:
+    def flow(self, minutes: int) -> dict[str, reports.Flow]:
         """Return what each source got and did in the last `minutes` minutes."""
-        return flow(self.store, minutes)
+        return reports.flow(self.store, minutes)
 
-    def throughput(self, minutes: int) -> Throughput:
+    def throughput(self, minutes: int) -> reports.Throughput:
         """Return the counts of each of the last `minutes` minutes."""
-        return throughput(self.store, minutes)
+        return reports.throughput(self.store, minutes)
 
     # What people do; `who` goes into the audit.
 
-    def act(self, what: Move, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
+    def act(
+        self, what: Move, event: UUID, who: str, *, generation: int | None = None
+    ) -> control.ActionResult:
         """Retry, rerun or discard an event; with `generation`, only while it is still in that one."""
         match what:
             case Move.RETRY:
-                acted = retry(self.store, event, who, generation=generation)
+                acted = control.retry(self.store, event, who, generation=generation)
             case Move.RERUN:
-                seen = story(self.store, event).event.generation if generation is None else generation
-                acted = rerun(self.store, event, who, generation=seen)
+                seen = reports.story(self.store, event).event.generation if generation is None else generation
+                acted = control.rerun(self.store, event, who, generation=seen)
             case _:
-                acted = discard(self.store, event, who, generation=generation)
+                acted = control.discard(self.store, event, who, generation=generation)
         return self._nudged(acted)
 
-    def promote(self, event: UUID, body_hash: str, who: str) -> Promotion:
+    def promote(self, event: UUID, body_hash: str, who: str) -> control.Promotion:
         """Make a conflicting body an event of its own; asked again, return the same one."""
-        promoted = promote(self.store, event, body_hash, who)
+        promoted = control.promote(self.store, event, body_hash, who)
         self.nudge([promoted.event])
         return promoted
 
     def resolve(
-        self, call: UUID, how: Resolution, who: str, response: StatedResponse | None = None
-    ) -> ActionResult:
+        self, call: UUID, how: control.Resolution, who: str, response: control.StatedResponse | None = None
+    ) -> control.ActionResult:
         """Say what became of a call whose event is parked, or shall."""
-        return self._nudged(resolve(self.store, call, how, who, response=response))
+        return self._nudged(control.resolve(self.store, call, how, who, response=response))
 
-    def count(self, what: Move, which: EventFilter) -> Counted:
+    def count(self, what: Move, which: EventFilter) -> reports.Counted:
         """Count what a bulk operation would act on now; nothing is done."""
-        total = bulk_candidates(self.store, what, which)
-        return Counted(what=what, filter=which.as_json(), dry_run=True, total=total)
+        total = control.bulk_candidates(self.store, what, which)
+        return reports.Counted(what=what, filter=which.as_json(), dry_run=True, total=total)
 
-    def start_bulk(self, what: Move, which: EventFilter, who: str) -> Progress:
+    def start_bulk(self, what: Move, which: EventFilter, who: str) -> reports.Progress:
         """Write a bulk operation down with its full list; the workers' sweepers carry it out."""
-        return bulk_progress(self.store, plan_bulk(self.store, what, which, who).id)
+        return control.bulk_progress(self.store, control.plan_bulk(self.store, what, which, who).id)
 
-    def bulk_progress(self, replay: UUID) -> Progress:
+    def bulk_progress(self, replay: UUID) -> reports.Progress:
         """Return how far a bulk operation is."""
-        return bulk_progress(self.store, replay)
+        return control.bulk_progress(self.store, replay)
 
-    def step_bulk(self, replay: UUID, batch: int) -> BulkStep:
+    def step_bulk(self, replay: UUID, batch: int) -> control.BulkStep:
         """Do the next open steps of a bulk operation."""
-        return step_bulk(self.store, replay, batch=batch)
+        return control.step_bulk(self.store, replay, batch=batch)
 
-    def _nudged(self, acted: ActionResult) -> ActionResult:
+    def _nudged(self, acted: control.ActionResult) -> control.ActionResult:
         if acted.nudge:
             self.nudge([acted.event])
         return acted
@@ -274,8 +221,8 @@ class Service:
     def _hides(self, source: str) -> bool:
         return source in self.sources and bool(self.sources[source].redact)
 
-    def _redact(self, event: UUID, view: ShapeT) -> ShapeT:
+    def _redact(self, event: UUID, view: reports.ShapeT) -> reports.ShapeT:
         # Most deployments redact nothing: then the event is not read a second time.
         if not any(source.redact for source in self.sources.values()):
             return view
-        return redactor_of(self.sources, original(self.store, event)).redact(view)
+        return redactor_of(self.sources, reports.original(self.store, event)).redact(view)

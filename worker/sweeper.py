@@ -13,20 +13,11 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
+from receiver.ledger import queue
 from receiver.ledger.control import step_bulk, unfinished_bulk
 from receiver.ledger.counters import count_sweep
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.idempotency_keys import prune_keys
-from receiver.ledger.queue import (
-    Retention,
-    expire,
-    ignored_types,
-    prune,
-    record_heartbeat,
-    reopen,
-    starved,
-    take_nudges,
-)
 from receiver.ledger.store import Store
 from worker.registry import Registry
 from worker.runner import Runner
@@ -65,18 +56,18 @@ class Sweeper:
     def run_once(self) -> Swept:
         """Make one pass and return its counts. Raises LedgerError when the ledger does not answer."""
         # The heartbeat, by which people see which workers live.
-        record_heartbeat(self._store, self._runner.name)
-        expired = expire(self._store)
+        queue.record_heartbeat(self._store, self._runner.name)
+        expired = queue.expire(self._store)
         nudged = failed = 0
         most = max(NUDGES_A_PASS, NUDGES_A_THREAD * self._runner.limits.concurrency)
-        for event in take_nudges(self._store, self._sweep, limit=most):
+        for event in queue.take_nudges(self._store, self._sweep, limit=most):
             if not self._nudge(event):
                 # The rest stay marked: they back off like lost nudges.
                 failed = 1
                 break
             nudged += 1
         # A dead broker, or a consumer that hears nothing, must starve no event.
-        idle = self._runner.run_unattended() if starved(self._store, self._sweep) else 0
+        idle = self._runner.run_unattended() if queue.starved(self._store, self._sweep) else 0
         swept = Swept(expired, nudged, idle, continue_bulk_operations(self._store))
         count_sweep(self._store, {**asdict(swept), "nudges_failed": failed})
         return swept
@@ -103,12 +94,12 @@ def continue_bulk_operations(store: Store) -> int:
 class Pruner:
     """Erases payloads, and forgets ids and idempotency keys past their windows."""
 
-    def __init__(self, store: Store, windows: Mapping[str, Retention]) -> None:
+    def __init__(self, store: Store, windows: Mapping[str, queue.Retention]) -> None:
         self._store, self._windows = store, windows
 
     def run_once(self) -> dict[str, int]:
         """Prune each kind and return counts."""
-        pruned = {**prune(self._store, self._windows), "keys": prune_keys(self._store)}
+        pruned = {**queue.prune(self._store, self._windows), "keys": prune_keys(self._store)}
         count_sweep(self._store, {f"pruned_{kind}": count for kind, count in pruned.items()})
         return pruned
 
@@ -125,9 +116,9 @@ class Reopener:
     def run_once(self) -> int:
         """Reopen what was ignored in the last 24 hours and return how many."""
         total = 0
-        for source, event_type in ignored_types(self._store):
+        for source, event_type in queue.ignored_types(self._store):
             if self._registry.find(source, event_type):
-                count = reopen(self._store, source, event_type)
+                count = queue.reopen(self._store, source, event_type)
                 log.info("Reopened %d ignored events: %s %s has a handler now.", count, source, event_type)
                 total += count
         count_sweep(self._store, {"reopened": total})

@@ -13,36 +13,14 @@ from flask import Blueprint, Response, after_this_request, g, jsonify, make_resp
 
 from config.credentials import ApiKey, bearer_token, find_api_key
 from config.dialects import load_dialects
+from receiver import requests
 from receiver.api.openapi import document, render_page
 from receiver.api.operation import PREFIX, Answers, Operation, read
 from receiver.idempotency import Engine, Refusal, policy_of
 from receiver.ledger.errors import LedgerError
-from receiver.ledger.reports.models import (
-    CallStory,
-    CallsView,
-    Conflicts,
-    Counted,
-    EventInFull,
-    EventsView,
-    Progress,
-    PromotedView,
-    Rejections,
-    Shape,
-    Sources,
-    Stats,
-    Story,
-)
+from receiver.ledger.reports import models
 from receiver.ledger.states import Move
 from receiver.problems import Problem, answer_problem, unavailable
-from receiver.requests import (
-    CallsQuery,
-    EventsQuery,
-    RejectionsQuery,
-    ReplayBody,
-    ResolveBody,
-    Seen,
-    SeenForSure,
-)
 from receiver.service import Service, refusal
 
 # Bytes; the longest sensible request here is a filter of a few hundred.
@@ -57,7 +35,7 @@ EVENT, CALL = "/events/{event}", "/calls/{call}"
 BODY = EVENT + "/conflicts/{body_hash}"
 
 # What an endpoint returns: a read model, where it is not a plain 200 with status and headers.
-Answer = Shape | tuple[Shape, int, dict[str, str]]
+Answer = models.Shape | tuple[models.Shape, int, dict[str, str]]
 
 
 def api_views(service: Service, keys: Sequence[ApiKey]) -> Blueprint:
@@ -95,27 +73,29 @@ def list_operations(service: Service) -> list[Operation]:
     """Return every endpoint."""
     see, act = Seeing(service), Acting(service)
     generation = {"generation": 0}
-    acted, called = {200: EventInFull}, {200: CallStory}
-    promoted: Answers = {200: PromotedView, 201: PromotedView}
-    started: Answers = {200: Counted, 202: Progress}
+    acted, called = {200: models.EventInFull}, {200: models.CallStory}
+    promoted: Answers = {200: models.PromotedView, 201: models.PromotedView}
+    started: Answers = {200: models.Counted, 202: models.Progress}
     bulk = {"what": "retry", "filter": {"source": "stripe", "state": "dead"}, "dry_run": True}
     resolved = {"how": "happened", "response": {"status": 201, "body": '{"id": 7}'}}
     return [
-        Operation("GET", "/events", see.list_events, {200: EventsView}, EventsQuery),
-        Operation("GET", EVENT, see.show_event, {200: Story}),
-        Operation("POST", f"{EVENT}/retry", act.retry_event, acted, Seen, generation),
-        Operation("POST", f"{EVENT}/rerun", act.rerun_event, acted, SeenForSure, generation),
-        Operation("POST", f"{EVENT}/discard", act.discard_event, acted, Seen, generation),
-        Operation("GET", f"{EVENT}/conflicts", see.list_conflicts, {200: Conflicts}),
+        Operation("GET", "/events", see.list_events, {200: models.EventsView}, requests.EventsQuery),
+        Operation("GET", EVENT, see.show_event, {200: models.Story}),
+        Operation("POST", f"{EVENT}/retry", act.retry_event, acted, requests.Seen, generation),
+        Operation("POST", f"{EVENT}/rerun", act.rerun_event, acted, requests.SeenForSure, generation),
+        Operation("POST", f"{EVENT}/discard", act.discard_event, acted, requests.Seen, generation),
+        Operation("GET", f"{EVENT}/conflicts", see.list_conflicts, {200: models.Conflicts}),
         Operation("POST", f"{BODY}/promote", act.promote_conflict, promoted),
-        Operation("GET", "/calls", see.list_calls, {200: CallsView}, CallsQuery),
+        Operation("GET", "/calls", see.list_calls, {200: models.CallsView}, requests.CallsQuery),
         Operation("GET", CALL, see.show_call, called),
-        Operation("POST", f"{CALL}/resolve", act.resolve_call, called, ResolveBody, resolved),
-        Operation("POST", "/replays", act.start_replay, started, ReplayBody, bulk),
-        Operation("GET", "/replays/{replay}", see.show_replay, {200: Progress}),
-        Operation("GET", "/sources", see.list_sources, {200: Sources}),
-        Operation("GET", "/stats", see.show_stats, {200: Stats}),
-        Operation("GET", "/rejections", see.list_rejections, {200: Rejections}, RejectionsQuery),
+        Operation("POST", f"{CALL}/resolve", act.resolve_call, called, requests.ResolveBody, resolved),
+        Operation("POST", "/replays", act.start_replay, started, requests.ReplayBody, bulk),
+        Operation("GET", "/replays/{replay}", see.show_replay, {200: models.Progress}),
+        Operation("GET", "/sources", see.list_sources, {200: models.Sources}),
+        Operation("GET", "/stats", see.show_stats, {200: models.Stats}),
+        Operation(
+            "GET", "/rejections", see.list_rejections, {200: models.Rejections}, requests.RejectionsQuery
+        ),
     ]
 
 
@@ -125,7 +105,7 @@ class Seeing:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def list_events(self, given: EventsQuery) -> Answer:
+    def list_events(self, given: requests.EventsQuery) -> Answer:
         """List events, newest first.
 
         Ask again with `cursor` set to `next` until that is null: the pages together have every event once,
@@ -147,7 +127,7 @@ class Seeing:
         """
         return self._service.conflicts(event)
 
-    def list_calls(self, given: CallsQuery) -> Answer:
+    def list_calls(self, given: requests.CallsQuery) -> Answer:
         """List outbound calls, newest first.
 
         `state=parked` are those that wait for a person. Ask again with `cursor` set to `next` until that is
@@ -184,7 +164,7 @@ class Seeing:
         """
         return self._service.stats()
 
-    def list_rejections(self, given: RejectionsQuery) -> Answer:
+    def list_rejections(self, given: requests.RejectionsQuery) -> Answer:
         """List what was refused at the door.
 
         Counts by source, reason and minute, and the latest ones without bodies or values.
@@ -202,14 +182,14 @@ class Acting:
     def _service(self) -> Service:
         return self._whole_service.inside(g.ledger, self._nudge_after_commit)
 
-    def retry_event(self, event: UUID, given: Seen) -> Answer:
+    def retry_event(self, event: UUID, given: requests.Seen) -> Answer:
         """Run an event again in its generation.
 
         Its calls keep their idempotency keys, so nothing happens twice. Answers with the event as it is now.
         """
         return self._act(Move.RETRY, event, given.generation)
 
-    def rerun_event(self, event: UUID, given: SeenForSure) -> Answer:
+    def rerun_event(self, event: UUID, given: requests.SeenForSure) -> Answer:
         """Run an event again in a new generation.
 
         Its calls get new idempotency keys: every effect happens again, on purpose. It is refused unless the
@@ -217,7 +197,7 @@ class Acting:
         """
         return self._act(Move.RERUN, event, given.generation)
 
-    def discard_event(self, event: UUID, given: Seen) -> Answer:
+    def discard_event(self, event: UUID, given: requests.Seen) -> Answer:
         """End an event for good.
 
         No handler runs, and no new delivery revives it.
@@ -231,11 +211,11 @@ class Acting:
         event.
         """
         promoted = self._service.promote(event, body_hash, who())
-        answer = PromotedView(id=promoted.event, event_id=promoted.event_id, created=promoted.created)
+        answer = models.PromotedView(id=promoted.event, event_id=promoted.event_id, created=promoted.created)
         place = {"Location": f"{PREFIX}/events/{promoted.event}"}
         return answer, 201 if promoted.created else 200, place
 
-    def resolve_call(self, call: UUID, given: ResolveBody) -> Answer:
+    def resolve_call(self, call: UUID, given: requests.ResolveBody) -> Answer:
         """Say what became of a call, or shall, when its event is parked.
 
         `happened`: the handler goes on with the response that you give. `resend-as-new`: a successor goes out
@@ -247,7 +227,7 @@ class Acting:
         self._service.resolve(call, given.how, who(), response)
         return self._service.call_story(call)
 
-    def start_replay(self, given: ReplayBody) -> Answer:
+    def start_replay(self, given: requests.ReplayBody) -> Answer:
         """Retry, rerun or discard every event of a filter.
 
         With `dry_run` they are only counted. Otherwise the list of events and their generations is written
@@ -316,7 +296,7 @@ def _unauthorized(kind: str, detail: str) -> Problem:
 
 def _serve(operation: Operation, **path: str) -> Response:
     answer = operation.view(**read(operation, path, request))
-    if isinstance(answer, Shape):
+    if isinstance(answer, models.Shape):
         return make_response(answer.as_json())
     shape, status, headers = answer
     return make_response(shape.as_json(), status, headers)

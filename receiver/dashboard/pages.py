@@ -30,6 +30,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from config.apis import Api
 from config.credentials import User
+from receiver import describe
 from receiver.dashboard.auth import SigningIn, Throttle, guard, local, token, who
 from receiver.dashboard.overview import Overview
 from receiver.dashboard.presentation import (
@@ -38,18 +39,6 @@ from receiver.dashboard.presentation import (
     payload_view,
     rejection_reason,
     timeline,
-)
-from receiver.describe import (
-    ACTIONS,
-    RESOLUTIONS,
-    STATES,
-    call_choices,
-    deciding_call,
-    dialect_rules,
-    duration,
-    event_choices,
-    source_rules,
-    why_stuck,
 )
 from receiver.ledger.errors import LedgerError, NotAllowed
 from receiver.ledger.filter import EventFilter
@@ -184,8 +173,8 @@ class Pages:
         """Tell everything about one call."""
         story = self._service.call_story(call)
         _, redactor = self._service.original(story.call.event)
-        parked = deciding_call(self._service.story(story.call.event))
-        choices = call_choices(parked, datetime.now(UTC)) if parked and parked.id == call else []
+        parked = describe.deciding_call(self._service.story(story.call.event))
+        choices = describe.call_choices(parked, datetime.now(UTC)) if parked and parked.id == call else []
         contents = {name: content_view(redactor, getattr(story, name)) for name in ("request", "answer")}
         return render_template("call.html", told=story, choices=choices, **contents)
 
@@ -212,7 +201,7 @@ class Pages:
         """Count the events that a bulk operation would act on, and ask for a confirmation."""
         what = _bulk_action(request.args.get("what"))
         total = self._service.count(what, read_filter(request.args)).total
-        effect = ACTIONS[what].effect
+        effect = describe.ACTIONS[what].effect
         return render_template("bulk.html", what=what, given=_fields_given(), total=total, effect=effect)
 
     def show_replay(self, replay: UUID) -> Response:
@@ -232,11 +221,11 @@ class Pages:
                 "variables": source.secret_names,
                 "problem": source.problem,
                 "warnings": source.warnings,
-                "rules": list(source_rules(source)),
+                "rules": list(describe.source_rules(source)),
                 "redact": [str(path) for path in source.redact],
                 "facts": {
-                    "ids kept": duration(source.retention),
-                    "payloads kept": duration(source.payload_retention),
+                    "ids kept": describe.duration(source.retention),
+                    "payloads kept": describe.duration(source.payload_retention),
                     "largest body": f"{source.max_body / 1_048_576:g} MiB",
                 },
                 "headers": (*source.provider.keep_headers, *source.keep_headers),
@@ -256,11 +245,11 @@ class Pages:
                 "title": api.dialect.title,
                 "auth": f"{api.auth.header}, from {api.auth.variable}",
                 "problem": api.problem,
-                "rules": list(dialect_rules(api)),
+                "rules": list(describe.dialect_rules(api)),
                 "facts": {
-                    "connect timeout": duration(api.connect_timeout),
-                    "read timeout": duration(api.read_timeout),
-                    "deadline": duration(api.deadline),
+                    "connect timeout": describe.duration(api.connect_timeout),
+                    "read timeout": describe.duration(api.read_timeout),
+                    "deadline": describe.duration(api.deadline),
                     "connections": str(api.max_connections),
                     "headers added": ", ".join(api.headers) or "none",
                 },
@@ -271,29 +260,29 @@ class Pages:
 
     def _story(self, event: UUID) -> dict[str, Any]:
         story = self._service.story(event)
-        call = deciding_call(story)
+        call = describe.deciding_call(story)
         return {
             "told": story,
             "event": story.event,
             "moments": timeline(story),
-            "choices": event_choices(story.event),
+            "choices": describe.event_choices(story.event),
             "call": call,
-            "call_choices": call_choices(call, datetime.now(UTC)) if call else [],
-            "why": why_stuck(story),
+            "call_choices": describe.call_choices(call, datetime.now(UTC)) if call else [],
+            "why": describe.why_stuck(story),
             "moving": story.event.state in MOVING,
             "seen": hashlib.sha256(story.model_dump_json().encode()).hexdigest()[:16],
         }
 
     def _queue_item(self, event: EventView) -> dict[str, Any]:
         story = self._service.story(event.id)
-        call = deciding_call(story)
+        call = describe.deciding_call(story)
         return {
             "event": story.event,
-            "why": why_stuck(story),
+            "why": describe.why_stuck(story),
             "attempts": story.attempts[-1:],
             "call": call,
-            "choices": call_choices(call, datetime.now(UTC)) if call else [],
-            "event_choices": event_choices(story.event),
+            "choices": describe.call_choices(call, datetime.now(UTC)) if call else [],
+            "event_choices": describe.event_choices(story.event),
         }
 
     def _latest_rejections(self, source: str) -> list[dict[str, Any]] | None:
@@ -312,10 +301,10 @@ class Actions:
 
     def act(self, event: UUID, what: str) -> AnyResponse | str:
         """Retry, rerun or discard an event that is still in the generation that the page showed."""
-        if what not in ACTIONS:
+        if what not in describe.ACTIONS:
             raise Problem(404, "unknown-action", "There is no such action.")
         move, generation = Move(what), _generation_shown()
-        done = ACTIONS[move].done
+        done = describe.ACTIONS[move].done
         return _answer(done, lambda: self._service.act(move, event, who(), generation=generation))
 
     def resolve_call(self, call: UUID) -> AnyResponse | str:
@@ -324,7 +313,7 @@ class Actions:
         if how is None:
             raise Problem(422, "invalid-request", f"Say one of {', '.join(Resolution)}.")
         stated = _stated_response() if how == Resolution.HAPPENED else None
-        done = RESOLUTIONS[how].done
+        done = describe.RESOLUTIONS[how].done
         return _answer(done, lambda: self._service.resolve(call, how, who(), stated))
 
     def promote_body(self, event: UUID, body_hash: str) -> AnyResponse:
@@ -363,8 +352,8 @@ def _fields_given() -> dict[str, str]:
 
 
 def _bulk_action(text: str | None) -> Move:
-    if text is None or text not in ACTIONS:
-        raise Problem(422, "invalid-request", f"Say one of {', '.join(ACTIONS)}.")
+    if text is None or text not in describe.ACTIONS:
+        raise Problem(422, "invalid-request", f"Say one of {', '.join(describe.ACTIONS)}.")
     return Move(text)
 
 
@@ -413,7 +402,7 @@ def _shared() -> dict[str, Any]:
         "csrf": token,
         "person": g.user.name if g.get("user") else None,
         "said": get_flashed_messages,
-        "state_words": STATES,
+        "state_words": describe.STATES,
         "here": request.endpoint,
     }
 

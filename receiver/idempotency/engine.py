@@ -18,17 +18,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from config.dialects import Error
 from receiver.idempotency.policy import OF_REQUEST, KeyPolicy, Refusal, Scope, fingerprint, read_key, scope
+from receiver.ledger import idempotency_keys
 from receiver.ledger.errors import LedgerError, LedgerUnavailable
-from receiver.ledger.idempotency_keys import (
-    Held,
-    Mismatch,
-    Running,
-    Slot,
-    StoredAnswer,
-    drop_key,
-    finish_key,
-    open_key,
-)
 from receiver.ledger.store import Store
 
 # How long a view may take. A process that dies inside blocks its key for this long, and no longer.
@@ -97,14 +88,14 @@ class Engine:
 
         return guarded
 
-    def claimed(self, slot: Slot) -> None:
+    def claimed(self, slot: idempotency_keys.Slot) -> None:
         """Do nothing, once a key is ours and before its view runs. The sandbox lingers here."""
 
-    def overlaps(self, slot: Slot) -> bool:  # noqa: ARG002 - for subclasses
+    def overlaps(self, slot: idempotency_keys.Slot) -> bool:  # noqa: ARG002 - for subclasses
         """Whether a request may run beside the one that holds its key. Never, but for the sandbox."""
         return False
 
-    def _slot(self) -> Slot | None:
+    def _slot(self) -> idempotency_keys.Slot | None:
         """Return what the request claims; None where it has no key, or none counts for its path."""
         covered = self.policy.covered(request.method, request.path)
         key = read_key(self.policy, request) if covered else None
@@ -112,7 +103,7 @@ class Engine:
         body = read_body(request, self.body_max)
         if key is None:
             return None
-        return Slot(
+        return idempotency_keys.Slot(
             self.policy.name,
             scope(self.policy, request, self._scopes),
             key,
@@ -125,22 +116,22 @@ class Engine:
         with self.store.write() as connection:
             return _run(self.store, connection, run)
 
-    def _run_keyed(self, slot: Slot, run: View) -> Response:
+    def _run_keyed(self, slot: idempotency_keys.Slot, run: View) -> Response:
         deadline = time.monotonic() + PATIENCE * self.lease.total_seconds()
         while True:
-            match open_key(self.store, slot, lease=self.lease):
-                case Held() as held:
+            match idempotency_keys.open_key(self.store, slot, lease=self.lease):
+                case idempotency_keys.Held() as held:
                     self.claimed(slot)
                     response = self._run_held(held, run)
                     if response is not None:
                         return response
-                case StoredAnswer() as stored:
+                case idempotency_keys.StoredAnswer() as stored:
                     return self._replay(stored)
-                case Mismatch():
+                case idempotency_keys.Mismatch():
                     error = self.policy.mismatch or Error(status=409, code="idempotency_key_mismatch")
                     used = f"This {self.policy.header} was used for another request"
                     raise Refusal(error.status, error.code, f"{used}; take a new key for this one.")
-                case Running():
+                case idempotency_keys.Running():
                     if self.overlaps(slot):
                         return self._run_unkeyed(run)
                     if self.policy.locked or time.monotonic() > deadline:
@@ -149,7 +140,7 @@ class Engine:
                         raise Refusal(error.status, error.code, detail, retry_after=1)
                     time.sleep(POLL)
 
-    def _run_held(self, held: Held, run: View) -> Response | None:
+    def _run_held(self, held: idempotency_keys.Held, run: View) -> Response | None:
         """Run the view and store its response in one transaction; None when the key was taken over."""
         try:
             with self.store.write() as connection:
@@ -161,17 +152,21 @@ class Engine:
             # Its work is gone, and so must be its hold on the key: a stored response is not touched by this,
             # and where the database is away the lease runs out.
             with suppress(LedgerError), self.store.write() as connection:
-                drop_key(connection, held)
+                idempotency_keys.drop_key(connection, held)
             raise
         return response
 
-    def _keep(self, connection: Connection, held: Held, response: Response) -> None:
+    def _keep(self, connection: Connection, held: idempotency_keys.Held, response: Response) -> None:
         stores = self.policy.stores(response.status_code)
-        kept = finish_key(connection, held, _storable(response)) if stores else drop_key(connection, held)
+        kept = (
+            idempotency_keys.finish_key(connection, held, _storable(response))
+            if stores
+            else idempotency_keys.drop_key(connection, held)
+        )
         if not kept:
             raise TakenOver
 
-    def _replay(self, stored: StoredAnswer) -> Response:
+    def _replay(self, stored: idempotency_keys.StoredAnswer) -> Response:
         response = Response(stored.body, self.policy.replay.status or stored.status)
         # Flask adds a type of its own; the replay has exactly the headers that were stored.
         response.headers.pop("Content-Type", None)
@@ -221,10 +216,10 @@ def _run(store: Store, connection: Connection, run: View) -> Response:
     return response
 
 
-def _storable(response: Response) -> StoredAnswer:
+def _storable(response: Response) -> idempotency_keys.StoredAnswer:
     body = response.get_data()
     if len(body) > ANSWER_MAX:
         detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."
         raise Refusal(500, "answer_too_large", detail)
     kept = tuple((name, value) for name, value in response.headers.items() if name.lower() in HEADERS_KEPT)
-    return StoredAnswer(response.status_code, kept, body)
+    return idempotency_keys.StoredAnswer(response.status_code, kept, body)

@@ -8,18 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Interval,
-    bindparam,
-    create_engine,
-    event,
-    exc,
-    func,
-    literal,
-    select,
-)
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
@@ -42,12 +31,12 @@ UNACKED = 10_000
 DURABLE = frozenset({"on", "remote_apply", "remote_write", "local"})
 
 # PostgreSQL's own time, for statements that are built once; `Store.moment()` has its parameter.
-MOMENT = select(
-    func.clock_timestamp(type_=UTCDateTime()) + bindparam("shift", type_=Interval())
+MOMENT = sa.select(
+    sa.func.clock_timestamp(type_=UTCDateTime()) + sa.bindparam("shift", type_=sa.Interval())
 ).scalar_subquery()
 
 _LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
-_UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, exc.InternalError)
+_UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalError)
 _Statement = TypeVar("_Statement")
 
 
@@ -67,23 +56,23 @@ class Store:
         # SQLite's own busy handler polls and is unfair; this process's threads queue up before it.
         self._writer: FifoSemaphore | None = FifoSemaphore(1) if self.sqlite else None
 
-    def now(self) -> ColumnElement[datetime]:
+    def now(self) -> sa.ColumnElement[datetime]:
         """Return the ledger's time: the database's own clock on PostgreSQL, the host's UTC on SQLite."""
         return self.after(timedelta(0))
 
-    def after(self, span: timedelta) -> ColumnElement[datetime]:
+    def after(self, span: timedelta) -> sa.ColumnElement[datetime]:
         """Return the ledger's time plus a span, as one expression."""
         if self.sqlite:
-            return literal(datetime.now(UTC) + self.shift + span, UTCDateTime())
-        clock: ColumnElement[datetime] = func.clock_timestamp(type_=UTCDateTime())
+            return sa.literal(datetime.now(UTC) + self.shift + span, UTCDateTime())
+        clock: sa.ColumnElement[datetime] = sa.func.clock_timestamp(type_=UTCDateTime())
         moved = self.shift + span
         # As a subquery it is asked once a statement, and an index can be searched for it: it is volatile.
-        return select(clock + literal(moved) if moved else clock).scalar_subquery()
+        return sa.select(clock + sa.literal(moved) if moved else clock).scalar_subquery()
 
     @property
-    def clock(self) -> ColumnElement[datetime]:
+    def clock(self) -> sa.ColumnElement[datetime]:
         """The ledger's time in a statement that is built once; `moment()` has its parameters."""
-        return bindparam("now", type_=UTCDateTime()) if self.sqlite else MOMENT
+        return sa.bindparam("now", type_=UTCDateTime()) if self.sqlite else MOMENT
 
     def moment(self) -> dict[str, Any]:
         """Return the parameters of statements that are built once and hold the time as MOMENT or `:now`."""
@@ -97,13 +86,13 @@ class Store:
         return found
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Iterator[sa.Connection]:
         """Open a transaction that only reads."""
         with self._transaction(writes=False) as connection:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> Iterator[sa.Connection]:
         """Open a transaction whose commit is on disk when the block ends.
 
         Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
@@ -124,7 +113,7 @@ class Store:
         with alone, self._pool.turn(WAIT), lent(self.engine) as connection:
             yield connection
 
-    def joined(self, connection: Connection) -> "Store":
+    def joined(self, connection: sa.Connection) -> "Store":
         """Return this store inside a transaction under way: its reads and writes end with that one."""
         return _Joined(self, connection)
 
@@ -133,7 +122,7 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[Connection]:
+    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
         try:
             with (
                 self._pool.turn(WAIT),
@@ -144,9 +133,9 @@ class Store:
                     commit = f"SET LOCAL synchronous_commit = {connection.info['commit']}"
                     connection.exec_driver_sql(f"{_LOCAL}; {commit}")
                 yield connection
-        except (*_UNAVAILABLE, exc.DatabaseError) as error:
+        except (*_UNAVAILABLE, sa.exc.DatabaseError) as error:
             # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
-            if not isinstance(error, _UNAVAILABLE) and type(error) is not exc.DatabaseError:
+            if not isinstance(error, _UNAVAILABLE) and type(error) is not sa.exc.DatabaseError:
                 raise
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
             raise LedgerUnavailable from error
@@ -155,7 +144,7 @@ class Store:
         # PgBouncer in transaction mode: no prepared statements, no session state.
         arguments = {"prepare_threshold": None, "connect_timeout": int(WAIT)} | PATIENCE
         arguments["tcp_user_timeout"] = UNACKED
-        engine = create_engine(
+        engine = sa.create_engine(
             self.url,
             pool_size=pool,
             max_overflow=0,
@@ -165,7 +154,7 @@ class Store:
             isolation_level="READ COMMITTED",
             connect_args=arguments,
         )
-        event.listen(engine, "connect", _note_settings)
+        sa.event.listen(engine, "connect", _note_settings)
         ping_first(engine)
         return engine
 
@@ -173,30 +162,30 @@ class Store:
         arguments = {"timeout": WAIT, "check_same_thread": False}
         if not self.url.database:
             # In memory, for tests of handlers: it is gone with its one connection.
-            engine = create_engine(self.url, poolclass=StaticPool, connect_args=arguments)
+            engine = sa.create_engine(self.url, poolclass=StaticPool, connect_args=arguments)
         else:
             Path(self.url.database.removeprefix("file:")).parent.mkdir(parents=True, exist_ok=True)
-            engine = create_engine(
+            engine = sa.create_engine(
                 self.url, pool_size=pool, max_overflow=0, pool_timeout=WAIT, connect_args=arguments
             )
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
 
 
 class _Joined(Store):
     """A store whose every transaction is one that its caller began and ends."""
 
-    def __init__(self, outer: Store, connection: Connection) -> None:
+    def __init__(self, outer: Store, connection: sa.Connection) -> None:
         self.__dict__.update(outer.__dict__)
         self._connection = connection
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[Connection]:  # noqa: ARG002 - the outer one decided
+    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:  # noqa: ARG002 - the outer one decided
         yield self._connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> Iterator[sa.Connection]:
         """Return the transaction under way."""
         yield self._connection
 
@@ -222,7 +211,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin_sqlite(connection: Connection) -> None:
+def _begin_sqlite(connection: sa.Connection) -> None:
     # A deferred transaction that reads and then writes fails at once under load, busy timeout or not.
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

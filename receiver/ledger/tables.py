@@ -10,18 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    ColumnElement,
-    Index,
-    Table,
-    Text,
-    UniqueConstraint,
-    func,
-    literal_column,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, SQLModel
 
@@ -32,8 +21,8 @@ from receiver.ledger.text import TEXT_MAX
 metadata = SQLModel.metadata
 
 
-def _table(model: type[SQLModel]) -> Table:
-    found: Table = model.__table__  # type: ignore[attr-defined]
+def _table(model: type[SQLModel]) -> sa.Table:
+    found: sa.Table = model.__table__  # type: ignore[attr-defined]
     return found
 
 
@@ -42,9 +31,9 @@ def _among(column: str, values: Iterable[str]) -> str:
     return "{} in ({})".format(column, ", ".join(f"'{value}'" for value in values))
 
 
-def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
-    condition = text(where)
-    return Index(name, *columns, unique=unique, postgresql_where=condition, sqlite_where=condition)
+def _partial(name: str, *columns: str, where: str, unique: bool = False) -> sa.Index:
+    condition = sa.text(where)
+    return sa.Index(name, *columns, unique=unique, postgresql_where=condition, sqlite_where=condition)
 
 
 _UNFINISHED = _among("state", UNFINISHED)
@@ -56,19 +45,19 @@ class EventRow(SQLModel, table=True):
     __tablename__ = "event"
     __table_args__ = (
         # First-seen is decided here, by ON CONFLICT DO NOTHING.
-        UniqueConstraint("source", "event_id", name="event_once"),
-        CheckConstraint(_among("state", State), name="event_state"),
-        CheckConstraint("(state = 'processing') = (lease_until is not null)", name="event_lease"),
+        sa.UniqueConstraint("source", "event_id", name="event_once"),
+        sa.CheckConstraint(_among("state", State), name="event_state"),
+        sa.CheckConstraint("(state = 'processing') = (lease_until is not null)", name="event_lease"),
         # What workers and sweepers look for; finished events, the bulk of the table, are in none of these.
         _partial("event_due", "due_at", where=_UNFINISHED),
         _partial("event_nudged", "nudged_at", where=f"{_UNFINISHED} and nudges > 0"),
         _partial("event_lease", "lease_until", where="state = 'processing'"),
         # Lists, newest first: ids begin with their time.
-        Index("event_by_state", "state", "id"),
-        Index("event_by_source", "source", "id"),
-        Index("event_by_type", "type", "id"),
+        sa.Index("event_by_state", "state", "id"),
+        sa.Index("event_by_source", "source", "id"),
+        sa.Index("event_by_type", "type", "id"),
         # Equal bytes under another id.
-        Index("event_by_body", "source", "body_hash"),
+        sa.Index("event_by_body", "source", "body_hash"),
         # What is pruned, counted as done, and reopened.
         _partial("event_by_end", "source", "finished_at", where="finished_at is not null"),
         _partial(
@@ -99,7 +88,7 @@ class EventRow(SQLModel, table=True):
     nudges: int = 0
     discarded: bool = False
     """A person ended it: no delivery revives it."""
-    reason: str | None = Field(default=None, sa_type=Text)
+    reason: str | None = Field(default=None, sa_type=sa.Text)
     duplicates: int = 0
     first_duplicate_at: datetime | None = None
     last_duplicate_at: datetime | None = None
@@ -116,7 +105,7 @@ class EventRow(SQLModel, table=True):
     """The SHA-256 of the body, in hex; it outlives the body."""
     body: bytes | None = None
     """None once its payload is erased, and then so are `headers` and `address`."""
-    headers: str | None = Field(default=None, sa_type=Text)
+    headers: str | None = Field(default=None, sa_type=sa.Text)
     content_type: str | None = Field(default=None, max_length=TEXT_MAX)
 
 
@@ -146,7 +135,7 @@ class ConflictRow(SQLModel, table=True):
     body_hash: str = Field(primary_key=True, max_length=64)
     at: datetime
     body: bytes
-    headers: str = Field(sa_type=Text)
+    headers: str = Field(sa_type=sa.Text)
     content_type: str | None = Field(default=None, max_length=TEXT_MAX)
     promoted_to: UUID | None = None
 
@@ -166,8 +155,8 @@ class AttemptRow(SQLModel, table=True):
     started_at: datetime
     ended_at: datetime | None = None
     outcome: str | None = Field(default=None, max_length=16)
-    reason: str | None = Field(default=None, sa_type=Text)
-    error: str | None = Field(default=None, sa_type=Text)
+    reason: str | None = Field(default=None, sa_type=sa.Text)
+    error: str | None = Field(default=None, sa_type=sa.Text)
     worker: str = Field(max_length=TEXT_MAX)
 
 
@@ -197,9 +186,9 @@ class CallRow(SQLModel, table=True):
 
     __tablename__ = "call"
     __table_args__ = (
-        CheckConstraint(_among("state", CallState), name="call_state"),
-        Index("call_in_order", "event", "generation", "position", "successor", unique=True),
-        Index("call_step", "event", "generation", "step", "successor", unique=True),
+        sa.CheckConstraint(_among("state", CallState), name="call_state"),
+        sa.Index("call_in_order", "event", "generation", "position", "successor", unique=True),
+        sa.Index("call_step", "event", "generation", "step", "successor", unique=True),
         # One call for all events that name it so; one that never happened gives its name back.
         _partial(
             "call_once",
@@ -208,7 +197,7 @@ class CallRow(SQLModel, table=True):
             where="once is not null and state not in ('rejected', 'replaced')",
             unique=True,
         ),
-        Index("call_by_state", "state", "id"),
+        sa.Index("call_by_state", "state", "id"),
     )
 
     id: UUID = Field(primary_key=True)
@@ -223,8 +212,8 @@ class CallRow(SQLModel, table=True):
     protection: str = Field(max_length=16)
     api: str = Field(max_length=64)
     method: str = Field(max_length=16)
-    url: str = Field(sa_type=Text)
-    headers: str = Field(sa_type=Text)
+    url: str = Field(sa_type=sa.Text)
+    headers: str = Field(sa_type=sa.Text)
     body: bytes | None = None
     key: str | None = Field(default=None, max_length=64)
     fingerprint: str = Field(max_length=64)
@@ -236,7 +225,7 @@ class CallRow(SQLModel, table=True):
     """The fingerprint of other bytes that the handler asked for later."""
     use_stored: bool = False
     outcome: str | None = Field(default=None, max_length=16)
-    reason: str | None = Field(default=None, sa_type=Text)
+    reason: str | None = Field(default=None, sa_type=sa.Text)
     created_at: datetime
     trying_since: datetime
     due_at: datetime | None = None
@@ -246,7 +235,7 @@ class CallRow(SQLModel, table=True):
     ended_at: datetime | None = None
     sends: int = 0
     status: int | None = None
-    answer_headers: str | None = Field(default=None, sa_type=Text)
+    answer_headers: str | None = Field(default=None, sa_type=sa.Text)
     answer: bytes | None = None
 
 
@@ -257,7 +246,7 @@ class SendRow(SQLModel, table=True):
     """One time that a call's request went out; `open` until its own definite answer, or the call's."""
 
     __tablename__ = "send"
-    __table_args__ = (Index("send_of_call", "call", "number", unique=True),)
+    __table_args__ = (sa.Index("send_of_call", "call", "number", unique=True),)
 
     id: UUID = Field(primary_key=True)
     call: UUID = Field(foreign_key="call.id", ondelete="CASCADE")
@@ -269,7 +258,7 @@ class SendRow(SQLModel, table=True):
     ended_at: datetime | None = None
     outcome: str | None = Field(default=None, max_length=16)
     status: int | None = None
-    reason: str | None = Field(default=None, sa_type=Text)
+    reason: str | None = Field(default=None, sa_type=sa.Text)
 
 
 SEND = _table(SendRow)
@@ -284,7 +273,7 @@ class ValueRow(SQLModel, table=True):
     generation: int = Field(primary_key=True)
     step: str = Field(primary_key=True, max_length=TEXT_MAX)
     at: datetime
-    value: str = Field(sa_type=Text)
+    value: str = Field(sa_type=sa.Text)
 
 
 VALUE = _table(ValueRow)
@@ -298,7 +287,7 @@ class ReplayRow(SQLModel, table=True):
     id: UUID = Field(primary_key=True)
     what: str = Field(max_length=16)
     who: str = Field(max_length=TEXT_MAX)
-    filter: str = Field(sa_type=Text)
+    filter: str = Field(sa_type=sa.Text)
     at: datetime
     total: int
     finished_at: datetime | None = None
@@ -361,7 +350,7 @@ class CounterRow(SQLModel, table=True):
     name: str = Field(primary_key=True, max_length=TEXT_MAX)
     what: str = Field(primary_key=True, max_length=TEXT_MAX)
     slot: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
-    count: int = Field(sa_type=BigInteger)
+    count: int = Field(sa_type=sa.BigInteger)
 
 
 COUNTER = _table(CounterRow)
@@ -375,7 +364,7 @@ class AlertRow(SQLModel, table=True):
     kind: str = Field(primary_key=True, max_length=16)
     name: str = Field(primary_key=True, max_length=TEXT_MAX)
     what: str = Field(primary_key=True, max_length=TEXT_MAX)
-    told: int = Field(sa_type=BigInteger)
+    told: int = Field(sa_type=sa.BigInteger)
     """The total when it was last told."""
     told_at: datetime | None = None
     taken_until: datetime | None = None
@@ -393,14 +382,14 @@ class KeyRow(SQLModel, table=True):
 
     __tablename__ = "idempotency_key"
     __table_args__ = (
-        Index("idempotency_key_once", "policy", "scope", "key", "variant", unique=True),
-        Index("idempotency_key_life", "expires_at"),
+        sa.Index("idempotency_key_once", "policy", "scope", "key", "variant", unique=True),
+        sa.Index("idempotency_key_life", "expires_at"),
     )
 
     id: UUID = Field(primary_key=True)
     policy: str = Field(max_length=64)
     scope: str = Field(max_length=64)
-    key: str = Field(sa_type=Text)
+    key: str = Field(sa_type=sa.Text)
     variant: str = Field(max_length=64)
     fingerprint: str = Field(max_length=64)
     token: int = 1
@@ -408,22 +397,22 @@ class KeyRow(SQLModel, table=True):
     first_at: datetime
     expires_at: datetime
     status: int | None = None
-    headers: str | None = Field(default=None, sa_type=Text)
+    headers: str | None = Field(default=None, sa_type=sa.Text)
     body: bytes | None = None
 
 
 KEY = _table(KeyRow)
 
 
-def insert_for(store: Store, table: Table) -> postgresql.Insert | sqlite.Insert:
+def insert_for(store: Store, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT of the store's dialect, for its ON CONFLICT clause."""
     return sqlite.insert(table) if store.sqlite else postgresql.insert(table)
 
 
-def in_state(store: Store, *states: State) -> ColumnElement[Any]:
+def in_state(store: Store, *states: State) -> sa.ColumnElement[Any]:
     """Return a condition on states of many rows that the partial indexes serve on both databases."""
     # SQLite does not match a partial index with parameters, nor `=` with `IN`, and takes any state for rare
     # unless a likelihood is given.
-    named: list[ColumnElement[Any]] = [literal_column(f"'{state}'") for state in states]
+    named: list[sa.ColumnElement[Any]] = [sa.literal_column(f"'{state}'") for state in states]
     found = EVENT.c.state.in_(named) if len(named) > 1 else EVENT.c.state == named[0]
-    return func.likelihood(found, literal_column("0.9")) if store.sqlite else found
+    return sa.func.likelihood(found, sa.literal_column("0.9")) if store.sqlite else found

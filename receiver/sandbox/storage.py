@@ -9,22 +9,9 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlalchemy as sa
 from flask import Request
 from flask.typing import ResponseReturnValue
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    and_,
-    delete,
-    insert,
-    inspect,
-    select,
-    update,
-)
 from sqlmodel import UTCDateTime
 
 from config.nesting import load_json
@@ -38,20 +25,20 @@ Fields = dict[str, Any]
 # Characters of a request's body that are kept: enough to read, and a flood fills no disk.
 TEXT_MAX = 10_000
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
 
-def _journal_table(name: str, *more: Column[Any]) -> Table:
-    return Table(
+def _journal_table(name: str, *more: sa.Column[Any]) -> sa.Table:
+    return sa.Table(
         name,
         metadata,
-        Column("number", Integer, primary_key=True),
-        Column("api", Text, nullable=False),
-        Column("method", Text, nullable=False),
-        Column("path", Text, nullable=False),
-        Column("body", Text, nullable=False),
-        Column("key", Text),
-        Column("at", UTCDateTime(), nullable=False),
+        sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("api", sa.Text, nullable=False),
+        sa.Column("method", sa.Text, nullable=False),
+        sa.Column("path", sa.Text, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("key", sa.Text),
+        sa.Column("at", UTCDateTime(), nullable=False),
         *more,
     )
 
@@ -60,24 +47,24 @@ def _journal_table(name: str, *more: Column[Any]) -> Table:
 EFFECT = _journal_table("sandbox_effect")
 
 # What was asked, in the order of arrival; `status` stays empty until, or unless, a response is sent.
-REQUEST = _journal_table("sandbox_request", Column("status", Integer))
+REQUEST = _journal_table("sandbox_request", sa.Column("status", sa.Integer))
 
 # The candidates, contacts, letters, orders and events, as JSON; seen by their owner alone.
-RESOURCE = Table(
+RESOURCE = sa.Table(
     "sandbox_resource",
     metadata,
-    Column("number", Integer, primary_key=True),
-    Column("api", Text, nullable=False),
-    Column("owner", Text, nullable=False),
-    Column("id", Text, nullable=False),
-    Column("fields", Text, nullable=False),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("api", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("fields", sa.Text, nullable=False),
 )
 
 
 def prepare(store: Store) -> None:
     """Make what is missing; raise LedgerError for a database that is somebody else's."""
     with store.write() as connection:
-        names = set(inspect(connection).get_table_names())
+        names = set(sa.inspect(connection).get_table_names())
         if "alembic_version" in names or "event" in names:
             raise LedgerError(
                 f"{store.url.database} is a ledger, and the sandbox forgets all at a reset:"
@@ -91,7 +78,7 @@ def empty(store: Store) -> None:
     """Forget every effect, request, resource and key."""
     with store.write() as connection:
         for table in (EFFECT, REQUEST, RESOURCE, KEY):
-            connection.execute(delete(table))
+            connection.execute(sa.delete(table))
 
 
 def note_request(store: Store, api: str, request: Request, key: str | None) -> int:
@@ -99,14 +86,18 @@ def note_request(store: Store, api: str, request: Request, key: str | None) -> i
     # Reading the body can fail, and the request was made all the same.
     with store.write() as connection:
         row = _journal_row(store, api, request, key, "")
-        return int(connection.execute(insert(REQUEST).values(row).returning(REQUEST.c.number)).scalar_one())
+        return int(
+            connection.execute(sa.insert(REQUEST).values(row).returning(REQUEST.c.number)).scalar_one()
+        )
 
 
 def note_response(store: Store, number: int, body: bytes, status: int | None) -> None:
     """Add the request's body and the status of its response; None for a connection that was dropped."""
     text = body.decode("utf-8", "replace")[:TEXT_MAX]
     with store.write() as connection:
-        connection.execute(update(REQUEST).where(REQUEST.c.number == number).values(body=text, status=status))
+        connection.execute(
+            sa.update(REQUEST).where(REQUEST.c.number == number).values(body=text, status=status)
+        )
 
 
 def _journal_row(store: Store, api: str, request: Request, key: str | None, body: str) -> Fields:
@@ -130,10 +121,10 @@ def requests(store: Store) -> list[Fields]:
     return _journal(store, REQUEST)
 
 
-def _journal(store: Store, table: Table) -> list[Fields]:
+def _journal(store: Store, table: sa.Table) -> list[Fields]:
     columns = [column for column in table.c if column.name != "number"]
     with store.read() as connection:
-        rows = connection.execute(select(*columns).order_by(table.c.number)).mappings().all()
+        rows = connection.execute(sa.select(*columns).order_by(table.c.number)).mappings().all()
     return [{**row, "at": row["at"].isoformat()} for row in rows]
 
 
@@ -146,7 +137,7 @@ class Desk:
     def __init__(self, ledger: Store, request: Request, *, api: str, owner: str, key: str | None) -> None:
         self._ledger, self.request = ledger, request
         self._api, self._owner, self._key = api, owner, key
-        self._mine = and_(RESOURCE.c.api == api, RESOURCE.c.owner == owner)
+        self._mine = sa.and_(RESOURCE.c.api == api, RESOURCE.c.owner == owner)
 
     @property
     def now(self) -> str:
@@ -168,7 +159,7 @@ class Desk:
         body = self.request.get_data(as_text=True) if fields is None else json.dumps(fields)
         with self._ledger.write() as connection:
             row = _journal_row(self._ledger, self._api, self.request, self._key, body)
-            connection.execute(insert(EFFECT).values(row))
+            connection.execute(sa.insert(EFFECT).values(row))
 
     def create(self, name: str, fields: Fields, *, effect: Fields | None = None) -> Fields:
         """Make a resource with an id of its own; `name` begins the id."""
@@ -181,12 +172,12 @@ class Desk:
         """Store a new resource."""
         row = {"api": self._api, "owner": self._owner, "id": identity, "fields": json.dumps(fields)}
         with self._ledger.write() as connection:
-            connection.execute(insert(RESOURCE).values(row))
+            connection.execute(sa.insert(RESOURCE).values(row))
 
     def find(self, identity: str) -> Fields:
         """Return a resource; raise Refusal 404 when this owner has none of this id."""
         with self._ledger.read() as connection:
-            found = connection.execute(select(RESOURCE.c.fields).where(self._is(identity))).scalar()
+            found = connection.execute(sa.select(RESOURCE.c.fields).where(self._is(identity))).scalar()
         if found is None:
             raise Refusal(404, "not_found", f"There is nothing with the id {identity} here.")
         fields: Fields = json.loads(found)
@@ -199,26 +190,28 @@ class Desk:
         if after != before:
             with self._ledger.write() as connection:
                 fields = json.dumps(after)
-                connection.execute(update(RESOURCE).where(self._is(identity)).values(fields=fields))
+                connection.execute(sa.update(RESOURCE).where(self._is(identity)).values(fields=fields))
             self.happened()
         return after
 
     def list(self) -> list[Fields]:
         """Return the owner's resources, the oldest first."""
         with self._ledger.read() as connection:
-            rows = connection.execute(select(RESOURCE.c.fields).where(self._mine).order_by(RESOURCE.c.number))
+            rows = connection.execute(
+                sa.select(RESOURCE.c.fields).where(self._mine).order_by(RESOURCE.c.number)
+            )
             return [json.loads(fields) for fields in rows.scalars()]
 
     def remove(self, identity: str) -> ResponseReturnValue:
         """Delete a resource and answer 204; a second time it is gone, and refused with 404."""
         self.find(identity)
         with self._ledger.write() as connection:
-            connection.execute(delete(RESOURCE).where(self._is(identity)))
+            connection.execute(sa.delete(RESOURCE).where(self._is(identity)))
         self.happened()
         return "", 204
 
-    def _is(self, identity: str) -> ColumnElement[bool]:
-        return and_(self._mine, RESOURCE.c.id == identity)
+    def _is(self, identity: str) -> sa.ColumnElement[bool]:
+        return sa.and_(self._mine, RESOURCE.c.id == identity)
 
 
 def text(fields: Fields, name: str, *, needed: bool = False) -> str | None:

@@ -12,17 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol
 
-from config.providers import (
-    KeyTable,
-    Locators,
-    Part,
-    Placeholder,
-    SchemeTable,
-    SignatureTable,
-    key_bytes,
-    parse_locator,
-    parse_locators,
-)
+from config import providers
 from receiver.signatures.algorithms import Hmac, PlainHash, PublicKey, Signer
 from receiver.signatures.errors import InvalidSignature
 from receiver.signatures.request import (
@@ -57,7 +47,7 @@ class Scheme(Protocol):
         """
 
 
-def compile_scheme(table: SchemeTable, options: Mapping[str, str] | None = None) -> Scheme:
+def compile_scheme(table: providers.SchemeTable, options: Mapping[str, str] | None = None) -> Scheme:
     """Compile a validated table; `options` hold the values of `{config:...}` (KeyError when one is missing).
 
     Raise ConfigError when a public-key scheme finds no `cryptography`.
@@ -72,11 +62,11 @@ def compile_scheme(table: SchemeTable, options: Mapping[str, str] | None = None)
         case "basic":
             return BasicScheme(table.signature.places, "", table.require)
         case "hmac":
-            signer: Signer = Hmac(table.hash or "sha256", table.key or KeyTable())
+            signer: Signer = Hmac(table.hash or "sha256", table.key or providers.KeyTable())
         case "hash":
             signer = PlainHash(table.hash or "sha256")
         case _:
-            signer = PublicKey(table.type, table.hash, table.key or KeyTable(encoding="pem"))
+            signer = PublicKey(table.type, table.hash, table.key or providers.KeyTable(encoding="pem"))
     return SignedScheme(table, signer, SignatureFinder(table.signature), options or {})
 
 
@@ -91,26 +81,30 @@ class Signing:
 
     def with_secret(self, secret: str) -> "Signing":
         """Return the same with a secret."""
-        return replace(self, secret=key_bytes(secret, "utf8") or b"")
+        return replace(self, secret=providers.key_bytes(secret, "utf8") or b"")
 
 
 class SignedScheme:
     """A signature over a template's bytes."""
 
     def __init__(
-        self, table: SchemeTable, signer: Signer, finder: "SignatureFinder", options: Mapping[str, str]
+        self,
+        table: providers.SchemeTable,
+        signer: Signer,
+        finder: "SignatureFinder",
+        options: Mapping[str, str],
     ) -> None:
         self._signer, self._finder = signer, finder
         self._content = compile_content(table.parts, options)
         self._require = Requirements(table.require)
         self._timestamp, self._nonce_field = table.timestamp, table.nonce_field
-        self._id = parse_locators(table.id) if table.id else None
-        self._signs_time = Placeholder("timestamp") in table.placeholders
+        self._id = providers.parse_locators(table.id) if table.id else None
+        self._signs_time = providers.Placeholder("timestamp") in table.placeholders
         self._uses_secret = table.type == "hash"
         self._signed_places = tuple(
-            parse_locator(str(part))
+            providers.parse_locator(str(part))
             for part in table.parts
-            if isinstance(part, Placeholder) and part.kind in {"json", "header", "query", "form"}
+            if isinstance(part, providers.Placeholder) and part.kind in {"json", "header", "query", "form"}
         )
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:
@@ -170,7 +164,7 @@ class SignedScheme:
             else:
                 number = place.kind == "json" and self._timestamp.unit != "iso8601"
                 request = put(place, int(timestamp) if number else timestamp, request)
-        for where in (self._id, *(Locators((place,)) for place in self._signed_places)):
+        for where in (self._id, *(providers.Locators((place,)) for place in self._signed_places)):
             if where is not None and not texts_by_place(where, request):
                 request = put(where.places[0], event_id, request)
         if self._id and event_id:
@@ -183,7 +177,7 @@ class SignedScheme:
 class TokenScheme:
     """A shared secret sent as it is: proof of the sender, not of the bytes."""
 
-    def __init__(self, where: Locators, prefix: str, require: Mapping[str, str]) -> None:
+    def __init__(self, where: providers.Locators, prefix: str, require: Mapping[str, str]) -> None:
         self._where, self._prefix, self._require = where, prefix, Requirements(require)
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
@@ -191,7 +185,7 @@ class TokenScheme:
         text = required_text(self._where, request, "missing_signature")
         self._require.check(request)
         token = self._token(text)
-        usable = [raw for secret in secrets if (raw := key_bytes(secret, "utf8"))]
+        usable = [raw for secret in secrets if (raw := providers.key_bytes(secret, "utf8"))]
         if not usable:
             raise InvalidSignature("no_secret")
         if not any(hmac.compare_digest(token, secret) for secret in usable):
@@ -252,12 +246,12 @@ class Requirements:
     """Values that a delivery must carry, such as the signature's version."""
 
     def __init__(self, table: Mapping[str, str]) -> None:
-        self._needed = tuple((parse_locator(place), value) for place, value in table.items())
+        self._needed = tuple((providers.parse_locator(place), value) for place, value in table.items())
 
     def check(self, request: Request) -> None:
         """Raise InvalidSignature when one is missing or different."""
         for place, value in self._needed:
-            if required_text(Locators((place,)), request, "unmet_requirement") != value:
+            if required_text(providers.Locators((place,)), request, "unmet_requirement") != value:
                 raise InvalidSignature("unmet_requirement", str(place))
 
     def meet(self, request: Request) -> Request:
@@ -283,7 +277,7 @@ _PLAIN: Mapping[str, Piece] = {
 }
 
 
-def compile_content(parts: Sequence[Part], options: Mapping[str, str]) -> Piece:
+def compile_content(parts: Sequence[providers.Part], options: Mapping[str, str]) -> Piece:
     """Compile a template's parts into one function that returns the signed bytes."""
     pieces = tuple(_compile_part(part, options) for part in parts)
     if len(pieces) == 1:
@@ -291,13 +285,13 @@ def compile_content(parts: Sequence[Part], options: Mapping[str, str]) -> Piece:
     return lambda signing: b"".join([piece(signing) for piece in pieces])
 
 
-def _compile_part(part: Part, options: Mapping[str, str]) -> Piece:
+def _compile_part(part: providers.Part, options: Mapping[str, str]) -> Piece:
     if isinstance(part, str) or part.kind == "config":
         constant = (part if isinstance(part, str) else options[part.name]).encode()
         return lambda _: constant
     if part.kind in _PLAIN:
         return _PLAIN[part.kind]
-    where = Locators((parse_locator(str(part)),))
+    where = providers.Locators((providers.parse_locator(str(part)),))
     if part.kind == "header":
         return lambda signing: wire(required_text(where, signing.request, "missing_value"))
     # Parsed text: back to the UTF-8 in which it came.
@@ -317,7 +311,7 @@ class FoundSignatures:
 class SignatureFinder:
     """Finds the signatures of a delivery: one value, a list, or pairs such as `t=...,v1=...`."""
 
-    def __init__(self, table: SignatureTable) -> None:
+    def __init__(self, table: providers.SignatureTable) -> None:
         self.where = table.places
         self._encoding = table.encoding or "hex"
         self._decode = DECODERS[self._encoding]

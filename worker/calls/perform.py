@@ -16,38 +16,14 @@ import httpx
 
 from config.apis import Api
 from config.settings import Settings
-from receiver.ledger.calls import (
-    CallNotPending,
-    CallRequest,
-    CallUpdate,
-    LeaseLost,
-    PlannedCall,
-    SendBegun,
-    SendPolicy,
-    SendResult,
-    SendTooEarly,
-    StoredResponse,
-    begin_send,
-    plan,
-    record_response,
-    status_for_handler,
-)
+from receiver.ledger import calls as journal
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim
 from receiver.ledger.states import CallState, Protection, SendOutcome
 from receiver.ledger.store import Store
 from worker.attempt import backoff
+from worker.calls import errors
 from worker.calls.classify import classify
-from worker.calls.errors import (
-    CallChanged,
-    CallLater,
-    CallLocked,
-    CallMismatch,
-    CallParked,
-    CallRejected,
-    CallUnknown,
-    ClaimLost,
-)
 from worker.calls.outbound import OutboundRequest, complete, credential_marks, make_key, respond
 from worker.calls.transport import HttpTransport, NoReply, Outgoing, Reply, Transport
 from worker.spans import log_outcome, send_span, with_traceparent
@@ -119,7 +95,7 @@ class CallPerformer:
     def __init__(self, context: CallContext, held: Claim, step: Step) -> None:
         self._context, self._held, self._step = context, held, step
         self._store, self._api = context.store, step.api
-        self._policy = SendPolicy(
+        self._policy = journal.SendPolicy(
             deadline=step.api.deadline,
             key_life=step.api.key_life,
             key_margin=step.api.key_margin,
@@ -146,23 +122,23 @@ class CallPerformer:
                 recorded = self._record(call, send, reply)
                 log_outcome(span, self._api.name, recorded.classification.outcome)
             if recorded.applied and recorded.state == CallState.SUCCEEDED and isinstance(reply, Reply):
-                status = status_for_handler(recorded.classification, reply.status)
+                status = journal.status_for_handler(recorded.classification, reply.status)
                 return respond(self._step.request, status, reply.headers, reply.body)
             if recorded.state != CallState.PENDING:
                 # Planned once more: what the ledger says now is what every later attempt will see.
                 continue
             wait = max(pause, recorded.delay.total_seconds() if recorded.classification.retry_after else 0.0)
             if recorded.classification.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
-                kinds = {SendOutcome.LOCKED: CallLocked, SendOutcome.UNKNOWN: CallUnknown}
-                kind = kinds.get(recorded.classification.outcome, CallLater)
+                kinds = {SendOutcome.LOCKED: errors.CallLocked, SendOutcome.UNKNOWN: errors.CallUnknown}
+                kind = kinds.get(recorded.classification.outcome, errors.CallLater)
                 raise kind(f"Call {call.step!r}: {recorded.classification.reason}", recorded.delay, call.id)
             time.sleep(wait)
             pause = min(pause + LOCKED_PAUSE, LOCKED_PAUSE_MAX)
 
-    def _plan(self) -> PlannedCall:
+    def _plan(self) -> journal.PlannedCall:
         """Find the call in the journal, or write it down; raise CallLater or ClaimLost where that fails."""
         step, request = self._step, self._step.request
-        wanted = CallRequest(
+        wanted = journal.CallRequest(
             position=step.position,
             step=step.name,
             api=self._api.name,
@@ -176,11 +152,11 @@ class CallPerformer:
             once=step.once,
         )
         try:
-            call = plan(self._store, self._held, wanted, self._make_key)
+            call = journal.plan(self._store, self._held, wanted, self._make_key)
         except LedgerError as error:
-            raise CallLater(f"The call cannot be written down: {error}", LEDGER_AWAY) from error
+            raise errors.CallLater(f"The call cannot be written down: {error}", LEDGER_AWAY) from error
         if call is None:
-            raise ClaimLost("Another worker has taken this event over.")
+            raise errors.ClaimLost("Another worker has taken this event over.")
         return call
 
     def _make_key(self, successor: int) -> str | None:
@@ -190,43 +166,49 @@ class CallPerformer:
         names = (held.source, held.event_id, held.generation, self._step.name, successor)
         return make_key(self._context.secrets[0], names)
 
-    def _stored_response(self, call: PlannedCall) -> httpx.Response:
+    def _stored_response(self, call: journal.PlannedCall) -> httpx.Response:
         stored = call.response
         if stored is None or stored.body is None:
-            raise CallParked(f"Call {call.step!r} happened, but its answer is not kept any more.", call.id)
+            raise errors.CallParked(
+                f"Call {call.step!r} happened, but its answer is not kept any more.", call.id
+            )
         return respond(self._step.request, stored.status, stored.headers, stored.body)
 
-    def _sendable(self, call: PlannedCall) -> Outgoing:
+    def _sendable(self, call: journal.PlannedCall) -> Outgoing:
         """Return the stored request with key and credential; raise what keeps it from going out now."""
         reason = call.reason or ""
         if call.handler_changed:
-            raise CallChanged(call.handler_changed, call.id)
+            raise errors.CallChanged(call.handler_changed, call.id)
         if call.state == CallState.REJECTED:
-            kept = call.response or StoredResponse(0, (), None)
+            kept = call.response or journal.StoredResponse(0, (), None)
             response = respond(self._step.request, kept.status, kept.headers, kept.body or b"")
-            raise CallRejected(reason, response, call.id)
+            raise errors.CallRejected(reason, response, call.id)
         if call.state != CallState.PENDING:
-            kind = CallMismatch if call.outcome == SendOutcome.MISMATCH else CallParked
+            kind = errors.CallMismatch if call.outcome == SendOutcome.MISMATCH else errors.CallParked
             raise kind(f"Call {call.step!r} is parked. {reason}".rstrip(), call.id)
         if call.body is None:
-            raise CallParked(f"The request of {call.step!r} was erased after payload_retention.", call.id)
+            raise errors.CallParked(
+                f"The request of {call.step!r} was erased after payload_retention.", call.id
+            )
         if not call.url.startswith(f"{self._api.base_url}/"):
             # The present credential must not reach another host, nor the key another API.
             reason = f"The stored request of {call.step!r} is for another address than base_url's."
-            raise CallParked(reason, call.id)
+            raise errors.CallParked(reason, call.id)
         # No send of ours changes either of these, so they are looked at later and later.
         if self._api.problem or call.waits_for_other:
             patience = min(call.tried_for / TRIED_SHARE, PATIENCE_MAX)
-            raise CallLater(self._api.problem or reason, patience + self._backoff(call), call.id)
+            raise errors.CallLater(self._api.problem or reason, patience + self._backoff(call), call.id)
         # A resend is the stored request, byte for byte, whatever the handler asks for now.
         stored = OutboundRequest(call.method, call.url, self._step.request.path, call.headers, call.body)
         outgoing = complete(self._api, stored, call.key)
         # The pauses between two sends of a locked call are this attempt's own.
         if call.delay and call.outcome != SendOutcome.LOCKED:
-            raise CallLater(reason or "It is not due yet.", call.delay, call.id)
+            raise errors.CallLater(reason or "It is not due yet.", call.delay, call.id)
         return outgoing
 
-    def _begin_and_send(self, call: PlannedCall, outgoing: Outgoing) -> tuple[UUID | None, Reply | NoReply]:
+    def _begin_and_send(
+        self, call: journal.PlannedCall, outgoing: Outgoing
+    ) -> tuple[UUID | None, Reply | NoReply]:
         """Send once; return the send's id, if it began, and what came back.
 
         The send is committed once a connection stands, right before its first byte: before that nothing is
@@ -237,31 +219,37 @@ class CallPerformer:
         def begin() -> None:
             nonlocal send
             try:
-                result = begin_send(self._store, self._held, call.id, self._policy)
+                result = journal.begin_send(self._store, self._held, call.id, self._policy)
             except LedgerError as error:
-                raise CallLater(f"The send cannot be written down: {error}", LEDGER_AWAY, call.id) from error
+                raise errors.CallLater(
+                    f"The send cannot be written down: {error}", LEDGER_AWAY, call.id
+                ) from error
             match result:
-                case SendBegun(begun):
+                case journal.SendBegun(begun):
                     send = begun
-                case SendTooEarly(delay):
+                case journal.SendTooEarly(delay):
                     reason = f"An earlier send of {call.step!r} may still be under way there."
-                    raise CallLater(reason, delay, call.id)
-                case CallNotPending(CallState.PARKED, reason):
-                    raise CallParked(f"Call {call.step!r} is parked. {reason}", call.id)
-                case CallNotPending():
-                    raise CallLater("The call has ended meanwhile.", timedelta(0), call.id)
-                case LeaseLost():
-                    raise ClaimLost("Another worker has taken this event over.")
+                    raise errors.CallLater(reason, delay, call.id)
+                case journal.CallNotPending(CallState.PARKED, reason):
+                    raise errors.CallParked(f"Call {call.step!r} is parked. {reason}", call.id)
+                case journal.CallNotPending():
+                    raise errors.CallLater("The call has ended meanwhile.", timedelta(0), call.id)
+                case journal.LeaseLost():
+                    raise errors.ClaimLost("Another worker has taken this event over.")
 
         reply = self._context.transports[self._api.name].send(with_traceparent(outgoing), begin)
         return send, reply
 
-    def _record(self, call: PlannedCall, send: UUID | None, reply: Reply | NoReply) -> CallUpdate:
+    def _record(
+        self, call: journal.PlannedCall, send: UUID | None, reply: Reply | NoReply
+    ) -> journal.CallUpdate:
         """Write down what came back; while the ledger does not answer, try again for as long as a lease."""
         response = None
         if isinstance(reply, Reply):
-            response = StoredResponse(reply.status, reply.headers, None if reply.truncated else reply.body)
-        result = SendResult(
+            response = journal.StoredResponse(
+                reply.status, reply.headers, None if reply.truncated else reply.body
+            )
+        result = journal.SendResult(
             send,
             response,
             lambda context, now: classify(self._api.dialect, context, reply, now),
@@ -272,12 +260,12 @@ class CallPerformer:
         ends = time.monotonic() + self._context.lease.total_seconds()
         while True:
             try:
-                return record_response(self._store, self._held, call.id, result)
+                return journal.record_response(self._store, self._held, call.id, result)
             except LedgerError as error:
                 if time.monotonic() > ends:
                     reason = "What came back could not be written down; the call counts as unknown."
-                    raise CallUnknown(reason, LEDGER_AWAY, call.id) from error
+                    raise errors.CallUnknown(reason, LEDGER_AWAY, call.id) from error
                 time.sleep(RECORD_PAUSE)
 
-    def _backoff(self, call: PlannedCall) -> timedelta:
+    def _backoff(self, call: journal.PlannedCall) -> timedelta:
         return backoff(call.sends + 1, cap=self._context.backoff_max, rng=self._context.rng)

@@ -6,25 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    Insert,
-    Integer,
-    Row,
-    Text,
-    Update,
-    and_,
-    bindparam,
-    case,
-    column,
-    func,
-    literal,
-    null,
-    or_,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import UTCDateTime
 
@@ -51,8 +33,8 @@ class Repeated:
 
 
 def note_duplicates(
-    store: Store, connection: Connection, repeated: Sequence[Repeated]
-) -> dict[Key, Row[Any]]:
+    store: Store, connection: sa.Connection, repeated: Sequence[Repeated]
+) -> dict[Key, sa.Row[Any]]:
     """Count duplicates of known events, revive those that are dead, and return their rows by key.
 
     `repeated` is sorted by key. An event that is gone meanwhile is left out.
@@ -68,7 +50,7 @@ def note_duplicates(
         sources, ids = [item.key[0] for item in repeated], [item.key[1] for item in repeated]
         arrays = {"sources": sources, "ids": ids, "counts": [item.count for item in repeated]}
         rows = list(connection.execute(_COUNT_ALL, arrays | moment))
-    found: dict[Key, Row[Any]] = {(row.source, row.event_id): row for row in rows}
+    found: dict[Key, sa.Row[Any]] = {(row.source, row.event_id): row for row in rows}
     slots = []
     for item in repeated:
         if (row := found.get(item.key)) is not None:
@@ -84,12 +66,14 @@ def note_duplicates(
     return found
 
 
-def note_conflict(store: Store, connection: Connection, event: UUID, other: Delivery) -> None:
+def note_conflict(store: Store, connection: sa.Connection, event: UUID, other: Delivery) -> None:
     """Keep another body that came under this event's id, and count it; a body already kept is no news."""
     mine = CONFLICT.c.event == event
-    if connection.execute(select(CONFLICT.c.at).where(mine, CONFLICT.c.body_hash == other.body_hash)).first():
+    if connection.execute(
+        sa.select(CONFLICT.c.at).where(mine, CONFLICT.c.body_hash == other.body_hash)
+    ).first():
         return
-    kept = connection.execute(select(func.count()).select_from(CONFLICT).where(mine)).scalar_one()
+    kept = connection.execute(sa.select(sa.func.count()).select_from(CONFLICT).where(mine)).scalar_one()
     if kept < CONFLICTS_KEPT:
         connection.execute(
             CONFLICT.insert().values(
@@ -101,7 +85,7 @@ def note_conflict(store: Store, connection: Connection, event: UUID, other: Deli
                 content_type=other.content_type,
             )
         )
-    connection.execute(update(EVENT).where(EVENT.c.id == event).values(conflicts=EVENT.c.conflicts + 1))
+    connection.execute(sa.update(EVENT).where(EVENT.c.id == event).values(conflicts=EVENT.c.conflicts + 1))
 
 
 # The statements, built once: to build one costs as much as to run it.
@@ -111,28 +95,28 @@ def _counted(now: Any, pause_over: Any, more: Any) -> dict[str, Any]:
     """Return what duplicates change; a dead event starts anew, unless its pause or a person forbids it."""
     counts = {
         "duplicates": EVENT.c.duplicates + more,
-        "first_duplicate_at": func.coalesce(EVENT.c.first_duplicate_at, now),
+        "first_duplicate_at": sa.func.coalesce(EVENT.c.first_duplicate_at, now),
         "last_duplicate_at": now,
     }
     # A person's discard stands: no provider's retry undoes it. An erased body cannot be handled again.
-    revives = and_(
+    revives = sa.and_(
         EVENT.c.state == State.DEAD,
         EVENT.c.discarded.is_(False),
         EVENT.c.body.is_not(None),
-        or_(EVENT.c.revived_at.is_(None), EVENT.c.revived_at <= pause_over),
+        sa.or_(EVENT.c.revived_at.is_(None), EVENT.c.revived_at <= pause_over),
     )
     fresh: dict[str, Any] = {
         "state": enters(Move.REVIVE).value,
         "due_at": now,
         "revived_at": now,
-        "finished_at": null(),
+        "finished_at": sa.null(),
         "attempts": 0,
         "crashes": 0,
-        "nudged_at": null(),
+        "nudged_at": sa.null(),
         "nudges": 0,
         "reason": "A new delivery revived it.",
     }
-    return counts | {name: case((revives, value), else_=EVENT.c[name]) for name, value in fresh.items()}
+    return counts | {name: sa.case((revives, value), else_=EVENT.c[name]) for name, value in fresh.items()}
 
 
 _RETURNED = (
@@ -143,33 +127,35 @@ _RETURNED = (
     EVENT.c.body_hash,
     EVENT.c.duplicates,
     # Not as IS NULL: SQLite 3.40 returns false for that, always.
-    func.length(EVENT.c.headers).label("headers"),
+    sa.func.length(EVENT.c.headers).label("headers"),
 )
 
 
-def _count_one() -> Update:
-    now, over = (bindparam(name, type_=UTCDateTime()) for name in ("now", "pause_over"))
-    mine = (EVENT.c.source == bindparam("key_source"), EVENT.c.event_id == bindparam("key_id"))
-    return update(EVENT).where(*mine).values(_counted(now, over, bindparam("more"))).returning(*_RETURNED)
+def _count_one() -> sa.Update:
+    now, over = (sa.bindparam(name, type_=UTCDateTime()) for name in ("now", "pause_over"))
+    mine = (EVENT.c.source == sa.bindparam("key_source"), EVENT.c.event_id == sa.bindparam("key_id"))
+    return (
+        sa.update(EVENT).where(*mine).values(_counted(now, over, sa.bindparam("more"))).returning(*_RETURNED)
+    )
 
 
-def _count_all() -> Update:
-    arrays = [bindparam(name, type_=ARRAY(Text)) for name in ("sources", "ids")]
-    given = func.unnest(*arrays, bindparam("counts", type_=ARRAY(Integer)))
-    shape = column("source", Text), column("event_id", Text), column("more", Integer)
+def _count_all() -> sa.Update:
+    arrays = [sa.bindparam(name, type_=sa.ARRAY(sa.Text)) for name in ("sources", "ids")]
+    given = sa.func.unnest(*arrays, sa.bindparam("counts", type_=sa.ARRAY(sa.Integer)))
+    shape = sa.column("source", sa.Text), sa.column("event_id", sa.Text), sa.column("more", sa.Integer)
     wanted = given.table_valued(*shape, name="wanted").render_derived()
-    same = and_(EVENT.c.source == wanted.c.source, EVENT.c.event_id == wanted.c.event_id)
+    same = sa.and_(EVENT.c.source == wanted.c.source, EVENT.c.event_id == wanted.c.event_id)
     # Rows are locked in the order of their keys, as in every other transaction, or two would deadlock.
     order = EVENT.c.source.collate("C"), EVENT.c.event_id.collate("C")
-    chosen = select(EVENT.c.id, wanted.c.more).join_from(wanted, EVENT, same).order_by(*order)
+    chosen = sa.select(EVENT.c.id, wanted.c.more).join_from(wanted, EVENT, same).order_by(*order)
     locked = chosen.with_for_update(of=EVENT).cte("locked")
-    change = _counted(MOMENT, MOMENT - literal(REVIVAL_PAUSE), locked.c.more)
-    return update(EVENT).where(EVENT.c.id == locked.c.id).values(change).returning(*_RETURNED)
+    change = _counted(MOMENT, MOMENT - sa.literal(REVIVAL_PAUSE), locked.c.more)
+    return sa.update(EVENT).where(EVENT.c.id == locked.c.id).values(change).returning(*_RETURNED)
 
 
-def _keep(insert: Any, at: Any) -> Insert:
-    slot = {name: bindparam(name, type_=DUPLICATE.c[name].type) for name in ("event", "slot", "address")}
-    statement: Insert = insert.values(**slot, at=at).on_conflict_do_update(
+def _keep(insert: Any, at: Any) -> sa.Insert:
+    slot = {name: sa.bindparam(name, type_=DUPLICATE.c[name].type) for name in ("event", "slot", "address")}
+    statement: sa.Insert = insert.values(**slot, at=at).on_conflict_do_update(
         index_elements=["event", "slot"],
         set_={"at": insert.excluded.at, "address": insert.excluded.address},
     )
@@ -178,6 +164,6 @@ def _keep(insert: Any, at: Any) -> Insert:
 
 _COUNT_ONE, _COUNT_ALL = _count_one(), _count_all()
 _KEEP = {
-    True: _keep(sqlite.insert(DUPLICATE), bindparam("at", type_=UTCDateTime())),
+    True: _keep(sqlite.insert(DUPLICATE), sa.bindparam("at", type_=UTCDateTime())),
     False: _keep(postgresql.insert(DUPLICATE), MOMENT),
 }

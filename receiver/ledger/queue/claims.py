@@ -10,24 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
-    Insert,
-    Integer,
-    Interval,
-    Row,
-    Text,
-    Uuid,
-    and_,
-    bindparam,
-    case,
-    func,
-    select,
-    true,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import UTCDateTime
 
@@ -54,7 +37,7 @@ def claim(store: Store, event: UUID, *, lease: timedelta, worker: str) -> Claim 
 
 
 def claim_due(
-    store: Store, *, limit: int, lease: timedelta, worker: str, where: ColumnElement[bool] | None = None
+    store: Store, *, limit: int, lease: timedelta, worker: str, where: sa.ColumnElement[bool] | None = None
 ) -> list[Claim]:
     """Claim up to `limit` due events, those that have waited longest first; `where` leaves others alone."""
     oldest = store.built(_claim_oldest) if where is None else _claim_oldest(store, where)
@@ -69,10 +52,10 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
     with store.write() as connection:
         new = store.after(lease)
         # A call under way may have been given more than a lease: keep the later end.
-        later = case((EVENT.c.lease_until > new, EVENT.c.lease_until), else_=new)
+        later = sa.case((EVENT.c.lease_until > new, EVENT.c.lease_until), else_=new)
         # In the order in which `record` locks its rows, else the two deadlock on PostgreSQL.
         for held in sorted(claims, key=lambda item: (item.source, item.event_id)):
-            extended = update(EVENT).where(*claim_guard(held)).values(lease_until=later)
+            extended = sa.update(EVENT).where(*claim_guard(held)).values(lease_until=later)
             if not connection.execute(extended).rowcount:
                 lost.add(held.event)
     return lost
@@ -81,12 +64,12 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
 def expire(store: Store) -> int:
     """Take expired leases back, each counted as a crash; at the fifth the event parks. Returns how many."""
     with store.write() as connection:
-        return _expire(store, connection, true())
+        return _expire(store, connection, sa.true())
 
 
-def is_due(store: Store, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+def is_due(store: Store, now: sa.ColumnElement[datetime]) -> sa.ColumnElement[bool]:
     """Return the condition under which an event may be claimed at a time."""
-    return and_(in_state(store, *UNFINISHED), EVENT.c.due_at <= now)
+    return sa.and_(in_state(store, *UNFINISHED), EVENT.c.due_at <= now)
 
 
 # Statements of a claim are built once: they run for every event, and to build one costs as much as to run it.
@@ -94,24 +77,28 @@ def is_due(store: Store, now: ColumnElement[datetime]) -> ColumnElement[bool]:
 
 def _claim_one(store: Store) -> ReturningUpdate[Any]:
     """Build the claim of the event `event_`."""
-    return _claim(store, EVENT.c.id == bindparam("event_", type_=Uuid()))
+    return _claim(store, EVENT.c.id == sa.bindparam("event_", type_=sa.Uuid()))
 
 
-def _claim_oldest(store: Store, where: ColumnElement[bool] | None = None) -> ReturningUpdate[Any]:
+def _claim_oldest(store: Store, where: sa.ColumnElement[bool] | None = None) -> ReturningUpdate[Any]:
     """Build the claim of the `limit` events that have been due for longest."""
-    oldest = select(EVENT.c.id).where(is_due(store, store.clock)).order_by(EVENT.c.due_at)
+    oldest = sa.select(EVENT.c.id).where(is_due(store, store.clock)).order_by(EVENT.c.due_at)
     if where is not None:
         oldest = oldest.where(where)
     # A CTE is evaluated once; as a plain subquery, PostgreSQL may run it again for each row, past its limit.
-    chosen = oldest.limit(bindparam("limit", type_=Integer())).with_for_update(skip_locked=True).cte("chosen")
-    return _claim(store, EVENT.c.id.in_(select(chosen.c.id)))
+    chosen = (
+        oldest.limit(sa.bindparam("limit", type_=sa.Integer()))
+        .with_for_update(skip_locked=True)
+        .cte("chosen")
+    )
+    return _claim(store, EVENT.c.id.in_(sa.select(chosen.c.id)))
 
 
-def _claim(store: Store, which: ColumnElement[bool]) -> ReturningUpdate[Any]:
+def _claim(store: Store, which: sa.ColumnElement[bool]) -> ReturningUpdate[Any]:
     """Build the claim of what is chosen, if it is due; `_lease_parameters` has its parameters."""
-    until: Any = bindparam("until", type_=UTCDateTime())
+    until: Any = sa.bindparam("until", type_=UTCDateTime())
     if not store.sqlite:
-        until = store.clock + bindparam("lease", type_=Interval())
+        until = store.clock + sa.bindparam("lease", type_=sa.Interval())
     change = {
         "state": enters(Move.CLAIM),
         "lease_until": until,
@@ -119,7 +106,7 @@ def _claim(store: Store, which: ColumnElement[bool]) -> ReturningUpdate[Any]:
         "attempts": EVENT.c.attempts + 1,
     }
     # Due is asked again: by the time that its row is locked, another worker may have had the event.
-    return update(EVENT).where(which, is_due(store, store.clock)).values(**change).returning(*EVENT.c)
+    return sa.update(EVENT).where(which, is_due(store, store.clock)).values(**change).returning(*EVENT.c)
 
 
 def _lease_parameters(store: Store, lease: timedelta) -> dict[str, Any]:
@@ -127,19 +114,19 @@ def _lease_parameters(store: Store, lease: timedelta) -> dict[str, Any]:
     return moment | ({"until": moment["now"] + lease} if store.sqlite else {"lease": lease})
 
 
-def _insert_attempts(store: Store) -> Insert:
+def _insert_attempts(store: Store) -> sa.Insert:
     """Build the INSERT of an attempt for each of the events `ids`, all just claimed."""
     copied = EVENT.c.id, EVENT.c.claim, EVENT.c.generation, EVENT.c.attempts
-    fresh = store.clock, bindparam("worker_", type_=Text())
-    which: ColumnElement[bool] = EVENT.c.id.in_(bindparam("ids", expanding=True))
+    fresh = store.clock, sa.bindparam("worker_", type_=sa.Text())
+    which: sa.ColumnElement[bool] = EVENT.c.id.in_(sa.bindparam("ids", expanding=True))
     if not store.sqlite:
-        which = EVENT.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid)))
+        which = EVENT.c.id == sa.func.any(sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)))
     names = ["event", "claim", "generation", "number", "started_at", "worker"]
-    return ATTEMPT.insert().from_select(names, select(*copied, *fresh).where(which))
+    return ATTEMPT.insert().from_select(names, sa.select(*copied, *fresh).where(which))
 
 
 def _begin_attempts(
-    store: Store, connection: Connection, rows: Sequence[Row[Any]], worker: str
+    store: Store, connection: sa.Connection, rows: Sequence[sa.Row[Any]], worker: str
 ) -> list[Claim]:
     """Begin an attempt for each event just claimed; return the claims, the longest due first."""
     if not rows:
@@ -168,17 +155,17 @@ def _begin_attempts(
     ]
 
 
-def _was_tried(connection: Connection, row: Row[Any]) -> bool:
+def _was_tried(connection: sa.Connection, row: sa.Row[Any]) -> bool:
     """Whether an earlier attempt may have run a handler."""
-    earlier = and_(ATTEMPT.c.event == row.id, ATTEMPT.c.claim < row.claim)
+    earlier = sa.and_(ATTEMPT.c.event == row.id, ATTEMPT.c.claim < row.claim)
     handled = ATTEMPT.c.outcome.is_distinct_from(Move.IGNORE)
-    return connection.execute(select(ATTEMPT.c.claim).where(earlier, handled).limit(1)).first() is not None
+    return connection.execute(sa.select(ATTEMPT.c.claim).where(earlier, handled).limit(1)).first() is not None
 
 
-def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) -> int:
+def _expire(store: Store, connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
     """Take back one batch of expired leases among the chosen events; return how many."""
     expired = (
-        select(EVENT.c.id)
+        sa.select(EVENT.c.id)
         .where(EVENT.c.state.in_(leaves(Move.EXPIRE)), EVENT.c.lease_until <= store.now(), which)
         .order_by(EVENT.c.lease_until)
         .limit(EXPIRE_BATCH)
@@ -188,21 +175,23 @@ def _expire(store: Store, connection: Connection, which: ColumnElement[bool]) ->
     last = EVENT.c.crashes + 1 >= CRASH_LIMIT
     loop = f"Crash loop: {CRASH_LIMIT} workers vanished while they held it. Retry it once that is mended."
     change = {
-        "state": case((last, enters(Move.PARK)), else_=enters(Move.EXPIRE)),
+        "state": sa.case((last, enters(Move.PARK)), else_=enters(Move.EXPIRE)),
         "crashes": EVENT.c.crashes + 1,
         "lease_until": None,
         "due_at": store.now(),
         "nudged_at": None,
         "nudges": 0,
-        "reason": case((last, loop), else_="The worker that held it vanished; its lease ran out."),
+        "reason": sa.case((last, loop), else_="The worker that held it vanished; its lease ran out."),
     }
     columns = EVENT.c.id, EVENT.c.source, EVENT.c.type, EVENT.c.state
-    taken = update(EVENT).where(EVENT.c.id.in_(select(expired.c.id))).values(**change).returning(*columns)
+    taken = (
+        sa.update(EVENT).where(EVENT.c.id.in_(sa.select(expired.c.id))).values(**change).returning(*columns)
+    )
     rows = connection.execute(taken).all()
     if rows:
         end = {"ended_at": store.now(), "outcome": Move.EXPIRE}
         unended = (ATTEMPT.c.event.in_([row.id for row in rows]), ATTEMPT.c.ended_at.is_(None))
-        connection.execute(update(ATTEMPT).where(*unended).values(**end))
+        connection.execute(sa.update(ATTEMPT).where(*unended).values(**end))
         expiries = [(CounterKind.ATTEMPT, row.source, str(Move.EXPIRE)) for row in rows]
         parked = [(CounterKind.PARKED, row.source, row.type) for row in rows if row.state == State.PARKED]
         bump(store, connection, Counter(expiries + parked))

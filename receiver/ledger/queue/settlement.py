@@ -9,21 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    FromClause,
-    Integer,
-    Select,
-    Update,
-    Uuid,
-    and_,
-    bindparam,
-    column,
-    func,
-    select,
-    update,
-)
+import sqlalchemy as sa
 
 from receiver.ledger.calls import no_unfinished_calls, outcome_given_calls, replace_rejected
 from receiver.ledger.counters import CounterKind, bump
@@ -82,7 +68,7 @@ def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
     return settled
 
 
-def _finish(store: Store, connection: Connection, claims: Sequence[Claim]) -> set[UUID]:
+def _finish(store: Store, connection: sa.Connection, claims: Sequence[Claim]) -> set[UUID]:
     """Make events done and end their attempts; leave those that are lost or have an unfinished call."""
     if not claims:
         return set()
@@ -100,9 +86,9 @@ def _finish(store: Store, connection: Connection, claims: Sequence[Claim]) -> se
     return events
 
 
-def _finish_statements(store: Store) -> tuple[Update, Update]:
+def _finish_statements(store: Store) -> tuple[sa.Update, sa.Update]:
     """Build what finishes events and what ends their attempts: many at once, on SQLite one at a time."""
-    finish = update(EVENT).values(
+    finish = sa.update(EVENT).values(
         state=enters(Move.FINISH),
         finished_at=store.clock,
         lease_until=None,
@@ -110,9 +96,9 @@ def _finish_statements(store: Store) -> tuple[Update, Update]:
         nudges=0,
         reason=None,
     )
-    end = update(ATTEMPT).values(ended_at=store.clock, outcome=Move.FINISH.value, reason=None, error=None)
+    end = sa.update(ATTEMPT).values(ended_at=store.clock, outcome=Move.FINISH.value, reason=None, error=None)
     if store.sqlite:
-        event, token = bindparam("event_", type_=Uuid()), bindparam("token", type_=Integer())
+        event, token = sa.bindparam("event_", type_=sa.Uuid()), sa.bindparam("token", type_=sa.Integer())
         return (
             finish.where(_held(event, token), no_unfinished_calls()),
             end.where(ATTEMPT.c.event == event, ATTEMPT.c.claim == token),
@@ -124,29 +110,32 @@ def _finish_statements(store: Store) -> tuple[Update, Update]:
     )
 
 
-def _lock(_store: Store) -> Select[Any]:
+def _lock(_store: Store) -> sa.Select[Any]:
     """Build what locks the events that are still held, in the order in which `record` locks its rows."""
     claims = _claims()
-    held = select(EVENT.c.id).join_from(claims, EVENT, _held(claims.c.event, claims.c.token))
+    held = sa.select(EVENT.c.id).join_from(claims, EVENT, _held(claims.c.event, claims.c.token))
     return held.order_by(EVENT.c.source.collate("C"), EVENT.c.event_id.collate("C")).with_for_update(of=EVENT)
 
 
 def _held(event: Any, token: Any) -> Any:
-    return and_(EVENT.c.id == event, EVENT.c.claim == token, EVENT.c.state == State.PROCESSING)
+    return sa.and_(EVENT.c.id == event, EVENT.c.claim == token, EVENT.c.state == State.PROCESSING)
 
 
-def _claims() -> FromClause:
+def _claims() -> sa.FromClause:
     """Return PostgreSQL's table of the claims in `:events` and `:tokens`."""
-    arrays = bindparam("events", type_=ARRAY(Uuid)), bindparam("tokens", type_=ARRAY(Integer))
-    columns = column("event", Uuid), column("token", Integer)
-    return func.unnest(*arrays).table_valued(*columns, name="claims").render_derived()
+    arrays = (
+        sa.bindparam("events", type_=sa.ARRAY(sa.Uuid)),
+        sa.bindparam("tokens", type_=sa.ARRAY(sa.Integer)),
+    )
+    columns = sa.column("event", sa.Uuid), sa.column("token", sa.Integer)
+    return sa.func.unnest(*arrays).table_valued(*columns, name="claims").render_derived()
 
 
 def _arrays(claims: Sequence[Claim]) -> dict[str, Any]:
     return {"events": [held.event for held in claims], "tokens": [held.token for held in claims]}
 
 
-def _end(store: Store, connection: Connection, held: Claim, outcome: Outcome) -> None:
+def _end(store: Store, connection: sa.Connection, held: Claim, outcome: Outcome) -> None:
     """End one attempt of an event that this transaction has locked."""
     state = enters(outcome.move)
     # A traceback quotes what the sender wrote; a text that cannot be stored must not keep the event held.
@@ -166,10 +155,10 @@ def _end(store: Store, connection: Connection, held: Claim, outcome: Outcome) ->
         change["parked_call"] = outcome.call
     if outcome.move in GIVES_ATTEMPT_BACK:
         change["attempts"] = EVENT.c.attempts - 1
-    connection.execute(update(EVENT).where(*claim_guard(held)).values(**change))
+    connection.execute(sa.update(EVENT).where(*claim_guard(held)).values(**change))
     # The next attempt sends anew what certainly did not happen, such as a call with a wrong credential.
     if outcome.call and outcome.move == Move.RETRY_LATER:
         replace_rejected(connection, outcome.call)
-    attempt = update(ATTEMPT).where(ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
+    attempt = sa.update(ATTEMPT).where(ATTEMPT.c.event == held.event, ATTEMPT.c.claim == held.token)
     end = {"ended_at": store.now(), "outcome": outcome.move, "reason": reason, "error": error}
     connection.execute(attempt.values(**end))

@@ -10,36 +10,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    and_,
-    delete,
-    exists,
-    func,
-    literal_column,
-    or_,
-    select,
-    text,
-    update,
-)
+import sqlalchemy as sa
 
+from receiver.ledger import tables
 from receiver.ledger.counters import CounterKind, forget_minutes
 from receiver.ledger.queue.claims import is_due
 from receiver.ledger.states import REOPEN_WINDOW, UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
-from receiver.ledger.tables import (
-    ATTEMPT,
-    CALL,
-    CONFLICT,
-    DUPLICATE,
-    EVENT,
-    VALUE,
-    WORKER,
-    in_state,
-    insert_for,
-)
 from receiver.ledger.text import clipped
 
 # Events nudged and not yet claimed at any time: a dead consumer must not fill the broker.
@@ -77,18 +54,20 @@ class Retention:
 
 def record_heartbeat(store: Store, worker: str) -> None:
     """Write down that a worker is alive, and forget those that have been silent for an hour."""
-    insert = insert_for(store, WORKER)
+    insert = tables.insert_for(store, tables.WORKER)
     alive = insert.values(name=clipped(worker), started_at=store.now(), seen_at=store.now())
     with store.write() as connection:
         seen = {"seen_at": insert.excluded.seen_at}
         connection.execute(alive.on_conflict_do_update(index_elements=["name"], set_=seen))
-        connection.execute(delete(WORKER).where(WORKER.c.seen_at < store.after(-WORKER_KEPT)))
+        connection.execute(
+            sa.delete(tables.WORKER).where(tables.WORKER.c.seen_at < store.after(-WORKER_KEPT))
+        )
 
 
 def forget_worker(store: Store, worker: str) -> None:
     """Write down that a worker has stopped in order."""
     with store.write() as connection:
-        connection.execute(delete(WORKER).where(WORKER.c.name == clipped(worker)))
+        connection.execute(sa.delete(tables.WORKER).where(tables.WORKER.c.name == clipped(worker)))
 
 
 def take_nudges(store: Store, sweep: timedelta, *, limit: int = NUDGES_OPEN) -> list[UUID]:
@@ -96,23 +75,23 @@ def take_nudges(store: Store, sweep: timedelta, *, limit: int = NUDGES_OPEN) -> 
 
     At most `limit` of those never nudged, and as many again: a woken thread goes on to the rest by itself.
     """
-    nudges, nudged_at = EVENT.c.nudges, EVENT.c.nudged_at
+    nudges, nudged_at = tables.EVENT.c.nudges, tables.EVENT.c.nudged_at
     pauses = [
-        and_(nudges == count, nudged_at <= store.after(-sweep * sweeps))
+        sa.and_(nudges == count, nudged_at <= store.after(-sweep * sweeps))
         for count, sweeps in enumerate(NUDGE_PAUSES, start=1)
     ]
-    longest = and_(nudges > len(pauses), nudged_at <= store.after(-sweep * NUDGE_PAUSE_MAX))
-    due = select(EVENT.c.id).where(is_due(store, store.now()))
-    again = due.where(_nudged(store), or_(*pauses, longest)).order_by(nudged_at)
-    first = due.where(nudges == 0, _not_just_recorded(store, sweep)).order_by(EVENT.c.due_at)
+    longest = sa.and_(nudges > len(pauses), nudged_at <= store.after(-sweep * NUDGE_PAUSE_MAX))
+    due = sa.select(tables.EVENT.c.id).where(is_due(store, store.now()))
+    again = due.where(_nudged(store), sa.or_(*pauses, longest)).order_by(nudged_at)
+    first = due.where(nudges == 0, _not_just_recorded(store, sweep)).order_by(tables.EVENT.c.due_at)
     with store.write() as connection:
         if not store.sqlite:
-            lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
+            lock = sa.text("SELECT pg_try_advisory_xact_lock(:lock)")
             if not connection.execute(lock, {"lock": NUDGE_LOCK}).scalar_one():
                 return []
-        unclaimed = select(func.count()).select_from(EVENT)
+        unclaimed = sa.select(sa.func.count()).select_from(tables.EVENT)
         waiting = connection.execute(
-            unclaimed.where(in_state(store, *UNFINISHED), _nudged(store))
+            unclaimed.where(tables.in_state(store, *UNFINISHED), _nudged(store))
         ).scalar_one()
         marked = _mark_nudged(store, connection, again.limit(min(limit, NUDGES_OPEN)))
         room = min(limit, max(0, NUDGES_OPEN - waiting))
@@ -121,41 +100,41 @@ def take_nudges(store: Store, sweep: timedelta, *, limit: int = NUDGES_OPEN) -> 
 
 def starved(store: Store, sweep: timedelta) -> bool:
     """Say whether some due event was nudged twice and no worker claimed it."""
-    unheard = EVENT.c.nudges >= NUDGES_BEFORE_SELF
-    due = and_(is_due(store, store.now()), _nudged(store), unheard, unattended(store, sweep))
+    unheard = tables.EVENT.c.nudges >= NUDGES_BEFORE_SELF
+    due = sa.and_(is_due(store, store.now()), _nudged(store), unheard, unattended(store, sweep))
     with store.read() as connection:
-        return connection.execute(select(EVENT.c.id).where(due).limit(1)).first() is not None
+        return connection.execute(sa.select(tables.EVENT.c.id).where(due).limit(1)).first() is not None
 
 
-def unattended(store: Store, sweep: timedelta) -> ColumnElement[bool]:
+def unattended(store: Store, sweep: timedelta) -> sa.ColumnElement[bool]:
     """Return the condition for due events that no fresh nudge is under way for."""
-    fresh = and_(EVENT.c.nudges == 0, _not_just_recorded(store, sweep))
-    return or_(fresh, EVENT.c.nudged_at <= store.after(-sweep * NUDGE_PAUSES[0]))
+    fresh = sa.and_(tables.EVENT.c.nudges == 0, _not_just_recorded(store, sweep))
+    return sa.or_(fresh, tables.EVENT.c.nudged_at <= store.after(-sweep * NUDGE_PAUSES[0]))
 
 
 def ignored_types(store: Store) -> list[tuple[str, str]]:
     """Return (source, type) of what was ignored in the last 24 hours."""
-    recent = EVENT.c.finished_at >= store.after(-REOPEN_WINDOW)
-    query = select(EVENT.c.source, EVENT.c.type)
+    recent = tables.EVENT.c.finished_at >= store.after(-REOPEN_WINDOW)
+    query = sa.select(tables.EVENT.c.source, tables.EVENT.c.type)
     with store.read() as connection:
-        rows = connection.execute(query.where(in_state(store, State.IGNORED), recent).distinct())
+        rows = connection.execute(query.where(tables.in_state(store, State.IGNORED), recent).distinct())
         return [(row.source, row.type) for row in rows]
 
 
 def reopen(store: Store, source: str, event_type: str) -> int:
     """Reopen what was ignored in the last 24 hours, now that there is a handler; returns how many."""
     # Rows in the order in which `record` locks them, else the two deadlock on PostgreSQL.
-    key = EVENT.c.event_id if store.sqlite else EVENT.c.event_id.collate("C")
+    key = tables.EVENT.c.event_id if store.sqlite else tables.EVENT.c.event_id.collate("C")
     total = 0
     while True:
         chosen = (
-            select(EVENT.c.id)
+            sa.select(tables.EVENT.c.id)
             .where(
-                EVENT.c.source == source,
-                EVENT.c.type == event_type,
-                in_state(store, *leaves(Move.REOPEN)),
-                EVENT.c.finished_at >= store.after(-REOPEN_WINDOW),
-                EVENT.c.body.is_not(None),
+                tables.EVENT.c.source == source,
+                tables.EVENT.c.type == event_type,
+                tables.in_state(store, *leaves(Move.REOPEN)),
+                tables.EVENT.c.finished_at >= store.after(-REOPEN_WINDOW),
+                tables.EVENT.c.body.is_not(None),
             )
             .order_by(key)
             .limit(REOPEN_BATCH)
@@ -163,7 +142,9 @@ def reopen(store: Store, source: str, event_type: str) -> int:
         )
         change = {"state": enters(Move.REOPEN), "due_at": store.now(), "finished_at": None, "reason": None}
         with store.write() as connection:
-            statement = update(EVENT).where(_among(chosen)).values(**change).returning(EVENT.c.id)
+            statement = (
+                sa.update(tables.EVENT).where(_among(chosen)).values(**change).returning(tables.EVENT.c.id)
+            )
             # Counted by its rows: SQLite's driver says -1 of a statement that begins with a CTE.
             changed = len(connection.execute(statement).all())
         total += changed
@@ -185,33 +166,33 @@ def prune(store: Store, windows: Mapping[str, Retention]) -> dict[str, int]:
     return counts
 
 
-def erase_contents(connection: Connection, events: Collection[UUID]) -> None:
+def erase_contents(connection: sa.Connection, events: Collection[UUID]) -> None:
     """Erase what calls of these events sent and got, and what was computed for them; the facts stay."""
     gone = {"headers": "{}", "body": None, "answer": None, "answer_headers": None}
-    connection.execute(update(CALL).where(CALL.c.event.in_(events)).values(**gone))
-    connection.execute(delete(VALUE).where(VALUE.c.event.in_(events)))
+    connection.execute(sa.update(tables.CALL).where(tables.CALL.c.event.in_(events)).values(**gone))
+    connection.execute(sa.delete(tables.VALUE).where(tables.VALUE.c.event.in_(events)))
 
 
-def _nudged(store: Store) -> ColumnElement[bool]:
+def _nudged(store: Store) -> sa.ColumnElement[bool]:
     # As the partial index has it: the number written out, and a range of its column to search.
-    return and_(EVENT.c.nudges > literal_column("0"), EVENT.c.nudged_at <= store.now())
+    return sa.and_(tables.EVENT.c.nudges > sa.literal_column("0"), tables.EVENT.c.nudged_at <= store.now())
 
 
-def _not_just_recorded(store: Store, sweep: timedelta) -> ColumnElement[bool]:
+def _not_just_recorded(store: Store, sweep: timedelta) -> sa.ColumnElement[bool]:
     # The web process nudges what it has just recorded, so a new row is left alone for one sweep.
-    return or_(EVENT.c.state == State.WAITING, EVENT.c.due_at <= store.after(-sweep))
+    return sa.or_(tables.EVENT.c.state == State.WAITING, tables.EVENT.c.due_at <= store.after(-sweep))
 
 
-def _mark_nudged(store: Store, connection: Connection, rows: Select[Any]) -> list[UUID]:
-    change = {"nudged_at": store.now(), "nudges": EVENT.c.nudges + 1}
+def _mark_nudged(store: Store, connection: sa.Connection, rows: sa.Select[Any]) -> list[UUID]:
+    change = {"nudged_at": store.now(), "nudges": tables.EVENT.c.nudges + 1}
     chosen = _among(rows.with_for_update(skip_locked=True))
-    statement = update(EVENT).where(chosen).values(**change).returning(EVENT.c.id)
+    statement = sa.update(tables.EVENT).where(chosen).values(**change).returning(tables.EVENT.c.id)
     return list(connection.execute(statement).scalars())
 
 
-def _among(rows: Select[Any]) -> ColumnElement[bool]:
+def _among(rows: sa.Select[Any]) -> sa.ColumnElement[bool]:
     # A CTE is evaluated once; as a plain subquery, PostgreSQL may run it again for each row, past its limit.
-    return EVENT.c.id.in_(select(rows.cte("chosen").c.id))
+    return tables.EVENT.c.id.in_(sa.select(rows.cte("chosen").c.id))
 
 
 def _in_batches(
@@ -227,20 +208,30 @@ def _in_batches(
 
 
 def _erase_payloads(store: Store, source: str, age: timedelta) -> int:
-    chosen = _oldest_ended(store, source, age, EVENT.c.body.is_not(None))
+    chosen = _oldest_ended(store, source, age, tables.EVENT.c.body.is_not(None))
     with store.write() as connection:
         change = {"body": None, "headers": None, "address": None}
-        statement = update(EVENT).where(_among(chosen)).values(**change).returning(EVENT.c.id)
+        statement = (
+            sa.update(tables.EVENT).where(_among(chosen)).values(**change).returning(tables.EVENT.c.id)
+        )
         events = connection.execute(statement).scalars().all()
         # Also other bodies that came after their event's own payload had been erased.
-        erased = exists().where(
-            EVENT.c.id == CONFLICT.c.event, EVENT.c.source == source, EVENT.c.body.is_(None)
+        erased = sa.exists().where(
+            tables.EVENT.c.id == tables.CONFLICT.c.event,
+            tables.EVENT.c.source == source,
+            tables.EVENT.c.body.is_(None),
         )
-        late = and_(CONFLICT.c.at < store.after(-age), erased)
-        connection.execute(delete(CONFLICT).where(or_(CONFLICT.c.event.in_(events), late)))
-        connection.execute(update(DUPLICATE).where(DUPLICATE.c.event.in_(events)).values(address=None))
+        late = sa.and_(tables.CONFLICT.c.at < store.after(-age), erased)
+        connection.execute(
+            sa.delete(tables.CONFLICT).where(sa.or_(tables.CONFLICT.c.event.in_(events), late))
+        )
+        connection.execute(
+            sa.update(tables.DUPLICATE).where(tables.DUPLICATE.c.event.in_(events)).values(address=None)
+        )
         # A traceback quotes what the handler had in its hands.
-        connection.execute(update(ATTEMPT).where(ATTEMPT.c.event.in_(events)).values(error=None))
+        connection.execute(
+            sa.update(tables.ATTEMPT).where(tables.ATTEMPT.c.event.in_(events)).values(error=None)
+        )
         erase_contents(connection, events)
     return len(events)
 
@@ -248,15 +239,21 @@ def _erase_payloads(store: Store, source: str, age: timedelta) -> int:
 def _delete_ids(store: Store, source: str, age: timedelta) -> int:
     before = store.after(-age)
     # The newest duplicate counts: while a provider still sends an id, its tombstone stands.
-    quiet = or_(EVENT.c.last_duplicate_at.is_(None), EVENT.c.last_duplicate_at < before)
-    chosen = _oldest_ended(store, source, age, and_(EVENT.c.received_at < before, quiet))
+    quiet = sa.or_(tables.EVENT.c.last_duplicate_at.is_(None), tables.EVENT.c.last_duplicate_at < before)
+    chosen = _oldest_ended(store, source, age, sa.and_(tables.EVENT.c.received_at < before, quiet))
     with store.write() as connection:
-        return len(connection.execute(delete(EVENT).where(_among(chosen)).returning(EVENT.c.id)).all())
+        return len(
+            connection.execute(
+                sa.delete(tables.EVENT).where(_among(chosen)).returning(tables.EVENT.c.id)
+            ).all()
+        )
 
 
-def _oldest_ended(store: Store, source: str, age: timedelta, which: ColumnElement[bool]) -> Select[Any]:
+def _oldest_ended(store: Store, source: str, age: timedelta, which: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """Return a source's events that ended longest ago, one batch of those that are past their window."""
-    ended = EVENT.c.state.in_((State.DONE, State.DEAD, State.IGNORED))
-    old = and_(EVENT.c.source == source, ended, EVENT.c.finished_at < store.after(-age))
-    rows = select(EVENT.c.id).where(old, which).order_by(EVENT.c.finished_at).limit(PRUNE_BATCH)
+    ended = tables.EVENT.c.state.in_((State.DONE, State.DEAD, State.IGNORED))
+    old = sa.and_(tables.EVENT.c.source == source, ended, tables.EVENT.c.finished_at < store.after(-age))
+    rows = (
+        sa.select(tables.EVENT.c.id).where(old, which).order_by(tables.EVENT.c.finished_at).limit(PRUNE_BATCH)
+    )
     return rows.with_for_update(skip_locked=True)

@@ -15,20 +15,7 @@ from sqlalchemy.types import Integer
 
 from receiver.ledger.counters import ALL_TIME, CounterKind, Total, totals
 from receiver.ledger.filter import sources
-from receiver.ledger.reports.models import (
-    CallFigures,
-    Due,
-    FiguresView,
-    Flow,
-    Oldest,
-    Pending,
-    Rejection,
-    RejectionCount,
-    Rejections,
-    Stats,
-    Throughput,
-    WorkerHeartbeat,
-)
+from receiver.ledger.reports import models
 from receiver.ledger.states import OPEN, UNFINISHED, CallState, SendOutcome, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, COUNTER, EVENT, SAMPLE, WORKER, in_state
@@ -51,7 +38,7 @@ MINUTE = timedelta(minutes=1)
 PRESENT = 60.0
 
 
-def stats(store: Store) -> Stats:
+def stats(store: Store) -> models.Stats:
     """Return figures for each source that has events or rejections, and for each API that was called.
 
     The oldest of a source without unfinished events is None, and rejections cover the last 30 days. It reads
@@ -59,10 +46,10 @@ def stats(store: Store) -> Stats:
     """
     with store.read() as connection:
         data = _figures_by_source(store, connection)
-        return Stats(data=data, calls=_figures_by_api(connection), next=None)
+        return models.Stats(data=data, calls=_figures_by_api(connection), next=None)
 
 
-def _figures_by_source(store: Store, connection: Connection) -> list[FiguresView]:
+def _figures_by_source(store: Store, connection: Connection) -> list[models.FiguresView]:
     found: dict[str, dict[str, Any]] = defaultdict(
         lambda: {
             "accepted": 0,
@@ -90,15 +77,15 @@ def _figures_by_source(store: Store, connection: Connection) -> list[FiguresView
     refused = select(COUNTER.c.name, COUNTER.c.what, func.sum(COUNTER.c.count)).where(*REJECTION_MINUTES)
     for source, reason, count in connection.execute(refused.group_by(COUNTER.c.name, COUNTER.c.what)):
         found[source]["rejections"][reason] = int(count)
-    return [FiguresView(source=source, **found[source]) for source in sorted(found)]
+    return [models.FiguresView(source=source, **found[source]) for source in sorted(found)]
 
 
-def _figures_by_api(connection: Connection) -> list[CallFigures]:
-    found: dict[str, CallFigures] = {}
+def _figures_by_api(connection: Connection) -> list[models.CallFigures]:
+    found: dict[str, models.CallFigures] = {}
     columns = CALL.c.api, CALL.c.state, CALL.c.outcome
     grouped = select(*columns, func.count().label("calls")).group_by(*columns).order_by(CALL.c.api)
     for row in connection.execute(grouped):
-        nothing = CallFigures(api=row.api, count=0, states=dict.fromkeys(CallState, 0), outcomes={})
+        nothing = models.CallFigures(api=row.api, count=0, states=dict.fromkeys(CallState, 0), outcomes={})
         counts = found.setdefault(row.api, nothing)
         counts.count += row.calls
         counts.states[CallState(row.state)] += row.calls
@@ -108,7 +95,7 @@ def _figures_by_api(connection: Connection) -> list[CallFigures]:
     return list(found.values())
 
 
-def rejections(store: Store, source: str | None = None) -> Rejections:
+def rejections(store: Store, source: str | None = None) -> models.Rejections:
     """Return the counts and the samples of one source or all, newest first; at most 1,000 counts."""
     source_, reason, minute = COUNTER.c.name.label("source"), COUNTER.c.what.label("reason"), COUNTER.c.minute
     # One count may be spread over several rows.
@@ -122,12 +109,12 @@ def rejections(store: Store, source: str | None = None) -> Rejections:
         latest = latest.where(SAMPLE.c.source == plain(source))
     with store.read() as connection:
         rows = connection.execute(counts.limit(REJECTION_MINUTES_MAX)).mappings()
-        data = [RejectionCount(**row) for row in rows]
-        samples = [Rejection(**row) for row in connection.execute(latest).mappings()]
-    return Rejections(data=data, latest=samples, next=None)
+        data = [models.RejectionCount(**row) for row in rows]
+        samples = [models.Rejection(**row) for row in connection.execute(latest).mappings()]
+    return models.Rejections(data=data, latest=samples, next=None)
 
 
-def pending(store: Store) -> Pending:
+def pending(store: Store) -> models.Pending:
     """Return what is on its way and what waits for a person. It reads no row of an event that is done."""
     with store.read() as connection:
         now = connection.execute(select(store.now())).scalar_one()
@@ -139,12 +126,12 @@ def pending(store: Store) -> Pending:
         late = (in_state(store, *UNFINISHED), EVENT.c.due_at <= store.now())
         count, first = connection.execute(select(func.count(), func.min(EVENT.c.due_at)).where(*late)).one()
         waits = max(0.0, (now - first).total_seconds()) if first else 0.0
-        due = Due(count=count, seconds=waits)
-        return Pending(at=now, states=states, oldest=_oldest(connection, now), due=due)
+        due = models.Due(count=count, seconds=waits)
+        return models.Pending(at=now, states=states, oldest=_oldest(connection, now), due=due)
 
 
-def _oldest(connection: Connection, now: datetime) -> Oldest | None:
-    names = [name for name in Oldest.model_fields if name != "seconds"]
+def _oldest(connection: Connection, now: datetime) -> models.Oldest | None:
+    names = [name for name in models.Oldest.model_fields if name != "seconds"]
     columns = [EVENT.c[name] for name in names]
     # One look into the index for each state; a list of states would sort all of their rows.
     rows = [
@@ -157,10 +144,10 @@ def _oldest(connection: Connection, now: datetime) -> Oldest | None:
     if row is None:
         return None
     waits = max(0.0, (now - row.received_at).total_seconds())
-    return Oldest(**{name: getattr(row, name) for name in names}, seconds=waits)
+    return models.Oldest(**{name: getattr(row, name) for name in names}, seconds=waits)
 
 
-def throughput(store: Store, minutes: int) -> Throughput:
+def throughput(store: Store, minutes: int) -> models.Throughput:
     """Return counts for each of the last `minutes` minutes, the one under way last.
 
     Accepted counts by the time in the event's id, which the web process that took it set; both others by the
@@ -179,7 +166,7 @@ def throughput(store: Store, minutes: int) -> Throughput:
         }
         duplicates = {at: int(count) for at, count in connection.execute(counted)}
     counts["duplicates"] = [duplicates.get(start, 0) for start in starts]
-    return Throughput(**{"from": starts[0]}, minutes=minutes, **counts)
+    return models.Throughput(**{"from": starts[0]}, minutes=minutes, **counts)
 
 
 def _count_between(
@@ -193,14 +180,14 @@ def _count_between(
     return [row[1] for row in connection.execute(select(minute.c.number, counted).order_by(minute.c.number))]
 
 
-def flow(store: Store, minutes: int) -> dict[str, Flow]:
+def flow(store: Store, minutes: int) -> dict[str, models.Flow]:
     """Return what each source with events or rejections got and did in the last `minutes` minutes.
 
     It counts as `throughput` does.
     """
     with store.read() as connection:
         since = connection.execute(select(store.now())).scalar_one() - MINUTE * minutes
-        found: dict[str, Flow] = defaultdict(Flow)
+        found: dict[str, models.Flow] = defaultdict(models.Flow)
         # Counted for each source by itself: its index begins with the source.
         known = sources().subquery()
         mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= _first_id(since))
@@ -227,13 +214,13 @@ def _first_id(at: datetime) -> Any:
     return uuid7(int(at.timestamp() * 1000), 0)
 
 
-def workers(store: Store) -> list[WorkerHeartbeat]:
+def workers(store: Store) -> list[models.WorkerHeartbeat]:
     """Return the workers of the last hour, the one seen latest first."""
     with store.read() as connection:
         chosen = select(WORKER, store.now().label("now")).order_by(WORKER.c.seen_at.desc())
         rows = connection.execute(chosen).all()
     return [
-        WorkerHeartbeat(
+        models.WorkerHeartbeat(
             name=row.name,
             started_at=row.started_at,
             seen_at=row.seen_at,

@@ -14,24 +14,8 @@ from sqlalchemy import Connection, Select, func, select
 
 from receiver.ledger.errors import UnknownEvent
 from receiver.ledger.filter import EventFilter, conditions
+from receiver.ledger.reports import models
 from receiver.ledger.reports.call_timeline import calls_of
-from receiver.ledger.reports.models import (
-    PAGE_MAX,
-    Action,
-    Attempt,
-    Conflict,
-    ConflictInFull,
-    Duplicate,
-    Duplicates,
-    EventInFull,
-    EventsView,
-    EventView,
-    Nudges,
-    ShapeT,
-    Story,
-    next_cursor,
-    read_cursor,
-)
 from receiver.ledger.reports.next_step import deciding, outlook
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, ATTEMPT, CONFLICT, DUPLICATE, EVENT
@@ -56,30 +40,30 @@ class Original:
 class OtherBody(Original):
     """A conflicting body: another one that was received under an event's id."""
 
-    conflict: Conflict
+    conflict: models.Conflict
     body: bytes = field(repr=False)
 
-    def in_full(self, shown: bytes) -> ConflictInFull:
+    def in_full(self, shown: bytes) -> models.ConflictInFull:
         """Return the conflict with `shown`, the part of its bytes that may be seen."""
-        return ConflictInFull(**dict(self.conflict), headers=dict(self.headers), **readable(shown))
+        return models.ConflictInFull(**dict(self.conflict), headers=dict(self.headers), **readable(shown))
 
 
 def list_events(
     store: Store, which: EventFilter, *, limit: int = 50, cursor: str | None = None
-) -> EventsView:
+) -> models.EventsView:
     """Return one page of events, newest first. Events that arrive meanwhile shift no page.
 
     Raises BadCursor for a cursor that was not made here.
     """
-    size = max(1, min(limit, PAGE_MAX))
-    columns = [EVENT.c[name] for name in EventView.model_fields]
+    size = max(1, min(limit, models.PAGE_MAX))
+    columns = [EVENT.c[name] for name in models.EventView.model_fields]
     statement = select(*columns).where(*conditions(store, which)).order_by(EVENT.c.id.desc())
     if cursor:
-        statement = statement.where(EVENT.c.id < read_cursor(cursor))
+        statement = statement.where(EVENT.c.id < models.read_cursor(cursor))
     with store.read() as connection:
         rows = connection.execute(statement.limit(size + 1)).all()
-    data = [EventView.model_validate(row, from_attributes=True) for row in rows[:size]]
-    return EventsView(data=data, next=next_cursor(rows, size))
+    data = [models.EventView.model_validate(row, from_attributes=True) for row in rows[:size]]
+    return models.EventsView(data=data, next=models.next_cursor(rows, size))
 
 
 def find_event(store: Store, source: str, event_id: str) -> UUID:
@@ -92,7 +76,7 @@ def find_event(store: Store, source: str, event_id: str) -> UUID:
     return found
 
 
-def story(store: Store, event: UUID) -> Story:
+def story(store: Store, event: UUID) -> models.Story:
     """Return an event's whole story: attempts and calls in their order, other lists newest first.
 
     Raises UnknownEvent.
@@ -102,26 +86,28 @@ def story(store: Store, event: UUID) -> Story:
         row = connection.execute(found).first()
         if row is None:
             raise UnknownEvent(f"No event {event} is in the ledger.")
-        actions = _select(ACTION, Action).where(ACTION.c.event == event)
-        attempts = _select(ATTEMPT, Attempt).where(ATTEMPT.c.event == event)
-        duplicates = _select(DUPLICATE, Duplicate).where(DUPLICATE.c.event == event)
+        actions = _select(ACTION, models.Action).where(ACTION.c.event == event)
+        attempts = _select(ATTEMPT, models.Attempt).where(ATTEMPT.c.event == event)
+        duplicates = _select(DUPLICATE, models.Duplicate).where(DUPLICATE.c.event == event)
         size = func.length(CONFLICT.c.body).label("size")
-        columns = [CONFLICT.c.get(name, size) for name in Conflict.model_fields]
+        columns = [CONFLICT.c.get(name, size) for name in models.Conflict.model_fields]
         conflicts = select(*columns).where(CONFLICT.c.event == event)
         latest = attempts.order_by(ATTEMPT.c.claim.desc()).limit(ATTEMPTS_SHOWN)
-        columns_of_event = {name: getattr(row, name) for name in EventInFull.model_fields if name != "size"}
-        return Story(
-            event=EventInFull(**columns_of_event, size=None if row.body is None else len(row.body)),
-            duplicates=Duplicates(
+        columns_of_event = {
+            name: getattr(row, name) for name in models.EventInFull.model_fields if name != "size"
+        }
+        return models.Story(
+            event=models.EventInFull(**columns_of_event, size=None if row.body is None else len(row.body)),
+            duplicates=models.Duplicates(
                 count=row.duplicates,
                 first=row.first_duplicate_at,
                 last=row.last_duplicate_at,
-                latest=_all(connection, Duplicate, duplicates.order_by(DUPLICATE.c.at.desc())),
+                latest=_all(connection, models.Duplicate, duplicates.order_by(DUPLICATE.c.at.desc())),
             ),
-            conflicts=_all(connection, Conflict, conflicts.order_by(CONFLICT.c.at.desc())),
-            attempts=_all(connection, Attempt, latest)[::-1],
-            actions=_all(connection, Action, actions.order_by(ACTION.c.at.desc(), ACTION.c.id.desc())),
-            nudges=Nudges(count=row.nudges, last=row.nudged_at),
+            conflicts=_all(connection, models.Conflict, conflicts.order_by(CONFLICT.c.at.desc())),
+            attempts=_all(connection, models.Attempt, latest)[::-1],
+            actions=_all(connection, models.Action, actions.order_by(ACTION.c.at.desc(), ACTION.c.id.desc())),
+            nudges=models.Nudges(count=row.nudges, last=row.nudged_at),
             calls=calls_of(connection, event),
             next=outlook(row, row.now, deciding(connection, row)),
         )
@@ -152,7 +138,7 @@ def other_bodies(store: Store, event: UUID) -> list[OtherBody]:
             content_type=row.content_type,
             headers=json.loads(row.headers),
             body=row.body,
-            conflict=Conflict(
+            conflict=models.Conflict(
                 body_hash=row.body_hash,
                 at=row.at,
                 size=len(row.body),
@@ -164,9 +150,9 @@ def other_bodies(store: Store, event: UUID) -> list[OtherBody]:
     ]
 
 
-def _select(table: Any, shape: type[ShapeT]) -> Select[Any]:
+def _select(table: Any, shape: type[models.ShapeT]) -> Select[Any]:
     return select(*[table.c[name] for name in shape.model_fields])
 
 
-def _all(connection: Connection, shape: type[ShapeT], statement: Select[Any]) -> list[ShapeT]:
+def _all(connection: Connection, shape: type[models.ShapeT], statement: Select[Any]) -> list[models.ShapeT]:
     return [shape(**row) for row in connection.execute(statement).mappings()]
