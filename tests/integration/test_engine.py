@@ -278,7 +278,7 @@ def test_a_database_that_goes_away_is_503(
     guarded.view = view
     with monkeypatch.context() as patched:
         if not released:
-            patched.setattr(engine_module, "drop_key", fail)
+            patched.setattr(engine_module.idempotency_keys, "drop_key", fail)
         answer = guarded.send()
     guarded.store.engine.dispose()
     assert (answer.status_code, guarded.deeds, guarded.keys) == (503, 0, int(not released))
