@@ -95,7 +95,11 @@ class Settings(BaseSettings):
     public_url: str = Field(default="", validation_alias="FIRSTSEEN_PUBLIC_URL")
     proxy_hops: Annotated[int, Field(ge=0, le=10)] = Field(default=0, validation_alias="FIRSTSEEN_PROXY_HOPS")
     web_concurrency: Count = Field(default=1, validation_alias="WEB_CONCURRENCY")
-    web_threads: Count = Field(default=16, validation_alias="FIRSTSEEN_WEB_THREADS")
+    web_threads: Count = Field(default=4, validation_alias="FIRSTSEEN_WEB_THREADS")
+    # Ten seconds: a megabyte at a slow phone's pace, and no provider's own timeout is longer by much.
+    upload_timeout: Duration = Field(
+        default=timedelta(seconds=10), validation_alias="FIRSTSEEN_UPLOAD_TIMEOUT"
+    )
     worker_concurrency: Count = Field(default=16, validation_alias="WORKER_CONCURRENCY")
     logs: Form = Field(default="auto", validation_alias="FIRSTSEEN_LOGS")
     metrics_token: SecretStr = Field(

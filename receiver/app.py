@@ -1,7 +1,10 @@
 """`create_app`: the web side put together from its settings."""
 
 import logging
+import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from flask import Blueprint, Flask, Response, jsonify
@@ -19,7 +22,7 @@ from receiver.dashboard.auth import set_up_sessions
 from receiver.dashboard.pages import dashboard_views
 from receiver.dispatch import Background, Dispatcher
 from receiver.endpoints import build_endpoints
-from receiver.ingress import Ingress
+from receiver.ingress import Ingress, ingress_views
 from receiver.ledger.counters import record_rejections
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.intake import Recorder
@@ -35,29 +38,53 @@ log = logging.getLogger(__name__)
 # Counts that wait, and seconds between two writes: a flood is counted as far as there is room.
 COUNTS_ROOM, COUNTS_PAUSE = 10_000, 1.0
 
+# Seconds that the ledger's health is remembered: anybody may ask for it, at any rate.
+READY_SECONDS = 1.0
+
 # Seconds that a worker may be silent at the least: it reports at every sweep, and a busy one may be late.
 LEAST_PATIENCE = 20.0
 
 
+@dataclass(frozen=True)
+class Web:
+    """The web side, whole: the Flask application, and its parts for the gateway around it."""
+
+    settings: Settings
+    app: Flask
+    ingress: Ingress
+    recorder: Recorder
+    observer: Observer
+    instruments: Instruments
+
+
 def create_app(settings: Settings | None = None) -> Flask:
-    """Build the WSGI application. Raises ConfigError with one sentence when it is misconfigured."""
-    settings = settings or load_settings()
+    """Build the WSGI application, for any WSGI server. Raises ConfigError when it is misconfigured."""
+    return build_web(settings or load_settings()).app
+
+
+def build_web(settings: Settings, metrics_folder: str | None = None) -> Web:
+    """Put the web side together; processes that share `metrics_folder` report their measures as one."""
     set_up_logs(settings.logs)
     sources = load_sources(settings.sources_path, load_providers(), environment())
     endpoints = build_endpoints(sources)
     store = Store(settings.database, pool=settings.db_pool)
-    instruments = Instruments()
+    instruments = Instruments(metrics_folder)
     dispatcher = Dispatcher(settings.broker, instruments.nudged)
     count = partial(record_rejections, store)
     rejections = Background("rejections", count, room=COUNTS_ROOM, batch=COUNTS_ROOM, pause=COUNTS_PAUSE)
-    ingress = Ingress(endpoints, Recorder(store), dispatcher, rejections, settings.public_url)
+    # After the commit, as a worker that wakes earlier finds no row.
+    recorder = Recorder(
+        store, lambda verdicts: dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
+    )
+    ingress = Ingress(endpoints, rejections, settings.public_url)
     app = Flask("receiver", static_folder=None)
     if settings.proxy_hops:
         hops = settings.proxy_hops
         # Without the prefix: a proxy that does not set that header passes on whatever a client wrote there.
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=0)  # type: ignore[method-assign]
-    Observer(instruments).watch(app)
-    app.register_blueprint(ingress.views())
+    observer = Observer(instruments)
+    observer.watch(app)
+    app.register_blueprint(ingress_views(ingress, recorder))
     app.register_blueprint(health_views(store, dispatcher))
     app.register_blueprint(metrics_views(store, settings.metrics_token.get_secret_value(), instruments))
     service = Service(store, sources, dispatcher.nudge)
@@ -72,12 +99,33 @@ def create_app(settings: Settings | None = None) -> Flask:
     except LedgerError as error:
         # It serves all the same: it cannot know when the ledger is there, and /readyz says what is wrong.
         log.warning("Deliveries get 503 until this is mended: %s", error)
-    return app
+    return Web(settings, app, ingress, recorder, observer, instruments)
+
+
+class Readiness:
+    """Whether the ledger answers, asked at most once in READY_SECONDS by all that want to know."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._lock = store, threading.Lock()
+        self._until, self._problem = 0.0, ""
+
+    def problem(self) -> str:
+        """Return a sentence on what is wrong, or nothing."""
+        with self._lock:
+            if time.monotonic() >= self._until:
+                try:
+                    check_schema(self._store)
+                    self._problem = ""
+                except LedgerError as error:
+                    self._problem = str(error)
+                self._until = time.monotonic() + READY_SECONDS
+            return self._problem
 
 
 def health_views(store: Store, dispatcher: Dispatcher) -> Blueprint:
     """Build `/healthz` (the process lives) and `/readyz` (the ledger answers and has the right schema)."""
     views = Blueprint("health", __name__)
+    readiness = Readiness(store)
 
     @views.get("/healthz")
     def healthz() -> Response:
@@ -86,10 +134,8 @@ def health_views(store: Store, dispatcher: Dispatcher) -> Blueprint:
     @views.get("/readyz")
     def readyz() -> tuple[Response, int]:
         # The broker is reported and fails nothing: without it events wait in the ledger.
-        try:
-            check_schema(store)
-        except LedgerError as error:
-            return jsonify(status="unavailable", ledger=str(error), broker=dispatcher.state), 503
+        if problem := readiness.problem():
+            return jsonify(status="unavailable", ledger=problem, broker=dispatcher.state), 503
         return jsonify(status="ok", ledger="ok", broker=dispatcher.state), 200
 
     return views

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -44,17 +45,20 @@ class Dispatcher:
     def __init__(self, broker: str, count: Callable[[str, int], None] | None = None) -> None:
         self._count = count or (lambda _result, _nudges: None)
         self._app = Celery("firstseen-web", **publisher_options(broker), set_as_current=False)
-        self._background: Background[UUID] = Background("dispatch", self._publish, room=ROOM, batch=ROOM)
+        self._background: Background[Sequence[UUID]] = Background(
+            "dispatch", self._publish, room=ROOM, batch=ROOM
+        )
         self._pace = Pace(AT_ONCE, PAUSE)
         self.state = "untried"
 
     def nudge(self, events: Iterable[UUID]) -> None:
         """Queue wake-ups, one for each event unless many come at once; never waits, never fails."""
-        for event in events:
-            self._background.put(event)
+        together = list(events)
+        if together:
+            self._background.put(together)
 
-    def _publish(self, events: Sequence[UUID]) -> None:
-        backlog = deque(events, maxlen=BACKLOG)
+    def _publish(self, events: Sequence[Sequence[UUID]]) -> None:
+        backlog = deque(chain.from_iterable(events), maxlen=BACKLOG)
         while backlog:
             self._pace.wait()
             try:

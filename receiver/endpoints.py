@@ -193,6 +193,11 @@ class Endpoint:
     extractor: Extractor
     handshakes: Handshakes
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether verifying may wait for the network, or for a user's own code."""
+        return isinstance(self.scheme, Verifier) and self.scheme.may_wait
+
     def verify(self, request: Request, now: float) -> None:
         """Raise InvalidSignature unless this request proves its sender, CannotVerify when it is unknown."""
         self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)

@@ -4,16 +4,22 @@
 both.
 """
 
+import functools
+import json
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Final
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final
 
 from flask import Blueprint, Response, request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from config.credentials import ApiKey, bearer_token, find_api_key
@@ -21,10 +27,10 @@ from receiver.ledger.counters import CounterKind
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.reports import LedgerFigures, figures
 from receiver.ledger.store import Store
+from receiver.ledger.text import random_hex
 from receiver.problems import Problem
 
-# The variable in which prometheus_client looks, once, when it is imported. `receiver.__main__` sets it.
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+log = logging.getLogger(__name__)
 
 # Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
 # must not answer with older totals than another did before.
@@ -67,48 +73,105 @@ GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
 }
 
 
-class Instruments:
-    """The measures of one web process; the ledger counts the rest."""
+class Instruments(Collector):
+    """The measures of one web process, at the cost of an addition each; the ledger counts the rest.
 
-    def __init__(self) -> None:
-        self.own = CollectorRegistry()
-        self._answers: dict[tuple[str, int], Histogram] = {}
-        self.answers = Histogram(
-            "firstseen_answer_seconds",
-            "Time from a request's arrival to its answer.",
-            ["route", "status"],
-            buckets=ANSWER_BUCKETS,
-            registry=self.own,
-        )
-        self.batches = Histogram(
-            "firstseen_record_batch_events",
-            "Events that one delivery recorded in one transaction.",
-            buckets=BATCH_BUCKETS,
-            registry=self.own,
-        )
-        self.nudges = Counter(
-            "firstseen_nudges", "Wake-ups that the broker took, or not.", ["result"], registry=self.own
-        )
+    Processes of one server share a folder, into which each writes its measures once a second: whichever is
+    asked reports them all. The measures of a process that ended stay, so totals never go down.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._file = Path(folder) / f"{os.getpid()}-{random_hex()}.json" if folder else None
+        # The last number of each histogram is the sum, those before it belong to the buckets and to +Inf.
+        self._answers: dict[tuple[str, int], list[float]] = {}
+        self._batches = [0.0] * (len(BATCH_BUCKETS) + 2)
+        self._nudges: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._changed = False
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer and its time."""
-        # prometheus_client looks labels up under a lock and by text, which costs more than the observation.
-        found = self._answers.get((route, status))
-        if found is None:
-            found = self._answers[route, status] = self.answers.labels(route, str(status))
-        found.observe(seconds)
+        with self._lock:
+            counts = self._answers.get((route, status))
+            if counts is None:
+                counts = self._answers[route, status] = [0.0] * (len(ANSWER_BUCKETS) + 2)
+            counts[bisect_left(ANSWER_BUCKETS, seconds)] += 1
+            counts[-1] += seconds
+            self._changed = True
+
+    def recorded(self, events: int) -> None:
+        """Count the events of one delivery."""
+        with self._lock:
+            self._batches[bisect_left(BATCH_BUCKETS, events)] += 1
+            self._batches[-1] += events
+            self._changed = True
 
     def nudged(self, result: str, count: int) -> None:
         """Count nudges that the broker took, or that failed."""
-        self.nudges.labels(result).inc(count)
+        with self._lock:
+            self._nudges[result] = self._nudges.get(result, 0) + count
+            self._changed = True
 
-    def registry(self) -> CollectorRegistry:
-        """Return a registry to read, of all processes of this server where they share a folder."""
-        if not os.environ.get(FOLDER):
-            return self.own
-        together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return together
+    def flush(self) -> None:
+        """Write this process's measures into the folder, if they changed."""
+        with self._lock:
+            if self._file is None or not self._changed:
+                return
+            self._changed, mine = False, json.dumps(self._measures())
+        try:
+            fresh = self._file.with_suffix(".new")
+            fresh.write_text(mine)
+            fresh.replace(self._file)
+        except OSError as error:
+            log.warning("The folder of the measures takes none: %s", type(error).__name__)
+
+    def describe(self) -> list[Metric]:
+        """Name nothing beforehand: a registry would collect to find out."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the measures of all processes of this server."""
+        self.flush()
+        if self._file is None:
+            with self._lock:
+                found = [self._measures()]
+        else:
+            found = [json.loads(path.read_text()) for path in self._file.parent.glob("*.json")]
+        answers: dict[tuple[str, int], list[float]] = {}
+        nudges: Counter[str] = Counter()
+        for measures in found:
+            nudges.update(measures["nudges"])
+            for route, status, counts in measures["answers"]:
+                answers[route, status] = _added(answers.get((route, status)), counts)
+        text = "Time from a request's arrival to its answer."
+        histogram = HistogramMetricFamily("firstseen_answer_seconds", text, labels=("route", "status"))
+        for (route, status), counts in answers.items():
+            buckets, total = _buckets(ANSWER_BUCKETS, counts)
+            histogram.add_metric((route, str(status)), buckets, total)
+        yield histogram
+        batches = functools.reduce(_added, (measures["batches"] for measures in found), None)
+        buckets, total = _buckets(BATCH_BUCKETS, batches or self._batches)
+        text = "Events that one delivery recorded in one transaction."
+        yield HistogramMetricFamily("firstseen_record_batch_events", text, buckets, total)
+        text = "Wake-ups that the broker took, or not."
+        wakes = CounterMetricFamily("firstseen_nudges", text, labels=("result",))
+        for result, count in nudges.items():
+            wakes.add_metric((result,), count)
+        yield wakes
+
+    def _measures(self) -> dict[str, Any]:
+        answers = [[route, status, counts] for (route, status), counts in self._answers.items()]
+        return {"answers": answers, "batches": self._batches, "nudges": self._nudges}
+
+
+def _added(first: Sequence[float] | None, second: Sequence[float]) -> list[float]:
+    return list(second) if first is None else [a + b for a, b in zip(first, second, strict=True)]
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+    """Return a histogram's buckets, each with all that are below its bound, and its sum."""
+    names = [*(str(float(bound)) for bound in bounds), "+Inf"]
+    return list(zip(names, accumulate(counts[:-1]), strict=True)), counts[-1]
 
 
 class LedgerCollector(Collector):
@@ -160,8 +223,9 @@ class LedgerCollector(Collector):
 def metrics_views(store: Store, token: str, instruments: Instruments) -> Blueprint:
     """Return the route, which asks for the token; without one it answers that metrics are off."""
     views = Blueprint("metrics", __name__)
-    ledger = CollectorRegistry()
-    ledger.register(LedgerCollector(store))
+    registry = CollectorRegistry()
+    registry.register(instruments)
+    registry.register(LedgerCollector(store))
     # One key of its own, so that the token is compared as the API's keys are: in constant time.
     keys = (ApiKey("metrics", token, read_only=True),)
 
@@ -176,7 +240,6 @@ def metrics_views(store: Store, token: str, instruments: Instruments) -> Bluepri
                 "Send the token: Authorization: Bearer <FIRSTSEEN_METRICS_TOKEN>.",
                 {"WWW-Authenticate": 'Bearer realm="firstseen-metrics"'},
             )
-        text = generate_latest(instruments.registry()) + generate_latest(ledger)
-        return Response(text, content_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return views

@@ -1,6 +1,8 @@
 """Errors as RFC 9457 problem documents: a stable type, one sentence, no secrets, no bodies."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from flask import Flask, Response
@@ -12,6 +14,21 @@ DETAILS = {
     405: "This path does not take this method; the header Allow lists those that it takes.",
     500: "Something broke here, and the log says what. Send it again; if this stays, tell whoever runs it.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request gets, whichever server took it: a status, headers and a whole body."""
+
+    status: int
+    content_type: str
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        """Return it as Flask's."""
+        return Response(self.body, self.status, self.headers, content_type=self.content_type)
+
 
 # Seconds a provider is asked to wait while the ledger does not answer.
 RETRY_AFTER = 5
@@ -49,23 +66,32 @@ def answer_problems(app: Flask) -> None:
     app.register_error_handler(HTTPException, _answer_http)
 
 
-def answer_problem(problem: Problem) -> Response:
+def document(problem: Problem) -> Answer:
     """Return a Problem as its document."""
     if problem.bare:
-        return Response(b"", problem.status, problem.headers, content_type="text/plain; charset=utf-8")
+        return Answer(problem.status, "text/plain; charset=utf-8", b"", problem.headers)
     body = {
         "type": f"urn:firstseen:problem:{problem.kind}",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
     }
-    text = json.dumps(body)
-    return Response(text, problem.status, problem.headers, content_type="application/problem+json")
+    return Answer(problem.status, "application/problem+json", json.dumps(body).encode(), problem.headers)
+
+
+def http_problem(status: int, headers: dict[str, str] | None = None) -> Problem:
+    """Return the Problem of a bare HTTP error, with the sentence that fits its status."""
+    known = HTTPStatus(status)
+    kind = known.phrase.lower().replace(" ", "-")
+    return Problem(status, kind, DETAILS.get(status, f"{known.phrase}."), headers)
+
+
+def answer_problem(problem: Problem) -> Response:
+    """Return a Problem as Flask's response."""
+    return document(problem).response()
 
 
 def _answer_http(error: HTTPException) -> Response:
-    status = HTTPStatus(error.code or 500)
     # No other header of werkzeug's page fits a problem document.
     allowed = {name: value for name, value in error.get_headers() if name == "Allow"}
-    kind = status.phrase.lower().replace(" ", "-")
-    return answer_problem(Problem(status, kind, DETAILS.get(status, f"{status.phrase}."), allowed))
+    return answer_problem(http_problem(error.code or 500, allowed))

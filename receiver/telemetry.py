@@ -1,10 +1,11 @@
-"""What every request leaves behind: an id in its log lines and its response, a line, its time and its span.
+"""What every request leaves behind: an id in its log lines and its response, its time, its span, some a line.
 
-An `Observer` watches an application; views add what they know with `note_recorded` and `note_refused`.
+An `Observer` begins and ends `RequestFacts`, for each request of the gateway's own and, by Flask's hooks, for
+those of an application that it watches. A delivery that went as it should leaves a line at DEBUG only: the
+ledger has it, and routers log it.
 """
 
 import logging
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 from config.logs import begin, bind, unbind
 from config.tracing import describe, span
-from receiver.ledger.intake import Verdict
+from receiver.ledger.intake import Delivery, Verdict
+from receiver.ledger.text import random_hex
 from receiver.metrics import Instruments
 
 log = logging.getLogger(__name__)
@@ -37,22 +39,81 @@ DELIVERIES = "/webhooks/<source>"
 
 @dataclass(slots=True)
 class RequestFacts:
-    """The present request, in `g.facts` from its beginning to its end."""
+    """The present request, from its beginning to its end."""
 
     request_id: str
     route: str
     method: str
     begun: float = field(default_factory=time.perf_counter)
     events: int = 0
+    usual: bool = False
+    """Whether it is a delivery that went as it should."""
+    attributes: dict[str, str | int] = field(default_factory=dict)
     opened: AbstractContextManager[Span] | None = None
     span: Span = INVALID_SPAN
 
+    def note_recorded(self, source: str, deliveries: Sequence[Delivery], verdicts: Sequence[Verdict]) -> None:
+        """Add what it recorded to its log lines and its span."""
+        self.events = len(verdicts)
+        self.usual = not any(verdict.conflict for verdict in verdicts) and not any(
+            delivery.problem for delivery in deliveries
+        )
+        if self.usual and self.span is INVALID_SPAN and not log.isEnabledFor(logging.DEBUG):
+            return
+        self.attributes = {"source": source, "events": len(verdicts)}
+        if len(verdicts) == 1:
+            (verdict,) = verdicts
+            self.attributes = {
+                "source": source,
+                "event": str(verdict.event),
+                "event_id": verdict.event_id,
+                "verdict": verdict.name,
+            }
+        bind(**self.attributes)
+        describe(self.span, **self.attributes)
+
+    def note_refused(self, source: str, reason: str) -> None:
+        """Add to its log lines why it was refused."""
+        self.attributes = {"source": source, "refused": reason}
+        bind(**self.attributes)
+
 
 class Observer:
-    """Gives each request of an application its id, line, time and span."""
+    """Gives each request its id, time and span, and a line to those that nothing else tells of."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
+
+    def begin(self, route: str, method: str, sent_id: str | None, traceparent: str | None) -> RequestFacts:
+        """Begin a request with the id that a router gave it, or one of its own."""
+        request_id = sent_id if sent_id and WELL_FORMED.fullmatch(sent_id) else random_hex()
+        facts = RequestFacts(request_id, route, method)
+        begin(request=request_id)
+        if route == DELIVERIES:
+            # A sender is not trusted with our traces: its own is linked to, never joined.
+            facts.opened = span(f"POST {DELIVERIES}", SpanKind.SERVER, link=traceparent, root=True)
+            facts.span = facts.opened.__enter__()
+        return facts
+
+    def answered(self, facts: RequestFacts, status: int) -> None:
+        """Count a request by its route, status and time, and log it."""
+        took = time.perf_counter() - facts.begun
+        self._instruments.answered(facts.route, status, took)
+        if facts.events:
+            self._instruments.recorded(facts.events)
+        level = logging.DEBUG if facts.usual else logging.INFO
+        if facts.route not in QUIET and log.isEnabledFor(level):
+            method = facts.method if facts.route != UNKNOWN else "-"
+            # Bound once more: a thread that verified it bound them in a context of its own.
+            bind(**facts.attributes)
+            extra = {"status": status, "ms": round(took * 1000, 1)}
+            log.log(level, "%s %s: %d", method, facts.route, status, extra=extra)
+
+    def end(self, facts: RequestFacts, error: BaseException | None = None) -> None:
+        """Close the request's span and forget its facts, in the context in which it began."""
+        if facts.opened:
+            facts.opened.__exit__(type(error) if error else None, error, None)
+        unbind()
 
     def watch(self, app: Flask) -> None:
         """Observe every request of this application from now on."""
@@ -61,54 +122,15 @@ class Observer:
         app.teardown_request(self._end)
 
     def _begin(self) -> None:
-        sent = request.environ.get("HTTP_X_REQUEST_ID")
         route = request.url_rule.rule if request.url_rule else UNKNOWN
-        request_id = sent if sent and WELL_FORMED.fullmatch(sent) else os.urandom(16).hex()
-        facts = g.facts = RequestFacts(request_id, route, request.method)
-        begin(request=request_id)
-        if route == DELIVERIES:
-            # A sender is not trusted with our traces: its own is linked to, never joined.
-            sender = request.environ.get("HTTP_TRACEPARENT")
-            facts.opened = span(f"POST {DELIVERIES}", SpanKind.SERVER, link=sender, root=True)
-            facts.span = facts.opened.__enter__()
+        sent = request.environ.get("HTTP_X_REQUEST_ID")
+        g.facts = self.begin(route, request.method, sent, request.environ.get("HTTP_TRACEPARENT"))
 
     def _answered(self, response: Response) -> Response:
-        facts: RequestFacts = g.facts
-        took, status = time.perf_counter() - facts.begun, response.status_code
-        response.headers[REQUEST_ID] = facts.request_id
-        self._instruments.answered(facts.route, status, took)
-        if facts.events:
-            self._instruments.batches.observe(facts.events)
-        if facts.route not in QUIET:
-            extra = {"status": status, "ms": round(took * 1000, 1)}
-            method = facts.method if facts.route != UNKNOWN else "-"
-            log.info("%s %s: %d", method, facts.route, status, extra=extra)
+        response.headers[REQUEST_ID] = g.facts.request_id
+        self.answered(g.facts, response.status_code)
         return response
 
     def _end(self, error: BaseException | None) -> None:
-        facts: RequestFacts | None = g.pop("facts", None)
-        if facts and facts.opened:
-            facts.opened.__exit__(type(error) if error else None, error, None)
-        unbind()
-
-
-def note_recorded(source: str, verdicts: Sequence[Verdict]) -> None:
-    """Add what the present request recorded to its log lines and its span."""
-    facts: RequestFacts = g.facts
-    facts.events = len(verdicts)
-    attributes: dict[str, str | int] = {"source": source, "events": len(verdicts)}
-    if len(verdicts) == 1:
-        (verdict,) = verdicts
-        attributes = {
-            "source": source,
-            "event": str(verdict.event),
-            "event_id": verdict.event_id,
-            "verdict": verdict.name,
-        }
-    bind(**attributes)
-    describe(facts.span, **attributes)
-
-
-def note_refused(source: str, reason: str) -> None:
-    """Add to the present request's log lines why it was refused."""
-    bind(source=source, refused=reason)
+        if facts := g.pop("facts", None):
+            self.end(facts, error)

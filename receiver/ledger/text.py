@@ -1,13 +1,14 @@
 """What the ledger's columns hold, as text: storable ids, hashes, row ids and times.
 
 No text column takes U+0000, a lone surrogate, or more characters than it has room for: `storable` and
-`clipped` make any text fit. `hashed` and `digest` name bytes by their SHA-256, `uuid7` names rows, `rfc3339`
-writes times.
+`clipped` make any text fit. `hashed` and `digest` name bytes by their SHA-256, `uuid7` names rows,
+`random_hex` requests; `rfc3339` writes times.
 """
 
 import base64
 import hashlib
-import secrets
+import os
+import random
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -16,6 +17,11 @@ from uuid import UUID
 
 # Characters of a source, id, type, address or content type.
 TEXT_MAX = 255
+
+# Ids must be unique, not secret: RFC 9562 allows a seeded generator, and the system's own costs a call that
+# gives the interpreter away. A fork would repeat its parent's ids, so it begins with a seed of its own.
+_noise = random.Random(os.urandom(32))
+os.register_at_fork(after_in_child=lambda: _noise.seed(os.urandom(32)))
 
 
 def plain(text: str) -> str:
@@ -66,9 +72,14 @@ def uuid7(now_ms: int | None = None, random_bits: int | None = None) -> UUID:
     Row ids are these, so they sort by the time they were made.
     """
     milliseconds = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    noise = secrets.randbits(74) if random_bits is None else random_bits
+    noise = _noise.getrandbits(74) if random_bits is None else random_bits
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (noise >> 62) << 64 | 0b10 << 62
     return UUID(int=value | noise & (1 << 62) - 1)
+
+
+def random_hex() -> str:
+    """Return 128 random bits in hex, for what needs an id but no order."""
+    return f"{_noise.getrandbits(128):032x}"
 
 
 @overload

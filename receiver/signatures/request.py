@@ -43,17 +43,25 @@ class Request:
     body: bytes
 
     def header_values(self, name: str) -> tuple[str, ...]:
-        """Every value of a header, in order; the name in any case, hyphens and underscores alike."""
-        return self._headers_by_name.get(_header_key(name), ())
+        """Every value of a header, in order; the name in any case.
+
+        A name with underscores is found under hyphens too, as WSGI cannot tell them apart and some providers
+        (Walmart) have them. Never the other way round: a sender's `X_Id` does not pass for `X-Id`.
+        """
+        name = name.lower()
+        found = self._headers_by_name.get(name)
+        if found is None and "_" in name:
+            found = self._headers_by_name.get(name.replace("_", "-"))
+        return found or ()
 
     def header(self, name: str) -> str | None:
-        """Return the first value of a header, or None."""
+        """Return a header, or None; one that stands more than once is joined by commas (RFC 9110, 5.3)."""
         values = self.header_values(name)
-        return values[0] if values else None
+        return ", ".join(values) if values else None
 
     @cached_property
     def _headers_by_name(self) -> dict[str, tuple[str, ...]]:
-        return _collect((_header_key(name), value) for name, value in self.headers)
+        return _collect((name.lower(), value) for name, value in self.headers)
 
     @cached_property
     def payload(self) -> Parsed:
@@ -89,11 +97,6 @@ class Request:
         rest = self.url.partition("#")[0].partition("://")[2]
         slash = rest.find("/")
         return rest[slash:] if slash >= 0 else "/"
-
-
-def _header_key(name: str) -> str:
-    # WSGI cannot tell hyphens from underscores, and some providers (Walmart) have underscores in names.
-    return name.lower().replace("_", "-")
 
 
 def _collect(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:

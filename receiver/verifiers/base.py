@@ -25,6 +25,9 @@ MARK = "firstseen_verifier"
 class Verifier:
     """A scheme of code. Most providers sign with a key of their own, so it signs nothing by default."""
 
+    may_wait = True
+    """Whether `verify` or `confirm` may wait, for published keys as a rule."""
+
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:
         """Return when the delivery proves its sender. `now` is Unix time, `tolerance` seconds.
 
@@ -43,6 +46,8 @@ class Verifier:
 
 class Unverified(Verifier):
     """The verifier of a sender that proves nothing, where the source's table says that this is known."""
+
+    may_wait = False
 
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:
         """Let everything in."""

@@ -20,6 +20,8 @@ SIGNATURE = "X-Mandrill-Signature"
 class Mandrill(Verifier):
     """The secret is the webhook's key."""
 
+    may_wait = False
+
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
         """See `Verifier`."""
         signature = from_base64(header(request, SIGNATURE))

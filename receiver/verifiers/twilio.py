@@ -24,6 +24,8 @@ HASHES = {"HMAC_SHA1": "sha1", "HMAC_SHA256": "sha256"}
 class Twilio(Verifier):
     """The secret is the account's auth token, or the secret of a shared key."""
 
+    may_wait = False
+
     def verify(self, secrets: Sequence[str], request: Request, now: float, tolerance: int | None) -> None:  # noqa: ARG002
         """See `Verifier`."""
         signature = from_base64(header(request, SIGNATURE))

@@ -1,14 +1,20 @@
 """Group commit: requests of one process that meet are recorded in one transaction.
 
-Web hands its deliveries to the `Recorder`, whose `DuplicateCache` answers storms of copies from memory.
+The gateway's deliveries go through `GroupCommit`, those of other WSGI servers straight to the `Recorder`, whose
+`DuplicateCache` answers storms of copies from memory.
 """
 
+import asyncio
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections import ChainMap, Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 from uuid import UUID
 
 from receiver.ledger.counters import CounterKind, bump
@@ -40,131 +46,166 @@ ROOM = 10_000
 FLUSH = 1.0
 
 
-@dataclass
-class _Ticket:
-    """One request's deliveries, and what became of them."""
+# What becomes of one request's deliveries: a verdict for each, in their order, or why none was recorded.
+Outcome = Sequence[Verdict] | Exception
 
-    deliveries: Sequence[Delivery]
-    leads: bool = False
-    verdicts: Sequence[Verdict] = ()
-    error: Exception | None = None
-    _asleep: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._asleep.acquire()
-
-    def sleep(self) -> None:
-        """Wait for `wake`."""
-        self._asleep.acquire()
-
-    def wake(self) -> None:
-        """Idempotent: a second wake is a no-op. Only the leader of the moment calls it."""
-        if self._asleep.locked():
-            self._asleep.release()
+# Called with the verdicts of a commit that stands.
+Committed = Callable[[Sequence[Verdict]], None]
 
 
 class Recorder:
-    """Records deliveries; each caller returns once its own are committed, and gets its own errors alone.
+    """Records the deliveries of one request in a commit of their own, or answers them from memory."""
 
-    If no batch is being written, the caller writes its own at once; otherwise it joins the next batch, which
-    the first of the waiting callers writes for all: the more load, the larger the batches.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store, self._cache = store, DuplicateCache(store)
-        self._lock = threading.Lock()
-        self._waiting: list[_Ticket] = []
-        self._busy = False
+    def __init__(self, store: Store, committed: Committed = lambda _verdicts: None) -> None:
+        self._store, self._committed = store, committed
+        self.cache = DuplicateCache(store)
 
     def record(self, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
-        """Record a request's deliveries and return their verdicts in order; raises as `record` does."""
-        known = self._cache.answer(deliveries)
+        """Record a request's deliveries and return their verdicts in order; raises as `recording.record`."""
+        known = self.cache.answer(deliveries)
         if known is not None:
             return known
-        ticket = _Ticket(deliveries)
-        with self._lock:
-            self._waiting.append(ticket)
-            ticket.leads, self._busy = not self._busy, True
-        if not ticket.leads:
-            ticket.sleep()
-        if ticket.leads:
-            self._lead()
-        if ticket.error is not None:
-            raise ticket.error
-        if len(ticket.verdicts) != len(deliveries):
-            # The thread that wrote for it was ended from outside.
-            raise LedgerUnavailable
-        self._cache.learn(deliveries, ticket.verdicts)
-        return ticket.verdicts
+        (outcome,) = ChainMap(*self.record_requests([deliveries])).values()
+        if isinstance(outcome, Exception):
+            raise outcome
+        self.cache.learn(deliveries, outcome)
+        return outcome
 
-    def _lead(self) -> None:
-        """Write the next batch, and hand the lead over to the first that waits."""
-        batch = self._take()
-        try:
-            _record_batch(self._store, batch)
-        finally:
-            with self._lock:
-                self._busy = bool(self._waiting)
-                if self._waiting:
-                    self._waiting[0].leads = True
-                    self._waiting[0].wake()
-            for ticket in batch:
-                ticket.wake()
+    def record_requests(self, requests: Sequence[Sequence[Delivery]]) -> Iterator[dict[int, Outcome]]:
+        """Record what several requests bring; yield the outcomes of each transaction, by a request's place.
 
-    def _take(self) -> list[_Ticket]:
-        """Take the tickets that wait, oldest first: the leader's own, and those that a batch has room for."""
-        with self._lock:
-            room, count = BATCH_MAX, 0
-            while count < len(self._waiting) and (room > 0 or not count):
-                room -= len(self._waiting[count].deliveries)
-                count += 1
-            batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        return batch
-
-
-def _record_batch(store: Store, batch: Sequence[_Ticket]) -> None:
-    """Record what is first-seen by the fast path, and what that leaves in one transaction."""
-    # A request of several events stands as a whole or not at all, which the fast path cannot promise.
-    fast = [ticket for ticket in batch if len(ticket.deliveries) == 1 and _is_fast(ticket.deliveries[0])]
-    verdicts: Sequence[Verdict | None] = [None] * len(fast)
-    try:
-        verdicts = record_first_seen(store, [ticket.deliveries[0] for ticket in fast]) if fast else []
-    except LedgerUnavailable as error:
-        for ticket in fast:
-            ticket.error = error
-    except Exception:  # noqa: BLE001, S110 - the delivery at fault raises it again below
-        pass
-    for ticket, verdict in zip(fast, verdicts, strict=True):
-        if verdict is not None:
-            ticket.verdicts = [verdict]
-            ticket.wake()
-    rest = [ticket for ticket in batch if not ticket.verdicts and ticket.error is None]
-    if len(rest) == 1 or not _record_rest(store, rest):
-        # One request's fault is no other's.
-        for ticket in rest:
+        The fast path records what is first-seen, one transaction what that leaves. One request's fault is no
+        other's, and a request of several events stands as a whole or not at all.
+        """
+        # Not for a request of several events, as the fast path may record some of them.
+        fast = [
+            place
+            for place, events in enumerate(requests)
+            if len(events) == 1 and events[0].is_plain and len(events[0].body) <= SHORT
+        ]
+        rest = dict(enumerate(requests))
+        if fast:
+            outcomes = self._record_first_seen({place: requests[place] for place in fast})
+            yield outcomes
+            rest = {place: events for place, events in rest.items() if place not in outcomes}
+        if len(rest) > 1 and (outcomes := self._record_together(rest)):
+            yield outcomes
+            return
+        for place, events in rest.items():
             try:
-                ticket.verdicts = record(store, ticket.deliveries)
-            except Exception as error:  # noqa: BLE001 - its caller raises it
-                ticket.error = error
+                verdicts = record(self._store, events)
+            except Exception as error:  # noqa: BLE001 - its request is answered with it
+                yield {place: error}
+            else:
+                self._committed(verdicts)
+                yield {place: verdicts}
+
+    def _record_first_seen(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
+        """Record by the fast path what is first-seen; what it leaves, for whatever reason, is not returned."""
+        try:
+            verdicts = record_first_seen(self._store, [events[0] for events in requests.values()])
+        except LedgerUnavailable as error:
+            return dict.fromkeys(requests, error)
+        except Exception:  # noqa: BLE001 - the delivery at fault raises it again, alone
+            return {}
+        self._committed([verdict for verdict in verdicts if verdict])
+        return {place: [verdict] for place, verdict in zip(requests, verdicts, strict=True) if verdict}
+
+    def _record_together(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
+        """Record several requests in one transaction; nothing when the database refuses it for one of them."""
+        try:
+            verdicts = record_together(self._store, list(chain.from_iterable(requests.values())))
+        except LedgerUnavailable as error:
+            return dict.fromkeys(requests, error)
+        except Exception:  # noqa: BLE001 - the delivery at fault raises it again, alone
+            return {}
+        self._committed(verdicts)
+        in_turn = iter(verdicts)
+        return {place: [next(in_turn) for _ in events] for place, events in requests.items()}
 
 
-def _is_fast(delivery: Delivery) -> bool:
-    return delivery.is_plain and len(delivery.body) <= SHORT
+@dataclass(slots=True)
+class _Waiting:
+    """A request whose deliveries wait for a commit."""
+
+    deliveries: Sequence[Delivery]
+    outcome: asyncio.Future[Sequence[Verdict]]
+    until: float
 
 
-def _record_rest(store: Store, rest: Sequence[_Ticket]) -> bool:
-    """Record several requests in one transaction; False when the database refuses it for one of them."""
-    try:
-        verdicts = iter(record_together(store, [item for ticket in rest for item in ticket.deliveries]))
-    except LedgerUnavailable as error:
-        for ticket in rest:
-            ticket.error = error
-    except Exception:  # noqa: BLE001 - the delivery at fault raises it again
-        return False
-    else:
-        for ticket in rest:
-            ticket.verdicts = [next(verdicts) for _ in ticket.deliveries]
-    return True
+class GroupCommit:
+    """Group commit on an event loop: requests that wait together are recorded in one transaction.
+
+    One commit is under way at a time, in a thread of its own; requests that arrive meanwhile are the next
+    batch, so batches are as large as the load. Each request waits `patience` seconds at most, whatever the
+    database does.
+    """
+
+    def __init__(self, recorder: Recorder, patience: float) -> None:
+        self._recorder, self._patience = recorder, patience
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "commit")
+        self._waiting: deque[_Waiting] = deque()
+        self._under_way: Sequence[_Waiting] = ()
+
+    async def record(self, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
+        """Return the verdicts once they are committed; raises LedgerUnavailable, or what refuses them."""
+        known = self._recorder.cache.answer(deliveries)
+        if known is not None:
+            return known
+        mine = _Waiting(deliveries, self._loop.create_future(), self._loop.time() + self._patience)
+        self._waiting.append(mine)
+        if len(self._waiting) == 1 and not self._under_way:
+            # Not at once: what else this turn of the loop brings belongs to the same batch.
+            self._loop.call_soon(self._commit)
+        verdicts = await mine.outcome
+        self._recorder.cache.learn(deliveries, verdicts)
+        return verdicts
+
+    def expire(self) -> None:
+        """Give up the requests whose patience has ended; called a few times a second."""
+        now = self._loop.time()
+        while self._waiting and (self._waiting[0].outcome.done() or self._waiting[0].until < now):
+            _settle([(self._waiting.popleft(), LedgerUnavailable())])
+        for waiting in self._under_way:
+            # It may still be recorded: then its next delivery is a duplicate.
+            if waiting.until < now:
+                _settle([(waiting, LedgerUnavailable())])
+
+    def _commit(self) -> None:
+        batch: list[_Waiting] = []
+        room = BATCH_MAX
+        while self._waiting and (room > 0 or not batch):
+            batch.append(self._waiting.popleft())
+            room -= len(batch[-1].deliveries)
+        self._under_way = batch
+        if batch:
+            self._thread.submit(self._record, batch)
+
+    def _record(self, batch: Sequence[_Waiting]) -> None:
+        """Record a batch, in the committing thread."""
+        try:
+            for outcomes in self._recorder.record_requests([waiting.deliveries for waiting in batch]):
+                self._in_loop(_settle, [(batch[place], outcome) for place, outcome in outcomes.items()])
+        except BaseException as error:
+            log.exception("A batch could not be recorded.")
+            self._in_loop(_settle, [(waiting, LedgerUnavailable(str(error))) for waiting in batch])
+        self._in_loop(self._commit)
+
+    def _in_loop(self, call: Callable[..., None], *given: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped
+            self._loop.call_soon_threadsafe(call, *given)
+
+
+def _settle(settled: Iterable[tuple[_Waiting, Outcome]]) -> None:
+    for waiting, outcome in settled:
+        # A request whose patience has ended, or whose client has gone, waits no more.
+        if waiting.outcome.done():
+            continue
+        if isinstance(outcome, Exception):
+            waiting.outcome.set_exception(outcome)
+        else:
+            waiting.outcome.set_result(outcome)
 
 
 @dataclass
