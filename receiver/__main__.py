@@ -51,7 +51,7 @@ def serve(settings: Settings) -> None:
     server = Granian(
         "receiver.__main__:gateway",
         factory=True,
-        interface=Interfaces.RSGI,
+        interface=Interfaces.ASGI,
         # Each request in a task with a context of its own; Rust's tasks share one.
         task_impl=TaskImpl.asyncio,
         address=settings.host or ("127.0.0.1" if settings.dev else "0.0.0.0"),  # noqa: S104 - behind a router

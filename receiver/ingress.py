@@ -74,7 +74,7 @@ class Ingress:
     def prepare(
         self, endpoint: Endpoint, request: Request, address: str | None, facts: RequestFacts
     ) -> Prepared | Answer:
-        """Verify a whole request and extract its events, or answer a handshake; raise Problem to refuse it."""
+        """Verify a whole request and extract its events, or answer a handshake; raise Problem to refuse."""
         if handshake := endpoint.handshakes.before_verifying(request):
             return _answer_handshake(handshake)
         if self._verify(endpoint, request, address, facts):

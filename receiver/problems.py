@@ -55,9 +55,10 @@ class Problem(Exception):
         self.bare = bare
 
 
-def unavailable(detail: str) -> Problem:
-    """Return a 503 that asks for another try."""
-    return Problem(503, "unavailable", detail, {"Retry-After": str(RETRY_AFTER)})
+def unavailable(detail: str, *, close: bool = False) -> Problem:
+    """Return a 503 that asks for another try, with `close` on another connection."""
+    headers = {"Retry-After": str(RETRY_AFTER)}
+    return Problem(503, "unavailable", detail, headers | ({"Connection": "close"} if close else {}))
 
 
 def answer_problems(app: Flask) -> None:

@@ -38,7 +38,7 @@ def failure() -> Any:
     payload = CANARY
     try:
         try:
-            raise KeyError(payload)  # noqa: TRY301 - the chain is the point
+            raise KeyError(payload)
         except KeyError as cause:
             raise ValueError(f"cannot read {payload}") from cause
     except ValueError:

@@ -1,6 +1,6 @@
 """Group commit: requests of one process that meet are recorded in one transaction.
 
-The gateway's deliveries go through `GroupCommit`, those of other WSGI servers straight to the `Recorder`, whose
+The gateway's deliveries go through `GroupCommit`, those of other WSGI servers straight to the `Recorder`. Its
 `DuplicateCache` answers storms of copies from memory.
 """
 
@@ -101,7 +101,7 @@ class Recorder:
                 yield {place: verdicts}
 
     def _record_first_seen(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
-        """Record by the fast path what is first-seen; what it leaves, for whatever reason, is not returned."""
+        """Record by the fast path what is first-seen; what it leaves is not returned."""
         try:
             verdicts = record_first_seen(self._store, [events[0] for events in requests.values()])
         except LedgerUnavailable as error:
@@ -112,7 +112,7 @@ class Recorder:
         return {place: [verdict] for place, verdict in zip(requests, verdicts, strict=True) if verdict}
 
     def _record_together(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
-        """Record several requests in one transaction; nothing when the database refuses it for one of them."""
+        """Record several requests in one transaction; return nothing when one of them makes it fail."""
         try:
             verdicts = record_together(self._store, list(chain.from_iterable(requests.values())))
         except LedgerUnavailable as error:
