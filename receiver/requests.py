@@ -1,4 +1,4 @@
-"""Request models: the queries and bodies of `/v1`, and the filters of all three faces.
+"""Request models: the queries and bodies of `/v1`, and the filters that pages and command line read as well.
 
 `Which` and `WhichCalls` are the one parser of filters: `/v1` reads them as queries and bodies, the pages from
 forms, the command line from options. A member that is not named here is refused, not ignored. Docstrings and

@@ -2,7 +2,7 @@
 
 The keys of a file:
 
-scheme         how deliveries are signed, see signing.py; or the name of a provider that signs the same way
+scheme         how deliveries are signed, see scheme_tables.py; or a provider that signs the same way
 code           instead of a scheme: a verifier in receiver/verifiers/. It signs the body unless `signs` says
                otherwise, takes the source's `options`, and shares no secret if `keyless`; `proof` lists
                headers that are never kept
