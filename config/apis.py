@@ -25,22 +25,22 @@ APIS = Path(__file__).with_name("apis.toml")
 CONNECT_TIMEOUT = timedelta(seconds=5)
 READ_TIMEOUT = timedelta(seconds=20)
 
-# For a whole request, however its bytes trickle in.
+# For a whole request, however slowly its bytes arrive.
 DEADLINE = timedelta(seconds=30)
 
-# A handler is allowed as much by default.
+# As long as a handler may run by default.
 LONGEST_DEADLINE = timedelta(minutes=10)
 
 # The default settle delay: how long a request whose answer was lost is left alone before a resend.
 QUIET = timedelta(seconds=15)
 
-# As many as a worker runs handlers.
+# As many as a worker has threads for handlers.
 MAX_CONNECTIONS = 16
 
 # The default margin covers a request that is slow, its resend, and clocks that differ.
 LEAST_MARGIN, DEADLINES_IN_MARGIN = timedelta(minutes=10), 4
 
-# What `calls` has of its own, in a worker and in tests.
+# Attributes of `calls` itself, in a worker and in tests: no API can have these names.
 RESERVED: Final = frozenset(
     {"again", "bench", "check_time", "derived", "made", "make", "read", "unjournaled_error", "value"}
 )
@@ -58,12 +58,12 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def check_base_url(url: str) -> str:
-    """Accept an address to put paths after and cut its last slash; a ValueError never shows it."""
+    """Return the address without its last slash; raise a ValueError, which never shows it, if it is wrong."""
     if not (url.isascii() and url.isprintable()) or {" ", "\\"} & set(url):
         raise ValueError("it holds blanks, backslashes or other characters that an address cannot have")
     try:
         parts = urlsplit(url)
-        # The port is read, and refused, when it is first asked for.
+        # urlsplit checks the port only when it is read.
         _ = parts.port
     except ValueError:
         raise ValueError("its host or port cannot be read") from None
@@ -153,7 +153,7 @@ class Auth:
             case "bearer":
                 return f"Bearer {credential}"
             case "basic":
-                # Whatever bytes the environment held are sent.
+                # The exact bytes of the environment, UTF-8 or not.
                 return f"Basic {b64encode(credential.encode('utf-8', 'surrogateescape')).decode()}"
             case "header":
                 return credential
@@ -282,7 +282,7 @@ def _timeouts(table: ApiTable) -> tuple[timedelta, timedelta]:
                 f"{name} is {in_words(written)}, longer than deadline ({in_words(table.deadline)}),"
                 " which ends the request before"
             )
-    # The defaults give way to a short deadline; what is written does not, or it would mean nothing.
+    # Only the defaults can be longer than the deadline here: a configured timeout was refused above.
     connect, read = table.connect_timeout or CONNECT_TIMEOUT, table.read_timeout or READ_TIMEOUT
     return min(connect, table.deadline), min(read, table.deadline)
 

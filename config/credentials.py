@@ -34,7 +34,7 @@ class ApiKey:
 
     @property
     def digest(self) -> bytes:
-        """Return what is compared: of one length for all keys, so that timing does not tell theirs."""
+        """Return the hash that is compared: all have one length, so timing does not reveal the keys'."""
         return sha256(self.secret.encode()).digest()
 
 

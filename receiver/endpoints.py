@@ -196,7 +196,7 @@ class Endpoint:
     def verify(self, request: Request, now: float) -> None:
         """Raise InvalidSignature unless this request proves its sender, CannotVerify when it is unknown."""
         self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)
-        # An answer of ours to a challenge is a good signature too, so anybody could have asked for it.
+        # Our answer to a challenge is a valid signature as well, and anybody can ask for one.
         if self.handshakes.could_be_proof(request.body):
             raise InvalidSignature("bad_signature", "the body is a bare word or empty, as challenges are")
 

@@ -76,7 +76,7 @@ class Worker:
         limits = Limits(settings.lease, settings.max_runtime, settings.sweep, settings.worker_concurrency)
         make_calls = partial(Calls, CallContext.of(settings, self.store, apis))
         self.runner = Runner(self.store, lambda held: attempt(held, registry, policy, make_calls), limits)
-        # Not Celery's current app: that is the consumer's.
+        # Celery's current app is the consumer's, so this one must not be.
         self.publisher = Celery(
             "firstseen-nudges", **publisher_options(settings.broker), set_as_current=False
         )

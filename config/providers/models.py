@@ -54,7 +54,7 @@ CODE_KEYS = frozenset({"signs", "keyless", "proof"})
 # Kinds of places that are signed with the body.
 IN_BODY = frozenset({"json", "item", "form"})
 
-# What a handshake's `when` may hold besides a text: anything, nothing, the source's verify token.
+# Values of a handshake's `when` besides a text: any value, no value, the source's verify token.
 ANY, ABSENT, VERIFY_TOKEN = "*", "", "{verify_token}"
 
 PLACEHOLDERS = frozenset({"challenge", "proof", "verify_token"})

@@ -78,20 +78,20 @@ SPAN = 300.0
 # Names and addresses whose tries are remembered; the one tried longest ago goes first.
 ROOM = 10_000
 
-# In five minutes: for one name from one address; from one address for any name; for one name from anywhere,
-# which is many, since whoever uses them up keeps that person out.
+# Tries in five minutes: for one name from one address; from one address for any name; for one name from
+# anywhere. The last is high, since using it up keeps that person out.
 TRIES_OF_BOTH, TRIES_OF_ADDRESS, TRIES_OF_NAME = 5, 20, 50
 
-# Characters; more is no password.
+# Characters; a longer text is not a password.
 PASSWORD_MAX = 1_024
 
-# Sign-ins at once; one more is told to come again. Each holds a thread that deliveries need.
+# Sign-ins at once; further ones get 503. Each holds a thread that deliveries need.
 CROWD = 4
 
 
 class _Sessions(SecureCookieSessionInterface):
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        """Return the visitor's session; none for a delivery, a tenth of whose time it would take."""
+        """Return the visitor's session; None for a delivery, a tenth of whose time that would take."""
         return None if request.path.startswith(DELIVERIES) else super().open_session(app, request)
 
     def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - the request decides

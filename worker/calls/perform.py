@@ -40,7 +40,7 @@ LOCKED_SHARE = 6
 # Seconds between tries to record a response while the ledger does not answer.
 RECORD_PAUSE = 0.5
 
-# What no send of ours can change is looked at again after a quarter of the time it has lasted, or this.
+# An obstacle that no send removes is checked again after a quarter of the time it has lasted, at most this.
 TRIED_SHARE, PATIENCE_MAX = 4, timedelta(minutes=5)
 
 # The wait before a call whose ledger did not answer.
