@@ -137,7 +137,7 @@ class Source:
 
     @property
     def replay_guard(self) -> OnReplay | None:
-        """What equal bytes under a new id meet; None where ids are signed, or nothing is."""
+        """What happens to equal bytes under a new id; None where the id is signed, or the body is not."""
         return self.on_replay if can_be_replayed(self.provider) else None
 
 
@@ -261,7 +261,7 @@ def _check_handshake(table: SourceTable, provider: Provider) -> None:
 
 
 def _check_replay(table: SourceTable, provider: Provider) -> None:
-    # Asking for a guard that does nothing would feel safer than it is.
+    # A guard that does nothing would only seem to protect.
     if table.on_replay == "run" or can_be_replayed(provider):
         return
     if not provider.signs_body:

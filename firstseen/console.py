@@ -68,12 +68,12 @@ class Context:
     @cached_property
     def service(self) -> Service:
         """What people may see and do; actions nudge nobody, and the sweeper finds what is due."""
-        # The ledger first: with both broken, its sentence says more than the configuration's.
+        # The ledger first: if both are broken, its error says more than the configuration's.
         return Service(self.ledger, self.sources)
 
     @cached_property
     def counting_service(self) -> Service:
-        """The service for what shows no event: counts and bulk operations."""
+        """The service for commands that show no event: counts and bulk operations."""
         # It needs no sources, and so works while they are misconfigured.
         return Service(self.ledger, {})
 

@@ -251,7 +251,7 @@ def hints(case: Capture) -> list[str]:
         )
         return [sentence]
     if ":" in (case.source.provider.code or ""):
-        # A user's own function, which is not ours to try things on.
+        # A user's own function: it is called once, and not with variants.
         return []
     causes: tuple[Callable[[Capture], Iterator[str]], ...] = (_body, _secret, _url, _header)
     return [hint for cause in causes for hint in cause(case)]

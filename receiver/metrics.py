@@ -26,7 +26,7 @@ from receiver.problems import Problem
 # The variable in which prometheus_client looks, once, when it is imported. `receiver.__main__` sets it.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
-# Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
+# Seconds that figures are cached. Shorter than any sensible scrape interval: of several processes, one
 # must not answer with older totals than another did before.
 CACHE_SECONDS = 5.0
 
@@ -112,7 +112,7 @@ class Instruments:
 
 
 class LedgerCollector(Collector):
-    """Reads the ledger at a scrape, at most once in a few seconds; without a ledger it says just that."""
+    """Reads the ledger at a scrape, at most once in a few seconds; reports if the ledger does not answer."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

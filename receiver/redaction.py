@@ -17,7 +17,7 @@ from receiver.payload import UnreadablePayloadError, parse_payload
 
 HIDDEN = "[redacted]"
 
-# Characters; a shorter value would be found, and blanked, in every second word.
+# Characters; a shorter value would be found, and blanked, in ordinary words.
 SHORTEST = 3
 
 OURS = frozenset(

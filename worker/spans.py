@@ -1,4 +1,4 @@
-"""What an attempt and each of its sends leave behind: facts on their log lines, a line, and a span."""
+"""Log lines and spans of attempts and sends."""
 
 import logging
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ from receiver.ledger.store import Store
 # How long a view may take. A process that dies inside blocks its key for this long, and no longer.
 LEASE = timedelta(seconds=30)
 
-# Leases that a duplicate waits: the first request's may run out, and then that of another.
+# How many leases a duplicate waits: the first request's may run out, and then that of another duplicate.
 PATIENCE = 2
 
 # Seconds between two looks at a key that another request holds.
@@ -89,10 +89,10 @@ class Engine:
         return guarded
 
     def claimed(self, slot: idempotency_keys.Slot) -> None:
-        """Do nothing, once a key is ours and before its view runs. The sandbox lingers here."""
+        """Do nothing, after a key is claimed and before its view runs. The sandbox waits here."""
 
     def overlaps(self, slot: idempotency_keys.Slot) -> bool:  # noqa: ARG002 - for subclasses
-        """Whether a request may run beside the one that holds its key. Never, but for the sandbox."""
+        """Whether a request may run beside the one that holds its key: never, except in the sandbox."""
         return False
 
     def _slot(self) -> idempotency_keys.Slot | None:

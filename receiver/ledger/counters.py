@@ -1,4 +1,4 @@
-"""What the ledger counts: totals that only grow, and the minutes that charts and alerts read.
+"""Counters of the ledger: totals that only grow, and counts by the minute for charts and alerts.
 
 `bump` adds to them in the transaction that does what is counted, so that counts stand or fall with it.
 `totals` reads what never goes away; charts and alerts read minutes, and `forget_minutes` deletes old ones. An
@@ -29,7 +29,7 @@ SLOTS = 16
 # The `minute` of a total: a key's columns cannot be null.
 ALL_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Rejections of each source: enough to see who knocks, too few to fill a disk with.
+# Rejections kept of each source: enough to see who sends them, too few to fill a disk.
 SAMPLES_KEPT = 100
 
 # Characters of a rejection's reason.

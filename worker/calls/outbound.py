@@ -1,4 +1,4 @@
-"""What a handler asks for, made into an exact request: address, headers, bytes, key. Pure.
+"""A handler's arguments made into an exact request: address, headers, bytes, key. Pure.
 
 `build` makes the request that the journal stores, `complete` adds key and credential to it for one send,
 `respond` shows a response as httpx does. `make_key` and `credential_marks` are HMACs under the secret keys.
@@ -35,7 +35,7 @@ FORM = "application/x-www-form-urlencoded"
 # How many times a path is percent-decoded to find `..` in it: more than any server on the way does.
 DECODINGS = 5
 
-# What a form or a query holds the same way in every run: the text of an object may hold its address.
+# Values whose text is the same in every run: that of any other object may contain its memory address.
 PLAIN = str | int | float | bool | None
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")

@@ -1,4 +1,4 @@
-"""What a second delivery of an event leaves behind: counts, the last 20, conflicting bodies, a revival."""
+"""Second deliveries of an event: counts, the last 20, conflicting bodies, revival of dead events."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from receiver.ledger.tables import CONFLICT, DUPLICATE, EVENT
 # Duplicates of one event that are kept with time and address; older ones are only counted.
 RING = 20
 
-# Other bodies kept beside one event: enough to see a pattern, too few to fill a disk with.
+# Other bodies kept beside one event: enough to see a pattern, too few to fill a disk.
 CONFLICTS_KEPT = 10
 
 
