@@ -182,7 +182,7 @@ def sample(
     described, layout = _described(source), Layout(source.provider)
     wanted = type or described["type"]
     payloads: dict[str, Any] = described["payloads"]
-    # A type without a payload gets that of a type with as many parts: a `ping` has no action.
+    # A type of which there is no payload gets one whose type has as many parts: a `ping` has no action.
     alike = (payload for name, payload in payloads.items() if name.count(".") == wanted.count("."))
     payload = payloads.get(wanted) or next(alike, payloads[described["type"]])
     request = _request(source, layout.body(payload), described, url)

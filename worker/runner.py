@@ -95,7 +95,7 @@ class Runner:
         return self._run(partial(self._claim_one, event)).events > 0
 
     def run_nudged(self, event: UUID) -> None:
-        """Run the event of a nudge, then go on with other due events.
+        """Run the event of a nudge, then go on with what is due: a nudge says that there is work.
 
         Handlers that return quickly are taken up several at a time; slow ones one by one, so that other
         threads find the rest. Errors are logged here, since Celery would quote them.
@@ -103,7 +103,7 @@ class Runner:
         try:
             self.run(event)
             ends, size = time.monotonic() + AWAKE, 1
-            # Under load web nudges only some of the events, so this thread looks for the others itself.
+            # Of a flood web nudges only a few events, so this thread looks for the rest by itself.
             while time.monotonic() < ends:
                 ran = self._run(partial(self._claim_due, size))
                 if not ran.events:
