@@ -9,14 +9,13 @@ from receiver.ledger.control.bulk import (
     step_bulk,
     unfinished_bulk,
 )
-from receiver.ledger.control.resolution import Resolution, StatedResponse, resolve
+from receiver.ledger.control.resolution import Resolution, resolve
 
 __all__ = [
     "ActionResult",
     "BulkStep",
     "Promotion",
     "Resolution",
-    "StatedResponse",
     "bulk_candidates",
     "bulk_progress",
     "discard",

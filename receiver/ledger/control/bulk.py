@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tu
 from receiver.ledger.control.actions import ACTIONS, act_on, actable
 from receiver.ledger.errors import NotAllowed, UnknownReplay
 from receiver.ledger.filter import EventFilter, conditions
-from receiver.ledger.reports import Progress
+from receiver.ledger.reports.models import Progress
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT, REPLAY, REPLAY_STEP

@@ -1,14 +1,13 @@
 """Resolving: what a person says became of a call that nobody else can decide about, or shall."""
 
 import json
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, select, update
 
-from receiver.ledger.calls import retry_calls
+from receiver.ledger.calls import StoredResponse, retry_calls
 from receiver.ledger.control.actions import ActionResult, note_action
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
@@ -24,15 +23,6 @@ class Resolution(StrEnum):
     RESEND_AS_NEW = "resend-as-new"
     USE_STORED = "use-stored"
     GIVE_UP = "give-up"
-
-
-@dataclass(frozen=True)
-class StatedResponse:
-    """What the handler gets as the response of a call that happened."""
-
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-    body: bytes = field(default=b"", repr=False)
 
 
 # Where each resolution brings its call.
@@ -53,10 +43,11 @@ REASONS: Final = {
 
 
 def resolve(
-    store: Store, call: UUID, how: Resolution, who: str, *, response: StatedResponse | None = None
+    store: Store, call: UUID, how: Resolution, who: str, *, response: StoredResponse | None = None
 ) -> ActionResult:
     """Resolve a call of a parked event, and let the event go on; a call given up ends its event.
 
+    `response` is what the handler gets for a call that happened: by default a 200 without a body.
     Call and event change together or not at all. Raises UnknownCall, or NotAllowed with the reason.
     """
     with store.write() as connection:
@@ -72,7 +63,7 @@ def resolve(
         if how == Resolution.USE_STORED:
             change["use_stored"] = True
         if how == Resolution.HAPPENED:
-            stated = response or StatedResponse()
+            stated = response or StoredResponse(200, (), b"")
             change |= {"status": stated.status, "answer": stated.body}
             change["answer_headers"] = json.dumps(stated.headers)
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
