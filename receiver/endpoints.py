@@ -7,7 +7,7 @@ types, times and bodies of its events. A body that cannot be read is kept whole,
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,27 +60,12 @@ VERIFIERS: Mapping[str, Callable[[Options, Keys], Scheme]] = {
 }
 
 
-@dataclass(frozen=True)
-class Item:
-    """One event of a delivery.
-
-    `body` is the raw body, or one element of a batch as JSON, and `content_type` is that of `body`. With a
-    `problem`, a sentence for the person who finds it parked, `event_id` is the body's hash.
-    """
-
-    event_id: str
-    type: str
-    body: bytes = field(repr=False)
-    created_at: datetime | None = None
-    problem: str | None = None
-    content_type: str | None = None
-
-
 class Extractor:
     """Compiled from a source; never raises, for any bytes."""
 
     def __init__(self, source: Source) -> None:
         provider = source.provider
+        self._source = source
         self._policy = provider.policy
         self._id_places = [
             (where, None if where == POSITION else compile_reader(where)) for where in provider.id_places
@@ -93,8 +78,12 @@ class Extractor:
         self._batch_type = provider.batch_type
         self._empty_body = provider.empty_body
 
-    def items(self, request: Request) -> list[Item]:
-        """Return the delivery's events in order; an empty batch has none."""
+    def items(self, request: Request) -> list[Delivery]:
+        """Return the events of a request in order; an empty batch has none.
+
+        The body of each is the raw body, or one element of a batch as JSON. With a `problem`, a sentence for
+        the person who finds it parked, its id is the body's hash.
+        """
         content_type = request.header("content-type")
         if request.payload.problem and (request.body or not self._empty_body):
             return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
@@ -127,22 +116,24 @@ class Extractor:
 
     def _item(
         self, request: Request, element: Any, body: bytes, content_type: str | None, number: int = 0
-    ) -> Item:
+    ) -> Delivery:
         event_id = self._event_id(request, element, body, number)
         types = [part for read in self._type_places if (part := read(request, element))]
         problem = None
         if not event_id:
             problem = f"It has no event id at {' and '.join(str(where) for where, _ in self._id_places)}."
-        return Item(
+        return Delivery(
+            source=self._source.name,
             event_id=event_id or hashed(body),
             type=storable(".".join(types) or UNKNOWN_TYPE),
             body=body,
             created_at=self._moment(request, element),
             problem=problem,
             content_type=content_type,
+            replay_guard=self._source.replay_guard,
         )
 
-    def _whole(self, request: Request, problem: str) -> Item:
+    def _whole(self, request: Request, problem: str) -> Delivery:
         item = self._item(request, None, request.body, request.header("content-type"))
         return replace(item, event_id=hashed(request.body), problem=problem)
 
@@ -204,7 +195,7 @@ class Endpoint:
         """Whether a verified request asked for a confirmation, now given; raises as `verify` does."""
         return isinstance(self.scheme, Verifier) and self.scheme.confirm(request)
 
-    def items(self, request: Request) -> list[Item]:
+    def items(self, request: Request) -> list[Delivery]:
         """Return the events in a verified request, which may be compressed."""
         return self.extractor.items(unpacked(request, self.source.max_body))
 
@@ -214,19 +205,7 @@ class Endpoint:
         headers = {name: value for name in names if (value := request.header(name)) is not None}
         traceparent = current_traceparent()
         return [
-            Delivery(
-                source=self.source.name,
-                event_id=item.event_id,
-                type=item.type,
-                body=item.body,
-                headers=headers,
-                content_type=item.content_type,
-                created_at=item.created_at,
-                address=address,
-                problem=item.problem,
-                replay_guard=self.source.replay_guard,
-                traceparent=traceparent,
-            )
+            replace(item, headers=headers, address=address, traceparent=traceparent)
             for item in self.items(request)
         ]
 

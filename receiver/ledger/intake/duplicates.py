@@ -131,12 +131,18 @@ _RETURNED = (
 )
 
 
-def _count_one() -> sa.Update:
-    now, over = (sa.bindparam(name, type_=UTCDateTime()) for name in ("now", "pause_over"))
-    mine = (EVENT.c.source == sa.bindparam("key_source"), EVENT.c.event_id == sa.bindparam("key_id"))
-    return (
-        sa.update(EVENT).where(*mine).values(_counted(now, over, sa.bindparam("more"))).returning(*_RETURNED)
+_COUNT_ONE = (
+    sa.update(EVENT)
+    .where(EVENT.c.source == sa.bindparam("key_source"), EVENT.c.event_id == sa.bindparam("key_id"))
+    .values(
+        _counted(
+            sa.bindparam("now", type_=UTCDateTime()),
+            sa.bindparam("pause_over", type_=UTCDateTime()),
+            sa.bindparam("more"),
+        )
     )
+    .returning(*_RETURNED)
+)
 
 
 def _count_all() -> sa.Update:
@@ -162,7 +168,7 @@ def _keep(insert: Any, at: Any) -> sa.Insert:
     return statement
 
 
-_COUNT_ONE, _COUNT_ALL = _count_one(), _count_all()
+_COUNT_ALL = _count_all()
 _KEEP = {
     True: _keep(sqlite.insert(DUPLICATE), sa.bindparam("at", type_=UTCDateTime())),
     False: _keep(postgresql.insert(DUPLICATE), MOMENT),
