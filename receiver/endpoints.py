@@ -6,7 +6,7 @@ types, times and bodies of its events. A body that cannot be read is kept whole,
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -107,7 +107,13 @@ class Extractor:
             text = request.form.get(place.name)
             arrays: list[Any] = [parse_json(text.encode()) if isinstance(text, str) else None]
         else:
-            arrays = _spread([request.payload.value], place.path)
+            arrays = [request.payload.value]
+            for step in place.path:
+                if step == EVERY:
+                    lists = [value if isinstance(value, list) else [value] for value in arrays]
+                    arrays = [element for values in lists for element in values]
+                else:
+                    arrays = [dig(value, (step,)) for value in arrays]
         if not all(isinstance(array, list) for array in arrays):
             raise UnreadablePayloadError(f"there is no array at {place}")
         if sum(map(len, arrays)) > MOST_ITEMS:
@@ -163,18 +169,6 @@ class Extractor:
             return None
 
 
-def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
-    found = list(values)
-    for step in path:
-        if step == EVERY:
-            found = [
-                element for value in found for element in (value if isinstance(value, list) else [value])
-            ]
-        else:
-            found = [dig(value, (step,)) for value in found]
-    return found
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """One `/webhooks/<source>`."""
@@ -210,12 +204,9 @@ class Endpoint:
         ]
 
 
-def build_endpoints(sources: Mapping[str, Source], keys: Keys | None = None) -> dict[str, Endpoint]:
-    """Make every source ready once, at start-up; raises ConfigError for one that cannot be verified.
-
-    `keys` gives the keys that providers publish (default: fetched from the providers).
-    """
-    keys = keys or FetchedKeys()
+def build_endpoints(sources: Mapping[str, Source]) -> dict[str, Endpoint]:
+    """Make every source ready once, at start-up; raises ConfigError for one that cannot be verified."""
+    keys = FetchedKeys()
     return {
         name: Endpoint(source, build_scheme(source, keys), Extractor(source), Handshakes(source))
         for name, source in sources.items()

@@ -11,7 +11,7 @@ from uuid import UUID
 from config.sources import Source
 from receiver.ledger import control, errors, reports
 from receiver.ledger.calls import StoredResponse
-from receiver.ledger.control import ActionResult, Promotion, Resolution
+from receiver.ledger.control import ActionResult, Resolution
 from receiver.ledger.filter import CallFilter, EventFilter
 from receiver.ledger.reports import models
 from receiver.ledger.schema import check_schema
@@ -22,7 +22,6 @@ from receiver.redaction import Redactor, redactor_of, shown_body
 __all__ = [
     "ActionResult",
     "Nudge",
-    "Promotion",
     "Resolution",
     "Service",
     "StoredResponse",
@@ -184,10 +183,10 @@ class Service:
                 acted = control.discard(self.store, event, who, generation=generation)
         return self._nudged(acted)
 
-    def promote(self, event: UUID, body_hash: str, who: str) -> Promotion:
+    def promote(self, event: UUID, body_hash: str, who: str) -> models.PromotedView:
         """Make a conflicting body an event of its own; asked again, return the same one."""
         promoted = control.promote(self.store, event, body_hash, who)
-        self.nudge([promoted.event])
+        self.nudge([promoted.id])
         return promoted
 
     def resolve(
@@ -203,7 +202,7 @@ class Service:
 
     def start_bulk(self, what: Move, which: EventFilter, who: str) -> models.Progress:
         """Write a bulk operation down with its full list; the workers' sweepers carry it out."""
-        return control.bulk_progress(self.store, control.plan_bulk(self.store, what, which, who).id)
+        return control.plan_bulk(self.store, what, which, who)
 
     def bulk_progress(self, replay: UUID) -> models.Progress:
         """Return how far a bulk operation is."""

@@ -309,7 +309,7 @@ class Actions:
         """Make a conflicting body an event of its own, and go there."""
         promoted = self._service.promote(event, body_hash, who())
         flash("It is an event of its own now." if promoted.created else "It had become this event before.")
-        return redirect(url_for("dashboard.show_event", event=promoted.event))
+        return redirect(url_for("dashboard.show_event", event=promoted.id))
 
     def start(self) -> AnyResponse:
         """Write a bulk operation down, and go to its progress."""

@@ -1,6 +1,6 @@
 """What people do: retry, rerun, discard, promote, resolve, bulk operations."""
 
-from receiver.ledger.control.actions import ActionResult, Promotion, discard, promote, rerun, retry
+from receiver.ledger.control.actions import ActionResult, discard, promote, rerun, retry
 from receiver.ledger.control.bulk import (
     BulkStep,
     bulk_candidates,
@@ -14,7 +14,6 @@ from receiver.ledger.control.resolution import Resolution, resolve
 __all__ = [
     "ActionResult",
     "BulkStep",
-    "Promotion",
     "Resolution",
     "bulk_candidates",
     "bulk_progress",

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, select, update
 
 from receiver.ledger.calls import retry_calls
 from receiver.ledger.errors import NotAllowed, UnknownEvent
+from receiver.ledger.reports.models import PromotedView
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, CONFLICT, EVENT, insert_for
@@ -43,15 +44,6 @@ class ActionResult:
         return self.state in UNFINISHED
 
 
-@dataclass(frozen=True)
-class Promotion:
-    """The event that a conflicting body became; `created` is false when it had become one before."""
-
-    event: UUID
-    event_id: str
-    created: bool
-
-
 def retry(store: Store, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
     """Run an event again now, in the same generation: its calls keep their keys, so nothing happens twice.
 
@@ -74,7 +66,7 @@ def discard(store: Store, event: UUID, who: str, *, generation: int | None = Non
     return _act(store, Move.DISCARD, event, who, generation)
 
 
-def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promotion:
+def promote(store: Store, event: UUID, body_hash: str, who: str) -> PromotedView:
     """Turn a kept conflicting body into an event of its own, `<event id>#<start of the hash>`, due now.
 
     Done again it returns the same event. Raises UnknownEvent, or NotAllowed when no such body is kept.
@@ -102,11 +94,11 @@ def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promotion:
         if not created:
             same = (EVENT.c.source == origin.source, EVENT.c.event_id == event_id)
             there = connection.execute(select(EVENT.c.id).where(*same)).scalar_one()
-            return Promotion(there, event_id, created=False)
+            return PromotedView(id=there, event_id=event_id, created=False)
         connection.execute(update(CONFLICT).where(*mine).values(promoted_to=created))
         audit = {"event": origin.id, "generation": origin.generation, "what": PROMOTE, "was": origin.state}
         connection.execute(ACTION.insert().values(id=uuid7(), **audit, at=store.now(), who=clipped(who)))
-        return Promotion(created, event_id, created=True)
+        return PromotedView(id=created, event_id=event_id, created=True)
 
 
 def actable(move: Move) -> ColumnElement[bool]:
