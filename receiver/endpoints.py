@@ -7,6 +7,7 @@ types, times and bodies of its events. A body that cannot be read is kept whole,
 import json
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -125,7 +126,13 @@ class Extractor:
     ) -> Delivery:
         event_id = self._event_id(request, element, body, number)
         types = [part for read in self._type_places if (part := read(request, element))]
-        problem = None
+        time = self._read_time(request, element) if self._read_time else None
+        seconds = parse_time(time, self._time.unit) if self._time and time else None
+        created_at = problem = None
+        if seconds is not None:
+            # A time that no calendar has is left out: the event is good without it.
+            with suppress(ValueError, OverflowError, OSError):
+                created_at = datetime.fromtimestamp(seconds, UTC)
         if not event_id:
             problem = f"It has no event id at {' and '.join(str(where) for where, _ in self._id_places)}."
         return Delivery(
@@ -133,7 +140,7 @@ class Extractor:
             event_id=event_id or hashed(body),
             type=storable(".".join(types) or UNKNOWN_TYPE),
             body=body,
-            created_at=self._moment(request, element),
+            created_at=created_at,
             problem=problem,
             content_type=content_type,
             replay_guard=self._source.replay_guard,
@@ -158,15 +165,6 @@ class Extractor:
         if self._without_id == "park":
             return None
         return hashed(body) if self._without_id == "body_hash" else str(uuid7())
-
-    def _moment(self, request: Request, element: Any) -> datetime | None:
-        text = self._read_time(request, element) if self._read_time else None
-        seconds = parse_time(text, self._time.unit) if self._time and text else None
-        # A time that no calendar has is left out: the event is good without it.
-        try:
-            return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
-        except (ValueError, OverflowError, OSError):
-            return None
 
 
 @dataclass(frozen=True)

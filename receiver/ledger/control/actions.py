@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, select, update
+from sqlalchemy import ColumnElement, Connection, select, update
 
 from receiver.ledger.calls import retry_calls
 from receiver.ledger.errors import NotAllowed, UnknownEvent
@@ -177,20 +177,17 @@ def _act(store: Store, move: Move, event: UUID, who: str, generation: int | None
             return results[0]
         columns = [EVENT.c.event_id, EVENT.c.state, EVENT.c.generation]
         row = connection.execute(select(*columns).where(EVENT.c.id == event)).first()
-        if row is None:
-            raise UnknownEvent(f"No event {event} is in the ledger.")
-        raise NotAllowed(_why_not(row, move, generation))
-
-
-def _why_not(row: Row[Any], move: Move, generation: int | None) -> str:
+    if row is None:
+        raise UnknownEvent(f"No event {event} is in the ledger.")
     name, state = f"Event {row.event_id}", State(row.state)
+    why = f"{name} cannot {move}: its payload was erased after payload_retention, so no handler could run."
+    if state not in leaves(move):
+        why = f"{name} is {state}; {_advice(move, state)}"
     if generation is not None and row.generation != generation:
-        return (
+        why = (
             f"{name} is in generation {row.generation}, not {generation}: it was rerun meanwhile; look again."
         )
-    if state not in leaves(move):
-        return f"{name} is {state}; {_advice(move, state)}"
-    return f"{name} cannot {move}: its payload was erased after payload_retention, so no handler could run."
+    raise NotAllowed(why)
 
 
 def _advice(move: Move, state: State) -> str:

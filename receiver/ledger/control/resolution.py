@@ -51,7 +51,14 @@ def resolve(
     Call and event change together or not at all. Raises UnknownCall, or NotAllowed with the reason.
     """
     with store.write() as connection:
-        row = _lock(store, connection, call)
+        event = connection.execute(select(CALL.c.event).where(CALL.c.id == call)).scalar()
+        if event is None:
+            raise UnknownCall(f"No call {call} is in the ledger.")
+        # Event before call: the order in which every transaction locks them.
+        connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
+        columns = EVENT.c.state.label("event_state"), EVENT.c.generation.label("present"), EVENT.c.event_id
+        joined = select(CALL, *columns, store.now().label("now")).join(EVENT, EVENT.c.id == CALL.c.event)
+        row = connection.execute(joined.where(CALL.c.id == call)).one()
         _refuse(row, how)
         change: dict[str, Any] = {
             "state": STATES[how],
@@ -74,17 +81,6 @@ def resolve(
         result = _move_event(connection, row, how, who)
         note_action(store, connection, who, [result], what=how, call=row.id)
         return result
-
-
-def _lock(store: Store, connection: Connection, call: UUID) -> Row[Any]:
-    event = connection.execute(select(CALL.c.event).where(CALL.c.id == call)).scalar()
-    if event is None:
-        raise UnknownCall(f"No call {call} is in the ledger.")
-    # Event before call: the order in which every transaction locks them.
-    connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
-    columns = EVENT.c.state.label("event_state"), EVENT.c.generation.label("present"), EVENT.c.event_id
-    joined = select(CALL, *columns, store.now().label("now")).join(EVENT, EVENT.c.id == CALL.c.event)
-    return connection.execute(joined.where(CALL.c.id == call)).one()
 
 
 def _refuse(row: Row[Any], how: Resolution) -> None:
