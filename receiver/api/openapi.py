@@ -73,9 +73,14 @@ def document(operations: Sequence[Operation]) -> Json:
 
 def _operation(operation: Operation) -> Json:
     summary, _, rest = inspect.cleandoc(operation.view.__doc__ or "").partition("\n")
-    responses = {
-        str(status): _answer(status, shape, operation) for status, shape in operation.answers.items()
-    }
+    responses: Json = {}
+    for status, shape in operation.answers.items():
+        text = " ".join((shape.__doc__ or HTTPStatus(status).phrase).split())
+        answer: Json = {"description": text, "content": {"application/json": {"schema": _reference(shape)}}}
+        if operation.acts:
+            marker = {"description": "`true` on an answer from memory.", "schema": {"const": "true"}}
+            answer["headers"] = {"Idempotent-Replayed": marker}
+        responses[str(status)] = answer
     refused = {"application/problem+json": {"schema": _reference(ProblemView)}}
     for status in operation.refusals:
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": refused}
@@ -115,15 +120,6 @@ def _parameters(operation: Operation) -> Iterable[Json]:
                 "description": form.get("description", ""),
                 "schema": given[0] if given else {k: form[k] for k in form.keys() - {"title", "description"}},
             }
-
-
-def _answer(status: int, shape: type[BaseModel], operation: Operation) -> Json:
-    text = " ".join((shape.__doc__ or HTTPStatus(status).phrase).split())
-    answer: Json = {"description": text, "content": {"application/json": {"schema": _reference(shape)}}}
-    if operation.acts:
-        marker = {"description": "`true` on an answer from memory.", "schema": {"const": "true"}}
-        answer["headers"] = {"Idempotent-Replayed": marker}
-    return answer
 
 
 def _reference(model: type[BaseModel]) -> Json:

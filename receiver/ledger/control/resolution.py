@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Row, select, update
 
 from receiver.ledger.calls import StoredResponse, retry_calls
 from receiver.ledger.control.actions import ActionResult, note_action
@@ -77,8 +77,17 @@ def resolve(
         connection.execute(update(CALL).where(CALL.c.id == call).values(**change))
         if row.generation != row.present:
             # A call with `once` of an earlier generation: the present one may have parked behind it.
-            retry_calls(store, connection, [row.event])
-        result = _move_event(connection, row, how, who)
+            retry_calls(store, connection, [event])
+        # The event goes on, or ends with a call that was given up.
+        move = Move.DISCARD if how == Resolution.GIVE_UP else Move.RESOLVE
+        moved: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
+        if move == Move.DISCARD:
+            reason = f"Its call {row.step!r} was given up by {clipped(who)}."
+            moved |= {"finished_at": row.now, "discarded": True, "reason": reason}
+        else:
+            moved |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
+        connection.execute(update(EVENT).where(EVENT.c.id == event).values(**moved))
+        result = ActionResult(event, move, State(row.event_state), enters(move), row.generation)
         note_action(store, connection, who, [result], what=how, call=row.id)
         return result
 
@@ -100,16 +109,3 @@ def _refuse(row: Row[Any], how: Resolution) -> None:
     if how == Resolution.RESEND_AS_NEW and row.quiet_until and row.quiet_until > row.now:
         when = rfc3339(row.quiet_until, "seconds")
         raise NotAllowed(f"{name} may still be under way there; resend it as new after {when}.")
-
-
-def _move_event(connection: Connection, row: Row[Any], how: Resolution, who: str) -> ActionResult:
-    """Let the call's event go on, or end with a call that was given up."""
-    move = Move.DISCARD if how == Resolution.GIVE_UP else Move.RESOLVE
-    change: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
-    if move == Move.DISCARD:
-        reason = f"Its call {row.step!r} was given up by {clipped(who)}."
-        change |= {"finished_at": row.now, "discarded": True, "reason": reason}
-    else:
-        change |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
-    connection.execute(update(EVENT).where(EVENT.c.id == row.event).values(**change))
-    return ActionResult(row.event, move, State(row.event_state), enters(move), row.generation)
