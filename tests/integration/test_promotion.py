@@ -35,7 +35,7 @@ def test_a_second_promotion_returns_the_same_event(store: Store) -> None:
     assert sum(one.created for one in made) == 1
     assert count(store) == 2
     told = story(store, event).as_json()
-    assert told["conflicts"][0]["promoted_to"] == str(made[0].event)
+    assert told["conflicts"][0]["promoted_to"] == str(made[0].id)
     assert [action["what"] for action in told["actions"]] == ["promote"]
 
 
