@@ -18,7 +18,7 @@ from receiver.describe import RESOLUTIONS
 from receiver.ledger.reports.models import Call, CallStory, Content, Send, Stored, ToldCall
 from receiver.ledger.states import CallState
 from receiver.requests import WhichCalls
-from receiver.service import Resolution, StatedResponse
+from receiver.service import Resolution, StoredResponse
 from worker.calls.transport import ANSWER_MAX
 
 # Lines of a stored request or answer that are printed; `--json` has all of it.
@@ -96,7 +96,7 @@ def resolve_call(context: console.Context, /, call_id: UUID, *, as_json: bool, *
     how, file, status = chosen[0], given["response"], given["status"]
     if how != Resolution.HAPPENED and (file or status):
         raise click.UsageError("--response and --status go with --happened.")
-    response = _response(file, status or StatedResponse.status)
+    response = _response(file, status or 200)
     context.service.resolve(call_id, how, given["who"] or console.system_user(), response)
     story = context.service.call_story(call_id)
     if as_json:
@@ -106,9 +106,9 @@ def resolve_call(context: console.Context, /, call_id: UUID, *, as_json: bool, *
     click.echo(f"Event {visible(story.event.event_id)} is {story.event.state} now.")
 
 
-def _response(file: Path | None, status: int) -> StatedResponse:
+def _response(file: Path | None, status: int) -> StoredResponse:
     if file is None:
-        return StatedResponse(status)
+        return StoredResponse(status, (), b"")
     try:
         body = file.read_bytes()
     except OSError as error:
@@ -119,7 +119,7 @@ def _response(file: Path | None, status: int) -> StatedResponse:
         raise console.CommandFailed(
             f"Nothing is resolved: {file} has {len(body)} bytes, and {ANSWER_MAX} are kept at most."
         )
-    return StatedResponse(status, (("content-type", _content_type(file, body)),), body)
+    return StoredResponse(status, (("content-type", _content_type(file, body)),), body)
 
 
 def _content_type(file: Path, body: bytes) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from config.sources import EVERY, JsonPath, Source
-from receiver.ledger.reports import Original, ShapeT
+from receiver.ledger.reports import Original
+from receiver.ledger.reports.models import ShapeT
 from receiver.ledger.text import plain
 from receiver.payload import UnreadablePayloadError, parse_payload
 

@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from receiver.ledger.control import Resolution, StatedResponse
+from receiver.ledger.calls import StoredResponse
+from receiver.ledger.control import Resolution
 from receiver.ledger.filter import CallFilter, EventFilter
 from receiver.ledger.states import CallState, Move, State
 
@@ -174,10 +175,10 @@ class GivenResponse(RequestModel):
     )
     body: StrictStr = Field(default="", description="The body, as text.")
 
-    def as_response(self) -> StatedResponse:
+    def as_response(self) -> StoredResponse:
         """Return the ledger's response."""
         kind = (("content-type", self.content_type),) if self.content_type else ()
-        return StatedResponse(self.status, kind, self.body.encode())
+        return StoredResponse(self.status, kind, self.body.encode())
 
 
 _ONLY_HAPPENED: dict[str, Any] = {

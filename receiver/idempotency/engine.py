@@ -157,12 +157,16 @@ class Engine:
         return response
 
     def _keep(self, connection: Connection, held: idempotency_keys.Held, response: Response) -> None:
-        stores = self.policy.stores(response.status_code)
-        kept = (
-            idempotency_keys.finish_key(connection, held, _storable(response))
-            if stores
-            else idempotency_keys.drop_key(connection, held)
-        )
+        if self.policy.stores(response.status_code):
+            body = response.get_data()
+            if len(body) > ANSWER_MAX:
+                detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."
+                raise Refusal(500, "answer_too_large", detail)
+            headers = tuple(pair for pair in response.headers.items() if pair[0].lower() in HEADERS_KEPT)
+            answer = idempotency_keys.StoredAnswer(response.status_code, headers, body)
+            kept = idempotency_keys.finish_key(connection, held, answer)
+        else:
+            kept = idempotency_keys.drop_key(connection, held)
         if not kept:
             raise TakenOver
 
@@ -214,12 +218,3 @@ def _run(store: Store, connection: Connection, run: View) -> Response:
     else:
         savepoint.commit()
     return response
-
-
-def _storable(response: Response) -> idempotency_keys.StoredAnswer:
-    body = response.get_data()
-    if len(body) > ANSWER_MAX:
-        detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."
-        raise Refusal(500, "answer_too_large", detail)
-    kept = tuple((name, value) for name, value in response.headers.items() if name.lower() in HEADERS_KEPT)
-    return idempotency_keys.StoredAnswer(response.status_code, kept, body)

@@ -41,9 +41,6 @@ class Move(StrEnum):
     RESOLVE = "resolve"
 
 
-# States in which an event enters the ledger; parked where a person must look first.
-FIRST: Final = (State.RECEIVED, State.PARKED)
-
 # States in which an event may be claimed once it is due.
 UNFINISHED: Final = (State.RECEIVED, State.WAITING)
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from config.providers import Provider, load_providers
 from config.sources import SOURCES, Source, load_sources
-from receiver.endpoints import MOST_ITEMS, Extractor, Item
+from receiver.endpoints import MOST_ITEMS, Extractor
+from receiver.ledger.intake import Delivery
 from receiver.payload import FORM
 from receiver.signatures import Request
 
@@ -49,7 +50,7 @@ def hash_of(body: bytes) -> str:
     return f"sha256:{sha256(body).hexdigest()}"
 
 
-def only(items: list[Item]) -> Item:
+def only(items: list[Delivery]) -> Delivery:
     """Return the one item."""
     (item,) = items
     return item

@@ -13,7 +13,7 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-def seen(**change: Any) -> SimpleNamespace:
+def seen(**change: Any) -> Any:
     """Return a row with everything at rest."""
     row = {
         "state": State.RECEIVED,

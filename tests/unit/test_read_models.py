@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from config.sources import parse_json_path
 from receiver.ledger import errors
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, SchemaBehind
-from receiver.ledger.reports import Call, CallStory, EventInFull, Shape, Story
+from receiver.ledger.reports.models import Call, CallStory, EventInFull, Shape, Story
 from receiver.redaction import HIDDEN, Redactor
 from receiver.service import refusal
 

@@ -9,8 +9,9 @@ import pytest
 from config.providers import PUBLIC_KEY, Provider, generate_secret, load_providers
 from config.sources import SOURCES, Source, load_sources
 from firstseen.send import Sample, sample, signed_file
-from receiver.endpoints import Extractor, Item, build_endpoints
+from receiver.endpoints import Extractor, build_endpoints
 from receiver.handshakes import Handshakes
+from receiver.ledger.intake import Delivery
 from receiver.signatures import CannotSign, Request, compile_scheme
 from receiver.verifiers.base import OwnVerifier
 from tests.services.catalogue import DECLARED, make_keys, options, over
@@ -31,7 +32,7 @@ ALL = _sources()
 each = pytest.mark.parametrize("source", ALL.values(), ids=lambda source: source.name)
 
 
-def received(source: Source, sent: Sample) -> Item:
+def received(source: Source, sent: Sample) -> Delivery:
     """Verify a sample as the endpoint would, and return its one event."""
     request = Request(sent.method, sent.url, tuple(sent.headers.items()), sent.body)
     compile_scheme(source.scheme, source.options).verify(source.secrets, request, NOW, source.tolerance)

@@ -75,7 +75,7 @@ def test_a_flipped_bit_of_the_body_is_refused(provider: Provider) -> None:
     case = case_of(provider.name)
     scheme = provider.required_scheme
     if not (scheme.schemes[0] if scheme.schemes else scheme).signs_body:
-        assert case.reason(replace(case.request, body=case.request.body.replace(b"1999", b"1998"))) is None
+        assert case.reason(replace(case.request, body=case.request.body.replace(b"1999", b"1998", 1))) is None
         return
     body = case.request.body
     for position in range(len(body)):
