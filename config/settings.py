@@ -13,12 +13,12 @@ from typing import Annotated, Self
 from urllib.parse import quote
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from config.credentials import ApiKey, User, parse_api_keys, parse_users
 from config.logs import Form
-from config.toml import ConfigError, Duration
+from config.toml import ConfigError, Duration, split_list
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
 DEV_SOCKET = Path("var/valkey.sock")
@@ -104,22 +104,13 @@ class Settings(BaseSettings):
     alert_url: SecretStr = Field(default=SecretStr(""), validation_alias="FIRSTSEEN_ALERT_URL", repr=False)
     alert_backlog: Duration = Field(default=timedelta(minutes=10), validation_alias="FIRSTSEEN_ALERT_BACKLOG")
 
-    @field_validator("secret_keys", "handlers", mode="before")
+    @field_validator("secret_keys", "handlers", "api_keys", "users", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _read_list(cls, value: object, field: ValidationInfo) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _read_api_keys(cls, value: object) -> object:
-        return parse_api_keys(value) if isinstance(value, str) else value
-
-    @field_validator("users", mode="before")
-    @classmethod
-    def _read_users(cls, value: object) -> object:
-        return parse_users(value) if isinstance(value, str) else value
+        parsers = {"api_keys": parse_api_keys, "users": parse_users}
+        return parsers.get(field.field_name or "", split_list)(value)
 
     @field_validator("public_url")
     @classmethod

@@ -4,10 +4,10 @@ The rules of the tables refuse a scheme that would verify less than it seems to.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Literal, Self
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
 
@@ -117,28 +117,24 @@ def _check_pattern(text: str) -> str:
     return text
 
 
-def place_of(kinds: tuple[Kind, ...]) -> AfterValidator:
-    """Return a validator of texts that are places of these kinds."""
+def readable_by(parse: Callable[[str], object], *, each: bool = False) -> AfterValidator:
+    """Return a validator of texts, or of the texts in collections (`each`), that `parse` must accept."""
 
-    def check(text: str) -> str:
-        parse_locators(text, kinds)
-        return text
+    def check(value: Any) -> Any:
+        for text in value if each else (value,):
+            parse(text)
+        return value
 
     return AfterValidator(check)
 
 
-def _check_template(text: str) -> str:
-    parse_template(text)
-    return text
-
-
-def _check_required(table: Mapping[str, str]) -> Mapping[str, str]:
-    for place in table:
-        parse_locator(place, SIGNED_KINDS)
-    return table
+def place_of(kinds: tuple[Kind, ...]) -> AfterValidator:
+    """Return a validator of texts that are places of these kinds."""
+    return readable_by(partial(parse_locators, kinds=kinds))
 
 
 SignedPlace = Annotated[StrictStr, place_of(SIGNED_KINDS)]
+ARE_SIGNED_PLACES = readable_by(partial(parse_locator, kinds=SIGNED_KINDS), each=True)
 
 
 class SignatureTable(Table):
@@ -192,8 +188,8 @@ class SchemeTable(Table):
     signature: SignatureTable | None = None
     timestamp: TimestampTable | None = None
     id: SignedPlace | None = None
-    content: Annotated[StrictStr, AfterValidator(_check_template)] | None = None
-    require: Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_required)] = {}
+    content: Annotated[StrictStr, readable_by(parse_template)] | None = None
+    require: Annotated[Mapping[StrictStr, StrictStr], ARE_SIGNED_PLACES] = {}
     nonce_field: Annotated[StrictStr, Field(min_length=1)] | None = None
     schemes: tuple["SchemeTable", ...] = ()
 
