@@ -115,11 +115,11 @@ Headers = Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_headers
 BaseUrl = Annotated[StrictStr, AfterValidator(check_base_url)]
 
 
-class AuthTable(Table):
+class Auth(Table):
     """How the credential travels, and the variable that holds it; `name` is for `type = "header"`."""
 
     type: Literal["bearer", "basic", "header"]
-    value_env: Annotated[StrictStr, variable_of("credential itself")]
+    variable: Annotated[StrictStr, variable_of("credential itself")] = Field(alias="value_env")
     name: HeaderName | None = None
 
     @model_validator(mode="after")
@@ -128,14 +128,10 @@ class AuthTable(Table):
             raise ValueError("name goes with type 'header', and only with it")
         return self
 
-
-@dataclass(frozen=True)
-class Auth:
-    """How a credential travels; `header` is its header's name, `variable` the environment's."""
-
-    type: Literal["bearer", "basic", "header"]
-    variable: str
-    header: str
+    @property
+    def header(self) -> str:
+        """The name of the header that carries it."""
+        return self.name or "Authorization"
 
     def problem_with(self, credential: str) -> str | None:
         """Say in a clause why this credential cannot be sent, or None; it is never shown."""
@@ -164,7 +160,7 @@ class ApiTable(Table):
 
     base_url: BaseUrl
     dialect: StrictStr
-    auth: AuthTable
+    auth: Auth
     headers: Headers = Field(default_factory=dict)
     connect_timeout: Duration | None = None
     read_timeout: Duration | None = None
@@ -231,7 +227,7 @@ def _build(name: str, table: ApiTable, dialects: Mapping[str, Dialect], environ:
     _check_headers_against(table, dialect)
     key_life, key_margin = _key_times(table, dialect)
     connect_timeout, read_timeout = _timeouts(table)
-    auth = Auth(table.auth.type, table.auth.value_env, table.auth.name or "Authorization")
+    auth = table.auth
     # A credential that is missing stops no deployment: only calls of this API are refused.
     credential = environ.get(auth.variable, "").strip()
     if credential:

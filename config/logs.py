@@ -66,12 +66,12 @@ PATIENCE = 1.0
 log = logging.getLogger(__name__)
 
 
-def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
+def set_up_logs(form: Form) -> None:
     """Send every logger's lines, and Python's warnings, to stderr in one form."""
     handler = LineHandler(sys.stderr)
     handler.setFormatter(line_formatter(form))
     # Without effect where a host, such as a test runner, has handlers of its own already.
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(capture=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -187,6 +187,12 @@ class Settings(BaseSettings):
         return f"{scheme}://{rest}" if scheme == SQLITE else f"postgresql+psycopg://{rest}"
 
     @property
+    def local_address(self) -> str:
+        """Web's `host:port` as this machine reaches it: a server that listens everywhere is reached here."""
+        host = "127.0.0.1" if self.host in {"", "0.0.0.0", "::"} else self.host  # noqa: S104 - compared
+        return f"{host}:{self.port}"
+
+    @property
     def broker(self) -> str:
         """The broker's URL as kombu takes it; Valkey speaks Redis."""
         url = self.broker_url or self.redis_url or dev_broker()

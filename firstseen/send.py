@@ -95,10 +95,7 @@ def send(
 
     Exits 1 when a delivery is not accepted.
     """
-    host = context.settings.host
-    # A server that listens everywhere is reached here.
-    host = "127.0.0.1" if host in {"", "0.0.0.0", "::"} else host  # noqa: S104 - compared, never bound
-    base = url or f"http://{host}:{context.settings.port}"
+    base = url or f"http://{context.settings.local_address}"
     if urlsplit(base).scheme not in {"http", "https"} or not urlsplit(base).hostname:
         raise click.BadParameter("write it like http://127.0.0.1:8000", param_hint="--url")
     base, public = base.rstrip("/"), "" if url else context.settings.public_url

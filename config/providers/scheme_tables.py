@@ -195,13 +195,6 @@ class SchemeTable(Table):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        self._check_keys()
-        if self.type not in SHARED | {"any_of"}:
-            self._check_signed()
-            self._check_time()
-        return self
-
-    def _check_keys(self) -> None:
         present = self.model_fields_set - {"type"}
         if missing := NEEDS[self.type] - present:
             raise ValueError(f"a scheme of type {self.type!r} needs {_names(missing)}")
@@ -209,6 +202,10 @@ class SchemeTable(Table):
             raise ValueError(f"a scheme of type {self.type!r} has no use for {_names(unused)}")
         if self.type == "any_of" and (not self.schemes or any(s.type == "any_of" for s in self.schemes)):
             raise ValueError("any_of needs at least one scheme, and none of them may be an any_of itself")
+        if self.type not in SHARED | {"any_of"}:
+            self._check_signed()
+            self._check_time()
+        return self
 
     def _check_signed(self) -> None:
         names = {str(part) for part in self.placeholders}
