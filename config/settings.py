@@ -16,8 +16,10 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from config.apis import APIS
 from config.credentials import ApiKey, User, parse_api_keys, parse_users
 from config.logs import Form
+from config.sources import SOURCES
 from config.toml import ConfigError, Duration, split_list
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
@@ -78,10 +80,8 @@ class Settings(BaseSettings):
     users: Annotated[tuple[User, ...], NoDecode] = Field(
         default=(), validation_alias="FIRSTSEEN_USERS", repr=False
     )
-    sources_path: Path = Field(
-        default=Path(__file__).with_name("sources.toml"), validation_alias="FIRSTSEEN_SOURCES"
-    )
-    apis_path: Path = Field(default=Path(__file__).with_name("apis.toml"), validation_alias="FIRSTSEEN_APIS")
+    sources_path: Path = Field(default=SOURCES, validation_alias="FIRSTSEEN_SOURCES")
+    apis_path: Path = Field(default=APIS, validation_alias="FIRSTSEEN_APIS")
     handlers: Annotated[tuple[str, ...], NoDecode] = Field(default=(), validation_alias="FIRSTSEEN_HANDLERS")
     lease: Duration = Field(default=timedelta(seconds=60), validation_alias="FIRSTSEEN_LEASE")
     sweep: Duration = Field(default=timedelta(seconds=5), validation_alias="FIRSTSEEN_SWEEP")

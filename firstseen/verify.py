@@ -56,7 +56,6 @@ SIGNS_URL = (
     " calls with --url."
 )
 
-
 # Reasons that come after the signature was found to be good.
 TIME = frozenset({"stale_timestamp", "future_timestamp"})
 

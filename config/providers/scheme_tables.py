@@ -18,16 +18,13 @@ Hash = Literal["sha1", "sha256", "sha384", "sha512"]
 
 SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]
 
-
 # Where a single signed value can stand.
 SIGNED_KINDS: tuple[Kind, ...] = ("header", "json", "query", "form")
 
 URL_KINDS = frozenset({"url", "url_no_query", "path_query"})
 
-
 # Types that sign nothing: the secret itself is sent.
 SHARED: frozenset[SchemeType] = frozenset({"token", "basic"})
-
 
 # Types whose secret is the provider's public key, with the encodings that it may have.
 PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
@@ -35,7 +32,6 @@ PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
     "ecdsa": frozenset({"spki-base64", "pem"}),
     "rsa": frozenset({"spki-base64", "pem"}),
 }
-
 
 # The keys that a type must have.
 NEEDS: Mapping[SchemeType, frozenset[str]] = {
@@ -48,7 +44,6 @@ NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "basic": frozenset({"signature"}),
     "any_of": frozenset({"schemes"}),
 }
-
 
 # The keys that a type may have besides: any other would be ignored, and seem to protect something.
 MAY: Mapping[SchemeType, frozenset[str]] = {
