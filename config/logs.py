@@ -66,12 +66,12 @@ PATIENCE = 1.0
 log = logging.getLogger(__name__)
 
 
-def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
+def set_up_logs(form: Form) -> None:
     """Send every logger's lines, and Python's warnings, to stderr in one form."""
     handler = LineHandler(sys.stderr)
     handler.setFormatter(line_formatter(form))
     # Without effect where a host, such as a test runner, has handlers of its own already.
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(capture=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -218,7 +218,7 @@ def line_formatter(form: Form = "auto") -> logging.Formatter:
         console = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
         )
-        kind, shape = _LineFormatter, [_failure_on_one_line, _printable, names, console]
+        kind, shape = _LineFormatter, [_on_one_line, names, console]
     else:
         kind, shape = _JsonLineFormatter, [names, _ordered, structlog.processors.JSONRenderer()]
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
@@ -323,13 +323,9 @@ def _ordered(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     return {**first, **line}
 
 
-def _failure_on_one_line(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+def _on_one_line(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     if chain := line.pop("failure", None):
         line["failure"] = " from ".join(f"{one['type']} at {(one['at'] or ['nowhere'])[-1]}" for one in chain)
-    return line
-
-
-def _printable(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
-    """Keep a message on its line: a type that a sender chose may hold line breaks, or a terminal's codes."""
+    # A type that a sender chose may hold line breaks, or a terminal's codes.
     characters = (one if one.isprintable() else ascii(one)[1:-1] for one in str(line["event"]))
     return {**line, "event": "".join(characters)}

@@ -13,7 +13,17 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
 from config.providers import HeaderNames, Provider, SchemeTable, describe_provider, is_usable
-from config.toml import Duration, Table, in_words, is_variable, kind_of, load_tables, suggest, variable_of
+from config.toml import (
+    Duration,
+    Table,
+    in_words,
+    is_variable,
+    kind_of,
+    load_tables,
+    split_list,
+    suggest,
+    variable_of,
+)
 
 SOURCES = Path(__file__).with_name("sources.toml")
 MEBIBYTE = 1_048_576
@@ -184,7 +194,7 @@ def _build(
     secrets, warnings = _read_secrets(provider, secret_names, environ, separated=separated)
     # A missing secret stops no deployment: this source answers 503, and the provider sends again.
     problem = f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None
-    verify_tokens = _split(environ.get(table.verify_token_env, "")) if table.verify_token_env else ()
+    verify_tokens = split_list(environ.get(table.verify_token_env, "")) if table.verify_token_env else ()
     if table.verify_token_env and not verify_tokens:
         warnings.append(
             f"the environment variable {table.verify_token_env} holds no verify token,"
@@ -285,7 +295,7 @@ def _read_secrets(
     warnings = []
     for variable in variables:
         whole = environ.get(variable, "").strip()
-        secrets = _split(whole) if separated else (whole,) if whole else ()
+        secrets = split_list(whole) if separated else (whole,) if whole else ()
         if not secrets:
             warnings.append(
                 f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
@@ -298,7 +308,3 @@ def _read_secrets(
                     f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
                 )
     return tuple(found), warnings
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -155,6 +155,11 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 
+def split_list(text: str) -> tuple[str, ...]:
+    """Split at commas; blanks around entries, and empty entries, are dropped."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def is_variable(name: Any) -> bool:
     """Say whether this can name an environment variable; a secret put there by mistake seldom can."""
     return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None

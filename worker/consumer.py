@@ -120,7 +120,7 @@ class Worker:
     def _consume(self) -> int:
         """Serve nudges until the worker stops. A broker that refuses this worker for good is asked again."""
         # While anything takes part in Celery's signal about logging, Celery configures none.
-        setup_logging.connect(_leave_logs_alone)
+        setup_logging.connect(lambda **_: None, weak=False)
         # Celery warns root of pickled messages; only JSON is accepted here.
         warnings.simplefilter("ignore", SecurityWarning)
         app = Celery("firstseen", **consumer_options(self.settings.broker))
@@ -165,10 +165,6 @@ class Worker:
 
 def _in_background(target: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()
-
-
-def _leave_logs_alone(**_: Any) -> None:
-    """Do nothing; a module-level function, since Celery keeps only weak references to receivers."""
 
 
 class Shutdown:

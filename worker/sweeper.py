@@ -13,6 +13,7 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
+from config.logs import about
 from receiver.ledger import queue
 from receiver.ledger.control import step_bulk, unfinished_bulk
 from receiver.ledger.counters import count_sweep
@@ -135,9 +136,10 @@ def run(
         try:
             if passes % REOPEN_EVERY == 0:
                 reopener.run_once()
-            swept = sweeper.run_once()
-            if any(asdict(swept).values()):
-                log.info("Swept: %s", swept)
+            swept = asdict(sweeper.run_once())
+            if any(swept.values()):
+                with about(**swept):
+                    log.info("Swept.")
             if passes % PRUNE_EVERY == 0:
                 pruner.run_once()
         except LedgerError as error:

@@ -19,7 +19,7 @@ from worker.calls.outbound import BODY_MAX, CallArguments, OutboundRequest, buil
 
 DIALECTS = load_dialects()
 KEY = "4f0c2c1e-8a4d-4d53-9d54-2c2a6a3b7f10"
-AUTH = Auth("header", "SHOP_KEY", "X-API-Key")
+AUTH = Auth(type="header", value_env="SHOP_KEY", name="X-API-Key")
 
 
 def api(

@@ -1,6 +1,8 @@
 """docs/providers.md and `firstseen providers`: what the catalogue says, for people."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from firstseen.__main__ import cli
 from firstseen.providers import updated
 from receiver import describe as wording
 from tests.services.catalogue import over
+from tests.services.checkout import CHECKOUT
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "providers.md"
 CATALOGUE = load_providers()
@@ -32,6 +35,14 @@ def test_a_page_without_a_place_is_refused() -> None:
     """A table whose comments were lost is not silently left out."""
     with pytest.raises(ValueError, match="no place for notes"):
         updated(PAGE.read_text(encoding="utf-8").replace("<!-- notes -->", ""))
+
+
+def test_a_page_that_is_not_named_is_asked_for() -> None:
+    """Without a file, `python -m firstseen.providers` says what to write."""
+    command = [sys.executable, "-m", "firstseen.providers"]
+    found = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    sentence = "Name the page to write, such as python -m firstseen.providers docs/providers.md\n"
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", sentence)
 
 
 def test_every_provider_has_a_row() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from config.providers import PUBLIC_KEY, Provider, generate_secret, load_providers
 from config.sources import SOURCES, Source, load_sources
-from firstseen.send import Sample, sample, signed_file
+from firstseen.send import Sample, sample
 from receiver.endpoints import Extractor, build_endpoints
 from receiver.handshakes import Handshakes
 from receiver.ledger.intake import Delivery
@@ -86,7 +86,7 @@ def test_a_sample_is_as_old_as_now(source: Source) -> None:
 def test_a_files_bytes_are_signed_as_they_are(source: Source) -> None:
     """A file is sent byte for byte and read back under the id that the answer will name."""
     body = b'{ "id": "f1", "event_id": "f1", "type": "a.b", "event": {"type": "a.b"} }\n'
-    sent = signed_file(source, body, type=None, event_id=None, now=NOW)
+    sent = sample(source, type=None, event_id=None, now=NOW, file=body)
     assert sent.body == body
     assert received(source, sent).event_id == sent.event_id
 
@@ -94,12 +94,12 @@ def test_a_files_bytes_are_signed_as_they_are(source: Source) -> None:
 def test_a_file_that_would_have_to_change_is_refused() -> None:
     """An id that stands in the body cannot be given to a file's bytes."""
     with pytest.raises(CannotSign, match="would have to change"):
-        signed_file(ALL["stripe"], b'{"id":"f1"}', type=None, event_id="f2", now=NOW)
+        sample(ALL["stripe"], type=None, event_id="f2", now=NOW, file=b'{"id":"f1"}')
 
 
 def test_a_file_that_is_no_json_can_be_sent() -> None:
     """Garbage can be signed too: to see it parked."""
-    sent = signed_file(ALL["stripe"], b"\xff\x00", type=None, event_id=None, now=NOW)
+    sent = sample(ALL["stripe"], type=None, event_id=None, now=NOW, file=b"\xff\x00")
     assert sent.event_id.startswith("sha256:")
 
 
