@@ -6,7 +6,7 @@ from pathlib import Path
 
 from receiver.ledger.store import Store
 from tests.bench.accept import Figure
-from tests.bench.tables import Found, table
+from tests.bench.markdown import Found, table
 from tests.bench.targets import percentiles, targets
 
 PAGE = Path(__file__).parents[2] / "docs" / "PERFORMANCE.md"

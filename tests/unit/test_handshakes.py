@@ -14,7 +14,7 @@ from config.sources import Source
 from receiver.endpoints import build_endpoints
 from receiver.handshakes import HandshakeAnswer, Handshakes
 from receiver.signatures import InvalidSignature, Request
-from tests.services.catalogue import BODY, compiled
+from tests.services.presets import BODY, compiled
 
 SECRET, TOKEN = "the-secret", "the-verify-token"
 GREETING = [provider for provider in load_providers().values() if provider.handshake]

@@ -11,7 +11,7 @@ import pytest
 from config.providers import PUBLIC_KEY, Provider, generate_secret, is_usable, load_providers
 from config.providers.catalogue import CATALOGUE
 from config.toml import ConfigError
-from tests.services.catalogue import DECLARED, over
+from tests.services.presets import DECLARED, over
 
 ENTRY = """\
 title = "Acme"

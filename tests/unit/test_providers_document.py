@@ -10,7 +10,7 @@ from config.providers import Provider, load_providers
 from firstseen.__main__ import cli
 from firstseen.providers import updated
 from receiver import describe as wording
-from tests.services.catalogue import over
+from tests.services.presets import over
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "providers.md"
 CATALOGUE = load_providers()

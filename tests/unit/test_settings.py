@@ -4,12 +4,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from config.settings import Settings, environment, load_settings
-from config.toml import ConfigError, parse_duration
+from config.toml import ConfigError
 
 KEY = "k" * 32
 GOOD = {
@@ -17,7 +15,7 @@ GOOD = {
     "BROKER_URL": "redis://:hunter3@broker/0",
     "FIRSTSEEN_SECRET_KEY": KEY,
 }
-SECRETS = ("hunter2", "hunter3", KEY)
+SECRETS = ("hunter2", "hunter3", "hunter4", KEY)
 NAMES = {str(field.validation_alias) for field in Settings.model_fields.values()}
 
 
@@ -192,24 +190,6 @@ def test_the_process_wins_over_the_env_file(load: Load, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("10min", 600), ("1h", 3600), ("30d", 2_592_000), ("250ms", 0.25), (" 1.5 h ", 5400)],
-)
-def test_durations_as_people_write_them(text: str, seconds: float) -> None:
-    """A number and a unit of ms, s, min, h or d."""
-    assert parse_duration(text) == timedelta(seconds=seconds)
-
-
-@given(st.text(max_size=20))
-def test_any_other_text_is_no_duration(text: str) -> None:
-    """Whatever is written, it is a duration or refused with a sentence."""
-    try:
-        assert parse_duration(text) >= timedelta(0)
-    except ValueError as error:
-        assert "duration" in str(error)  # noqa: PT017
-
-
-@pytest.mark.parametrize(
     ("text", "kept"),
     [
         ("https://hooks.example.com", "https://hooks.example.com"),
@@ -238,3 +218,38 @@ def test_proxies_are_counted(load: Load) -> None:
     assert load(FIRSTSEEN_PROXY_HOPS="2").proxy_hops == 2
     for text in ("-1", "11", "all"):
         assert "FIRSTSEEN_PROXY_HOPS is wrong" in load.refusal(FIRSTSEEN_PROXY_HOPS=text)
+
+
+def test_logs_metrics_and_alerts_by_default(load: Load) -> None:
+    """Metrics and alerts are off."""
+    settings = load()
+    assert not settings.metrics_token.get_secret_value()
+    assert not settings.alert_url.get_secret_value()
+    assert (settings.logs, settings.alert_backlog) == ("auto", timedelta(minutes=10))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("FIRSTSEEN_METRICS_TOKEN", "hunter4", "16 characters or more"),
+        ("FIRSTSEEN_ALERT_URL", "hooks.example.com/hunter4", "begins with https:// or http://"),
+        ("FIRSTSEEN_ALERT_URL", "https://user:hunter4@hooks.example.com/", "begins with https://"),
+        ("FIRSTSEEN_ALERT_URL", "https://hooks.example.com/a bhunter4", "begins with https://"),
+        ("FIRSTSEEN_ALERT_BACKLOG", "0s", "more than 0s"),
+        ("FIRSTSEEN_LOGS", "xml", "'auto', 'json' or 'text'"),
+    ],
+)
+def test_wrong_settings_of_logs_metrics_and_alerts(load: Load, name: str, value: str, sentence: str) -> None:
+    """The error names the variable and what is allowed, and shows no token and no address."""
+    found = load.refusal(**{name: value})
+    assert name in found
+    assert sentence in found
+
+
+def test_no_repr_shows_the_metrics_token_or_the_alert_url(load: Load) -> None:
+    settings = load(
+        FIRSTSEEN_METRICS_TOKEN="hunter4-0123456789",
+        FIRSTSEEN_ALERT_URL="https://hooks.example.com?key=hunter4",
+    )
+    assert settings.alert_url.get_secret_value().endswith("hunter4")
+    assert "hunter4" not in repr(settings)

@@ -9,7 +9,7 @@ import pytest
 
 from config.providers import SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme
-from tests.services.catalogue import signed_headers
+from tests.services.presets import signed_headers
 
 NOW = 1_700_000_000.0
 BODY = b'{"id":"evt_1","type":"a"}'

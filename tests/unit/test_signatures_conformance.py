@@ -9,7 +9,7 @@ import pytest
 from config.providers import PUBLIC_KEY, Locator, Provider
 from receiver.signatures import InvalidSignature, Request
 from receiver.signatures.request import texts
-from tests.services.catalogue import (
+from tests.services.presets import (
     BODY,
     DECLARED,
     URL,

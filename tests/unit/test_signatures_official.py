@@ -18,7 +18,7 @@ from slack_sdk.signature import Clock, SignatureVerifier
 
 from config.providers import load_providers
 from receiver.signatures import InvalidSignature, Request, compile_scheme
-from tests.services.catalogue import make_keys, signed_headers
+from tests.services.presets import make_keys, signed_headers
 
 CATALOGUE = load_providers()
 BODY = '{"id":"evt_1","object":"event","type":"invoice.paid","customer":"J\u00fcrgen"}'

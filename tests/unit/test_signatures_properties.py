@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from config.providers import Provider, SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme
-from tests.services.catalogue import DECLARED, compiled, make_keys, over, signing_places, with_values
+from tests.services.presets import DECLARED, compiled, make_keys, over, signing_places, with_values
 
 HEX_SIGNATURE = {"in": "header:X-Sig", "encoding": "hex"}
 SIGNED = {"type": "hmac", "hash": "sha256", "content": "{body}", "signature": HEX_SIGNATURE}

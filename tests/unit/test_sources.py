@@ -7,7 +7,7 @@ import pytest
 
 from config.providers import load_providers
 from config.sources import SOURCES, Source, load_sources
-from config.toml import ConfigError, in_words
+from config.toml import ConfigError
 
 PROVIDERS = load_providers()
 STRIPE = '[a]\nprovider = "stripe"\nsecrets_env = "A"\n'
@@ -235,21 +235,6 @@ def test_values_that_the_content_names_are_options(tmp_path: Path) -> None:
     text = HMAC.replace("{body}", "{config:app_key}{body}")
     assert "options.app_key is missing" in refusal(tmp_path, text)
     assert load(tmp_path, text + 'app_key = "k1"').options == {"app_key": "k1"}
-
-
-@pytest.mark.parametrize(
-    ("span", "text"),
-    [
-        (timedelta(days=30), "30d"),
-        (timedelta(hours=36), "36h"),
-        (timedelta(minutes=90), "90min"),
-        (timedelta(seconds=90), "90s"),
-        (timedelta(seconds=0.25), "0.25s"),
-    ],
-)
-def test_durations_are_written_as_they_are_read(span: timedelta, text: str) -> None:
-    """A sentence shows a duration the way its file would."""
-    assert in_words(span) == text
 
 
 STRAVA = '[a]\nprovider = "strava"\n'

@@ -1,5 +1,6 @@
 """What a verified delivery says: ids, types, times, batches."""
 
+import gzip
 import json
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from config.providers import Provider, load_providers
 from config.sources import SOURCES, Source, load_sources
-from receiver.endpoints import MOST_ITEMS, Extractor, Item
+from receiver.endpoints import MOST_ITEMS, Extractor, Item, build_endpoints, unpacked
 from receiver.payload import FORM
-from receiver.signatures import Request
+from receiver.signatures import InvalidSignature, Request
 
 SOURCES_BY_NAME = load_sources(SOURCES, load_providers(), {})
 
@@ -305,13 +306,6 @@ def test_an_event_without_an_id_is_named_as_the_entry_says() -> None:
     assert named[0].problem is None
 
 
-def test_an_item_without_an_id_does_not_hold_up_the_rest() -> None:
-    """It is kept under its own hash with a reason, between others that have their ids."""
-    found = extractor(**BATCH).items(post({"events": [{"id": "a"}, {"x": 1}, {"id": "c"}]}))
-    assert [item.event_id for item in found] == ["a", hash_of(b'{"x":1}'), "c"]
-    assert [item.problem is None for item in found] == [True, False, True]
-
-
 def test_an_item_can_be_named_by_its_place() -> None:
     """Where items have no ids, the delivery's and the place in it make one."""
     found = extractor(batch="json:events", event_id=["header:X-Id", "item:#"])
@@ -440,3 +434,54 @@ def test_a_source_file_reaches_the_extractor(tmp_path: Path) -> None:
     source = load_sources(file, load_providers(), {})["a"]
     item = only(Extractor(source).items(post({"meta": {"id": 7}, "kind": "order", "verb": "paid"})))
     assert (item.event_id, item.type) == ("7", "order.paid")
+
+
+CHAT = b'{"id":"a","type":"message.created"}'
+
+
+def encoded(body: bytes, encoding: str = "gzip") -> Request:
+    """Make a POST with a content encoding."""
+    return Request("POST", "https://x.example/", (("Content-Encoding", encoding),), body)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (encoded(gzip.compress(CHAT)), CHAT),
+        (encoded(gzip.compress(CHAT), " GZIP "), CHAT),
+        (encoded(gzip.compress(b"")), b""),
+        (encoded(gzip.compress(b"x" * 100)), b"x" * 100),
+    ],
+)
+def test_a_gzipped_body_is_unpacked(request_: Request, expected: bytes) -> None:
+    """Up to the limit, whatever the case of the encoding's name."""
+    assert unpacked(request_, 100).body == expected
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        encoded(gzip.compress(b"x" * 101)),
+        encoded(gzip.compress(b"0" * 10_000_000)),
+        encoded(gzip.compress(CHAT)[:-4]),
+        encoded(gzip.compress(CHAT) + b"more"),
+        encoded(CHAT),
+        encoded(b""),
+        encoded(gzip.compress(CHAT), "identity"),
+        Request("POST", "https://x.example/", (), gzip.compress(CHAT)),
+    ],
+)
+def test_what_does_not_unpack_is_left(request_: Request) -> None:
+    """A bomb, a part, a body with something behind it, and what is not compressed stay as they came."""
+    assert unpacked(request_, 100) is request_
+
+
+def test_the_compressed_bytes_are_verified() -> None:
+    """Nylas signs what it sends; the event is what was packed, and its body is kept unpacked."""
+    endpoint = build_endpoints({"a": Source("a", load_providers()["nylas"], ("key",))})["a"]
+    signed = endpoint.scheme.sign("key", encoded(gzip.compress(CHAT)), 0, "")
+    endpoint.verify(signed, 0)
+    (delivery,) = endpoint.extract(signed, None)
+    assert (delivery.event_id, delivery.type, delivery.body) == ("a", "message.created", CHAT)
+    with pytest.raises(InvalidSignature):
+        endpoint.verify(unpacked(signed, 100), 0)

@@ -13,7 +13,7 @@ from receiver.endpoints import Extractor, Item, build_endpoints
 from receiver.handshakes import Handshakes
 from receiver.signatures import CannotSign, Request, compile_scheme
 from receiver.verifiers.base import OwnVerifier
-from tests.services.catalogue import DECLARED, make_keys, options, over
+from tests.services.presets import DECLARED, make_keys, options, over
 
 NOW = 1_800_000_000.25
 PROVIDERS = load_providers()
