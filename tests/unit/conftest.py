@@ -1,4 +1,4 @@
-"""Unit tests run with nothing around them: a socket that opens to anywhere fails the test."""
+"""Unit tests need no network: opening a socket fails the test."""
 
 import socket
 import threading
@@ -29,7 +29,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    """Open a ledger in memory."""
+    """Open a migrated ledger in memory."""
     opened = Store("sqlite://", pool=1)
     migrate(opened)
     yield opened

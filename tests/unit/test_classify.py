@@ -1,4 +1,4 @@
-"""What an answer means for its call: one table of all dialects and rules, and what holds for any answer."""
+"""`classify`: a table of responses in every dialect, and properties that hold for any response."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -172,7 +172,7 @@ every      | 404                                  | bare again         | unknown
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """Return the table's rows, one for each dialect where it says `every`."""
+    """Return the table's rows; `every` stands for one row of each dialect."""
     found = []
     for line in filter(None, TABLE.splitlines()):
         name, came, standing, meaning = (cell.strip() for cell in line.split("|"))
@@ -181,7 +181,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 
 
 def answer(dialect: str, came: str) -> Reply:
-    """Read a cell of the table as an answer."""
+    """Return the response that a cell of the table describes."""
     status, _, rest = came.partition(" ")
     words = rest.split(" ") if rest else []
     headers = {"content-type": "text/plain"}
@@ -192,34 +192,34 @@ def answer(dialect: str, came: str) -> Reply:
     return Reply(int(status), tuple(headers.items()), body.encode())
 
 
-def told(verdict: Classification) -> str:
-    """Return a verdict as the table writes it."""
+def written(verdict: Classification) -> str:
+    """Return a classification as the table writes it."""
     return verdict.outcome + " open" * verdict.open + " park" * verdict.park
 
 
 @pytest.mark.parametrize(("dialect", "came", "standing", "meaning"), rows())
 def test_the_table(dialect: str, came: str, standing: str, meaning: str) -> None:
-    """Dialect, answer and standing decide together; the reason begins with the status."""
+    """Dialect, response and context decide; the reason begins with the status."""
     verdict = classify(DIALECTS[dialect], STANDINGS[standing], answer(dialect, came), NOW)
-    assert told(verdict) == meaning, verdict
+    assert written(verdict) == meaning, verdict
     assert verdict.reason.startswith(came.split(maxsplit=1)[0])
     assert verdict.reason.endswith((".", "?"))
 
 
-def test_the_table_has_every_dialect_and_standing() -> None:
-    """A new dialect needs rows of its own, unless it knows no keys."""
+def test_the_table_has_every_dialect_and_context() -> None:
+    """A new dialect needs rows of its own."""
     own = {line.split("|")[0].strip() for line in TABLE.splitlines() if line}
     assert own - {"every"} == set(DIALECTS)
     assert {standing for _, _, standing, _ in rows()} == set(STANDINGS)
 
 
 @pytest.mark.parametrize("standing", STANDINGS.values())
-def test_no_answer(standing: SendContext) -> None:
-    """What never left was not executed; what left may have been."""
+def test_no_response(standing: SendContext) -> None:
+    """A request that never left was not executed; one that left may have been."""
     refused = classify(DIALECTS["celper"], standing, NoReply("connection refused", written=False), NOW)
-    assert (told(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
+    assert (written(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
     lost = classify(DIALECTS["celper"], standing, NoReply("the connection was reset", written=True), NOW)
-    assert told(lost) == "unknown open"
+    assert written(lost) == "unknown open"
     assert lost.reason == "No answer: the connection was reset. It may have been executed."
 
 
@@ -246,14 +246,13 @@ def test_no_answer(standing: SendContext) -> None:
     ],
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
-    """Seconds or any of HTTP's three dates (RFC 9110, section 5.6.7), from now to a day."""
+    """Seconds, or any of HTTP's three date formats (RFC 9110, section 5.6.7), up to a day ahead."""
     came = Reply(429, (("Retry-After", value),), b"")
     verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
     assert verdict.retry_after == (None if seconds is None else timedelta(seconds=seconds))
 
 
-def test_only_what_is_tried_again_is_put_off() -> None:
-    """A final outcome has no time to wait for."""
+def test_a_final_outcome_has_no_retry_after() -> None:
     for status, waits in ((200, False), (404, False), (429, True), (503, True), (500, True)):
         came = Reply(status, (("Retry-After", "7"),), b"")
         verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
@@ -281,7 +280,7 @@ def test_only_what_is_tried_again_is_put_off() -> None:
     ],
 )
 def test_protection(dialect: str, method: str, path: str, found: Protection) -> None:
-    """A key where the API takes one, else what the API itself calls safe to repeat, else nothing."""
+    """A key where the API takes one, else whether the API calls the request safe to repeat."""
     assert protection(DIALECTS[dialect], method, path) == found
 
 
@@ -313,8 +312,8 @@ FINAL = {SendOutcome.SUCCEEDED, SendOutcome.REPLAYED, SendOutcome.REJECTED}
 @example("telness", replace(STANDINGS["bare"], live=True), Reply(503, (), b""))
 @example("stannp", STANDINGS["again"], Reply(409, (), b'{"success": tr', truncated=True))
 @example("celper", STANDINGS["again"], Reply(429, (("retry-after", "Mon, 23 Nov 0001 00:00:00 +2359"),), b""))
-def test_any_answer_has_a_verdict(name: str, standing: SendContext, came: Reply) -> None:
-    """Nothing raises; and no answer, however odd, leads to a second effect or to an end that is none."""
+def test_any_response_is_classified_safely(name: str, standing: SendContext, came: Reply) -> None:
+    """Nothing raises, and no response leads to a second effect or a false end."""
     verdict = classify(DIALECTS[name], standing, came, NOW)
     assert verdict.retry_after is None or timedelta(0) <= verdict.retry_after <= timedelta(hours=24)
     if verdict.outcome in (SendOutcome.SUCCEEDED, SendOutcome.REPLAYED):
@@ -339,7 +338,7 @@ def test_any_answer_has_a_verdict(name: str, standing: SendContext, came: Reply)
 
 @given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
 def test_reasons_show_no_body(name: str, standing: SendContext, came: Reply) -> None:
-    """Nothing of the body stands in the sentence, which is one line."""
+    """A reason is one line and contains nothing of the body."""
     marked = Reply(came.status, came.headers, came.body + b" hunter2")
     verdict = classify(DIALECTS[name], standing, marked, NOW)
     assert "hunter2" not in verdict.reason

@@ -1,4 +1,4 @@
-"""Keys of the management API, as they are written and compared."""
+"""API keys and dashboard users: parsing, comparing, and errors that show no secret."""
 
 import pytest
 from click.testing import CliRunner
@@ -21,12 +21,12 @@ def test_api_keys_are_separated_by_blanks() -> None:
 
 
 def test_an_empty_variable_has_no_api_key() -> None:
-    """An empty variable turns the API off."""
+    """The API is off."""
     assert parse_api_keys(" \n ") == ()
 
 
-def test_a_name_may_stand_twice_while_its_key_is_replaced() -> None:
-    """Both keys are valid, under one name."""
+def test_two_keys_of_one_name_are_both_valid() -> None:
+    """During a rotation a caller may use either."""
     keys = parse_api_keys(f"ops={FIRST} ops={SECOND}")
     assert [find_api_key(keys, secret) for secret in (FIRST, SECOND)] == list(keys)
 
@@ -49,7 +49,7 @@ def test_a_name_may_stand_twice_while_its_key_is_replaced() -> None:
 def test_a_wrong_api_key_is_refused_without_showing_it(
     text: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sentence names the variable and what is allowed, and no part of a key."""
+    """The error names the variable and the rule, and contains no part of a key."""
     monkeypatch.setenv("FIRSTSEEN_API_KEYS", text)
     monkeypatch.setenv("FIRSTSEEN_DEV", "1")
     with pytest.raises(ConfigError) as refused:
@@ -61,8 +61,7 @@ def test_a_wrong_api_key_is_refused_without_showing_it(
     assert "\n" not in message
 
 
-def test_settings_hold_keys_that_nothing_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is loaded is usable, and its repr shows no key."""
+def test_no_repr_shows_an_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRSTSEEN_API_KEYS", f"ops={FIRST}")
     monkeypatch.setenv("FIRSTSEEN_DEV", "1")
     settings = load_settings()
@@ -72,13 +71,12 @@ def test_settings_hold_keys_that_nothing_prints(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("secret", ["", "k" * 15, "k" * 17, "K" * 16, "ké", "\udc80"])
-def test_another_secret_finds_no_key(secret: str) -> None:
-    """Only the exact secret counts."""
+def test_only_the_exact_secret_finds_a_key(secret: str) -> None:
     assert find_api_key(parse_api_keys(f"ops={FIRST}"), secret) is None
 
 
 def test_users_are_separated_by_blanks() -> None:
-    """Each entry is one person with one hash."""
+    """Each entry is one user with one password hash."""
     users = parse_users(f" ada={HASH}\n grace.h@example.com={HASH} ")
     assert [user.name for user in users] == ["ada", "grace.h@example.com"]
     assert find_user(users, "ada") == users[0]
@@ -86,12 +84,12 @@ def test_users_are_separated_by_blanks() -> None:
 
 
 def test_an_empty_variable_has_no_user() -> None:
-    """An empty variable turns the dashboard off."""
+    """The dashboard is off."""
     assert parse_users(" \n ") == ()
 
 
-def test_what_hash_password_prints_is_read() -> None:
-    """The entry is ready to paste, and the password opens it."""
+def test_the_output_of_hash_password_can_be_parsed() -> None:
+    """The entry can be pasted as printed, and the password matches its hash."""
     (user,) = parse_users(user_entry("ada", "correct horse battery"))
     assert check_password_hash(user.password_hash, "correct horse battery")
 
@@ -100,8 +98,8 @@ def test_what_hash_password_prints_is_read() -> None:
     ("name", "password", "code"),
     [("ada", "correct horse battery", 0), ("ada", "hunter2", 2), ("Ada L", "x" * 20, 2)],
 )
-def test_the_command_reads_standard_input(name: str, password: str, code: int) -> None:
-    """One line in, one entry out; what is too short or no name is misuse, and is not repeated."""
+def test_hash_password_reads_standard_input(name: str, password: str, code: int) -> None:
+    """One line in, one entry out; a short password or a wrong name exits 2 and is not printed."""
     done = CliRunner().invoke(cli, ["hash-password", name], input=f"{password}\n")
     assert done.exit_code == code, done.output
     assert password not in done.output
@@ -112,7 +110,7 @@ def test_the_command_reads_standard_input(name: str, password: str, code: int) -
 
 
 def test_another_hash_is_another_mark() -> None:
-    """Sessions that began under the old one end."""
+    """A new password ends the sessions of the old one."""
     first, second = parse_users(user_entry("ada", "a password")), parse_users(user_entry("ada", "a password"))
     assert first[0].mark != second[0].mark
 
@@ -132,7 +130,7 @@ def test_another_hash_is_another_mark() -> None:
 def test_a_wrong_user_is_refused_without_showing_it(
     monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
 ) -> None:
-    """It may be a password: the error names the entry's number and the rule, never what was found."""
+    """The entry may be a password: the error has its number and the rule, never its text."""
     monkeypatch.setenv("FIRSTSEEN_DEV", "1")
     monkeypatch.setenv("FIRSTSEEN_USERS", text)
     with pytest.raises(ConfigError) as refused:
@@ -143,5 +141,4 @@ def test_a_wrong_user_is_refused_without_showing_it(
 
 
 def test_no_repr_shows_a_hash() -> None:
-    """Neither a user's nor the settings'."""
     assert HASH not in repr(parse_users(f"ada={HASH}"))

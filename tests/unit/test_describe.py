@@ -1,4 +1,4 @@
-"""Rules in words: for every provider and every dialect of the catalogues, and true ones."""
+"""Descriptions of sources and APIs: for every provider and every dialect, and correct ones."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -23,7 +23,7 @@ def api(dialect: str) -> Api:
 
 @over(sorted(PROVIDERS))
 def test_every_provider_has_its_rules(name: str) -> None:
-    """Whole sentences, the window among them."""
+    """Whole sentences, the retry window among them."""
     told = list(source_rules(Source(name, PROVIDERS[name], ("canary",))))
     assert len(told) >= 3
     assert all(rule[0].isupper() and rule.endswith(".") for rule in told), told
@@ -39,8 +39,8 @@ def test_every_dialect_has_its_rules(name: str) -> None:
     assert all(rule[0].isupper() and rule.endswith(".") for rule in told), told
 
 
-def test_rules_say_what_differs() -> None:
-    """Who forgets failures, who replays with 409, who knows no keys."""
+def test_rules_tell_dialects_apart() -> None:
+    """Keeping successes only, replaying with 409, locked keys, no keys."""
     assert "It keeps successes only: after a failure the same key runs again." in dialect_rules(
         api("salesly")
     )

@@ -1,4 +1,4 @@
-"""Nudges and counters, published after the response: bounded, in order, and few of many at once."""
+"""Nudges and background work after the response: bounded, in order, and few of many at once."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ from tests.services.waiting import wait_until
 
 
 class Broker:
-    """Notes nudges, once it is let go."""
+    """Records nudges once `go_on` is set."""
 
     def __init__(self, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent: list[str] = []
@@ -31,38 +31,38 @@ class Broker:
         assert self.go_on.wait(60)
         self.sent.append(args[0])
 
-    def heard_of(self, event: UUID) -> list[str]:
-        """Return what was sent, once this event was."""
+    def sent_up_to(self, event: UUID) -> list[str]:
+        """Wait for this event's nudge and return all that were sent."""
         wait_until(lambda: str(event) in self.sent, "the nudge")
         return self.sent
 
 
 def nudged(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
-    """Nudge so many events while the broker hesitates; return them, and what was sent up to the last."""
+    """Nudge this many events while the broker blocks; return their ids, and those sent up to the last one."""
     monkeypatch.setattr(dispatch, "PAUSE", 0.002)
     dispatcher = Dispatcher("memory://")
     broker, events = Broker(dispatcher, monkeypatch), [UUID(int=number) for number in range(count)]
     dispatcher.nudge(events)
     broker.go_on.set()
-    return [str(event) for event in events], list(broker.heard_of(events[-1]))
+    return [str(event) for event in events], list(broker.sent_up_to(events[-1]))
 
 
-def test_a_few_are_nudged_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While little comes every event has its nudge, in order."""
+def test_a_few_events_are_all_nudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order."""
     events, sent = nudged(5, monkeypatch)
     assert sent == events
 
 
-def test_a_flood_is_not_nudged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand at once a few wake every thread there is, the newest among them."""
+def test_of_a_thousand_events_at_once_a_few_are_nudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough to wake every worker thread, the newest event among them."""
     events, sent = nudged(1000, monkeypatch)
     assert sent[-1] == events[-1]
     # What came before the first was sent, and what came meanwhile.
     assert len(sent) <= 2 * BACKLOG
 
 
-def test_the_first_few_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few go at once, then one each pause; after a rest a few go at once again."""
+def test_the_first_few_nudges_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then one goes each pause; after a rest a few go at once again."""
     clock = Clock()
     monkeypatch.setattr("receiver.dispatch.time", clock)
     pace = Pace(4, 0.05)
@@ -78,8 +78,8 @@ def test_the_first_few_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("change", [{"problem": "It has no event id."}, {"replay_guard": "park"}])
-def test_what_waits_for_a_person_is_not_nudged(store: Store, change: Any) -> None:
-    """What has a problem is parked, and so are signed bytes that come again under another id."""
+def test_parked_events_are_not_nudged(store: Store, change: Any) -> None:
+    """Neither an event with a problem nor a suspected replay."""
     recorder = Recorder(store)
     for name in ("evt_1", "evt_2"):
         (verdict,) = recorder.record([Delivery("stripe", name, "invoice.paid", b"{}", **change)])
@@ -90,27 +90,27 @@ def test_what_waits_for_a_person_is_not_nudged(store: Store, change: Any) -> Non
 
 
 class Work:
-    """Work that can be held up; notes its batches."""
+    """Work that blocks until `go_on` is set; it records its batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.begun, self.go_on = threading.Event(), threading.Event()
 
     def __call__(self, batch: Sequence[int]) -> None:
-        """Wait to be let go, then note the batch."""
+        """Wait for `go_on`, then record the batch."""
         self.begun.set()
         assert self.go_on.wait(60)
         self.batches.append(list(batch))
 
 
 def drained(work: Work, count: int) -> list[int]:
-    """Return the items done, once there are so many."""
+    """Wait until this many items are done and return them."""
     wait_until(lambda: sum(map(len, work.batches)) >= count, lambda: f"{count} items, not {work.batches}")
     return [item for batch in work.batches for item in batch]
 
 
-def test_nothing_starts_before_the_first_item() -> None:
-    """No thread runs before the first item: a server that forks after loading would lose it."""
+def test_the_thread_starts_with_the_first_item() -> None:
+    """A server that forks after loading would lose an earlier one."""
     before = threading.active_count()
     background = Background("late", Work(), room=1, batch=1)
     assert threading.active_count() == before
@@ -118,8 +118,7 @@ def test_nothing_starts_before_the_first_item() -> None:
     assert threading.active_count() == before + 1
 
 
-def test_items_are_worked_off_in_order_and_in_batches() -> None:
-    """What waits is done in order, at most `batch` at a time."""
+def test_items_are_processed_in_order_and_in_batches() -> None:
     work = Work()
     background = Background("ordered", work, room=10, batch=4)
     background.put(0)
@@ -130,8 +129,8 @@ def test_items_are_worked_off_in_order_and_in_batches() -> None:
     assert [len(batch) for batch in work.batches] == [1, 4, 4, 1]
 
 
-def test_full_means_dropped() -> None:
-    """With no room left an item is refused at once, and there is room again afterwards."""
+def test_a_full_queue_refuses_items() -> None:
+    """At once; there is room again afterwards."""
     work = Work()
     background = Background("full", work, room=2, batch=1)
     assert background.put(0)
@@ -144,7 +143,7 @@ def test_full_means_dropped() -> None:
 
 
 def test_failing_work_drops_its_batch_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """An error costs one batch and leaves a log line; the next batch is worked off."""
+    """An error costs one batch and leaves a log line."""
     done = threading.Event()
 
     def work(batch: Sequence[int]) -> None:
@@ -161,7 +160,7 @@ def test_failing_work_drops_its_batch_and_goes_on(caplog: pytest.LogCaptureFixtu
 
 
 def test_many_threads_lose_nothing() -> None:
-    """Items put by many threads at once all arrive, once each, over one thread."""
+    """Items of many threads all arrive, once each, on one thread."""
     work = Work()
     work.go_on.set()
     background = Background("many", work, room=10_000, batch=50)
@@ -179,23 +178,22 @@ def test_many_threads_lose_nothing() -> None:
     assert [thread.name for thread in threading.enumerate()].count("many") == 1
 
 
-class Rest:
-    """Time in which a thread rests until it is told to go on."""
+class Pauses:
+    """A clock whose `sleep` lasts until the test releases `over`."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
         self.begun, self.over = threading.Semaphore(0), threading.Semaphore(0)
 
     def sleep(self, seconds: float) -> None:
-        """Note for how long, and rest."""
+        """Record the seconds, then block."""
         self.asked.append(seconds)
         self.begun.release()
         assert self.over.acquire(timeout=60)
 
 
-def test_what_comes_in_a_pause_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread rests after each batch, and takes what came meanwhile together."""
-    work, rest = Work(), Rest()
+def test_items_of_one_pause_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    work, rest = Work(), Pauses()
     work.go_on.set()
     monkeypatch.setattr("receiver.dispatch.time", rest)
     background = Background("rarely", work, room=10, batch=10, pause=0.5)

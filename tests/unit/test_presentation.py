@@ -15,12 +15,12 @@ from receiver.ledger.reports.models import (
 
 
 def second(number: int) -> datetime:
-    """Return a time so many seconds after midnight."""
+    """Return a time this many seconds after midnight."""
     return datetime(2026, 1, 1, 0, 0, number, tzinfo=UTC)
 
 
-def test_moments_are_told_in_order() -> None:
-    """Oldest first, whatever they are; duplicates beyond the last 20 are one moment."""
+def test_the_timeline_is_in_order() -> None:
+    """Oldest first; duplicates before the last 20 are one entry."""
     event = EventInFull.model_construct(received_at=second(0), address=None, suspected_replay=True)
     attempt = Attempt(
         number=1,

@@ -1,4 +1,4 @@
-"""How long a worker's thread goes on after a nudge, and what becomes of the events that it does not run."""
+"""A worker thread after a nudge: how many due events it claims, and when it returns unfinished ones."""
 
 from datetime import timedelta
 from typing import Any
@@ -26,14 +26,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-class Hands:
-    """An attempt that takes so many seconds each, by the number of its run."""
+class TimedAttempt:
+    """An attempt that takes `usual` seconds of the test's clock, or the seconds given for its run number."""
 
     def __init__(self, clock: Clock, usual: float = 0.0, **slow: float) -> None:
         self.clock, self.usual, self.slow, self.ran = clock, usual, slow, 0
 
     def __call__(self, _: Claim) -> Outcome:
-        """Take that long, and finish."""
+        """Advance the clock and finish."""
         self.ran += 1
         self.clock.now += self.slow.get(f"run_{self.ran}", self.usual)
         return Outcome(Move.FINISH)
@@ -41,7 +41,7 @@ class Hands:
 
 @pytest.fixture
 def claimed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note how many events a thread asks for each time."""
+    """Record the `limit` of each claim."""
     asked: list[int] = []
 
     def several(*arguments: Any, limit: int, **terms: Any) -> list[Claim]:
@@ -55,42 +55,44 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 LIMITS = Limits(timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=5), 1)
 
 
-def wake(store: Store, hands: Hands, count: int) -> None:
-    """Record so many events and nudge one thread for the first of them."""
+def wake(store: Store, hands: TimedAttempt, count: int) -> None:
+    """Record this many events and nudge one thread for the first of them."""
     Runner(store, hands, LIMITS).run_nudged(recorded(store, count))
 
 
 def recorded(store: Store, count: int) -> UUID:
-    """Record so many events and return the first of them."""
+    """Record this many events and return the first one's id."""
     deliveries = [Delivery("stripe", f"evt_{number}", "invoice.paid", b"{}") for number in range(count)]
     return record(store, deliveries)[0].event
 
 
 def states(store: Store) -> dict[str, int]:
-    """Return how many events stand in each state."""
+    """Return how many events are in each state."""
     with store.read() as connection:
         rows = connection.execute(select(EVENT.c.state, func.count()).group_by(EVENT.c.state))
         return {str(state): number for state, number in rows}
 
 
-def test_a_woken_thread_goes_on_with_what_is_due(store: Store, clock: Clock, claimed: list[int]) -> None:
-    """One nudge is enough for a hundred events of a quick handler, more and more of them at a time."""
-    wake(store, Hands(clock), 100)
+def test_a_nudged_thread_continues_with_due_events(store: Store, clock: Clock, claimed: list[int]) -> None:
+    """One nudge is enough for a hundred events of a quick handler; claims grow."""
+    wake(store, TimedAttempt(clock), 100)
     assert states(store) == {"done": 100}
     assert claimed[:7] == [1, 2, 4, 8, 16, TOGETHER, TOGETHER]
     assert max(claimed) == TOGETHER
 
 
-def test_a_slow_handlers_events_are_left_to_others(store: Store, clock: Clock, claimed: list[int]) -> None:
-    """They are claimed one by one, and after a few seconds the thread hears the broker again."""
-    wake(store, Hands(clock, usual=1.0), 20)
+def test_a_slow_handlers_events_are_claimed_one_by_one(
+    store: Store, clock: Clock, claimed: list[int]
+) -> None:
+    """After a few seconds the thread returns to the broker and leaves the rest to others."""
+    wake(store, TimedAttempt(clock, usual=1.0), 20)
     assert set(claimed) == {1}
     assert states(store) == {"done": 1 + int(AWAKE), "received": 19 - int(AWAKE)}
 
 
-def test_what_a_thread_does_not_come_to_is_given_back(store: Store, clock: Clock) -> None:
-    """One that is suddenly slow keeps none of its batch from others: the rest waits, no attempt counted."""
-    hands = Hands(clock, run_10=30.0)
+def test_the_rest_of_a_slow_batch_is_released(store: Store, clock: Clock) -> None:
+    """Another worker can claim it, and no attempt is counted."""
+    hands = TimedAttempt(clock, run_10=30.0)
     wake(store, hands, 40)
     assert (hands.ran, states(store)) == (10, {"done": 10, "waiting": 6, "received": 24})
     with store.read() as connection:
@@ -99,8 +101,8 @@ def test_what_a_thread_does_not_come_to_is_given_back(store: Store, clock: Clock
 
 
 @pytest.mark.usefixtures("clock")
-def test_what_has_ended_at_shutdown_is_settled_so(store: Store) -> None:
-    """Of a batch of two one has returned as the worker shuts down: it is done, and the other goes back."""
+def test_a_finished_event_is_settled_at_shutdown(store: Store) -> None:
+    """Of a batch of two, the finished one is done and the other one is released."""
     ran: list[Claim] = []
 
     def attempt(held: Claim) -> Outcome:
