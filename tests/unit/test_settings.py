@@ -1,4 +1,4 @@
-"""Settings: what is refused at start-up, with which sentence, and that no sentence tells a secret."""
+"""Settings: defaults, and the error message of each mistake, which shows no secret."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ NAMES = {str(field.validation_alias) for field in Settings.model_fields.values()
 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Give each test an environment without settings and a folder without `.env`."""
+    """Run without settings in the environment and in a folder without `.env`."""
     monkeypatch.chdir(tmp_path)
     for name in (*NAMES, "DYNO", "RENDER", "FLY_APP_NAME"):
         monkeypatch.delenv(name, raising=False)
@@ -29,12 +29,12 @@ def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> "Load":
-    """Load settings from a good environment with some variables changed; None takes one away."""
+    """Load settings from a valid environment with changes; None removes a variable."""
     return Load(monkeypatch)
 
 
 class Load:
-    """Sets the environment, then loads it."""
+    """Sets the environment, then loads the settings."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
@@ -49,7 +49,7 @@ class Load:
         return load_settings()
 
     def refusal(self, **change: str | None) -> str:
-        """Return the sentence with which these changes are refused; it holds no secret and one full stop."""
+        """Return the message that refuses these changes; it is one line without a secret."""
         with pytest.raises(ConfigError) as caught:
             self(**change)
         said = str(caught.value)
@@ -60,8 +60,8 @@ class Load:
         return said
 
 
-def test_a_good_environment_loads(load: Load) -> None:
-    """Three variables are enough, and every other setting has its documented default."""
+def test_defaults(load: Load) -> None:
+    """Three variables are enough."""
     found = load()
     assert found.database == "postgresql+psycopg://app:hunter2@db/firstseen"
     assert found.broker == "redis://:hunter3@broker/0"
@@ -73,7 +73,7 @@ def test_a_good_environment_loads(load: Load) -> None:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_every_spelling_of_postgresql_gets_the_driver(load: Load, scheme: str) -> None:
-    """Heroku's `postgres://` and both others reach psycopg, with all that follows kept."""
+    """Heroku's `postgres://` too; the rest of the URL stays."""
     found = load(DATABASE_URL=f"{scheme}://u:p%40ss@h:5432/d?sslmode=require")
     assert found.database == "postgresql+psycopg://u:p%40ss@h:5432/d?sslmode=require"
 
@@ -99,15 +99,17 @@ def test_every_spelling_of_postgresql_gets_the_driver(load: Load, scheme: str) -
         ({"FIRSTSEEN_SECRET_KEY": f"{KEY},hunter2"}, "a key shorter than 32 characters"),
     ],
 )
-def test_what_would_lose_events_is_refused(load: Load, change: dict[str, str | None], sentence: str) -> None:
-    """A missing or unusable database, broker or key stops the start with a sentence that names it."""
+def test_a_wrong_database_broker_or_key_is_refused(
+    load: Load, change: dict[str, str | None], sentence: str
+) -> None:
+    """Starting with it would lose events; the message names the variable."""
     assert sentence in load.refusal(**change)
 
 
 @pytest.mark.parametrize("platform", ["DYNO", "RENDER", "FLY_APP_NAME"])
 @pytest.mark.parametrize("dev", [None, "1"])
-def test_sqlite_is_refused_where_disks_are_thrown_away(load: Load, platform: str, dev: str | None) -> None:
-    """On Heroku, Render and Fly a file would vanish with its events, under `make run` too."""
+def test_sqlite_is_refused_on_platforms_without_a_disk(load: Load, platform: str, dev: str | None) -> None:
+    """On Heroku, Render and Fly its file would vanish with the events, under `make run` too."""
     change = {"DATABASE_URL": "sqlite:///var/x.db", platform: "web.1", "FIRSTSEEN_DEV": dev}
     assert f"{platform} says that this platform throws its disk away" in load.refusal(**change)
     assert load(DATABASE_URL=GOOD["DATABASE_URL"], **{platform: "web.1"}).database.startswith("postgresql")
@@ -134,54 +136,52 @@ def test_sqlite_is_refused_where_disks_are_thrown_away(load: Load, platform: str
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(load: Load, name: str, value: str, said: str) -> None:
-    """The sentence names the variable, what is allowed and what was found."""
+    """The message has the variable, what is allowed and what was found."""
     sentence = load.refusal(**{name: value})
     assert sentence.startswith(f"Environment: {name} is wrong: ")
     assert said.lower() in sentence.lower()
     assert repr(value) in sentence
 
 
-def test_make_run_needs_nothing(load: Load) -> None:
-    """FIRSTSEEN_DEV=1 alone brings SQLite and the embedded broker under var/, and no other way does."""
+def test_dev_needs_no_other_variable(load: Load) -> None:
+    """FIRSTSEEN_DEV=1 alone brings SQLite and the embedded broker."""
     found = load(FIRSTSEEN_DEV="1", **dict.fromkeys(GOOD))
     assert found.database == "sqlite:///var/firstseen.db"
     assert found.broker.startswith("redis+socket://")
 
 
 def test_an_empty_variable_counts_as_unset(load: Load) -> None:
-    """`FIRSTSEEN_LEASE=` in a file of variables means the default."""
+    """As in a file of variables with `FIRSTSEEN_LEASE=`."""
     assert load(FIRSTSEEN_LEASE="", PORT="").lease == timedelta(seconds=60)
 
 
 def test_the_broker_is_broker_url_else_redis_url(load: Load) -> None:
-    """BROKER_URL wins; REDIS_URL is what platforms set; Valkey's schemes become Redis's."""
+    """Platforms set REDIS_URL; Valkey's schemes become Redis's."""
     assert load(REDIS_URL="redis://other/1").broker == GOOD["BROKER_URL"]
     assert load(BROKER_URL=None, REDIS_URL="rediss://other/1").broker == "rediss://other/1"
     assert load(BROKER_URL="valkey://h/0").broker == "redis://h/0"
     assert load(BROKER_URL="valkeys://h/0").broker == "rediss://h/0"
 
 
-def test_a_list_of_keys_rotates(load: Load) -> None:
-    """Keys are separated by commas, the first one signs."""
+def test_secret_keys_are_separated_by_commas(load: Load) -> None:
+    """The first one signs."""
     keys = load(FIRSTSEEN_SECRET_KEY=f"{'n' * 32}, {KEY}").secret_keys
     assert [key.get_secret_value() for key in keys] == ["n" * 32, KEY]
 
 
-def test_secrets_stand_in_no_repr(load: Load) -> None:
-    """Printing the settings shows no password and no key."""
+def test_no_repr_shows_a_secret(load: Load) -> None:
     shown = repr(load()) + str(load())
     assert not any(secret in shown for secret in SECRETS)
 
 
 def test_settings_are_frozen(load: Load) -> None:
-    """Nobody changes a setting after the start."""
     found = load()
     with pytest.raises(ValidationError, match="frozen"):
         found.lease = timedelta(0)
 
 
-def test_the_process_wins_over_the_env_file(load: Load, tmp_path: Path) -> None:
-    """`.env` fills what the environment leaves out, for settings and for secrets looked up by name."""
+def test_the_environment_wins_over_the_env_file(load: Load, tmp_path: Path) -> None:
+    """For settings and for secrets that are looked up by name."""
     (tmp_path / ".env").write_text("FIRSTSEEN_LEASE=7s\nPORT=1234\nSHOP_SECRET='it''s # one'\n")
     found = load(PORT="4321")
     assert (found.lease, found.port) == (timedelta(seconds=7), 4321)
@@ -199,7 +199,7 @@ def test_the_process_wins_over_the_env_file(load: Load, tmp_path: Path) -> None:
     ],
 )
 def test_a_public_url(load: Load, text: str, kept: str) -> None:
-    """Scheme and host, and a path without the slash at its end."""
+    """Scheme and host, and a path without its last slash."""
     assert load(FIRSTSEEN_PUBLIC_URL=text).public_url == kept
 
 
@@ -207,13 +207,13 @@ def test_a_public_url(load: Load, text: str, kept: str) -> None:
     "text",
     ["hooks.example.com", "ftp://x", "https://", "https://user:hunter2@x", "https://x/?a=1", "https://x/#a"],
 )
-def test_what_is_no_public_url(load: Load, text: str) -> None:
-    """Anything else is refused, and not repeated: a password may stand in it."""
+def test_a_wrong_public_url_is_refused(load: Load, text: str) -> None:
+    """And not quoted: it may contain a password."""
     assert "write scheme and host" in load.refusal(FIRSTSEEN_PUBLIC_URL=text)
 
 
-def test_proxies_are_counted(load: Load) -> None:
-    """None is the default, and the number is small."""
+def test_proxy_hops(load: Load) -> None:
+    """0 by default, at most 10."""
     assert load().proxy_hops == 0
     assert load(FIRSTSEEN_PROXY_HOPS="2").proxy_hops == 2
     for text in ("-1", "11", "all"):
