@@ -17,7 +17,7 @@ LONGEST = 30.0
 
 @dataclass(frozen=True)
 class Burst:
-    """Answers that were not 200, the slowest in seconds, web's megabytes, and rows."""
+    """Responses other than 200, the slowest one in seconds, web's memory in megabytes, and recorded rows."""
 
     bad: int
     slowest: float
@@ -26,7 +26,7 @@ class Burst:
 
 
 def burst(folder: Path, databases: Databases, broker: Valkey) -> Burst:
-    """Send them and say what happened."""
+    """Send the burst and measure it."""
     deployment = deploy(folder / "burst", databases, broker, "postgres")
     try:
         web = deployment.start_web()[0]

@@ -1,4 +1,4 @@
-"""What the private servers share: a folder, a port, a process with its family, an end that leaves nothing."""
+"""Base of the private servers: a folder, a port, a process with its descendants, and complete clean-up."""
 
 import os
 import shutil
@@ -44,11 +44,11 @@ class Server:
         return clean_environment(HOME=str(self.folder), LC_ALL="C")
 
     def popen(self) -> dict[str, Any]:
-        """Return what Popen needs besides."""
+        """Return further arguments for Popen."""
         return {}
 
     def answers(self) -> bool:
-        """Whether it does its work now, not only listens."""
+        """Return whether it does its work, not only listens."""
         raise NotImplementedError
 
     @property
@@ -59,11 +59,11 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether it lives, frozen or not."""
+        """Whether its process exists, frozen or not."""
         return self._process is not None and self._process.running
 
     def start(self) -> Self:
-        """Start (again, on the same port once it ran) and wait for its answers."""
+        """Start it, on its earlier port if it had one, and wait until it answers."""
         tries = 1 if self.port else STARTS
         for _ in range(tries):
             self.port = self.port if tries == 1 else free_port()
@@ -74,20 +74,20 @@ class Server:
         raise AssertionError(f"{self.name} does not start:\n{self.log.read_text(errors='replace')[-3000:]}")
 
     def freeze(self) -> None:
-        """Stop answering without closing anything (SIGSTOP); the first process first, lest it add others."""
+        """Send SIGSTOP, which keeps connections open; to the first process first, lest it start others."""
         self.process.freeze(alone=True)
         self.process.freeze()
 
     def thaw(self) -> None:
-        """Answer again (SIGCONT)."""
+        """Continue it with SIGCONT."""
         self.process.thaw()
 
     def kill(self) -> None:
-        """Kill -9, with all of its family. `start()` brings it back on the same port."""
+        """Send SIGKILL to all its processes. `start()` brings it back on the same port."""
         self.process.kill()
 
     def restart(self) -> None:
-        """Kill and start again."""
+        """Kill it and start it again."""
         self.kill()
         self.start()
 

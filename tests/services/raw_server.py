@@ -1,4 +1,4 @@
-"""A server of plain sockets that answers with exactly the bytes it is given, and keeps exactly what came."""
+"""A server on plain sockets: it sends exactly the bytes it is given and records those it receives."""
 
 import socket
 import threading
@@ -18,26 +18,26 @@ DRIP, DRIPS = 0.1, 400
 
 
 def reply(status: str = "200 OK", body: bytes = b"{}", **headers: str) -> bytes:
-    """Return a whole answer with its length; headers' `_` stand for `-`."""
+    """Return a whole response with its length; `_` in header names stands for `-`."""
     named = {"Content-Length": str(len(body))} | {k.replace("_", "-"): v for k, v in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
     return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
 
 
 def hang_up(connection: socket.socket) -> None:
-    """Close without a word."""
+    """Close without a response."""
     connection.shutdown(socket.SHUT_RDWR)
 
 
 def stay(connection: socket.socket) -> None:
-    """Say nothing for as long as the other side stays."""
+    """Send nothing until the other side closes."""
     with suppress(OSError):
         while connection.recv(65536):
             pass
 
 
 def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
-    """Return an answer that hardly ends: `begin`, a pause, `part`, a pause, `part` again."""
+    """Return an answer that takes long to end: `begin`, then `part` again and again."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(begin)
@@ -50,11 +50,10 @@ def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
 
 
 class RawServer:
-    """Gives its n-th request the n-th answer, and the last answer to all that follow, on a loopback port.
+    """Gives the n-th request the n-th answer and later ones the last, on a loopback port.
 
-    `requests` holds the raw bytes of each, `connections` how many were opened, `ended` how many of them this
-    side has closed. With `reads=False` it answers
-    a connection before it reads anything, as one that speaks no HTTP does.
+    `requests` has the raw bytes of each request, `connections` counts those opened, `ended` those that this side
+    closed. With `reads=False` it answers before it reads, like a server that does not speak HTTP.
     """
 
     def __init__(self, *answers: Answer, reads: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""A ledger with one event of every kind, made through the ledger's own functions: what dashboards show."""
+"""A ledger with one event of every kind, made through the ledger's own functions, for dashboards."""
 
 import json
 import random
@@ -68,14 +68,14 @@ class Stage:
 
 
 def body_of(event_id: str, **data: Any) -> bytes:
-    """Return an event's body as Stripe writes it, compact; `data` becomes `data.object`."""
+    """Return an event's body as Stripe writes it; `data` becomes part of `data.object`."""
     shown = {"customer_name": "Ada Lovelace", "email": EMAIL, "currency": "eur", "amount_paid": 4200}
     whole = {"id": event_id, "type": "invoice.paid", "data": {"object": shown | data}}
     return json.dumps(whole, separators=(",", ":")).encode()
 
 
 def deliver(store: Store, event_id: str, *, times: int = 1, **change: Any) -> UUID:
-    """Deliver an event so many times; return its id."""
+    """Deliver an event this many times; return its id."""
     given = {"source": "stripe", "type": "invoice.paid", "body": body_of(event_id), "address": "203.0.113.7"}
     given |= {"content_type": "application/json", "headers": {"Stripe-Version": "2025-03-31"}}
     for _ in range(times):
@@ -100,7 +100,7 @@ def set_up(store: Store) -> Stage:
 
 
 def crowd(store: Store, count: int = 900, minutes: int = 60) -> None:
-    """Add done events spread over the last minutes, and duplicates beside them, for charts."""
+    """Add done events and duplicates over the last minutes, for charts."""
     rng, now = random.Random(7), datetime.now(UTC)
     rows = []
     for number in range(count):
@@ -167,8 +167,8 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
     marked = begin_send(store, held, planned.id, TERMS)
     assert isinstance(marked, SendBegun)
     fine = outcome == Answer.SUCCEEDED
-    said = "The letter was made." if fine else "The connection broke before an answer came."
-    verdict = Classification(outcome, park=not fine, open=not fine, reason=said)
+    reason = "The letter was made." if fine else "The connection broke before an answer came."
+    verdict = Classification(outcome, park=not fine, open=not fine, reason=reason)
     kept = StoredResponse(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
     receipt = SendResult(marked.send, kept, lambda _context, _now: verdict, TERMS, timedelta(seconds=5))
     answer(store, held, planned.id, receipt)

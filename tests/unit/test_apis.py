@@ -184,10 +184,10 @@ def test_a_short_deadline_shortens_the_timeouts(tmp_path: Path) -> None:
 def test_a_wrong_table_is_refused(tmp_path: Path, was: str, becomes: str, words: str) -> None:
     """The message has the API, the key and what is allowed, and no credential."""
     assert was in GOOD
-    said = refusal(tmp_path, GOOD.replace(was, becomes, 1))
-    assert words in said, said
-    assert said.startswith("[")
-    assert SECRET not in said
+    message = refusal(tmp_path, GOOD.replace(was, becomes, 1))
+    assert words in message, message
+    assert message.startswith("[")
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize(
@@ -234,16 +234,16 @@ def test_a_wrong_table_is_refused(tmp_path: Path, was: str, becomes: str, words:
     ],
 )
 def test_a_wrong_optional_key_is_refused(tmp_path: Path, extra: str, words: str) -> None:
-    said = refusal(tmp_path, GOOD + extra)
-    assert words in said, said
-    assert said.startswith("[shop] ")
-    assert SECRET not in said
+    message = refusal(tmp_path, GOOD + extra)
+    assert words in message, message
+    assert message.startswith("[shop] ")
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize("name", ["key_life", "key_margin"])
 def test_key_settings_need_a_dialect_with_keys(tmp_path: Path, name: str) -> None:
-    said = refusal(tmp_path, GOOD.replace("salesly", "none") + f'{name} = "1min"')
-    assert said == f"[shop] {name} is there, but an API of the dialect 'none' knows no keys"
+    message = refusal(tmp_path, GOOD.replace("salesly", "none") + f'{name} = "1min"')
+    assert message == f"[shop] {name} is there, but an API of the dialect 'none' knows no keys"
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8001", "127.9.9.9", "[::1]:8001"])

@@ -16,7 +16,7 @@ from worker.calls.transport import NoReply, Reply
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 KEYED, REPEATABLE, UNPROTECTED = Protection
-STANDINGS = {
+CONTEXTS = {
     "first": SendContext(open_before=False, live=True, protection=KEYED, method="POST"),
     "again": SendContext(open_before=True, live=True, protection=KEYED, method="POST"),
     "late": SendContext(open_before=True, live=False, protection=KEYED, method="POST"),
@@ -40,8 +40,9 @@ MARKERS = {
 }
 HINTS = {"+retry": "true", "-retry": "false", "?retry": "perhaps"}
 
-# What came: a status, words of the body, `+marker` for the dialect's own, `+retry` or `-retry` for the hint.
-# What it means: the outcome, `open` when this send stays open, `park` when a person must look.
+# Dialect | response | context | classification. A response is a status, words of its body, `+marker` for the
+# dialect's replay header and `+retry`, `-retry` or `?retry` for its hint. A classification is the outcome,
+# `open` if the send stays open, and `park` if a person must decide.
 TABLE = """
 every      | 200                                  | first              | succeeded
 every      | 201                                  | again              | succeeded
@@ -175,14 +176,14 @@ def rows() -> list[tuple[str, str, str, str]]:
     """Return the table's rows; `every` stands for one row of each dialect."""
     found = []
     for line in filter(None, TABLE.splitlines()):
-        name, came, standing, meaning = (cell.strip() for cell in line.split("|"))
-        found += [(one, came, standing, meaning) for one in (DIALECTS if name == "every" else [name])]
+        name, response, context, meaning = (cell.strip() for cell in line.split("|"))
+        found += [(each, response, context, meaning) for each in (DIALECTS if name == "every" else [name])]
     return found
 
 
-def answer(dialect: str, came: str) -> Reply:
+def answer(dialect: str, response: str) -> Reply:
     """Return the response that a cell of the table describes."""
-    status, _, rest = came.partition(" ")
+    status, _, rest = response.partition(" ")
     words = rest.split(" ") if rest else []
     headers = {"content-type": "text/plain"}
     for word in words:
@@ -197,12 +198,12 @@ def written(verdict: Classification) -> str:
     return verdict.outcome + " open" * verdict.open + " park" * verdict.park
 
 
-@pytest.mark.parametrize(("dialect", "came", "standing", "meaning"), rows())
-def test_the_table(dialect: str, came: str, standing: str, meaning: str) -> None:
+@pytest.mark.parametrize(("dialect", "response", "context", "meaning"), rows())
+def test_the_table(dialect: str, response: str, context: str, meaning: str) -> None:
     """Dialect, response and context decide; the reason begins with the status."""
-    verdict = classify(DIALECTS[dialect], STANDINGS[standing], answer(dialect, came), NOW)
+    verdict = classify(DIALECTS[dialect], CONTEXTS[context], answer(dialect, response), NOW)
     assert written(verdict) == meaning, verdict
-    assert verdict.reason.startswith(came.split(maxsplit=1)[0])
+    assert verdict.reason.startswith(response.split(maxsplit=1)[0])
     assert verdict.reason.endswith((".", "?"))
 
 
@@ -210,15 +211,15 @@ def test_the_table_has_every_dialect_and_context() -> None:
     """A new dialect needs rows of its own."""
     own = {line.split("|")[0].strip() for line in TABLE.splitlines() if line}
     assert own - {"every"} == set(DIALECTS)
-    assert {standing for _, _, standing, _ in rows()} == set(STANDINGS)
+    assert {context for _, _, context, _ in rows()} == set(CONTEXTS)
 
 
-@pytest.mark.parametrize("standing", STANDINGS.values())
-def test_no_response(standing: SendContext) -> None:
+@pytest.mark.parametrize("context", CONTEXTS.values())
+def test_no_response(context: SendContext) -> None:
     """A request that never left was not executed; one that left may have been."""
-    refused = classify(DIALECTS["celper"], standing, NoReply("connection refused", written=False), NOW)
+    refused = classify(DIALECTS["celper"], context, NoReply("connection refused", written=False), NOW)
     assert (written(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
-    lost = classify(DIALECTS["celper"], standing, NoReply("the connection was reset", written=True), NOW)
+    lost = classify(DIALECTS["celper"], context, NoReply("the connection was reset", written=True), NOW)
     assert written(lost) == "unknown open"
     assert lost.reason == "No answer: the connection was reset. It may have been executed."
 
@@ -247,15 +248,15 @@ def test_no_response(standing: SendContext) -> None:
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
     """Seconds, or any of HTTP's three date formats (RFC 9110, section 5.6.7), up to a day ahead."""
-    came = Reply(429, (("Retry-After", value),), b"")
-    verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
+    response = Reply(429, (("Retry-After", value),), b"")
+    verdict = classify(DIALECTS["celper"], CONTEXTS["first"], response, NOW)
     assert verdict.retry_after == (None if seconds is None else timedelta(seconds=seconds))
 
 
 def test_a_final_outcome_has_no_retry_after() -> None:
     for status, waits in ((200, False), (404, False), (429, True), (503, True), (500, True)):
-        came = Reply(status, (("Retry-After", "7"),), b"")
-        verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
+        response = Reply(status, (("Retry-After", "7"),), b"")
+        verdict = classify(DIALECTS["celper"], CONTEXTS["first"], response, NOW)
         assert (verdict.retry_after is not None) == waits, status
 
 
@@ -289,14 +290,14 @@ VALUES = st.sampled_from(["true", "false", "1", "Mon, 23 Nov 2026 12:00:30 GMT"]
 CODES = sorted({e.code.encode() for d in DIALECTS.values() for e in (d.locked, d.misused) if e and e.code})
 BODIES = st.sampled_from([*CODES, b'{"success":true}', b'{"success":false}']) | st.binary(max_size=60)
 STATUSES = st.sampled_from([200, 201, 302, 400, 404, 408, 409, 410, 422, 425, 429, 500, 503])
-ANSWERS = st.builds(
+RESPONSES = st.builds(
     Reply,
     STATUSES | st.integers(-1, 1_000),
     st.dictionaries(NAMES, VALUES).map(lambda headers: tuple(headers.items())),
     BODIES,
     st.booleans(),
 )
-STANDING = st.builds(
+CONTEXT_VALUES = st.builds(
     SendContext,
     st.booleans(),
     st.booleans(),
@@ -307,40 +308,40 @@ STANDING = st.builds(
 FINAL = {SendOutcome.SUCCEEDED, SendOutcome.REPLAYED, SendOutcome.REJECTED}
 
 
-@given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
-@example("stannp", STANDINGS["again"], Reply(409, (), b"[" * 100_000))
-@example("telness", replace(STANDINGS["bare"], live=True), Reply(503, (), b""))
-@example("stannp", STANDINGS["again"], Reply(409, (), b'{"success": tr', truncated=True))
-@example("celper", STANDINGS["again"], Reply(429, (("retry-after", "Mon, 23 Nov 0001 00:00:00 +2359"),), b""))
-def test_any_response_is_classified_safely(name: str, standing: SendContext, came: Reply) -> None:
+@given(st.sampled_from(sorted(DIALECTS)), CONTEXT_VALUES, RESPONSES)
+@example("stannp", CONTEXTS["again"], Reply(409, (), b"[" * 100_000))
+@example("telness", replace(CONTEXTS["bare"], live=True), Reply(503, (), b""))
+@example("stannp", CONTEXTS["again"], Reply(409, (), b'{"success": tr', truncated=True))
+@example("celper", CONTEXTS["again"], Reply(429, (("retry-after", "Mon, 23 Nov 0001 00:00:00 +2359"),), b""))
+def test_any_response_is_classified_safely(name: str, context: SendContext, response: Reply) -> None:
     """Nothing raises, and no response leads to a second effect or a false end."""
-    verdict = classify(DIALECTS[name], standing, came, NOW)
+    verdict = classify(DIALECTS[name], context, response, NOW)
     assert verdict.retry_after is None or timedelta(0) <= verdict.retry_after <= timedelta(hours=24)
     if verdict.outcome in (SendOutcome.SUCCEEDED, SendOutcome.REPLAYED):
-        resent = standing.method == "DELETE" and standing.open_before and came.status in (404, 410)
-        assert came.status // 100 == 2 or (name == "stannp" and came.status == 409) or resent
+        resent = context.method == "DELETE" and context.open_before and response.status in (404, 410)
+        assert response.status // 100 == 2 or (name == "stannp" and response.status == 409) or resent
     if verdict.outcome in FINAL:
         assert (verdict.open, verdict.park, verdict.retry_after) == (False, False, None)
     if verdict.outcome == SendOutcome.MISMATCH:
         assert verdict.park
     if verdict.outcome in (SendOutcome.MISMATCH, SendOutcome.LOCKED):
-        assert standing.protection == KEYED
+        assert context.protection == KEYED
     if verdict.outcome == SendOutcome.UNKNOWN:
         assert verdict.open or verdict.park
     if not verdict.open:
-        assert came.status // 100 in (2, 4), "only a definite answer closes a send"
+        assert response.status // 100 in (2, 4), "only a definite answer closes a send"
     if verdict.outcome == SendOutcome.LATER and verdict.open:
-        assert standing.live
-        assert standing.protection == KEYED
-    if verdict.outcome == SendOutcome.REJECTED and standing.open_before:
-        assert standing.protection == KEYED, "only a stored answer speaks for an earlier send"
+        assert context.live
+        assert context.protection == KEYED
+    if verdict.outcome == SendOutcome.REJECTED and context.open_before:
+        assert context.protection == KEYED, "only a stored response tells about an earlier send"
 
 
-@given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
-def test_reasons_show_no_body(name: str, standing: SendContext, came: Reply) -> None:
+@given(st.sampled_from(sorted(DIALECTS)), CONTEXT_VALUES, RESPONSES)
+def test_reasons_show_no_body(name: str, context: SendContext, response: Reply) -> None:
     """A reason is one line and contains nothing of the body."""
-    marked = Reply(came.status, came.headers, came.body + b" hunter2")
-    verdict = classify(DIALECTS[name], standing, marked, NOW)
+    marked = Reply(response.status, response.headers, response.body + b" hunter2")
+    verdict = classify(DIALECTS[name], context, marked, NOW)
     assert "hunter2" not in verdict.reason
     assert verdict.reason.isascii()
     assert "\n" not in verdict.reason

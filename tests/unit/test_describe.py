@@ -12,7 +12,7 @@ from config.sources import Source
 from receiver.describe import dialect_rules, source_rules
 from tests.services.presets import over
 
-PROVIDERS = {name: one for name, one in load_providers().items() if not one.custom}
+PROVIDERS = {name: provider for name, provider in load_providers().items() if not provider.custom}
 
 
 def api(dialect: str) -> Api:
@@ -24,19 +24,19 @@ def api(dialect: str) -> Api:
 @over(sorted(PROVIDERS))
 def test_every_provider_has_its_rules(name: str) -> None:
     """Whole sentences, the retry window among them."""
-    told = list(source_rules(Source(name, PROVIDERS[name], ("canary",))))
-    assert len(told) >= 3
-    assert all(rule[0].isupper() and rule.endswith(".") for rule in told), told
-    assert any("can send an event again for" in rule for rule in told)
-    assert "canary" not in " ".join(told)
+    rules = list(source_rules(Source(name, PROVIDERS[name], ("canary",))))
+    assert len(rules) >= 3
+    assert all(rule[0].isupper() and rule.endswith(".") for rule in rules), rules
+    assert any("can send an event again for" in rule for rule in rules)
+    assert "canary" not in " ".join(rules)
 
 
 @pytest.mark.parametrize("name", sorted(load_dialects()))
 def test_every_dialect_has_its_rules(name: str) -> None:
     """Whole sentences."""
-    told = list(dialect_rules(api(name)))
-    assert told
-    assert all(rule[0].isupper() and rule.endswith(".") for rule in told), told
+    rules = list(dialect_rules(api(name)))
+    assert rules
+    assert all(rule[0].isupper() and rule.endswith(".") for rule in rules), rules
 
 
 def test_rules_tell_dialects_apart() -> None:

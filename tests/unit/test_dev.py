@@ -42,11 +42,11 @@ def test_the_first_run_writes_secrets() -> None:
 def test_the_first_run_makes_a_user() -> None:
     """Name and password are printed once; `.env` holds only the hash."""
     write_env(ENV)
-    said = write_user(ENV)
-    assert said
-    password = said.rpartition(" ")[2]
+    message = write_user(ENV)
+    assert message
+    password = message.rpartition(" ")[2]
     (user,) = load_settings().users
-    assert user.name in said
+    assert user.name in message
     assert check_password_hash(user.password_hash, password)
     assert password not in ENV.read_text()
     assert write_user(ENV) is None

@@ -20,7 +20,7 @@ DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 BASES = ("", "/v9", "/gateway/shop/v9")
 SHAPES = ("{}", '{{"error":{{"code":"{}","message":"-"}}}}', '{{"error":"{}"}}', '{{"type":"/errors/{}"}}')
-"""Bodies in which a document's code may stand; none of the documents gives the shape."""
+"""Bodies that may carry a document's error code; none of the documents gives the shape."""
 
 
 def having(feature: Callable[[Dialect], object]) -> pytest.MarkDecorator:
@@ -36,9 +36,9 @@ def read(
     dialect: Dialect, status: int, body: str = "", *, again: bool = True, **headers: str
 ) -> Classification:
     """Classify the response to a keyed POST; `_` in header names stands for `-`."""
-    standing = SendContext(open_before=again, live=True, protection=Protection.KEYED, method="POST")
+    context = SendContext(open_before=again, live=True, protection=Protection.KEYED, method="POST")
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-    return classify(dialect, standing, Reply(status, named, body.encode()), NOW)
+    return classify(dialect, context, Reply(status, named, body.encode()), NOW)
 
 
 def bodies(error: Error) -> list[str]:
@@ -146,7 +146,7 @@ def test_plain_statuses(dialect: Dialect) -> None:
 @every
 def test_an_api_can_use_it(dialect: Dialect, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Three lines of apis.toml are enough."""
-    (name,) = (name for name, one in DIALECTS.items() if one is dialect)
+    (name,) = (name for name, entry in DIALECTS.items() if entry is dialect)
     file = tmp_path_factory.mktemp("apis") / "apis.toml"
     text = '[shop]\nbase_url = "https://shop.example"\nauth = { type = "bearer", value_env = "SHOP_KEY" }\n'
     file.write_text(f'{text}dialect = "{name}"\n')

@@ -57,7 +57,7 @@ def test_of_a_thousand_events_at_once_a_few_are_nudged(monkeypatch: pytest.Monke
     """Enough to wake every worker thread, the newest event among them."""
     events, sent = nudged(1000, monkeypatch)
     assert sent[-1] == events[-1]
-    # What came before the first was sent, and what came meanwhile.
+    # Those queued before the first was published, and those queued meanwhile.
     assert len(sent) <= 2 * BACKLOG
 
 
@@ -111,11 +111,13 @@ def drained(work: Work, count: int) -> list[int]:
 
 def test_the_thread_starts_with_the_first_item() -> None:
     """A server that forks after loading would lose an earlier one."""
-    before = threading.active_count()
-    background = Background("late", Work(), room=1, batch=1)
-    assert threading.active_count() == before
+    work = Work()
+    work.go_on.set()
+    background = Background("late", work, room=1, batch=1)
+    assert "late" not in {thread.name for thread in threading.enumerate()}
     background.put(1)
-    assert threading.active_count() == before + 1
+    assert drained(work, 1) == [1]
+    assert "late" in {thread.name for thread in threading.enumerate()}
 
 
 def test_items_are_processed_in_order_and_in_batches() -> None:

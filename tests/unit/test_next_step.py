@@ -34,9 +34,9 @@ def event_row(**change: Any) -> SimpleNamespace:
 
 @pytest.mark.parametrize("state", State)
 def test_every_state_has_a_sentence(state: State) -> None:
-    told = outlook(event_row(state=state), NOW)
-    assert told.endswith("."), told
-    assert told[0].isupper(), told
+    sentence = outlook(event_row(state=state), NOW)
+    assert sentence.endswith("."), sentence
+    assert sentence[0].isupper(), sentence
 
 
 @pytest.mark.parametrize(

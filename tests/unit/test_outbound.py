@@ -295,8 +295,8 @@ def test_a_fingerprint_ignores_user_agent_and_trace(header: str) -> None:
 
 
 def test_a_fingerprint_ignores_order_and_case_of_headers() -> None:
-    one = made(headers={"X-A": "1", "X-B": "2"}).fingerprint
-    assert made(headers={"x-b": "2", "x-a": "1"}).fingerprint == one
+    first = made(headers={"X-A": "1", "X-B": "2"}).fingerprint
+    assert made(headers={"x-b": "2", "x-a": "1"}).fingerprint == first
 
 
 def test_a_fingerprint_tells_requests_apart() -> None:

@@ -154,14 +154,14 @@ def test_each_part_of_a_fingerprint_counts(part: str, change: dict[str, Any]) ->
     assert changed == ({"path", "target"} if part == "path" else {part})
 
 
-def _print(policy: KeyPolicy, one: Request) -> str:
-    return fingerprint(policy, one, one.get_data())
+def _print(policy: KeyPolicy, sent: Request) -> str:
+    return fingerprint(policy, sent, sent.get_data())
 
 
 def test_a_scope_tells_its_parts_apart() -> None:
     """A key is unique within the parts of its scope."""
     policy = replace(FIRSTSEEN, scope=("credential", "path"))
-    known = {"credential": lambda one: one.headers.get("X-API-Key", "")}
+    known = {"credential": lambda sent: sent.headers.get("X-API-Key", "")}
     found = {
         scope(policy, request(path, X_API_Key=key, method=method), known)
         for path in ("/a", "/b")
@@ -183,6 +183,6 @@ def test_any_path_and_query_have_a_fingerprint(path: str, query: bytes) -> None:
     environ = EnvironBuilder("/x", method="POST").get_environ()
     environ["PATH_INFO"] = "/" + path.encode("utf-8", "surrogatepass").decode("latin-1")
     environ["QUERY_STRING"] = query.decode("latin-1")
-    one = Flask.request_class(environ)
-    assert len(fingerprint(FIRSTSEEN, one, b"")) == 64
-    assert len(scope(replace(FIRSTSEEN, scope=("method", "path")), one, {})) == 64
+    sent = Flask.request_class(environ)
+    assert len(fingerprint(FIRSTSEEN, sent, b"")) == 64
+    assert len(scope(replace(FIRSTSEEN, scope=("method", "path")), sent, {})) == 64

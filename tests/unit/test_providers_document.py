@@ -60,7 +60,7 @@ def test_the_list_can_be_searched() -> None:
 
 def test_one_provider_is_described_in_words() -> None:
     """Scheme, id, window, handshake, documentation, and how far it is verified."""
-    told = run("show", "meta").output
+    output = run("show", "meta").output
     for words in (
         "HMAC-SHA256 of {body}, in hex, in header X-Hub-Signature-256 after 'sha256='",
         "messaging.0.message.mid in each item; without it the body's hash",
@@ -70,7 +70,7 @@ def test_one_provider_is_described_in_words() -> None:
         "https://developers.facebook.com/",
         "unverified",
     ):
-        assert words in told
+        assert words in output
     assert "nobody read: answer, window" in run("show", "square").output
     assert "header X-GitHub-Delivery; not signed" in run("show", "github").output
 

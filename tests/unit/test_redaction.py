@@ -64,8 +64,10 @@ def test_hidden_values_are_blanked_wherever_they_occur() -> None:
     """In reasons, tracebacks and outbound requests; the longest value first."""
     payload = {"a": "ada", "b": "ada@example.com"}
     hides = redactor("$.a", "$.b", payload=payload)
-    told = hides.blank({"reason": "no such user: ada@example.com", "calls": [{"step": "mail ada"}], "n": 1})
-    assert told == {"reason": f"no such user: {HIDDEN}", "calls": [{"step": f"mail {HIDDEN}"}], "n": 1}
+    blanked = hides.blank(
+        {"reason": "no such user: ada@example.com", "calls": [{"step": "mail ada"}], "n": 1}
+    )
+    assert blanked == {"reason": f"no such user: {HIDDEN}", "calls": [{"step": f"mail {HIDDEN}"}], "n": 1}
 
 
 def test_short_values_are_hidden_in_place_only() -> None:
@@ -117,8 +119,13 @@ def test_values_are_blanked_however_they_are_written(value: str, written: str) -
 def test_ids_states_and_times_are_not_blanked() -> None:
     """Even if a hidden value is also a state, a year or part of an id."""
     hides = redactor("$.a", "$.b", payload={"a": "2026", "b": "done"})
-    told = {"id": "2026-done", "state": "done", "received_at": "2026-01-01T00:00:00Z", "reason": "2026 done"}
-    assert hides.blank(told) == told | {"reason": f"{HIDDEN} {HIDDEN}"}
+    story = {
+        "id": "2026-done",
+        "state": "done",
+        "received_at": "2026-01-01T00:00:00Z",
+        "reason": "2026 done",
+    }
+    assert hides.blank(story) == story | {"reason": f"{HIDDEN} {HIDDEN}"}
     assert hides.data({"state": "done"}) == {"state": HIDDEN}, "a payload's own member is no state of ours"
 
 

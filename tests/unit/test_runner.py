@@ -107,7 +107,7 @@ def test_a_finished_event_is_settled_at_shutdown(store: Store) -> None:
 
     def attempt(held: Claim) -> Outcome:
         ran.append(held)
-        # The nudged one, one more, and two together: this is the last of those.
+        # Claims take 1, 1 and 2 events, so this is the last event of the batch of two.
         if len(ran) == 4:
             runner.stopping.set()
             runner.release()

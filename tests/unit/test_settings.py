@@ -52,12 +52,12 @@ class Load:
         """Return the message that refuses these changes; it is one line without a secret."""
         with pytest.raises(ConfigError) as caught:
             self(**change)
-        said = str(caught.value)
-        assert not any(secret in said for secret in SECRETS), said
+        message = str(caught.value)
+        assert not any(secret in message for secret in SECRETS), message
         assert caught.value.__cause__ is None
-        assert said.endswith(".")
-        assert "\n" not in said
-        return said
+        assert message.endswith(".")
+        assert "\n" not in message
+        return message
 
 
 def test_defaults(load: Load) -> None:
@@ -116,7 +116,7 @@ def test_sqlite_is_refused_on_platforms_without_a_disk(load: Load, platform: str
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "words"),
     [
         ("FIRSTSEEN_LEASE", "60", "'60' is not a duration"),
         ("FIRSTSEEN_LEASE", "0s", "more than 0s"),
@@ -135,11 +135,11 @@ def test_sqlite_is_refused_on_platforms_without_a_disk(load: Load, platform: str
         ("FIRSTSEEN_DEV", "perhaps", "valid boolean"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_name(load: Load, name: str, value: str, said: str) -> None:
+def test_a_wrong_value_is_refused_by_its_name(load: Load, name: str, value: str, words: str) -> None:
     """The message has the variable, what is allowed and what was found."""
     sentence = load.refusal(**{name: value})
     assert sentence.startswith(f"Environment: {name} is wrong: ")
-    assert said.lower() in sentence.lower()
+    assert words.lower() in sentence.lower()
     assert repr(value) in sentence
 
 

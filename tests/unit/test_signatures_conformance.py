@@ -100,7 +100,7 @@ def test_a_flipped_bit_of_any_signed_value_is_refused(provider: Provider) -> Non
 def test_a_similar_secret_is_refused(provider: Provider) -> None:
     case = case_of(provider.name)
     middle = len(case.secret) // 2
-    # Keys in hex have no case.
+    # Hex keys ignore case, so a change of case alone would be no change.
     other = "B" if case.secret[middle] in "Aa" else "A"
     close = case.secret[:middle] + other + case.secret[middle + 1 :]
     assert case.reason(case.request, close) in {"bad_signature", "no_secret"}

@@ -124,7 +124,7 @@ def test_any_body_and_id_verify_once_signed(body: bytes, event_id: str) -> None:
 
 
 CALLS_MAX = 250
-"""Function calls of one verification; the longest today takes 146, most take fewer than 100."""
+"""Upper bound on function calls of one verification; the longest takes 146, most take fewer than 100."""
 HMACS = [provider for provider in DECLARED if provider.required_scheme.type == "hmac"]
 
 
@@ -139,7 +139,7 @@ def test_verification_work_does_not_grow_with_the_body(provider: Provider) -> No
         signed = scheme.sign(secret, unsigned, 1e9, "evt_1")
 
         def run() -> None:
-            # A request of its own: what one has decoded, it keeps.
+            # A new request each time, because a request caches what it has decoded.
             scheme.verify((secret,), Request("POST", signed.url, signed.headers, signed.body), 1e9, None)
 
         return _calls(run)
@@ -148,7 +148,8 @@ def test_verification_work_does_not_grow_with_the_body(provider: Provider) -> No
 
 
 def _calls(run: Callable[[], object]) -> int:
-    """Return how many functions `run` calls, in Python and C: the least of three tries, as finalizers add some."""
+    """Return how many functions `run` calls, in Python and C: the least of three runs."""
+    # Finalizers may run in between and add calls.
     counted = []
     for _ in range(3):
         events: list[str] = []

@@ -24,9 +24,9 @@ def test_a_row_id_is_a_version_7_uuid_with_its_time_in_front(milliseconds: int, 
 
 
 @given(TIMES, TIMES, NOISE, NOISE)
-def test_row_ids_sort_by_time(one: int, other: int, noise: int, more: int) -> None:
+def test_row_ids_sort_by_time(first_at: int, second_at: int, noise: int, more: int) -> None:
     """As numbers and as text, whatever the random bits."""
-    early, late = sorted((one, other))
+    early, late = sorted((first_at, second_at))
     if early < late:
         first, second = uuid7(early, noise), uuid7(late, more)
         assert (first < second, str(first) < str(second)) == (True, True)
@@ -37,7 +37,7 @@ def test_row_ids_come_from_the_clock_and_differ() -> None:
     made = {uuid7() for _ in range(1000)}
     after = time.time_ns() // 1_000_000
     assert len(made) == 1000
-    assert all(before <= one.int >> 80 <= after for one in made)
+    assert all(before <= row_id.int >> 80 <= after for row_id in made)
 
 
 def test_the_example_of_the_rfc() -> None:
@@ -59,13 +59,13 @@ def test_any_text_becomes_storable(text: str) -> None:
 @given(ANY_TEXT, ANY_TEXT)
 @example("x" * TEXT_MAX + "1", "x" * TEXT_MAX + "2")
 @example("\x00", "\\x00")
-def test_different_ids_stay_different(one: str, other: str) -> None:
+def test_different_ids_stay_different(first: str, second: str) -> None:
     """Each fits its column."""
-    made = storable(one)
+    made = storable(first)
     made.encode()
     assert len(made) <= TEXT_MAX
     assert "\x00" not in made
-    assert (made == storable(other)) == (one == other)
+    assert (made == storable(second)) == (first == second)
 
 
 def test_an_id_is_kept_as_it_is_up_to_the_columns_length() -> None:
@@ -85,9 +85,9 @@ def test_a_long_text_is_cut_and_none_stays_none() -> None:
 @example([b""], [b"", b""])
 @example([b"ab"], [b"a", b"b"])
 @example([b"", b"ab"], [b"ab", b""])
-def test_digests_keep_parts_apart(one: list[bytes], other: list[bytes]) -> None:
+def test_digests_keep_parts_apart(first: list[bytes], second: list[bytes]) -> None:
     """Only equal lists of parts have equal digests: `a, bc` is not `ab, c`."""
-    assert (digest(one) == digest(other)) == (one == other)
+    assert (digest(first) == digest(second)) == (first == second)
 
 
 def test_times_are_rfc3339_in_utc() -> None:

@@ -120,7 +120,7 @@ def test_mandrill_signs_only_forms() -> None:
 
 def item(reference: str, *, key: str = KEY, **fields: Any) -> dict[str, Any]:
     """Return an item signed by Adyen's library."""
-    said = {
+    fields_sent = {
         "pspReference": reference,
         "merchantAccountCode": "Acme",
         "merchantReference": "order:1\\2",
@@ -128,8 +128,8 @@ def item(reference: str, *, key: str = KEY, **fields: Any) -> dict[str, Any]:
         "eventCode": "AUTHORISATION",
         "success": "true",
     } | fields
-    said["additionalData"] = {"hmacSignature": generate_notification_sig(said, key).decode()}
-    return {"NotificationRequestItem": said}
+    fields_sent["additionalData"] = {"hmacSignature": generate_notification_sig(fields_sent, key).decode()}
+    return {"NotificationRequestItem": fields_sent}
 
 
 def batch(*items: Any) -> Request:

@@ -102,10 +102,10 @@ NAMED = ["iat", "exp", "iss", "aud", "email", "email_verified", "request_body_sh
 CLAIMS = st.dictionaries(st.sampled_from(NAMED), JSON) | JSON
 
 
-@given(said=CLAIMS)
-@example(said={"iat": NOW, "exp": NOW, "request_body_sha256": LONE, "iss": [], "nbf": "x"})
-def test_wrong_claims_under_the_right_key_are_refused(said: Any) -> None:
-    payload = json.dumps(said).encode()
+@given(claims=CLAIMS)
+@example(claims={"iat": NOW, "exp": NOW, "request_body_sha256": LONE, "iss": [], "nbf": "x"})
+def test_wrong_claims_under_the_right_key_are_refused(claims: Any) -> None:
+    payload = json.dumps(claims).encode()
     for name, key, algorithm, kid in (
         ("plaid", ec_private(), "ES256", "key-1"),
         ("google-pubsub", rsa_private(), "RS256", "google-1"),

@@ -177,14 +177,14 @@ def transmission(body: bytes = b"{}", webhook: str = "WH-1", **headers: str) -> 
     """Return a delivery as PayPal sends it."""
     content = f"id-1|2026-11-25T10:00:00Z|{webhook}|{zlib.crc32(body)}"
     signature = rsa_private().sign(content.encode(), padding.PKCS1v15(), hashes.SHA256())
-    said = {
+    default_headers = {
         "PAYPAL-TRANSMISSION-ID": "id-1",
         "PAYPAL-TRANSMISSION-TIME": "2026-11-25T10:00:00Z",
         "PAYPAL-CERT-URL": "https://api.paypal.com/v1/notifications/certs/CERT-1a",
         "PAYPAL-AUTH-ALGO": "SHA256withRSA",
         "PAYPAL-TRANSMISSION-SIG": b64encode(signature).decode(),
     }
-    return Request("POST", URL, tuple((said | headers).items()), body)
+    return Request("POST", URL, tuple((default_headers | headers).items()), body)
 
 
 def paypal_certificate(name: str = "messageverificationcerts.paypal.com", **how: Any) -> FixedKeys:

@@ -68,7 +68,7 @@ def test_a_vector_is_accepted_or_rejected(vector: dict[str, Any]) -> None:
 @pytest.mark.skipif(not VECTORS, reason="the collection of vectors is not beside this checkout")
 @pytest.mark.parametrize(
     "vector",
-    [one for one in VECTORS if "event_type" in one.get("expect", {})],
+    [vector for vector in VECTORS if "event_type" in vector.get("expect", {})],
     ids=lambda vector: vector["id"],
 )
 def test_a_vector_has_its_id_and_type(vector: dict[str, Any]) -> None:

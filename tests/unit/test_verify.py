@@ -76,13 +76,20 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verify:
     }
 
     def invoke(
-        source: str, request: Request, *more: str, expect: int, plain: bool = False, **variables: str
+        source: str,
+        request: Request,
+        *more: str,
+        expect: int,
+        at: int | None = NOW,
+        plain: bool = False,
+        **env_more: str,
     ) -> Any:
         (tmp_path / "headers.json").write_text(json.dumps(request.headers))
         (tmp_path / "body").write_bytes(request.body)
-        words = ["verify", source, "--headers", "headers.json", "--body", "body", "--at", str(NOW), *more]
+        words = ["verify", source, "--headers", "headers.json", "--body", "body"]
+        words += [*([] if at is None else ["--at", str(at)]), *more]
         words += [] if plain else ["--json"]
-        result = CliRunner().invoke(cli, words, env=env | variables)
+        result = CliRunner().invoke(cli, words, env=env | env_more)
         assert result.exit_code == expect, result.output
         assert SECRET not in result.output
         assert SECRET.removeprefix("whsec_") not in result.output
@@ -205,7 +212,7 @@ def test_a_clock_that_is_off(run: Verify, age: int, word: str) -> None:
 
 
 def test_now_is_the_default(run: Verify) -> None:
-    assert run("stripe", signed("stripe", now=time.time()), "--at", str(time.time()), expect=0)["verified"]
+    assert run("stripe", signed("stripe", now=time.time()), at=None, expect=0)["verified"]
 
 
 @pytest.mark.parametrize(
