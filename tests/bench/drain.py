@@ -138,7 +138,7 @@ def _lines(file: Path) -> list[str]:
 def latencies(
     folder: Path, databases: Databases, broker: Valkey, count: int
 ) -> tuple[list[float], float, float]:
-    """Return milliseconds from commit to handler start, one event at a time; and web's and worker's memory."""
+    """Return milliseconds from commit to handler start, one event at a time, and both sides' memory."""
     deployment = deploy(folder / "idle", databases, broker, "postgres")
     try:
         deployment.start()

@@ -65,7 +65,7 @@ class Attempts:
         return held
 
     def run(self, handler: Callable[[Any, Any], object], *, settles: bool = True) -> Outcome:
-        """Run one attempt and return its outcome; with `settles=False` the worker vanishes before settling."""
+        """Run one attempt and return its outcome; with `settles=False` the worker vanishes before that."""
         held = self.claim()
         registry = Registry([Handler("stripe", "*", handler)])
         end = attempt(held, registry, AttemptPolicy(15, SHORT), partial(Calls, self.context))

@@ -25,8 +25,8 @@ T = TypeVar("T")
 def over(cases: Sequence[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn a check into one test that tries all cases and reports each one that fails.
 
-    A test per case would cost a hundred times more than most checks. The check's first argument is a case, the
-    others are fixtures.
+    A test per case would cost a hundred times more than most checks. The check's first argument is a case,
+    the others are fixtures.
     """
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
@@ -127,7 +127,7 @@ def with_values(request: Request, place: Locator, values: Iterable[str]) -> Requ
 
 
 def flips(text: str) -> Iterable[tuple[int, str]]:
-    """Yield the text with one bit of one character changed, for each character; changes of case are left out."""
+    """Yield the text with one bit of one character changed, for each character, except changes of case."""
     for position, character in enumerate(text):
         flipped = chr(ord(character) ^ 1)
         if flipped.lower() != character.lower():

@@ -52,8 +52,8 @@ def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
 class RawServer:
     """Gives the n-th request the n-th answer and later ones the last, on a loopback port.
 
-    `requests` has the raw bytes of each request, `connections` counts those opened, `ended` those that this side
-    closed. With `reads=False` it answers before it reads, like a server that does not speak HTTP.
+    `requests` has the raw bytes of each request, `connections` counts those opened, `ended` those that this
+    side closed. With `reads=False` it answers before it reads, like a server that does not speak HTTP.
     """
 
     def __init__(self, *answers: Answer, reads: bool = True) -> None:

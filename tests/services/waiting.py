@@ -19,8 +19,8 @@ def wait_until(
 ) -> T:
     """Return the first true result of `predicate`; fail the test after `timeout` seconds.
 
-    The timeout only bounds a failure, so it is longer than any busy machine takes. The failure names `message`,
-    which may be a function, and the last result.
+    The timeout only bounds a failure, so it is longer than any busy machine takes. The failure names
+    `message`, which may be a function, and the last result.
     """
     deadline, pause = time.monotonic() + timeout, POLL
     while True:
