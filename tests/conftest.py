@@ -27,11 +27,11 @@ ON_EVERY_BROKER = pytest.mark.parametrize("site", ["sqlite", "postgres", "rabbit
 ON_SQLITE = pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 ON_POSTGRES = pytest.mark.parametrize("site", ["postgres"], indirect=True)
 READY = "ready."
-"""What Celery's worker logs when it takes messages."""
+"""Celery's worker logs this when it takes messages."""
 
 
-# The same examples in every run: a test that fails fails again, and one that passes stays so. By the clock no
-# example is too slow, because a busy machine is not a slow product.
+# The same examples in every run, so that failures can be repeated. No example is too slow, because a busy
+# machine does not mean a slow product.
 settings.register_profile(
     "repeatable",
     derandomize=True,
@@ -44,7 +44,9 @@ settings.load_profile("repeatable")
 
 def pytest_configure() -> None:
     """On SIGTERM, as from a cancelled CI job, end the run in order: its servers and processes end too."""
-    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to stop", returncode=128 + signal.SIGTERM))
+    signal.signal(
+        signal.SIGTERM, lambda *_: pytest.exit("stopped by SIGTERM", returncode=128 + signal.SIGTERM)
+    )
 
 
 @pytest.fixture(scope="session")

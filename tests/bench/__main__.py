@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from config.settings import load_settings
+from receiver.ledger.store import Store
 from tests.bench import report
 from tests.bench.accept import STORM, measure, new_ids
 from tests.bench.burst import burst
@@ -64,7 +65,7 @@ class Bench:
         url = self.databases.fresh("postgres")
         names = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_connections")
         found = {f"PostgreSQL {name}": str(Ledger(url).rows(f"SHOW {name}")[0][name]) for name in names}
-        lite = report.store(driver_url(self.databases.migrated("sqlite")))
+        lite = Store(driver_url(self.databases.migrated("sqlite")))
         with lite.read() as connection:
             for name in ("journal_mode", "synchronous"):
                 found[f"SQLite {name}"] = str(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
@@ -140,7 +141,7 @@ class Bench:
         sizes = (1_000, 100_000) if self.quick else (1_000, 100_000, 1_000_000)
         self.found["growth"] = []
         for kind in ("postgres", "sqlite"):
-            store = report.store(driver_url(self.databases.migrated(kind)))
+            store = Store(driver_url(self.databases.migrated(kind)))
             self.found["growth"] += grow(store, kind, sizes)
             store.close()
 
@@ -187,7 +188,7 @@ def main() -> int:
         say(report.settings(bench.found))
         for part in chosen.parts or PARTS:
             say(f"== {part}")
-            # One part's workers would hear the nudges of the next.
+            # Otherwise the workers of one part would receive the nudges of the next.
             with ExitStack() as bench.contestants:
                 getattr(bench, part)()
             say(report.part(part, bench.found))

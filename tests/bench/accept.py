@@ -11,10 +11,10 @@ from tests.bench.contestants import Contestant
 from tests.bench.load import Result, run_wrk, write_deliveries
 
 RATE_MAX = 12_000
-"""Deliveries prepared for each second, more than any contestant takes: none comes twice by accident."""
+"""Deliveries prepared per second: more than any contestant takes, so that none is sent twice by accident."""
 
 STORM = 20
-"""Events of a storm: all of its deliveries are duplicates of these."""
+"""Events of a storm; all of its deliveries are duplicates of these."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def measure(
     results: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
     contestants = list(contestants)
     for contestant in contestants:
-        # What is loaded at the first request is not what is measured.
+        # Warm up: loading at the first request is not measured.
         warm = list(storm) or new_ids(RATE_MAX)
         run_wrk(contestant.url, write_deliveries(folder / "deliveries.txt", warm), connections=16, seconds=1)
     for _ in range(rounds):

@@ -12,7 +12,7 @@ from tests.services.valkey import Valkey
 
 DELIVERIES, CONNECTIONS = 5_000, 500
 LONGEST = 30.0
-"""Seconds that wrk runs in any case: it rests when all are answered, and does not end sooner."""
+"""Seconds that wrk runs: it idles once all deliveries are answered, and does not end earlier."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import free_port, wait_until
 
 THREADS = 16
-"""Threads of every web process, and of every worker's pool: Firstseen's default."""
+"""Threads of each web process and of each worker's pool: Firstseen's default."""
 
 ENDPOINT = "/webhooks/stripe"
 EMPTY = '''"""Do nothing, as fast as that can be done."""

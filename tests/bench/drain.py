@@ -25,13 +25,13 @@ from tests.services.waiting import free_port, wait_until
 
 BATCH = 500
 POLL, PATIENCE = 0.5, 900.0
-"""Seconds between two looks, and until there are no more: to look costs processor time too."""
+"""Seconds between two polls, which cost processor time too, and until the last one."""
 
 PAUSE = 0.1
 """Seconds between two events of an idle system."""
 
 CALL_TIME = 0.02
-"""Seconds that one call takes there."""
+"""Seconds that the API takes for one call."""
 
 APIS = """[slow]
 base_url = "http://127.0.0.1:{port}"
@@ -121,7 +121,7 @@ def celery_latencies(folder: Path, broker: Valkey, count: int) -> list[float]:
     times, app = folder / "times.txt", Celery("plain", broker=broker.url)
     times.touch()
     with plain_worker(folder, broker):
-        # The first one waits for the worker to boot, and is not counted.
+        # The first task waits for the worker to start, and is not counted.
         for number in range(count + 1):
             app.send_task("plain.timed", (time.time(),), ignore_result=True)
             if number == 0:
@@ -162,7 +162,7 @@ def poll_until(predicate: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not predicate():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"It is not so after {PATIENCE:.0f} s.")
+            raise TimeoutError(f"The condition is not true after {PATIENCE:.0f} s.")
         time.sleep(POLL)
 
 

@@ -12,7 +12,7 @@ from tests.services.signing import stripe_event, stripe_headers
 SCRIPT = Path(__file__).with_name("deliver.lua")
 FILLER = "A line of an invoice, so that a body has the usual kilobyte. " * 12
 CREATED = 1_780_000_000
-"""Of every event: one id has one body, or its duplicates would be conflicts."""
+"""`created` of every event: with another body, duplicates of an id would be conflicts."""
 
 MISSING = "wrk is not installed: `apt-get install wrk`, and run `make bench` again."
 

@@ -52,7 +52,7 @@ def profile(deployment: Deployment, folder: Path) -> dict[str, float]:
     spent: dict[str, list[float]] = defaultdict(list)
     with ExitStack() as patches, Path(os.devnull).open("w") as nowhere:
         patches.enter_context(patch.dict(os.environ, deployment.env))
-        # Logging finds its stream when the application is built.
+        # Logging takes its stream when the application is built.
         patches.enter_context(patch.object(sys, "stderr", nowhere))
         for stage, places in STAGES.items():
             for owner, name in places:

@@ -4,18 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from receiver.ledger.store import Store
 from tests.bench.accept import Figure
 from tests.bench.markdown import Found, table
 from tests.bench.targets import percentiles, targets
 
 PAGE = Path(__file__).parents[2] / "docs" / "PERFORMANCE.md"
 START, END = "<!-- measured -->", "<!-- end -->"
-
-
-def store(url: str) -> Store:
-    """Open a ledger to measure."""
-    return Store(url)
 
 
 def part(name: str, found: Found) -> str:

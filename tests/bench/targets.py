@@ -7,10 +7,10 @@ from tests.bench.accept import Figure
 from tests.bench.markdown import Found, table
 
 MOST = 64
-"""Connections at which the targets of *accept* hold."""
+"""Connections at which *accept* is judged."""
 
 Row = tuple[str, str, str, bool]
-"""What, the target, what was measured, and whether that is enough."""
+"""Name, target, measurement, and whether the target is reached."""
 
 
 def targets(found: Found) -> str:
@@ -47,7 +47,7 @@ def _drain(found: Found) -> Iterator[Row]:
     plain, empty, call = found["drain"]
     ratio = empty.rate / plain.rate
     yield "drain, empty handler, beside plain Celery", "2 x", f"{ratio:.2f} x", ratio >= 2
-    # One thread at a time runs Python, so this is what the processor allows, whatever the pool.
+    # Only one thread at a time runs Python, so the processor limits the rate too.
     limit = min(call.pool, 1 / call.cpu)
     share = call.rate / limit
     which = "the pool" if limit == call.pool else "the processor"

@@ -25,15 +25,15 @@ from tests.defects.pairs import Checkout, Defect, DefectError, read_defects
 from tests.services.checkout import CHECKOUT, copy_checkout
 
 AT_ONCE = 3
-"""Defects run side by side; most of them wait for processes now and then."""
+"""Defects tried at once; most of them wait for processes at times."""
 PATIENCE = 180
-"""Seconds for one defect's tests."""
+"""Timeout of one defect's tests, in seconds."""
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
     ["alembic", "celery", "flask", "httpx", "hypothesis", "psycopg", "pydantic", "pytest", "sqlmodel"]
 )
-"""Importing the libraries takes longer than most defects' tests."""
+"""Importing the libraries takes longer than most defects' tests, so they are imported once."""
 
 
 def try_defect(defect: Defect, root: Path) -> None:
@@ -79,7 +79,7 @@ def run_tests(tests: list[str], copy: Path) -> dict[str, bool]:
         "-p",
         "no:cacheprovider",
         "--tb=short",
-        # The plugins among the libraries are here already, and their own assertions are not at stake.
+        # The plugins are imported already, and rewriting their assertions is not needed.
         "-Wignore::pytest.PytestAssertRewriteWarning",
         "-o",
         "junit_family=xunit1",

@@ -19,7 +19,7 @@ from receiver.problems import answer_problems
 from receiver.service import Service
 
 PASSWORD = "correct horse battery"
-# A cheap cost: what is tested here is the door, not how long a hash takes.
+# A low cost: these tests are not about hashing.
 ADA = User("ada", generate_password_hash(PASSWORD, "scrypt:1024:8:1"))
 SECRET_KEY = "k" * 32
 _TOKEN = re.compile(r'name="csrf" value="([^"]+)"')

@@ -26,7 +26,7 @@ FLAGS = (
 )
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 PATIENCE = 60_000
-"""Milliseconds that a page gets for what it should show, on a busy machine."""
+"""Timeout in milliseconds for a page's content, long enough for a busy machine."""
 
 GRAVE = ("serious", "critical")
 
@@ -38,7 +38,7 @@ SHIFT = """new Promise(done => {
     }).observe({ type: "layout-shift", buffered: true });
     requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => done(sum))));
 })"""
-"""How far the page's parts have moved by themselves, as Web Vitals counts it: 0 is not at all."""
+"""Cumulative layout shift, as Web Vitals defines it; 0 means that nothing moved."""
 
 
 @contextmanager
@@ -66,7 +66,7 @@ class Tab:
         self.page.on("request", lambda asked: self._check(asked.url, url))
 
     def _complain(self, kind: str, text: str) -> None:
-        # A refused sign-in is an answer, though a browser calls it an error.
+        # Browsers log a 4xx response as an error, but a refused sign-in is none.
         if kind in ("error", "warning") and "status of 4" not in text:
             self.trouble.append(text)
 

@@ -15,7 +15,7 @@ AUTH = {
     STANNP.name: 'type = "basic"',
     TELNESS.name: 'type = "header", name = "X-API-Key"',
 }
-"""How each API of the sandbox takes its credential."""
+"""The `auth` of each API of the sandbox."""
 
 SOURCE = '''"""Make the calls that the event lists, one after the other, and note what ran."""
 

@@ -9,7 +9,7 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
 PATIENCE = 60
-"""Seconds for a node to be ready on a slow and busy machine."""
+"""Seconds for a node to get ready, long enough for a slow and busy machine."""
 
 
 class BrokerContainer:

@@ -18,7 +18,7 @@ from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event
 from tests.services.waiting import free_port, wait_until
 
 BOOT = 60
-"""Seconds for a process to be ready on a slow and busy machine."""
+"""Seconds for a process to get ready, long enough for a slow and busy machine."""
 
 SOURCES = """[stripe]
 provider = "stripe"
@@ -184,12 +184,12 @@ class Deployment:
         """Deliver these events concurrently over all web processes; return the responses in order."""
         urls = self.urls
 
-        def one(numbered: tuple[int, str]) -> httpx.Response:
+        def deliver_numbered(numbered: tuple[int, str]) -> httpx.Response:
             number, event_id = numbered
             return self.deliver(event_id, url=urls[number % len(urls)], **data)
 
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(one, enumerate(ids)))
+            return list(pool.map(deliver_numbered, enumerate(ids)))
 
     def wait_handled(self, ids: list[str], timeout: float = 60) -> None:
         """Wait until a handler finished each of these events at least once."""

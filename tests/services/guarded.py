@@ -26,7 +26,7 @@ from tests.services.databases import driver_url
 
 FIRSTSEEN = policy_of("firstseen", load_dialects()["firstseen"])
 POINTS = ("claimed", "begun", "worked", "finished", "committed")
-"""Where a process can die: the key is claimed; the view begins, has written, is to commit; has committed."""
+"""Points at which a process can die: key claimed, view begun, view done, before commit, after commit."""
 
 metadata = MetaData()
 DEED = Table("deed", metadata, Column("id", Integer, primary_key=True), Column("note", Text, nullable=False))
@@ -142,9 +142,9 @@ def serve(url: str, listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as door:
+    with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as listener:
         while True:
             child = os.fork()
             if not child:
-                serve(sys.argv[1], door)
+                serve(sys.argv[1], listener)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -18,7 +18,7 @@ class Heard(NamedTuple):
 
 
 Answer = Callable[[Heard], tuple[int, bytes] | None]
-"""Says status and body; None drops the connection without a word."""
+"""Returns status and body; None closes the connection without a response."""
 
 
 class Listener:

@@ -10,16 +10,17 @@ from tests.services.processes import Process, clean_environment
 from tests.services.waiting import free_port, wait_until
 
 QUEUE = "firstseen"
-"""The queue in which the product puts its nudges."""
+"""The queue of the product's nudges."""
 STARTS = 5
-"""Tries to start: between finding a free port and binding it, another program may take it."""
+"""Attempts to start: another program may take the free port before the server binds it."""
 PATIENCE = 60
-"""Seconds for a server to answer after its start, on a slow and busy machine."""
+"""Seconds for a server to answer after its start, long enough for a slow and busy machine."""
 
 
 def make_folder(name: str) -> Path:
     """Make a temporary folder for a server's files."""
-    # Under /tmp for root, as another user must reach it; short, as a socket's path has about 100 bytes.
+    # For root in /tmp, because another user must reach it; short, because a socket's path is limited to about
+    # 100 bytes.
     place = "/tmp" if os.geteuid() == 0 else None
     return Path(tempfile.mkdtemp(prefix=f"fs-{name}-", dir=place))
 

@@ -17,12 +17,12 @@ from tests.services.processes import Process
 from tests.services.waiting import answers, free_port, wait_until
 
 PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
-"""Where packages put it. Debian's own wrapper in /usr/sbin only serves root and insists on its own user."""
+"""Folders of packages. Debian's wrapper in /usr/sbin needs root and changes its user, so it is not first."""
 LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 FRUGAL = "+S 1:1 +sbwt none"
-"""One scheduler that does not spin while it waits: nothing is measured here, and tests share the cores."""
+"""One scheduler that does not busy-wait, because tests share the cores."""
 VHOSTS = 16
-"""Virtual hosts of a node: more than the tests of one run take."""
+"""Virtual hosts of a node: more than the tests of one run need."""
 MISSING = "rabbitmq-server is not installed here (on Debian and Ubuntu: apt-get install rabbitmq-server)"
 
 

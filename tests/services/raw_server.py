@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Self
 
 Answer = bytes | Callable[[socket.socket], None]
-"""Bytes to send, or what to do with the connection; None of both ends it unless it says so."""
+"""Bytes to send, or a function that gets the connection; it stays open unless the function closes it."""
 
 SILENCE = 60
-"""Seconds after which a connection is given up: longer than any test."""
+"""Timeout of a connection in seconds: longer than any test."""
 
 DRIP, DRIPS = 0.1, 400
-"""Seconds between two parts of an answer that drips, and how many come: longer than anybody should wait."""
+"""Seconds between two parts of a slow response, and the number of parts: longer than a client should wait."""
 
 
 def reply(status: str = "200 OK", body: bytes = b"{}", **headers: str) -> bytes:
@@ -72,7 +72,7 @@ class RawServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing alone would leave accept() waiting.
+        # Closing alone would leave accept() blocked.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

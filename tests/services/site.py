@@ -13,7 +13,7 @@ from tests.services.valkey import Valkey
 
 API_KEY = "ops-key-of-the-tests"
 TWO_SOURCES = SOURCES + SOURCES.replace("[stripe]", "[other]")
-"""Nothing handles the second one's events unless a test brings a handler."""
+"""The second source has no handler unless a test adds one."""
 
 
 class Site:

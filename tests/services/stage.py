@@ -18,14 +18,13 @@ from receiver.ledger.calls import (
     StoredResponse,
     begin_send,
     plan,
+    record_response,
 )
-from receiver.ledger.calls import record_response as answer
 from receiver.ledger.counters import CounterKind, Rejected, bump, record_rejections
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import claim, settle
-from receiver.ledger.states import Move, Protection
-from receiver.ledger.states import SendOutcome as Answer
+from receiver.ledger.states import Move, Protection, SendOutcome
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, COUNTER, EVENT
 from receiver.ledger.text import uuid7
@@ -85,10 +84,10 @@ def deliver(store: Store, event_id: str, *, times: int = 1, **change: Any) -> UU
 
 def set_up(store: Store) -> Stage:
     """Fill an empty ledger."""
-    done, call = _with_call(store, "evt_1Qx7done", Answer.SUCCEEDED)
+    done, call = _with_call(store, "evt_1Qx7done", SendOutcome.SUCCEEDED)
     deliver(store, "evt_1Qx7done", times=2)
     deliver(store, "evt_1Qx7done", body=body_of("evt_1Qx7done", amount_paid=4300))
-    parked, parked_call = _with_call(store, "evt_1Qx9letter", Answer.UNKNOWN)
+    parked, parked_call = _with_call(store, "evt_1Qx9letter", SendOutcome.UNKNOWN)
     dead = deliver(store, "evt_1Qx8ship")
     for move in (Move.RETRY_LATER, Move.GIVE_UP):
         _end(store, dead, Outcome(move, reason="warehouse.internal refused the connection", error=TRACEBACK))
@@ -152,7 +151,7 @@ def _end(store: Store, event: UUID, end: Outcome) -> None:
     assert settle(store, [(held, end)])
 
 
-def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID]:
+def _with_call(store: Store, event_id: str, outcome: SendOutcome) -> tuple[UUID, UUID]:
     """Make an event with one call: succeeded and done, or sent, never answered and parked."""
     event = deliver(store, event_id)
     held = claim(store, event, lease=timedelta(seconds=60), worker="worker-1:42")
@@ -166,15 +165,15 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
     assert planned
     marked = begin_send(store, held, planned.id, TERMS)
     assert isinstance(marked, SendBegun)
-    fine = outcome == Answer.SUCCEEDED
+    fine = outcome == SendOutcome.SUCCEEDED
     reason = "The letter was made." if fine else "The connection broke before an answer came."
     verdict = Classification(outcome, park=not fine, open=not fine, reason=reason)
     kept = StoredResponse(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
     receipt = SendResult(marked.send, kept, lambda _context, _now: verdict, TERMS, timedelta(seconds=5))
-    answer(store, held, planned.id, receipt)
+    record_response(store, held, planned.id, receipt)
     assert settle(store, [(held, Outcome(Move.FINISH))])
     with store.write() as connection:
-        # Nothing of it can be under way there any more: a person may decide everything.
+        # The settle delay is over, so every resolution is allowed.
         past = {"quiet_until": datetime.now(UTC) - timedelta(minutes=1)}
         connection.execute(update(CALL).where(CALL.c.id == planned.id).values(**past))
     return event, planned.id

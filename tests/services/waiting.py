@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 POLL, POLL_MAX = 0.02, 0.2
-"""Seconds between two looks, growing: what comes soon is seen at once, and a long wait is no load."""
+"""Seconds between two polls; they grow, so that a short wait ends soon and a long one is no load."""
 
 _reserved: list[socket.socket] = []
 

@@ -18,7 +18,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         if threading.current_thread() in mine and threading.current_thread() is not threading.main_thread():
-            # Left running by another test of this process, such as a dispatcher without a broker.
+            # A thread left running by an earlier test of this process, such as a dispatcher without a broker.
             raise ConnectionRefusedError
         pytest.fail("a unit test used the network: move it to tests/integration")
 
