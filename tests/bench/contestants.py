@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.handlers import Handlers
@@ -77,8 +78,7 @@ def serve_app(folder: Path, name: str, server: str = "granian", **env: str) -> C
             f"{target}()",
         ],
     }
-    checkout = str(Path(__file__).parents[2])
-    environ = clean_environment(PYTHONPATH=checkout, PYTHONUNBUFFERED="1", **env)
+    environ = clean_environment(PYTHONPATH=str(CHECKOUT), PYTHONUNBUFFERED="1", **env)
     log = folder / f"{name}-{server}.log"
     process = Process(name, [sys.executable, *lines[server]], log=log, env=environ, cwd=folder)
     made = Contestant(name, f"http://127.0.0.1:{port}{ENDPOINT}", [process], process.kill)

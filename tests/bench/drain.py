@@ -16,6 +16,7 @@ from receiver.ledger.intake import Delivery, record
 from receiver.ledger.store import Store
 from tests.bench.accept import new_ids
 from tests.bench.contestants import EMPTY, THREADS, deploy, rss
+from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -104,9 +105,8 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
 @contextmanager
 def plain_worker(folder: Path, broker: Valkey) -> Iterator[Process]:
     """Run a plain Celery worker with Firstseen's pool."""
-    checkout = str(Path(__file__).parents[2])
     settings = {"BENCH_BROKER": broker.url, "BENCH_TIMES": str(folder / "times.txt")}
-    env = clean_environment(PYTHONPATH=checkout, **settings)
+    env = clean_environment(PYTHONPATH=str(CHECKOUT), **settings)
     argv = ["-m", "celery", "-A", "tests.bench.apps.plain", "worker", "--pool", "threads"]
     command = [sys.executable, *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
     process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)

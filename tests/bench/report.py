@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from tests.bench.accept import Figure
 from tests.bench.markdown import Found, table
 from tests.bench.targets import percentiles, targets
+from tests.services.checkout import CHECKOUT
 
-PAGE = Path(__file__).parents[2] / "docs" / "PERFORMANCE.md"
+PAGE = CHECKOUT / "docs" / "PERFORMANCE.md"
 START, END = "<!-- measured -->", "<!-- end -->"
 
 

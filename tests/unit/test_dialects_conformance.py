@@ -108,13 +108,6 @@ def test_the_mismatch_response_is_a_mismatch(dialect: Dialect) -> None:
             assert (verdict.outcome, verdict.park) == (SendOutcome.MISMATCH, True), body
 
 
-@having(lambda dialect: dialect.locked and dialect.misused)
-def test_locked_and_mismatch_are_told_apart(dialect: Dialect) -> None:
-    for error, outcome in ((dialect.locked, SendOutcome.LOCKED), (dialect.misused, SendOutcome.MISMATCH)):
-        assert error
-        assert {read(dialect, error.status, body).outcome for body in bodies(error)} == {outcome}
-
-
 @having(lambda dialect: dialect.replay.header)
 def test_the_replay_header_is_read(dialect: Dialect) -> None:
     """A marked success is a replay, a marked failure is final, a marked 5xx would repeat forever."""

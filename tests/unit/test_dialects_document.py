@@ -2,12 +2,11 @@
 
 import ast
 from dataclasses import dataclass
-from pathlib import Path
 
 from config.dialects import Dialect, Error, Replay, load_dialects
 from receiver.ledger.states import SendOutcome
+from tests.services.checkout import CHECKOUT
 
-ROOT = Path(__file__).resolve().parents[2]
 POINTS = (
     "header",
     "lengths",
@@ -37,7 +36,7 @@ class Row:
 
 def lines() -> list[str]:
     """Return the lines of all tables."""
-    text = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8")
+    text = (CHECKOUT / "docs" / "dialects.md").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.startswith("| ")]
 
 
@@ -51,7 +50,9 @@ def rows() -> list[Row]:
 
 def named_in(api: str) -> set[str]:
     """Return the tests in an API's test file that begin with its name."""
-    tree = ast.parse((ROOT / "tests" / "integration" / f"test_sandbox_{api}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(
+        (CHECKOUT / "tests" / "integration" / f"test_sandbox_{api}.py").read_text(encoding="utf-8")
+    )
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     return {name for name in names if name.startswith(f"test_{api}_")}
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +9,7 @@ import pytest
 
 from firstseen.send import PAYLOADS
 from receiver.signatures import InvalidSignature, Request
+from tests.services.checkout import CHECKOUT
 from worker import registry
 from worker.handlers.example import invoice_paid, order_created
 from worker.testing import answer, calls, ends, event
@@ -21,12 +21,9 @@ CONTACT = {"salesly POST /contacts": answer(201, json={"data": {"id": "cont_1"}}
 LETTER = {"success": True, "data": {"id": "1"}}
 
 
-ROOT = Path(__file__).parents[2]
-
-
 def run_code_of(path: str, names: dict[str, Any]) -> None:
     """Run the Python blocks of a document, with the names that it leaves to its reader."""
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", (CHECKOUT / path).read_text(encoding="utf-8"), re.DOTALL):
         exec(code, names)
 
 

@@ -17,7 +17,7 @@ from receiver.signatures import InvalidSignature, Request
 from tests.services.presets import BODY, compiled
 
 SECRET, TOKEN = "the-secret", "the-verify-token"
-GREETING = [provider for provider in load_providers().values() if provider.handshake]
+WITH_HANDSHAKE = [provider for provider in load_providers().values() if provider.handshake]
 
 
 def handshakes_of(name: str, *, opted_in: bool = True) -> Handshakes:
@@ -150,12 +150,12 @@ def test_signed_handshakes_are_answered_after_verification(
 
 def test_every_handshake_of_the_catalogue_is_tested() -> None:
     """Each provider with a handshake is in one of the two tables above."""
-    assert {provider.name for provider in GREETING} == {row[0] for row in UNSIGNED} | {
+    assert {provider.name for provider in WITH_HANDSHAKE} == {row[0] for row in UNSIGNED} | {
         row[0] for row in SIGNED
     }
 
 
-@pytest.mark.parametrize("provider", GREETING, ids=lambda provider: provider.name)
+@pytest.mark.parametrize("provider", WITH_HANDSHAKE, ids=lambda provider: provider.name)
 def test_a_signed_event_is_not_taken_for_a_handshake(provider: Any) -> None:
     """An opt-in swallows no event."""
     unsigned = Request("POST", "https://x.example/webhooks/a", (("Content-Type", "application/json"),), BODY)
@@ -240,7 +240,7 @@ BODIES = st.binary() | st.dictionaries(st.sampled_from(["type", "challenge", "ev
 )
 
 
-ALL = [handshakes_of(provider.name) for provider in GREETING]
+ALL = [handshakes_of(provider.name) for provider in WITH_HANDSHAKE]
 
 
 @settings(max_examples=200)
@@ -253,8 +253,8 @@ ALL = [handshakes_of(provider.name) for provider in GREETING]
 def test_no_bytes_raise(method: str, url: str, headers: Any, body: bytes) -> None:
     """Any request gets a bounded response or none."""
     asked = Request(method, url, headers, body)
-    for greeted in ALL:
-        for answer in (greeted.before_verifying(asked), greeted.after_verifying(asked)):
+    for handshakes in ALL:
+        for answer in (handshakes.before_verifying(asked), handshakes.after_verifying(asked)):
             if answer is not None:
                 assert len(answer.body) <= 8_192
                 assert all(value.isascii() and value.isprintable() for value in answer.headers.values())

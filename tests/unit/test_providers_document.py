@@ -1,7 +1,6 @@
 """docs/providers.md and `firstseen providers`."""
 
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -10,9 +9,10 @@ from config.providers import Provider, load_providers
 from firstseen.__main__ import cli
 from firstseen.providers import updated
 from receiver import describe as wording
+from tests.services.checkout import CHECKOUT
 from tests.services.presets import over
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "providers.md"
+PAGE = CHECKOUT / "docs" / "providers.md"
 CATALOGUE = load_providers()
 ALL = over(list(CATALOGUE.values()))
 

@@ -1,7 +1,6 @@
 """Test vectors of declared providers, verified by the catalogue's entries; skipped without their file."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,9 @@ from config.providers import load_providers
 from config.sources import Source
 from receiver.endpoints import Endpoint, build_endpoints
 from receiver.signatures import InvalidSignature, Request
+from tests.services.checkout import CHECKOUT
 
-FILE = Path(__file__).parents[3] / "shared" / "providers" / "vectors.json"
+FILE = CHECKOUT.parent / "shared" / "providers" / "vectors.json"
 CATALOGUE = load_providers()
 
 

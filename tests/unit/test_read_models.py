@@ -66,11 +66,11 @@ def texts(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("model", shapes(), ids=lambda model: model.__name__)
 def test_every_read_model_survives_redaction(model: type[Shape]) -> None:
-    """A payload that hides every text of a model still leaves its ids, times and states valid."""
+    """A payload that redaction every text of a model still leaves its ids, times and states valid."""
     whole = example(model)
     payload = {"hidden": texts(whole.as_json())}
-    hides = Redactor([parse_json_path("$.hidden")], json.dumps(payload).encode(), "application/json")
-    redacted = hides.redact(whole)
+    redaction = Redactor([parse_json_path("$.hidden")], json.dumps(payload).encode(), "application/json")
+    redacted = redaction.redact(whole)
     assert type(redacted) is model
     free = {name for name in ("reason", "error", "step", "url", "once", "body") if name in model.model_fields}
     for name in free:
@@ -80,8 +80,8 @@ def test_every_read_model_survives_redaction(model: type[Shape]) -> None:
 @pytest.mark.parametrize("model", shapes(), ids=lambda model: model.__name__)
 def test_every_read_model_survives_redaction_without_a_payload(model: type[Shape]) -> None:
     """Once a payload is erased, texts that may quote it are hidden whole."""
-    hides = Redactor([parse_json_path("$.hidden")], None, None)
-    assert type(hides.redact(example(model))) is model
+    redaction = Redactor([parse_json_path("$.hidden")], None, None)
+    assert type(redaction.redact(example(model))) is model
 
 
 def test_members_keep_their_order() -> None:

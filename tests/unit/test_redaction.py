@@ -55,16 +55,16 @@ def test_values_at_the_paths_are_hidden() -> None:
 
 def test_a_path_to_an_object_hides_all_of_it() -> None:
     """And each text in it wherever it occurs again."""
-    hides = redactor("$.lines")
-    assert hides.payload(PAYLOAD)["lines"] == HIDDEN
-    assert hides.blank("Grace Hopper ordered") == f"{HIDDEN} ordered"
+    redaction = redactor("$.lines")
+    assert redaction.payload(PAYLOAD)["lines"] == HIDDEN
+    assert redaction.blank("Grace Hopper ordered") == f"{HIDDEN} ordered"
 
 
 def test_hidden_values_are_blanked_wherever_they_occur() -> None:
     """In reasons, tracebacks and outbound requests; the longest value first."""
     payload = {"a": "ada", "b": "ada@example.com"}
-    hides = redactor("$.a", "$.b", payload=payload)
-    blanked = hides.blank(
+    redaction = redactor("$.a", "$.b", payload=payload)
+    blanked = redaction.blank(
         {"reason": "no such user: ada@example.com", "calls": [{"step": "mail ada"}], "n": 1}
     )
     assert blanked == {"reason": f"no such user: {HIDDEN}", "calls": [{"step": f"mail {HIDDEN}"}], "n": 1}
@@ -72,9 +72,9 @@ def test_hidden_values_are_blanked_wherever_they_occur() -> None:
 
 def test_short_values_are_hidden_in_place_only() -> None:
     """Two characters are part of many other words."""
-    hides = redactor("$.data.age")
-    assert hides.payload(PAYLOAD)["data"]["age"] == HIDDEN
-    assert hides.blank("36 of 136") == "36 of 136"
+    redaction = redactor("$.data.age")
+    assert redaction.payload(PAYLOAD)["data"]["age"] == HIDDEN
+    assert redaction.blank("36 of 136") == "36 of 136"
 
 
 def test_without_paths_nothing_changes() -> None:
@@ -112,21 +112,23 @@ def test_a_form_is_searched_too() -> None:
 )
 def test_values_are_blanked_however_they_are_written(value: str, written: str) -> None:
     """Escaped as in JSON, quoted as in Python's errors, encoded as in URLs."""
-    hides = redactor("$.a", payload={"a": value})
-    assert hides.blank({"url": f"/who/{written}"}) == {"url": f"/who/{HIDDEN}"}
+    redaction = redactor("$.a", payload={"a": value})
+    assert redaction.blank({"url": f"/who/{written}"}) == {"url": f"/who/{HIDDEN}"}
 
 
 def test_ids_states_and_times_are_not_blanked() -> None:
     """Even if a hidden value is also a state, a year or part of an id."""
-    hides = redactor("$.a", "$.b", payload={"a": "2026", "b": "done"})
+    redaction = redactor("$.a", "$.b", payload={"a": "2026", "b": "done"})
     story = {
         "id": "2026-done",
         "state": "done",
         "received_at": "2026-01-01T00:00:00Z",
         "reason": "2026 done",
     }
-    assert hides.blank(story) == story | {"reason": f"{HIDDEN} {HIDDEN}"}
-    assert hides.data({"state": "done"}) == {"state": HIDDEN}, "a payload's own member is no state of ours"
+    assert redaction.blank(story) == story | {"reason": f"{HIDDEN} {HIDDEN}"}
+    assert redaction.data({"state": "done"}) == {"state": HIDDEN}, (
+        "a payload's own member is no state of ours"
+    )
 
 
 def test_a_body_that_is_nested_too_deeply_is_not_shown() -> None:

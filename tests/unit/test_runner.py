@@ -55,9 +55,9 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 LIMITS = Limits(timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=5), 1)
 
 
-def wake(store: Store, hands: TimedAttempt, count: int) -> None:
+def wake(store: Store, attempt: TimedAttempt, count: int) -> None:
     """Record this many events and nudge one thread for the first of them."""
-    Runner(store, hands, LIMITS).run_nudged(recorded(store, count))
+    Runner(store, attempt, LIMITS).run_nudged(recorded(store, count))
 
 
 def recorded(store: Store, count: int) -> UUID:
@@ -92,9 +92,9 @@ def test_a_slow_handlers_events_are_claimed_one_by_one(
 
 def test_the_rest_of_a_slow_batch_is_released(store: Store, clock: Clock) -> None:
     """Another worker can claim it, and no attempt is counted."""
-    hands = TimedAttempt(clock, run_10=30.0)
-    wake(store, hands, 40)
-    assert (hands.ran, states(store)) == (10, {"done": 10, "waiting": 6, "received": 24})
+    attempt = TimedAttempt(clock, run_10=30.0)
+    wake(store, attempt, 40)
+    assert (attempt.ran, states(store)) == (10, {"done": 10, "waiting": 6, "received": 24})
     with store.read() as connection:
         given_back = connection.execute(select(EVENT.c.attempts).where(EVENT.c.state == "waiting")).scalars()
         assert set(given_back) == {0}

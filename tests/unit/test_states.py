@@ -1,14 +1,14 @@
 """The table of transitions: complete, without dead ends, and equal to its diagram."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from receiver.ledger.control import Resolution
 from receiver.ledger.states import FIRST, TRANSITIONS, UNFINISHED, CallState, Move, State, enters, leaves
+from tests.services.checkout import CHECKOUT
 
-DIAGRAM = Path(__file__).parents[2] / "docs" / "states.md"
+DIAGRAM = CHECKOUT / "docs" / "states.md"
 ARROW = re.compile(r"^\s+(\[\*\]|\w+) --> (\w+)(?:: ([\w ]+))?$", re.MULTILINE)
 FINAL = {State.DONE, State.DEAD, State.IGNORED}
 
