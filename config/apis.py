@@ -25,22 +25,22 @@ APIS = Path(__file__).with_name("apis.toml")
 CONNECT_TIMEOUT = timedelta(seconds=5)
 READ_TIMEOUT = timedelta(seconds=20)
 
-# For a whole request, however its bytes trickle in.
+# For a whole request, however slowly its bytes arrive.
 DEADLINE = timedelta(seconds=30)
 
-# A handler is allowed as much by default.
+# As long as a handler may run by default.
 LONGEST_DEADLINE = timedelta(minutes=10)
 
 # The default settle delay: how long a request whose answer was lost is left alone before a resend.
 QUIET = timedelta(seconds=15)
 
-# As many as a worker runs handlers.
+# As many as a worker has threads for handlers.
 MAX_CONNECTIONS = 16
 
 # The default margin covers a request that is slow, its resend, and clocks that differ.
 LEAST_MARGIN, DEADLINES_IN_MARGIN = timedelta(minutes=10), 4
 
-# What `calls` has of its own, in a worker and in tests.
+# Attributes of `calls` itself, in a worker and in tests: no API can have these names.
 RESERVED: Final = frozenset(
     {"again", "bench", "check_time", "derived", "made", "make", "read", "unjournaled_error", "value"}
 )
@@ -58,12 +58,12 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def check_base_url(url: str) -> str:
-    """Accept an address to put paths after and cut its last slash; a ValueError never shows it."""
+    """Return the address without its last slash; raise a ValueError, which never shows it, if it is wrong."""
     if not (url.isascii() and url.isprintable()) or {" ", "\\"} & set(url):
         raise ValueError("it holds blanks, backslashes or other characters that an address cannot have")
     try:
         parts = urlsplit(url)
-        # The port is read, and refused, when it is first asked for.
+        # urlsplit checks the port only when it is read.
         _ = parts.port
     except ValueError:
         raise ValueError("its host or port cannot be read") from None
@@ -115,11 +115,11 @@ Headers = Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_headers
 BaseUrl = Annotated[StrictStr, AfterValidator(check_base_url)]
 
 
-class AuthTable(Table):
+class Auth(Table):
     """How the credential travels, and the variable that holds it; `name` is for `type = "header"`."""
 
     type: Literal["bearer", "basic", "header"]
-    value_env: Annotated[StrictStr, variable_of("credential itself")]
+    variable: Annotated[StrictStr, variable_of("credential itself")] = Field(alias="value_env")
     name: HeaderName | None = None
 
     @model_validator(mode="after")
@@ -128,14 +128,10 @@ class AuthTable(Table):
             raise ValueError("name goes with type 'header', and only with it")
         return self
 
-
-@dataclass(frozen=True)
-class Auth:
-    """How a credential travels; `header` is its header's name, `variable` the environment's."""
-
-    type: Literal["bearer", "basic", "header"]
-    variable: str
-    header: str
+    @property
+    def header(self) -> str:
+        """The name of the header that carries it."""
+        return self.name or "Authorization"
 
     def problem_with(self, credential: str) -> str | None:
         """Say in a clause why this credential cannot be sent, or None; it is never shown."""
@@ -153,7 +149,7 @@ class Auth:
             case "bearer":
                 return f"Bearer {credential}"
             case "basic":
-                # Whatever bytes the environment held are sent.
+                # The exact bytes of the environment, UTF-8 or not.
                 return f"Basic {b64encode(credential.encode('utf-8', 'surrogateescape')).decode()}"
             case "header":
                 return credential
@@ -164,7 +160,7 @@ class ApiTable(Table):
 
     base_url: BaseUrl
     dialect: StrictStr
-    auth: AuthTable
+    auth: Auth
     headers: Headers = Field(default_factory=dict)
     connect_timeout: Duration | None = None
     read_timeout: Duration | None = None
@@ -229,9 +225,9 @@ def _build(name: str, table: ApiTable, dialects: Mapping[str, Dialect], environ:
         raise ValueError(f"dialect is {table.dialect!r}, which is not in the catalogue{hint}")
     dialect = dialects[table.dialect]
     _check_headers_against(table, dialect)
-    key_life = _key_life(table, dialect)
+    key_life, key_margin = _key_times(table, dialect)
     connect_timeout, read_timeout = _timeouts(table)
-    auth = Auth(table.auth.type, table.auth.value_env, table.auth.name or "Authorization")
+    auth = table.auth
     # A credential that is missing stops no deployment: only calls of this API are refused.
     credential = environ.get(auth.variable, "").strip()
     if credential:
@@ -247,7 +243,7 @@ def _build(name: str, table: ApiTable, dialects: Mapping[str, Dialect], environ:
         auth=auth,
         credential="" if problem else credential,
         key_life=key_life,
-        key_margin=_key_margin(table, key_life),
+        key_margin=key_margin,
         problem=f"[{name}] has no credential: {problem}" if problem else None,
         headers=table.headers,
         connect_timeout=connect_timeout,
@@ -282,12 +278,13 @@ def _timeouts(table: ApiTable) -> tuple[timedelta, timedelta]:
                 f"{name} is {in_words(written)}, longer than deadline ({in_words(table.deadline)}),"
                 " which ends the request before"
             )
-    # The defaults give way to a short deadline; what is written does not, or it would mean nothing.
+    # Only the defaults can be longer than the deadline here: a configured timeout was refused above.
     connect, read = table.connect_timeout or CONNECT_TIMEOUT, table.read_timeout or READ_TIMEOUT
     return min(connect, table.deadline), min(read, table.deadline)
 
 
-def _key_life(table: ApiTable, dialect: Dialect) -> timedelta:
+def _key_times(table: ApiTable, dialect: Dialect) -> tuple[timedelta, timedelta]:
+    """Return how long a key lives, and how long before its end it is no longer trusted."""
     if not dialect.carries_keys and (table.key_life or table.key_margin):
         name = "key_life" if table.key_life else "key_margin"
         raise ValueError(f"{name} is there, but an API of the dialect {table.dialect!r} knows no keys")
@@ -297,24 +294,16 @@ def _key_life(table: ApiTable, dialect: Dialect) -> timedelta:
             f" {in_words(dialect.life)}; it can only be shortened"
         )
     life, least = table.key_life or dialect.life, 2 * table.deadline
+    # Half of the life is the widest margin, or a key would be good for nothing.
+    half = life / 2
     if dialect.carries_keys and life < least:
-        # Half of it is the widest margin, and a resend that leaves just before then may take a deadline.
+        # A resend that leaves just before the margin begins may take a whole deadline.
         raise ValueError(
             f"key_life is {in_words(life)}, but two requests under one key may take"
             f" {in_words(table.deadline)} each; allowed is {in_words(least)} or more, or a shorter deadline"
         )
-    return life
-
-
-def _key_margin(table: ApiTable, life: timedelta) -> timedelta:
-    """Return how long before its end a key is no longer trusted.
-
-    A request that leaves just before then may run for its whole deadline. Half of the life is the most: a key
-    must be good for something.
-    """
-    half = life / 2
     if table.key_margin is None:
-        return min(half, max(LEAST_MARGIN, DEADLINES_IN_MARGIN * table.deadline))
+        return life, min(half, max(LEAST_MARGIN, DEADLINES_IN_MARGIN * table.deadline))
     if table.key_margin > half:
         raise ValueError(
             f"key_margin is {in_words(table.key_margin)}, more than half of the key's life;"
@@ -325,4 +314,4 @@ def _key_margin(table: ApiTable, life: timedelta) -> timedelta:
             f"key_margin is {in_words(table.key_margin)}, but a request may take {in_words(table.deadline)};"
             f" allowed is {in_words(table.deadline)} or more"
         )
-    return table.key_margin
+    return life, table.key_margin

@@ -41,10 +41,10 @@ def consumer_options(broker: str) -> dict[str, Any]:
         **_common(broker),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": ENDLESS,
-        # A message says that there is work, not which: another worker may take it as well.
+        # Any worker can take any nudge, so a busy one must not hold more of them.
         "worker_prefetch_multiplier": 1,
         "worker_hijack_root_logger": False,
-        # Either would keep queues and send messages of its own, for tools that nobody needs here.
+        # Both create queues and messages of their own, for monitoring tools that are not used here.
         "worker_enable_remote_control": False,
         "worker_send_task_events": False,
     }
@@ -78,6 +78,6 @@ def _common(broker: str) -> dict[str, Any]:
         "accept_content": ["json"],
     }
     if broker.startswith("rediss://"):
-        # Heroku's Redis presents a self-signed certificate. Encrypted, unchecked: nudges carry row ids only.
+        # Heroku's Redis has a self-signed certificate: it is not checked, as nudges carry row ids only.
         options["broker_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_NONE}
     return options

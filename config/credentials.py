@@ -34,7 +34,7 @@ class ApiKey:
 
     @property
     def digest(self) -> bytes:
-        """Return what is compared: of one length for all keys, so that timing does not tell theirs."""
+        """Return the hash that is compared: all have one length, so timing does not reveal the keys'."""
         return sha256(self.secret.encode()).digest()
 
 
@@ -56,29 +56,27 @@ def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
 
     A name may stand twice with two keys, while one replaces the other.
     """
-    keys = tuple(_parse_api_key(number, entry) for number, entry in enumerate(text.split(), 1))
+    keys = []
+    for number, entry in enumerate(text.split(), 1):
+        left, equals, secret = entry.partition("=")
+        name, colon, rights = left.partition(":")
+        # Until both halves are there, either may be a key written alone: neither is shown.
+        if not equals or not _KEY_NAME.fullmatch(name) or (colon and rights != "read"):
+            raise ValueError(
+                f"entry {number} must be name=key or name:read=key, the name of a-z, 0-9, _ and -;"
+                " entries are separated by blanks"
+            )
+        if len(secret) < KEY_MIN or not _KEY.fullmatch(secret):
+            raise ValueError(
+                f"the key of entry {number} must be {KEY_MIN} or more of A-Z, a-z, 0-9 and . _ ~ + / -,"
+                " such as `python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints"
+            )
+        keys.append(ApiKey(name, secret, bool(colon)))
     if len({key.digest for key in keys}) < len(keys):
         raise ValueError("one key stands in two entries; give each its own")
     if len({(key.name, key.read_only) for key in keys}) > len({key.name for key in keys}):
         raise ValueError("a name stands both with and without :read; give the read-only key another name")
-    return keys
-
-
-def _parse_api_key(number: int, entry: str) -> ApiKey:
-    left, equals, secret = entry.partition("=")
-    name, colon, rights = left.partition(":")
-    # Until both halves are there, either may be a key written alone: neither is shown.
-    if not equals or not _KEY_NAME.fullmatch(name) or (colon and rights != "read"):
-        raise ValueError(
-            f"entry {number} must be name=key or name:read=key, the name of a-z, 0-9, _ and -;"
-            " entries are separated by blanks"
-        )
-    if len(secret) < KEY_MIN or not _KEY.fullmatch(secret):
-        raise ValueError(
-            f"the key of entry {number} must be {KEY_MIN} or more of A-Z, a-z, 0-9 and . _ ~ + / -,"
-            " such as `python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints"
-        )
-    return ApiKey(name, secret, bool(colon))
+    return tuple(keys)
 
 
 def bearer_token(authorization: str) -> str:
@@ -97,26 +95,24 @@ def find_api_key(keys: Iterable[ApiKey], secret: str) -> ApiKey | None:
 
 def parse_users(text: str) -> tuple[User, ...]:
     """Read every entry; raise ValueError with a sentence that shows no hash."""
-    users = tuple(_parse_user(number, entry) for number, entry in enumerate(text.split(), 1))
+    users = []
+    for number, entry in enumerate(text.split(), 1):
+        name, equals, password_hash = entry.partition("=")
+        # Without both halves it may be a password written alone: it is not shown.
+        if not equals or not _USER_NAME.fullmatch(name):
+            raise ValueError(
+                f"entry {number} must be name=hash, the name of a-z, 0-9 and . _ @ -;"
+                " entries are separated by blanks"
+            )
+        if not _HASH.fullmatch(password_hash):
+            raise ValueError(
+                f"the hash of entry {number} is not as `firstseen hash-password` prints it;"
+                " in a shell it needs single quotes, or its $ are replaced"
+            )
+        users.append(User(name, password_hash))
     if len({user.name for user in users}) < len(users):
         raise ValueError("a name stands in two entries; a person has one password")
-    return users
-
-
-def _parse_user(number: int, entry: str) -> User:
-    name, equals, password_hash = entry.partition("=")
-    # Without both halves it may be a password written alone: it is not shown.
-    if not equals or not _USER_NAME.fullmatch(name):
-        raise ValueError(
-            f"entry {number} must be name=hash, the name of a-z, 0-9 and . _ @ -;"
-            " entries are separated by blanks"
-        )
-    if not _HASH.fullmatch(password_hash):
-        raise ValueError(
-            f"the hash of entry {number} is not as `firstseen hash-password` prints it;"
-            " in a shell it needs single quotes, or its $ are replaced"
-        )
-    return User(name, password_hash)
+    return tuple(users)
 
 
 def find_user(users: Iterable[User], name: str) -> User | None:
@@ -124,8 +120,7 @@ def find_user(users: Iterable[User], name: str) -> User | None:
     return next((user for user in users if user.name == name), None)
 
 
-def check_user_name(name: str) -> str:
-    """Accept a user's name; raise ValueError."""
+def check_user_name(name: str) -> None:
+    """Raise ValueError for what cannot be a user's name."""
     if not _USER_NAME.fullmatch(name):
         raise ValueError("a name is 1 to 64 of a-z, 0-9 and . _ @ -, a letter or digit first")
-    return name

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -143,16 +143,12 @@ class Dialect(Table):
         return value
 
     @model_validator(mode="after")
-    def _has_room(self) -> Self:
+    def _rules(self) -> Self:
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
         if not self.min_length <= KEY_LENGTH <= self.max_length:
             allowed = f"{self.min_length} to {self.max_length} characters"
             raise ValueError(f"keys of {KEY_LENGTH} characters must be allowed, and these are {allowed}")
-        return self
-
-    @model_validator(mode="after")
-    def _has_one_place_for_keys(self) -> Self:
         if self.header and self.field:
             raise ValueError("header and field are both there; a key stands in one place")
         if self.carries_keys != bool(self.covers):
@@ -167,11 +163,8 @@ class Dialect(Table):
 @functools.cache
 def load_dialects(path: Path = DIALECTS) -> Mapping[str, Dialect]:
     """Read every dialect by name; raise ConfigError that names file, entry and key."""
-
-    def build(_name: str, entry: dict[str, Any]) -> Dialect:
-        return Dialect.model_validate(entry)
-
-    return MappingProxyType(load_tables(path, "dialect must be a table such as [stripe]", build))
+    kind = "dialect must be a table such as [stripe]"
+    return MappingProxyType(load_tables(path, kind, lambda _name, entry: Dialect.model_validate(entry)))
 
 
 def _has_operation(entries: Iterable[str], method: str, path: str) -> bool:

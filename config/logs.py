@@ -31,14 +31,14 @@ from config.nesting import NestedTooDeeplyError, check_depth
 Form = Literal["auto", "json", "text"]
 
 CHATTY = (
-    # These tell of everyday work, of which our own lines tell already.
+    # They log routine work, which our own lines report already.
     "celery.worker.strategy",
     "celery.app.trace",
     "kombu",
     "amqp",
     "alembic",
     "celery.worker.consumer.connection",
-    # Both name addresses, and a query string is nobody's to read.
+    # Both log addresses, whose query strings may hold data.
     "httpx",
     "httpcore",
 )
@@ -48,7 +48,7 @@ OURS = frozenset({"config", "receiver", "worker", "firstseen"})
 # The package whose plain lines skip structlog's chain; a handler's may have facts bound by structlog.
 QUICK = "receiver"
 
-# What a line may add to its message. Celery adds its arguments and results to some of its own.
+# Extra members of a record that a line may have. Celery also adds arguments and results to its own lines.
 EXTRA = ("status", "ms", "send", "outcome", "verdicts")
 
 # Frames shown of an error, the innermost.
@@ -66,12 +66,12 @@ PATIENCE = 1.0
 log = logging.getLogger(__name__)
 
 
-def set_up_logs(form: Form = "auto", level: str = "INFO") -> None:
+def set_up_logs(form: Form) -> None:
     """Send every logger's lines, and Python's warnings, to stderr in one form."""
     handler = LineHandler(sys.stderr)
     handler.setFormatter(line_formatter(form))
     # Without effect where a host, such as a test runner, has handlers of its own already.
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(capture=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -104,7 +104,7 @@ def bind(**facts: object) -> None:
 
 
 def begin(**facts: object) -> None:
-    """Replace this thread's facts, as it begins something else."""
+    """Replace this thread's facts, at the start of another piece of work."""
     _FACTS.set(_as_facts(facts))
 
 
@@ -124,7 +124,7 @@ def about(**facts: object) -> Iterator[None]:
 
 
 def _as_facts(facts: Mapping[str, object]) -> dict[str, object]:
-    # Here, once, and not on each line: UUIDs and enums would need a JSON encoder that knows them.
+    # As text once, instead of on each line by a JSON encoder that knows UUIDs and enums.
     return {name: value if isinstance(value, int) else str(value) for name, value in facts.items()}
 
 
@@ -144,7 +144,7 @@ class LineHandler(QueueHandler):
         os.register_at_fork(after_in_child=self._forget_parent)
 
     def _forget_parent(self) -> None:
-        # The parent's thread does not live here, and the lines in its queue are the parent's to write.
+        # The child has no writer thread, and the parent writes the lines that were queued before the fork.
         self.queue, self._writer = SimpleQueue(), None
 
     def prepare(self, record: logging.LogRecord) -> str:
@@ -154,7 +154,7 @@ class LineHandler(QueueHandler):
     def enqueue(self, record: Any) -> None:
         """Queue a line, under the handler's lock; drop it when too many wait."""
         if self._writer is None:
-            # Not before the first line: a process may set up logs and then fork.
+            # Started with the first line, since a process may set up logs and then fork.
             self._writer = _LineWriter(self)
             self._writer.start()
             # A process that multiprocessing forked, as granian's are, ends without logging's own exit hook.
@@ -218,7 +218,7 @@ def line_formatter(form: Form = "auto") -> logging.Formatter:
         console = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), event_key="message", timestamp_key="time", pad_event_to=0
         )
-        kind, shape = _LineFormatter, [_failure_on_one_line, _printable, names, console]
+        kind, shape = _LineFormatter, [_on_one_line, names, console]
     else:
         kind, shape = _JsonLineFormatter, [names, _ordered, structlog.processors.JSONRenderer()]
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
@@ -295,7 +295,7 @@ def _failure(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     if not isinstance(error, BaseException):
         return line
     chain: dict[int, dict[str, object]] = {}
-    # A chain can be a ring.
+    # A chain of causes can contain a cycle.
     while error is not None and id(error) not in chain:
         kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
         places = [
@@ -323,13 +323,9 @@ def _ordered(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     return {**first, **line}
 
 
-def _failure_on_one_line(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+def _on_one_line(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     if chain := line.pop("failure", None):
         line["failure"] = " from ".join(f"{one['type']} at {(one['at'] or ['nowhere'])[-1]}" for one in chain)
-    return line
-
-
-def _printable(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
-    """Keep a message on its line: a type that a sender chose may hold line breaks, or a terminal's codes."""
+    # A type that a sender chose may hold line breaks, or a terminal's codes.
     characters = (one if one.isprintable() else ascii(one)[1:-1] for one in str(line["event"]))
     return {**line, "event": "".join(characters)}

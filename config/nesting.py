@@ -67,7 +67,7 @@ def check_depth(value: Any) -> None:
     for _ in range(MAX_DEPTH):
         if not level:
             return
-        # By identity, or a shared child would be visited once for each way that leads to it.
+        # By identity, or a shared child would be visited once for each path to it.
         level = {
             place: child
             for parent in level.values()

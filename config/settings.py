@@ -13,12 +13,14 @@ from typing import Annotated, Self
 from urllib.parse import quote
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from config.apis import APIS
 from config.credentials import ApiKey, User, parse_api_keys, parse_users
 from config.logs import Form
-from config.toml import ConfigError, Duration
+from config.sources import SOURCES
+from config.toml import ConfigError, Duration, split_list
 
 DEV_DATABASE = "sqlite:///var/firstseen.db"
 DEV_SOCKET = Path("var/valkey.sock")
@@ -78,10 +80,8 @@ class Settings(BaseSettings):
     users: Annotated[tuple[User, ...], NoDecode] = Field(
         default=(), validation_alias="FIRSTSEEN_USERS", repr=False
     )
-    sources_path: Path = Field(
-        default=Path(__file__).with_name("sources.toml"), validation_alias="FIRSTSEEN_SOURCES"
-    )
-    apis_path: Path = Field(default=Path(__file__).with_name("apis.toml"), validation_alias="FIRSTSEEN_APIS")
+    sources_path: Path = Field(default=SOURCES, validation_alias="FIRSTSEEN_SOURCES")
+    apis_path: Path = Field(default=APIS, validation_alias="FIRSTSEEN_APIS")
     handlers: Annotated[tuple[str, ...], NoDecode] = Field(default=(), validation_alias="FIRSTSEEN_HANDLERS")
     lease: Duration = Field(default=timedelta(seconds=60), validation_alias="FIRSTSEEN_LEASE")
     sweep: Duration = Field(default=timedelta(seconds=5), validation_alias="FIRSTSEEN_SWEEP")
@@ -108,22 +108,13 @@ class Settings(BaseSettings):
     alert_url: SecretStr = Field(default=SecretStr(""), validation_alias="FIRSTSEEN_ALERT_URL", repr=False)
     alert_backlog: Duration = Field(default=timedelta(minutes=10), validation_alias="FIRSTSEEN_ALERT_BACKLOG")
 
-    @field_validator("secret_keys", "handlers", mode="before")
+    @field_validator("secret_keys", "handlers", "api_keys", "users", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _read_list(cls, value: object, field: ValidationInfo) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _read_api_keys(cls, value: object) -> object:
-        return parse_api_keys(value) if isinstance(value, str) else value
-
-    @field_validator("users", mode="before")
-    @classmethod
-    def _read_users(cls, value: object) -> object:
-        return parse_users(value) if isinstance(value, str) else value
+        parsers = {"api_keys": parse_api_keys, "users": parse_users}
+        return parsers.get(field.field_name or "", split_list)(value)
 
     @field_validator("public_url")
     @classmethod
@@ -198,6 +189,12 @@ class Settings(BaseSettings):
         # SQLAlchemy knows no postgres://, which platforms write, and takes postgresql:// for psycopg2.
         scheme, _, rest = (self.database_url or DEV_DATABASE).partition("://")
         return f"{scheme}://{rest}" if scheme == SQLITE else f"postgresql+psycopg://{rest}"
+
+    @property
+    def local_address(self) -> str:
+        """Web's `host:port` as this machine reaches it: a server that listens everywhere is reached here."""
+        host = "127.0.0.1" if self.host in {"", "0.0.0.0", "::"} else self.host  # noqa: S104 - compared
+        return f"{host}:{self.port}"
 
     @property
     def broker(self) -> str:

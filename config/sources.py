@@ -13,7 +13,17 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
 from config.providers import HeaderNames, Provider, SchemeTable, describe_provider, is_usable
-from config.toml import Duration, Table, in_words, is_variable, kind_of, load_tables, suggest, variable_of
+from config.toml import (
+    Duration,
+    Table,
+    in_words,
+    is_variable,
+    kind_of,
+    load_tables,
+    split_list,
+    suggest,
+    variable_of,
+)
 
 SOURCES = Path(__file__).with_name("sources.toml")
 MEBIBYTE = 1_048_576
@@ -137,7 +147,7 @@ class Source:
 
     @property
     def replay_guard(self) -> OnReplay | None:
-        """What equal bytes under a new id meet; None where ids are signed, or nothing is."""
+        """What happens to equal bytes under a new id; None where the id is signed, or the body is not."""
         return self.on_replay if can_be_replayed(self.provider) else None
 
 
@@ -184,7 +194,7 @@ def _build(
     secrets, warnings = _read_secrets(provider, secret_names, environ, separated=separated)
     # A missing secret stops no deployment: this source answers 503, and the provider sends again.
     problem = f"[{name}] has no secret: {'; '.join(warnings)}" if warnings and not secrets else None
-    verify_tokens = _split(environ.get(table.verify_token_env, "")) if table.verify_token_env else ()
+    verify_tokens = split_list(environ.get(table.verify_token_env, "")) if table.verify_token_env else ()
     if table.verify_token_env and not verify_tokens:
         warnings.append(
             f"the environment variable {table.verify_token_env} holds no verify token,"
@@ -261,7 +271,7 @@ def _check_handshake(table: SourceTable, provider: Provider) -> None:
 
 
 def _check_replay(table: SourceTable, provider: Provider) -> None:
-    # Asking for a guard that does nothing would feel safer than it is.
+    # A guard that does nothing would only seem to protect.
     if table.on_replay == "run" or can_be_replayed(provider):
         return
     if not provider.signs_body:
@@ -285,7 +295,7 @@ def _read_secrets(
     warnings = []
     for variable in variables:
         whole = environ.get(variable, "").strip()
-        secrets = _split(whole) if separated else (whole,) if whole else ()
+        secrets = split_list(whole) if separated else (whole,) if whole else ()
         if not secrets:
             warnings.append(
                 f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
@@ -298,7 +308,3 @@ def _read_secrets(
                     f"secret {number} in {variable} is not written as {provider.name}'s secrets are"
                 )
     return tuple(found), warnings
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -84,7 +84,7 @@ def load_tables(
             raise ConfigError(f"{path}: [{name}] is {kind_of(table)}; every {kind}")
         try:
             entries[name] = build(name, table)
-        # `from None`, here and below: pydantic's text, and so a traceback, repeats every value.
+        # `from None`, here and below: pydantic's message repeats every value, and a traceback would show it.
         except ValidationError as error:
             raise ConfigError(f"{path}: [{name}] {explain(error, silent)}") from None
         except ValueError as error:
@@ -99,7 +99,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         check_toml(text)
         tables = tomllib.loads(text)
-        # Again, as dotted keys nest without brackets.
+        # Checked again after parsing, as dotted keys nest without brackets.
         check_depth(tables)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
@@ -153,6 +153,11 @@ def kind_of(value: Any) -> str:
     """Name TOML's kind of a value."""
     kinds = {dict: "a table", list: "an array", str: "a string", bool: "a boolean", int: "a number"}
     return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Split at commas; blanks around entries, and empty entries, are dropped."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def is_variable(name: Any) -> bool:

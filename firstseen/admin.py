@@ -28,10 +28,10 @@ PASSWORD_MIN = 10
 SANDBOX_PORT = 8001
 SANDBOX_DATABASE = Path("var") / "sandbox.db"
 
-# Its lines are for the person at this terminal, and everything in it is made up.
+# Plain text and not JSON: its lines are for the person at this terminal, and none of its data is real.
 SANDBOX_LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
-# Connections: one thread a request, and each writes down what it does.
+# Database connections: each request has a thread of its own, and each writes to the journal.
 SANDBOX_POOL = 32
 
 

@@ -18,13 +18,11 @@ from receiver.describe import RESOLUTIONS
 from receiver.ledger.reports.models import Call, CallStory, Content, Send, Stored, ToldCall
 from receiver.ledger.states import CallState
 from receiver.requests import WhichCalls
-from receiver.service import Resolution, StatedResponse
+from receiver.service import Resolution, StoredResponse
 from worker.calls.transport import ANSWER_MAX
 
 # Lines of a stored request or answer that are printed; `--json` has all of it.
 BODY_LINES = 40
-
-PAGE = 50
 
 COLUMNS = ("id", "api", "step", "state", "source", "event_id", "reason")
 
@@ -34,10 +32,7 @@ COLUMNS = ("id", "api", "step", "state", "source", "event_id", "reason")
 @click.option("--api", metavar="NAME", help="Only of this API.")
 @click.option("--source", metavar="NAME", help="Only of events of this source.")
 @click.option("--event", "event_id", metavar="EVENT_ID", help="Only of the event with this id.")
-@click.option(
-    "--limit", type=click.IntRange(1, 500), default=PAGE, show_default=True, help="Calls on a page."
-)
-@click.option("--cursor", help="Where the page starts; the previous one prints it.")
+@console.page_options("Calls")
 @console.json_option
 @console.pass_context
 def calls(
@@ -48,11 +43,8 @@ def calls(
     page = context.service.list_calls(which, limit=limit, cursor=cursor)
     if as_json:
         console.print_json(page)
-        return
-    rows = [(moment(call.created_at), *(getattr(call, name) for name in COLUMNS)) for call in page.data]
-    console.print_table(("created", *COLUMNS), rows)
-    if page.next:
-        click.echo(f"More: the same command with --cursor {page.next}", err=True)
+    else:
+        console.print_page(page, "created", COLUMNS)
 
 
 @click.group()
@@ -74,15 +66,11 @@ def show(context: console.Context, call_id: UUID, *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _resolution_options(command: Any) -> Any:
-    for how, words in reversed(list(RESOLUTIONS.items())):
-        command = click.option(f"--{how}", is_flag=True, help=words.command_line)(command)
-    return command
-
-
 @call.command("resolve")
 @click.argument("call_id", type=click.UUID, metavar="ID")
-@_resolution_options
+@console.options(
+    *(click.option(f"--{how}", is_flag=True, help=words.command_line) for how, words in RESOLUTIONS.items())
+)
 @click.option("--response", type=click.Path(path_type=Path), metavar="FILE", help="The answer's body.")
 @click.option("--status", type=click.IntRange(200, 299), help="The answer's status (default: 200).")
 @click.option("--who", help="The name for the audit (default: the system's user).")
@@ -96,7 +84,7 @@ def resolve_call(context: console.Context, /, call_id: UUID, *, as_json: bool, *
     how, file, status = chosen[0], given["response"], given["status"]
     if how != Resolution.HAPPENED and (file or status):
         raise click.UsageError("--response and --status go with --happened.")
-    response = _response(file, status or StatedResponse.status)
+    response = _response(file, status or 200)
     context.service.resolve(call_id, how, given["who"] or console.system_user(), response)
     story = context.service.call_story(call_id)
     if as_json:
@@ -106,9 +94,9 @@ def resolve_call(context: console.Context, /, call_id: UUID, *, as_json: bool, *
     click.echo(f"Event {visible(story.event.event_id)} is {story.event.state} now.")
 
 
-def _response(file: Path | None, status: int) -> StatedResponse:
+def _response(file: Path | None, status: int) -> StoredResponse:
     if file is None:
-        return StatedResponse(status)
+        return StoredResponse(status, (), b"")
     try:
         body = file.read_bytes()
     except OSError as error:
@@ -119,7 +107,7 @@ def _response(file: Path | None, status: int) -> StatedResponse:
         raise console.CommandFailed(
             f"Nothing is resolved: {file} has {len(body)} bytes, and {ANSWER_MAX} are kept at most."
         )
-    return StatedResponse(status, (("content-type", _content_type(file, body)),), body)
+    return StoredResponse(status, (("content-type", _content_type(file, body)),), body)
 
 
 def _content_type(file: Path, body: bytes) -> str:

@@ -1,8 +1,8 @@
 """What commands share: the context of one run, output for terminals and programs, and options.
 
-`Context` makes each part when it is first asked for, since `firstseen version` needs none of it. `print_json`
-and `print_table` write; `visible` lets nothing through that a sender could smuggle in. `filter_options` adds
-the options that `filter_of` reads.
+`Context` makes each part when it is first asked for, since `firstseen version` needs none of it.
+`print_json`, `print_table` and `print_page` write; `visible` lets nothing through that a sender could smuggle
+in. `options` adds several options to a command; `filter_options` are those that `filter_of` reads.
 """
 
 import getpass
@@ -22,7 +22,7 @@ from config.settings import Settings, environment, load_settings
 from config.sources import Source, load_sources
 from config.toml import parse_duration
 from receiver.ledger.filter import EventFilter
-from receiver.ledger.reports.models import Shape
+from receiver.ledger.reports.models import CallsView, EventsView, Shape
 from receiver.ledger.schema import check_schema
 from receiver.ledger.states import State
 from receiver.ledger.store import Store
@@ -68,12 +68,12 @@ class Context:
     @cached_property
     def service(self) -> Service:
         """What people may see and do; actions nudge nobody, and the sweeper finds what is due."""
-        # The ledger first: with both broken, its sentence says more than the configuration's.
+        # The ledger first: if both are broken, its error says more than the configuration's.
         return Service(self.ledger, self.sources)
 
     @cached_property
     def counting_service(self) -> Service:
-        """The service for what shows no event: counts and bulk operations."""
+        """The service for commands that show no event: counts and bulk operations."""
         # It needs no sources, and so works while they are misconfigured.
         return Service(self.ledger, {})
 
@@ -138,6 +138,17 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         click.echo("  ".join(tinted(cell) for cell in row).rstrip())
 
 
+def print_page(page: EventsView | CallsView, time: str, columns: Sequence[str]) -> None:
+    """Print a page as a table: the items' `<time>_at`, these columns, and how to get the next page."""
+    rows = [
+        (moment(getattr(item, f"{time}_at")), *(getattr(item, name) for name in columns))
+        for item in page.data
+    ]
+    print_table((time, *columns), rows)
+    if page.next:
+        click.echo(f"More: the same command with --cursor {page.next}", err=True)
+
+
 def labelled(label: str, fact: str) -> str:
     """Return a line that begins with a label, in a column of its own."""
     return click.style(label.ljust(12) if fact else label, bold=True) + fact
@@ -196,20 +207,35 @@ class TimeParam(click.ParamType[datetime]):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, as /v1 returns it.")
 
-_FILTERS = (
+
+def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Add options to a command, in the order in which its help lists them."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(added):
+            command = option(command)
+        return command
+
+    return add
+
+
+def page_options(items: str) -> Callable[[Command], Command]:
+    """Add `--limit` and `--cursor` of a list of `items`."""
+    return options(
+        click.option(
+            "--limit", type=click.IntRange(1, 500), default=50, show_default=True, help=f"{items} on a page."
+        ),
+        click.option("--cursor", help="Where the page starts; the previous one prints it."),
+    )
+
+
+filter_options = options(
     click.option("--source", "by_source", metavar="NAME", help="Only events of this source."),
     click.option("--state", type=click.Choice([str(state) for state in State]), help="Only in this state."),
     click.option("--type", "event_type", metavar="TYPE", help="Only of this type."),
     click.option("--since", type=TimeParam(), help="Received since: 2h, 30d, or 2026-11-21T10:00:00Z."),
     click.option("--until", type=TimeParam(), help="Received before; written likewise."),
 )
-
-
-def filter_options(command: Command) -> Command:
-    """Add the options that `filter_of` reads."""
-    for option in reversed(_FILTERS):
-        command = option(command)
-    return command
 
 
 def filter_of(given: dict[str, Any]) -> EventFilter:

@@ -98,8 +98,7 @@ def serve(run: "Foreground", settings: Settings, cleanup: ExitStack) -> None:
         env["BROKER_URL"] = start_broker(run, cleanup)
     run.start("web", [sys.executable, "-m", "receiver"], env)
     run.start("worker", [sys.executable, "-m", "worker"], env | start_sandbox(run, settings))
-    host = "127.0.0.1" if settings.host in {"", "0.0.0.0", "::"} else settings.host  # noqa: S104 - compared
-    address = f"{host}:{settings.port}"
+    address = settings.local_address
     if run.wait(lambda: is_ready(address)):
         run.say("run", f"Firstseen listens at http://{address}/webhooks/<source>; Ctrl-C stops it.")
         run.say("run", f"The dashboard is at http://{address}/")

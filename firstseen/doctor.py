@@ -97,7 +97,7 @@ def _run(name: str, check: Check, context: Context) -> list[Finding]:
     def work() -> None:
         try:
             found.extend(Finding(name, level, text) for level, text in check(context))
-        except Exception as error:  # noqa: BLE001 - a check that breaks has found something
+        except Exception as error:  # noqa: BLE001 - a check that fails is a finding
             found.append(Finding(name, Level.FAIL, _sentence(error)))
         ended.set()
 

@@ -6,9 +6,8 @@ out a bulk operation in steps that `--resume` continues.
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
 
 import click
 
@@ -18,11 +17,9 @@ from firstseen.calls import call_lines
 from firstseen.console import moment, plural, visible
 from receiver.describe import ACTIONS
 from receiver.ledger.filter import EventFilter
-from receiver.ledger.reports.models import CallFigures, EventInFull, FiguresView, Progress, Story
+from receiver.ledger.reports.models import EventInFull, Story
 from receiver.ledger.states import CallState, Move, State
-from receiver.service import describe_sources
-
-PAGE = 50
+from receiver.service import Service, describe_sources
 
 COLUMNS = ("source", "event_id", "type", "state", "attempts", "duplicates", "reason")
 
@@ -37,7 +34,7 @@ BATCH = 100
 # Seconds to wait when every open step is in another process's hands.
 PAUSE = 0.2
 
-_ACTION_OPTIONS = (
+_action_options = console.options(
     click.argument("source", required=False),
     click.argument("event_id", required=False),
     console.filter_options,
@@ -56,10 +53,7 @@ _ACTION_OPTIONS = (
 
 @click.command()
 @console.filter_options
-@click.option(
-    "--limit", type=click.IntRange(1, 500), default=PAGE, show_default=True, help="Events on a page."
-)
-@click.option("--cursor", help="Where the page starts; the previous one prints it.")
+@console.page_options("Events")
 @console.json_option
 @console.pass_context
 def events(
@@ -69,11 +63,8 @@ def events(
     page = context.service.list_events(console.filter_of(given), limit=limit, cursor=cursor)
     if as_json:
         console.print_json(page)
-        return
-    rows = [(moment(event.received_at), *(getattr(event, name) for name in COLUMNS)) for event in page.data]
-    console.print_table(("received", *COLUMNS), rows)
-    if page.next:
-        click.echo(f"More: the same command with --cursor {page.next}", err=True)
+    else:
+        console.print_page(page, "received", COLUMNS)
 
 
 @click.command()
@@ -85,25 +76,29 @@ def stats(context: console.Context, *, as_json: bool) -> None:
     if as_json:
         console.print_json(found)
         return
-    head = ("source", "accepted", "duplicates", "conflicts", *State, "oldest unfinished", "rejected")
-    console.print_table(head, [_source_row(figures) for figures in found.data])
+    columns = ("source", "accepted", "duplicates", "conflicts")
+    rows = [
+        (
+            *(getattr(figures, name) for name in columns),
+            *(figures.states[state] for state in State),
+            moment(figures.oldest_unfinished),
+            ", ".join(f"{number} {reason}" for reason, number in sorted(figures.rejections.items())),
+        )
+        for figures in found.data
+    ]
+    console.print_table((*columns, *State, "oldest unfinished", "rejected"), rows)
     if found.calls:
         click.echo()
-        console.print_table(
-            ("api", "calls", *CallState, "last told"), [_api_row(figures) for figures in found.calls]
-        )
-
-
-def _source_row(figures: FiguresView) -> tuple[Any, ...]:
-    rejected = ", ".join(f"{number} {reason}" for reason, number in sorted(figures.rejections.items()))
-    counts = (figures.states[state] for state in State)
-    totals = (figures.source, figures.accepted, figures.duplicates, figures.conflicts)
-    return (*totals, *counts, moment(figures.oldest_unfinished), rejected)
-
-
-def _api_row(figures: CallFigures) -> tuple[Any, ...]:
-    outcomes = ", ".join(f"{number} {outcome}" for outcome, number in sorted(figures.outcomes.items()))
-    return (figures.api, figures.count, *figures.states.values(), outcomes)
+        apis = [
+            (
+                figures.api,
+                figures.count,
+                *figures.states.values(),
+                ", ".join(f"{number} {outcome}" for outcome, number in sorted(figures.outcomes.items())),
+            )
+            for figures in found.calls
+        ]
+        console.print_table(("api", "calls", *CallState, "last told"), apis)
 
 
 @click.command()
@@ -187,13 +182,8 @@ def _event_lines(event: EventInFull) -> Iterator[str]:
             yield console.labelled(name, fact)
 
 
-def _action(command: Callable[..., None]) -> click.Command:
-    for option in reversed(_ACTION_OPTIONS):
-        command = option(command)
-    return click.command()(command)
-
-
-@_action
+@click.command()
+@_action_options
 def retry(context: console.Context, **given: Any) -> None:
     """Run events again in the same generation: calls keep their keys, so nothing happens twice.
 
@@ -202,7 +192,8 @@ def retry(context: console.Context, **given: Any) -> None:
     _act(context, Move.RETRY, given)
 
 
-@_action
+@click.command()
+@_action_options
 def rerun(context: console.Context, **given: Any) -> None:
     """Run events again in a new generation, with new keys: every effect happens again, on purpose.
 
@@ -211,7 +202,8 @@ def rerun(context: console.Context, **given: Any) -> None:
     _act(context, Move.RERUN, given)
 
 
-@_action
+@click.command()
+@_action_options
 def discard(context: console.Context, **given: Any) -> None:
     """End events for good: no handler runs, and no new delivery revives them.
 
@@ -227,25 +219,11 @@ def _act(context: console.Context, move: Move, given: dict[str, Any]) -> None:
         raise click.UsageError(
             "Name one event by SOURCE and EVENT_ID, or many by a filter, or a run to resume."
         )
-    who, as_json = given["who"] or console.system_user(), given["as_json"]
+    who = given["who"] or console.system_user()
     if given["source"]:
         _act_on_one(context, move, who, given)
-    elif given["replay"]:
-        _resume(context, move, given["replay"], as_json=as_json)
-    elif given["yes"]:
-        started = context.counting_service.start_bulk(move, which, who)
-        if started.total:
-            again = f"`firstseen {move} --resume {started.id}` goes on."
-            click.echo(f"Bulk run {started.id}: if it is interrupted, {again}", err=True)
-        _carry_out(context, started)
-        _report(context.counting_service.bulk_progress(started.id), as_json=as_json)
     else:
-        counted = context.counting_service.count(move, which)
-        if as_json:
-            console.print_json(counted)
-            return
-        number = plural(counted.total, "event")
-        click.echo(f"{number} to {move}; nothing is done yet: add --yes to do it.")
+        _act_on_many(context.counting_service, move, which, who, given)
 
 
 def _act_on_one(context: console.Context, move: Move, who: str, given: dict[str, Any]) -> None:
@@ -263,29 +241,37 @@ def _act_on_one(context: console.Context, move: Move, who: str, given: dict[str,
     click.echo(f"{visible(given['event_id'])} {ACTIONS[move].command_line}. {visible(story.next)}")
 
 
-def _resume(context: console.Context, move: Move, replay: UUID, *, as_json: bool) -> None:
-    found = context.counting_service.bulk_progress(replay)
-    if found.what != move:
-        again = f"firstseen {found.what} --resume {replay}"
-        raise console.CommandFailed(f"Bulk run {replay} is a {found.what}: say {again}.")
-    _carry_out(context, found)
-    _report(context.counting_service.bulk_progress(replay), as_json=as_json)
-
-
-def _carry_out(context: console.Context, run: Progress) -> None:
+def _act_on_many(service: Service, move: Move, which: EventFilter, who: str, given: dict[str, Any]) -> None:
+    """Count what the filter finds; with `--yes`, or to resume a run, act on it batch by batch."""
+    if given["replay"]:
+        run = service.bulk_progress(given["replay"])
+        if run.what != move:
+            again = f"firstseen {run.what} --resume {run.id}"
+            raise console.CommandFailed(f"Bulk run {run.id} is a {run.what}: say {again}.")
+    elif given["yes"]:
+        run = service.start_bulk(move, which, who)
+        if run.total:
+            again = f"`firstseen {move} --resume {run.id}` goes on."
+            click.echo(f"Bulk run {run.id}: if it is interrupted, {again}", err=True)
+    else:
+        counted = service.count(move, which)
+        if given["as_json"]:
+            console.print_json(counted)
+        else:
+            number = plural(counted.total, "event")
+            click.echo(f"{number} to {move}; nothing is done yet: add --yes to do it.")
+        return
     with click.progressbar(length=run.open, file=sys.stderr) as bar:
         left = True
         while left:
-            stepped = context.counting_service.step_bulk(run.id, BATCH)
+            stepped = service.step_bulk(run.id, BATCH)
             left = stepped.left
             bar.update(stepped.done + stepped.skipped)
             if left and not stepped.done + stepped.skipped:
                 time.sleep(PAUSE)
-
-
-def _report(run: Progress, *, as_json: bool) -> None:
-    if as_json:
-        console.print_json(run)
+    ended = service.bulk_progress(run.id)
+    if given["as_json"]:
+        console.print_json(ended)
         return
-    skipped = f", {run.skipped} had moved on and were left alone" if run.skipped else ""
-    click.echo(f"{run.what}: {run.done} of {plural(run.total, 'event')} done{skipped}.")
+    skipped = f", {ended.skipped} had moved on and were left alone" if ended.skipped else ""
+    click.echo(f"{ended.what}: {ended.done} of {plural(ended.total, 'event')} done{skipped}.")

@@ -146,5 +146,7 @@ def _code(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("Name the page to write, such as python -m firstseen.providers docs/providers.md")
     page = Path(sys.argv[1])
     page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,7 +1,7 @@
 """`send`: a delivery signed as its provider would sign it, to try a deployment without an account.
 
-`sample` makes a realistic event of a source's provider, `signed_file` signs the bytes of a file; `Layout`
-knows where the provider has an event's id, type and time.
+`sample` makes a realistic event of a source's provider, or signs the bytes of a file; `Layout` knows where
+the provider has an event's id, type and time.
 """
 
 import json
@@ -95,10 +95,7 @@ def send(
 
     Exits 1 when a delivery is not accepted.
     """
-    host = context.settings.host
-    # A server that listens everywhere is reached here.
-    host = "127.0.0.1" if host in {"", "0.0.0.0", "::"} else host  # noqa: S104 - compared, never bound
-    base = url or f"http://{host}:{context.settings.port}"
+    base = url or f"http://{context.settings.local_address}"
     if urlsplit(base).scheme not in {"http", "https"} or not urlsplit(base).hostname:
         raise click.BadParameter("write it like http://127.0.0.1:8000", param_hint="--url")
     base, public = base.rstrip("/"), "" if url else context.settings.public_url
@@ -121,7 +118,7 @@ def _delivery(source: Source, url: str, options: Mapping[str, Any]) -> Sample:
     event = {"type": options["event_type"], "event_id": options["event_id"], "now": time.time(), "url": url}
     try:
         event["key"] = key.read_text(encoding="ascii").strip() if key else ""
-        return signed_file(source, file.read_bytes(), **event) if file else sample(source, **event)
+        return sample(source, file=file.read_bytes() if file else None, **event)
     except UnicodeDecodeError:
         raise CommandFailed(
             f"Nothing was sent to {source.name}: {key} is no key, which is plain text."
@@ -173,74 +170,44 @@ def sample(
     now: float,
     url: str = "",
     key: str = "",
+    file: bytes | None = None,
 ) -> Sample:
     """Make a delivery of a type (default: the provider's usual one) under an id (default: a new one).
 
-    `now` is the time of signing in seconds, `key` the private key for providers that sign with one. Raise
-    CannotSign with a sentence when the source has no secret, or we cannot sign its provider's deliveries.
+    `now` is the time of signing in seconds, `key` the private key for providers that sign with one. The bytes
+    of a `file` are signed as they are; type and id then go into headers, where the provider has them there.
+    Raise CannotSign with a sentence when the source has no secret, when we cannot sign its provider's
+    deliveries, or when a file's bytes would have to change.
     """
-    described, layout = _described(source), Layout(source.provider)
+    described, layout = _described(source.provider.name), Layout(source.provider)
     wanted = type or described["type"]
-    payloads: dict[str, Any] = described["payloads"]
-    # A type of which there is no payload gets one whose type has as many parts: a `ping` has no action.
-    alike = (payload for name, payload in payloads.items() if name.count(".") == wanted.count("."))
-    payload = payloads.get(wanted) or next(alike, payloads[described["type"]])
-    request = _request(source, layout.body(payload), described, url)
-    if layout.is_form:
-        request = replace(request, headers=(("Content-Type", FORM),))
-    request = layout.put_time(now, layout.put_type(wanted, request))
-    made_id = event_id or _new_id(described)
-    request = layout.put_id(event_id, request) if event_id else layout.put_new_id(made_id, request)
-    return _signed(source, layout.packed(request), now, made_id, key)
-
-
-def signed_file(
-    source: Source,
-    body: bytes,
-    *,
-    type: str | None,  # noqa: A002 - the event's type, as everywhere
-    event_id: str | None,
-    now: float,
-    url: str = "",
-    key: str = "",
-) -> Sample:
-    """Sign the bytes of a file as they are; type and id go into headers where the provider has them there.
-
-    Raise CannotSign with a sentence, also when the id or type asked for would have to change the bytes.
-    """
-    described, layout = _described(source), Layout(source.provider)
-    made_id = event_id or _new_id(described)
-    request = _request(source, body, described, url)
-    # An id in the body stands there already, and changing it would change the file.
+    made_id = event_id or str(described["id"].format(secrets.token_hex(12), uuid=uuid4()))
+    headers, body = {"Content-Type": "application/json", **described.get("headers", {})}, file
+    if body is None:
+        payloads: dict[str, Any] = described["payloads"]
+        # A type of which there is no payload gets one whose type has as many parts: a `ping` has no action.
+        alike = (payload for name, payload in payloads.items() if name.count(".") == wanted.count("."))
+        body = layout.body(payloads.get(wanted) or next(alike, payloads[described["type"]]))
+        headers = {"Content-Type": FORM} if layout.is_form else headers
+    request = Request("POST", url or URL + source.name, tuple(headers.items()), body)
+    request = layout.put_type(wanted, request, headers_only=file is not None and type is None)
+    if file is None:
+        request = layout.put_time(now, request)
     if event_id:
         request = layout.put_id(event_id, request)
-    elif layout.has_ids_in_headers:
+    elif file is None or layout.has_ids_in_headers:
+        # An id in a file's body stands there already, and changing it would change the file.
         request = layout.put_new_id(made_id, request)
-    request = layout.put_type(type or described["type"], request, headers_only=type is None)
-    signed = _signed(source, request, now, made_id, key)
-    if signed.body != body:
+    signed = _signed(source, layout.packed(request) if file is None else request, now, made_id, key)
+    if file is not None and signed.body != file:
         raise CannotSign("the file's bytes would have to change for this id, type or signature")
     return signed
 
 
-def _described(source: Source) -> dict[str, Any]:
-    known = _payloads()
-    return known.get(source.provider.name, known[ANY_OTHER])
-
-
 @cache
-def _payloads() -> dict[str, dict[str, Any]]:
-    payloads: dict[str, dict[str, Any]] = json.loads(PAYLOADS.read_text(encoding="utf-8"))
-    return payloads
-
-
-def _new_id(described: Mapping[str, Any]) -> str:
-    return str(described["id"].format(secrets.token_hex(12), uuid=uuid4()))
-
-
-def _request(source: Source, body: bytes, described: Mapping[str, Any], url: str) -> Request:
-    headers = {"Content-Type": "application/json", **described.get("headers", {})}
-    return Request("POST", url or URL + source.name, tuple(headers.items()), body)
+def _described(provider: str) -> dict[str, Any]:
+    known: dict[str, dict[str, Any]] = json.loads(PAYLOADS.read_text(encoding="utf-8"))
+    return known.get(provider, known[ANY_OTHER])
 
 
 def _signed(source: Source, request: Request, now: float, event_id: str, key: str) -> Sample:

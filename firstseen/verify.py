@@ -56,7 +56,6 @@ SIGNS_URL = (
     " calls with --url."
 )
 
-
 # Reasons that come after the signature was found to be good.
 TIME = frozenset({"stale_timestamp", "future_timestamp"})
 
@@ -94,12 +93,6 @@ def _file(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, name.lstrip("-"), type=kind, required=True, help=text)
 
 
-def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("write the seconds since 1970, such as 1764536400.")
-    return value
-
-
 @click.command()
 @click.argument("source")
 @_file("--headers", "The headers as JSON: an object, or a list of pairs.")
@@ -108,9 +101,8 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float | No
 @click.option("--url", help="The URL that the provider called (default: FIRSTSEEN_PUBLIC_URL's).")
 @click.option(
     "--at",
-    # Up to the year 9999. A range refuses infinity, but compares with NaN as if that were inside.
+    # Up to the year 9999.
     type=click.FloatRange(0, 253_402_300_799),
-    callback=_finite,
     metavar="UNIX-TIME",
     help="When it came, in seconds (default: now).",
 )
@@ -132,6 +124,9 @@ def verify(
 
     Exits 0 when it is genuine, 1 when it is rejected, 2 when that cannot be found out.
     """
+    # A range refuses infinity, but compares with NaN as if that were inside.
+    if at is not None and math.isnan(at):
+        raise click.BadParameter("write the seconds since 1970, such as 1764536400.", param_hint="'--at'")
     if source not in context.sources:
         known = ", ".join(sorted(context.sources)) or "none"
         raise click.UsageError(f"There is no source {source!r}; configured are {known}.")
@@ -251,7 +246,7 @@ def hints(case: Capture) -> list[str]:
         )
         return [sentence]
     if ":" in (case.source.provider.code or ""):
-        # A user's own function, which is not ours to try things on.
+        # A user's own function: it is called once, and not with variants.
         return []
     causes: tuple[Callable[[Capture], Iterator[str]], ...] = (_body, _secret, _url, _header)
     return [hint for cause in causes for hint in cause(case)]

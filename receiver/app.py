@@ -35,7 +35,7 @@ from receiver.telemetry import Observer
 
 log = logging.getLogger(__name__)
 
-# Counts that wait, and seconds between two writes: a flood is counted as far as there is room.
+# The most rejections that wait to be counted (further ones are dropped), and seconds between two writes.
 COUNTS_ROOM, COUNTS_PAUSE = 10_000, 1.0
 
 # Seconds that the ledger's health is remembered: anybody may ask for it, at any rate.
@@ -80,7 +80,7 @@ def build_web(settings: Settings, metrics_folder: str | None = None) -> Web:
     app = Flask("receiver", static_folder=None)
     if settings.proxy_hops:
         hops = settings.proxy_hops
-        # Without the prefix: a proxy that does not set that header passes on whatever a client wrote there.
+        # X-Forwarded-Prefix is not trusted: a proxy that does not set it passes on the client's.
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=0)  # type: ignore[method-assign]
     observer = Observer(instruments)
     observer.watch(app)
@@ -97,7 +97,7 @@ def build_web(settings: Settings, metrics_folder: str | None = None) -> Web:
     try:
         check_schema(store)
     except LedgerError as error:
-        # It serves all the same: it cannot know when the ledger is there, and /readyz says what is wrong.
+        # Serve anyway: the ledger may come later, and /readyz says what is wrong until then.
         log.warning("Deliveries get 503 until this is mended: %s", error)
     return Web(settings, app, ingress, recorder, observer, instruments)
 

@@ -308,7 +308,7 @@ STATES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class ActionWords:
-    """One action of a person, in the words of every face."""
+    """One action of a person, in the words that the pages and the command line show."""
 
     label: str
     """The button's."""

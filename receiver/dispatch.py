@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-# Nudges that wait for a slow broker; those that find no room are left to the sweeper.
+# Nudges that wait for a slow broker; further ones are dropped and left to the sweeper.
 ROOM = 10_000
 
 # Nudges sent without a pause: each wakes a thread, and threads that are awake go on to what is due.

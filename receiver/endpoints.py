@@ -6,8 +6,9 @@ types, times and bodies of its events. A body that cannot be read is kept whole,
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,27 +61,12 @@ VERIFIERS: Mapping[str, Callable[[Options, Keys], Scheme]] = {
 }
 
 
-@dataclass(frozen=True)
-class Item:
-    """One event of a delivery.
-
-    `body` is the raw body, or one element of a batch as JSON, and `content_type` is that of `body`. With a
-    `problem`, a sentence for the person who finds it parked, `event_id` is the body's hash.
-    """
-
-    event_id: str
-    type: str
-    body: bytes = field(repr=False)
-    created_at: datetime | None = None
-    problem: str | None = None
-    content_type: str | None = None
-
-
 class Extractor:
     """Compiled from a source; never raises, for any bytes."""
 
     def __init__(self, source: Source) -> None:
         provider = source.provider
+        self._source = source
         self._policy = provider.policy
         self._id_places = [
             (where, None if where == POSITION else compile_reader(where)) for where in provider.id_places
@@ -93,8 +79,12 @@ class Extractor:
         self._batch_type = provider.batch_type
         self._empty_body = provider.empty_body
 
-    def items(self, request: Request) -> list[Item]:
-        """Return the delivery's events in order; an empty batch has none."""
+    def items(self, request: Request) -> list[Delivery]:
+        """Return the events of a request in order; an empty batch has none.
+
+        The body of each is the raw body, or one element of a batch as JSON. With a `problem`, a sentence for
+        the person who finds it parked, its id is the body's hash.
+        """
         content_type = request.header("content-type")
         if request.payload.problem and (request.body or not self._empty_body):
             return [self._whole(request, f"Its body does not parse: {request.payload.problem}.")]
@@ -118,7 +108,13 @@ class Extractor:
             text = request.form.get(place.name)
             arrays: list[Any] = [parse_json(text.encode()) if isinstance(text, str) else None]
         else:
-            arrays = _spread([request.payload.value], place.path)
+            arrays = [request.payload.value]
+            for step in place.path:
+                if step == EVERY:
+                    lists = [value if isinstance(value, list) else [value] for value in arrays]
+                    arrays = [element for values in lists for element in values]
+                else:
+                    arrays = [dig(value, (step,)) for value in arrays]
         if not all(isinstance(array, list) for array in arrays):
             raise UnreadablePayloadError(f"there is no array at {place}")
         if sum(map(len, arrays)) > MOST_ITEMS:
@@ -127,22 +123,30 @@ class Extractor:
 
     def _item(
         self, request: Request, element: Any, body: bytes, content_type: str | None, number: int = 0
-    ) -> Item:
+    ) -> Delivery:
         event_id = self._event_id(request, element, body, number)
         types = [part for read in self._type_places if (part := read(request, element))]
-        problem = None
+        time = self._read_time(request, element) if self._read_time else None
+        seconds = parse_time(time, self._time.unit) if self._time and time else None
+        created_at = problem = None
+        if seconds is not None:
+            # A time that no calendar has is left out: the event is good without it.
+            with suppress(ValueError, OverflowError, OSError):
+                created_at = datetime.fromtimestamp(seconds, UTC)
         if not event_id:
             problem = f"It has no event id at {' and '.join(str(where) for where, _ in self._id_places)}."
-        return Item(
+        return Delivery(
+            source=self._source.name,
             event_id=event_id or hashed(body),
             type=storable(".".join(types) or UNKNOWN_TYPE),
             body=body,
-            created_at=self._moment(request, element),
+            created_at=created_at,
             problem=problem,
             content_type=content_type,
+            replay_guard=self._source.replay_guard,
         )
 
-    def _whole(self, request: Request, problem: str) -> Item:
+    def _whole(self, request: Request, problem: str) -> Delivery:
         item = self._item(request, None, request.body, request.header("content-type"))
         return replace(item, event_id=hashed(request.body), problem=problem)
 
@@ -162,27 +166,6 @@ class Extractor:
             return None
         return hashed(body) if self._without_id == "body_hash" else str(uuid7())
 
-    def _moment(self, request: Request, element: Any) -> datetime | None:
-        text = self._read_time(request, element) if self._read_time else None
-        seconds = parse_time(text, self._time.unit) if self._time and text else None
-        # A time that no calendar has is left out: the event is good without it.
-        try:
-            return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
-        except (ValueError, OverflowError, OSError):
-            return None
-
-
-def _spread(values: Sequence[Any], path: Sequence[str]) -> list[Any]:
-    found = list(values)
-    for step in path:
-        if step == EVERY:
-            found = [
-                element for value in found for element in (value if isinstance(value, list) else [value])
-            ]
-        else:
-            found = [dig(value, (step,)) for value in found]
-    return found
-
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -201,7 +184,7 @@ class Endpoint:
     def verify(self, request: Request, now: float) -> None:
         """Raise InvalidSignature unless this request proves its sender, CannotVerify when it is unknown."""
         self.scheme.verify(self.source.secrets, request, now, self.source.tolerance)
-        # An answer of ours to a challenge is a good signature too, so anybody could have asked for it.
+        # Our answer to a challenge is a valid signature as well, and anybody can ask for one.
         if self.handshakes.could_be_proof(request.body):
             raise InvalidSignature("bad_signature", "the body is a bare word or empty, as challenges are")
 
@@ -209,7 +192,7 @@ class Endpoint:
         """Whether a verified request asked for a confirmation, now given; raises as `verify` does."""
         return isinstance(self.scheme, Verifier) and self.scheme.confirm(request)
 
-    def items(self, request: Request) -> list[Item]:
+    def items(self, request: Request) -> list[Delivery]:
         """Return the events in a verified request, which may be compressed."""
         return self.extractor.items(unpacked(request, self.source.max_body))
 
@@ -219,29 +202,14 @@ class Endpoint:
         headers = {name: value for name in names if (value := request.header(name)) is not None}
         traceparent = current_traceparent()
         return [
-            Delivery(
-                source=self.source.name,
-                event_id=item.event_id,
-                type=item.type,
-                body=item.body,
-                headers=headers,
-                content_type=item.content_type,
-                created_at=item.created_at,
-                address=address,
-                problem=item.problem,
-                replay_guard=self.source.replay_guard,
-                traceparent=traceparent,
-            )
+            replace(item, headers=headers, address=address, traceparent=traceparent)
             for item in self.items(request)
         ]
 
 
-def build_endpoints(sources: Mapping[str, Source], keys: Keys | None = None) -> dict[str, Endpoint]:
-    """Make every source ready once, at start-up; raises ConfigError for one that cannot be verified.
-
-    `keys` gives the keys that providers publish (default: fetched from the providers).
-    """
-    keys = keys or FetchedKeys()
+def build_endpoints(sources: Mapping[str, Source]) -> dict[str, Endpoint]:
+    """Make every source ready once, at start-up; raises ConfigError for one that cannot be verified."""
+    keys = FetchedKeys()
     return {
         name: Endpoint(source, build_scheme(source, keys), Extractor(source), Handshakes(source))
         for name, source in sources.items()

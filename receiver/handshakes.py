@@ -18,7 +18,7 @@ from receiver.signatures.request import Request, single_text, wire
 # Characters, far above any provider's challenge; an answer never repeats more of a request.
 LONGEST_CHALLENGE = 1_024
 
-# A challenge whose HMAC anybody may have: no event of a provider is such a bare word.
+# A challenge that is signed for anybody: no provider's event is such a bare word.
 _WORD = re.compile(r"[A-Za-z0-9+/=_.~-]{1,256}")
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
@@ -56,8 +56,8 @@ class Handshakes:
 
     def could_be_proof(self, body: bytes) -> bool:
         """Whether the signature of a body may be an answer of ours to somebody's challenge."""
-        # Where challenges and bodies are signed with one key, anybody can have a bare word signed by us, and
-        # nothing at all where a constant stands before the body. No event of such a provider is either.
+        # Where challenges and bodies are signed with one key, anybody can get a bare word signed or, where
+        # a constant stands before the body, an empty body. No event of such a provider is either.
         return self._proves_to_anybody and (not body or _WORD.fullmatch(body.decode("latin-1")) is not None)
 
     def _first(

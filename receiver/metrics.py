@@ -32,7 +32,7 @@ from receiver.problems import Problem
 
 log = logging.getLogger(__name__)
 
-# Seconds that figures are shown again. Less than any sensible scrape interval: of several processes, one
+# Seconds that figures are cached. Shorter than any sensible scrape interval: of several processes, one
 # must not answer with older totals than another did before.
 CACHE_SECONDS = 5.0
 
@@ -175,7 +175,7 @@ def _buckets(bounds: Sequence[float], counts: Sequence[float]) -> tuple[list[tup
 
 
 class LedgerCollector(Collector):
-    """Reads the ledger at a scrape, at most once in a few seconds; without a ledger it says just that."""
+    """Reads the ledger at a scrape, at most once in a few seconds; reports if the ledger does not answer."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

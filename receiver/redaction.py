@@ -11,13 +11,14 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from config.sources import EVERY, JsonPath, Source
-from receiver.ledger.reports import Original, ShapeT
+from receiver.ledger.reports import Original
+from receiver.ledger.reports.models import ShapeT
 from receiver.ledger.text import plain
 from receiver.payload import UnreadablePayloadError, parse_payload
 
 HIDDEN = "[redacted]"
 
-# Characters; a shorter value would be found, and blanked, in every second word.
+# Characters; a shorter value would be found, and blanked, in ordinary words.
 SHORTEST = 3
 
 OURS = frozenset(

@@ -1,4 +1,4 @@
-"""Request models: the queries and bodies of `/v1`, and the filters of all three faces.
+"""Request models: the queries and bodies of `/v1`, and the filters that pages and command line read as well.
 
 `Which` and `WhichCalls` are the one parser of filters: `/v1` reads them as queries and bodies, the pages from
 forms, the command line from options. A member that is not named here is refused, not ignored. Docstrings and
@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from receiver.ledger.control import Resolution, StatedResponse
+from receiver.ledger.calls import StoredResponse
+from receiver.ledger.control import Resolution
 from receiver.ledger.filter import CallFilter, EventFilter
 from receiver.ledger.states import CallState, Move, State
 
@@ -174,10 +175,10 @@ class GivenResponse(RequestModel):
     )
     body: StrictStr = Field(default="", description="The body, as text.")
 
-    def as_response(self) -> StatedResponse:
+    def as_response(self) -> StoredResponse:
         """Return the ledger's response."""
         kind = (("content-type", self.content_type),) if self.content_type else ()
-        return StatedResponse(self.status, kind, self.body.encode())
+        return StoredResponse(self.status, kind, self.body.encode())
 
 
 _ONLY_HAPPENED: dict[str, Any] = {

@@ -10,8 +10,10 @@ from uuid import UUID
 
 from config.sources import Source
 from receiver.ledger import control, errors, reports
-from receiver.ledger.control import ActionResult, Promotion, Resolution, StatedResponse
+from receiver.ledger.calls import StoredResponse
+from receiver.ledger.control import ActionResult, Resolution
 from receiver.ledger.filter import CallFilter, EventFilter
+from receiver.ledger.reports import models
 from receiver.ledger.schema import check_schema
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -20,10 +22,9 @@ from receiver.redaction import Redactor, redactor_of, shown_body
 __all__ = [
     "ActionResult",
     "Nudge",
-    "Promotion",
     "Resolution",
     "Service",
-    "StatedResponse",
+    "StoredResponse",
     "describe_sources",
     "refusal",
 ]
@@ -49,10 +50,10 @@ def refusal(error: errors.LedgerError) -> tuple[int, str, str] | None:
     return None
 
 
-def describe_sources(sources: Mapping[str, Source]) -> reports.Sources:
+def describe_sources(sources: Mapping[str, Source]) -> models.Sources:
     """Return the sources as configured; their secrets are counted, never shown. It needs no ledger."""
     configured = [
-        reports.SourceView(
+        models.SourceView(
             name=source.name,
             provider=source.provider.name,
             path=f"/webhooks/{source.name}",
@@ -66,7 +67,7 @@ def describe_sources(sources: Mapping[str, Source]) -> reports.Sources:
         )
         for source in sources.values()
     ]
-    return reports.Sources(data=configured, next=None)
+    return models.Sources(data=configured, next=None)
 
 
 def wake_nobody(_events: Iterable[UUID]) -> None:
@@ -87,7 +88,7 @@ class Service:
 
     # What people see.
 
-    def list_events(self, which: EventFilter, *, limit: int, cursor: str | None = None) -> reports.EventsView:
+    def list_events(self, which: EventFilter, *, limit: int, cursor: str | None = None) -> models.EventsView:
         """Return a page of events, newest first."""
         page = reports.list_events(self.store, which, limit=limit, cursor=cursor)
         # Of a listed event only the reason can quote a payload: the others are not read for it.
@@ -101,7 +102,7 @@ class Service:
         """Return the ledger's id of a provider's event."""
         return reports.find_event(self.store, source, event_id)
 
-    def story(self, event: UUID) -> reports.Story:
+    def story(self, event: UUID) -> models.Story:
         """Return everything about an event."""
         return self._redact(event, reports.story(self.store, event))
 
@@ -114,16 +115,16 @@ class Service:
         """Return an event's conflicting bodies, each with its redactor as `original` has it."""
         return [(body, redactor_of(self.sources, body)) for body in reports.other_bodies(self.store, event)]
 
-    def conflicts(self, event: UUID) -> reports.Conflicts:
+    def conflicts(self, event: UUID) -> models.Conflicts:
         """Return an event's conflicting bodies, as far as they may be shown."""
         bodies = reports.other_bodies(self.store, event)
         # All are of one event, and so of one source.
         source = self.sources.get(bodies[0].source) if bodies else None
         paths = source.redact if source else ()
         shown = [body.in_full(shown_body(paths, body.body, body.content_type)) for body in bodies]
-        return reports.Conflicts(data=shown, next=None)
+        return models.Conflicts(data=shown, next=None)
 
-    def list_calls(self, which: CallFilter, *, limit: int, cursor: str | None = None) -> reports.CallsView:
+    def list_calls(self, which: CallFilter, *, limit: int, cursor: str | None = None) -> models.CallsView:
         """Return a page of calls, newest first; their URLs and steps may quote payloads."""
         page = reports.list_calls(self.store, which, limit=limit, cursor=cursor)
         page.data = [
@@ -131,20 +132,20 @@ class Service:
         ]
         return page
 
-    def call_story(self, call: UUID) -> reports.CallStory:
+    def call_story(self, call: UUID) -> models.CallStory:
         """Return everything about a call."""
         found = reports.call_story(self.store, call)
         return self._redact(found.call.event, found)
 
-    def list_sources(self) -> reports.Sources:
+    def list_sources(self) -> models.Sources:
         """Return the sources as `describe_sources` does."""
         return describe_sources(self.sources)
 
-    def stats(self) -> reports.Stats:
+    def stats(self) -> models.Stats:
         """Return figures by source and by API; it reads every event."""
         return reports.stats(self.store)
 
-    def rejections(self, source: str | None = None) -> reports.Rejections:
+    def rejections(self, source: str | None = None) -> models.Rejections:
         """Return the rejected deliveries, of one source or all."""
         return reports.rejections(self.store, source)
 
@@ -152,27 +153,25 @@ class Service:
         """Raise LedgerUnavailable or SchemaBehind unless the ledger answers with the right schema."""
         check_schema(self.store)
 
-    def pending(self) -> reports.Pending:
+    def pending(self) -> models.Pending:
         """Return what is on its way and what waits for a person."""
         return reports.pending(self.store)
 
-    def workers(self) -> list[reports.WorkerHeartbeat]:
+    def workers(self) -> list[models.WorkerHeartbeat]:
         """Return the workers of the last hour."""
         return reports.workers(self.store)
 
-    def flow(self, minutes: int) -> dict[str, reports.Flow]:
+    def flow(self, minutes: int) -> dict[str, models.Flow]:
         """Return what each source got and did in the last `minutes` minutes."""
         return reports.flow(self.store, minutes)
 
-    def throughput(self, minutes: int) -> reports.Throughput:
+    def throughput(self, minutes: int) -> models.Throughput:
         """Return the counts of each of the last `minutes` minutes."""
         return reports.throughput(self.store, minutes)
 
     # What people do; `who` goes into the audit.
 
-    def act(
-        self, what: Move, event: UUID, who: str, *, generation: int | None = None
-    ) -> control.ActionResult:
+    def act(self, what: Move, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
         """Retry, rerun or discard an event; with `generation`, only while it is still in that one."""
         match what:
             case Move.RETRY:
@@ -184,28 +183,28 @@ class Service:
                 acted = control.discard(self.store, event, who, generation=generation)
         return self._nudged(acted)
 
-    def promote(self, event: UUID, body_hash: str, who: str) -> control.Promotion:
+    def promote(self, event: UUID, body_hash: str, who: str) -> models.PromotedView:
         """Make a conflicting body an event of its own; asked again, return the same one."""
         promoted = control.promote(self.store, event, body_hash, who)
-        self.nudge([promoted.event])
+        self.nudge([promoted.id])
         return promoted
 
     def resolve(
-        self, call: UUID, how: control.Resolution, who: str, response: control.StatedResponse | None = None
-    ) -> control.ActionResult:
+        self, call: UUID, how: Resolution, who: str, response: StoredResponse | None = None
+    ) -> ActionResult:
         """Say what became of a call whose event is parked, or shall."""
         return self._nudged(control.resolve(self.store, call, how, who, response=response))
 
-    def count(self, what: Move, which: EventFilter) -> reports.Counted:
+    def count(self, what: Move, which: EventFilter) -> models.Counted:
         """Count what a bulk operation would act on now; nothing is done."""
         total = control.bulk_candidates(self.store, what, which)
-        return reports.Counted(what=what, filter=which.as_json(), dry_run=True, total=total)
+        return models.Counted(what=what, filter=which.as_json(), dry_run=True, total=total)
 
-    def start_bulk(self, what: Move, which: EventFilter, who: str) -> reports.Progress:
+    def start_bulk(self, what: Move, which: EventFilter, who: str) -> models.Progress:
         """Write a bulk operation down with its full list; the workers' sweepers carry it out."""
-        return control.bulk_progress(self.store, control.plan_bulk(self.store, what, which, who).id)
+        return control.plan_bulk(self.store, what, which, who)
 
-    def bulk_progress(self, replay: UUID) -> reports.Progress:
+    def bulk_progress(self, replay: UUID) -> models.Progress:
         """Return how far a bulk operation is."""
         return control.bulk_progress(self.store, replay)
 
@@ -213,7 +212,7 @@ class Service:
         """Do the next open steps of a bulk operation."""
         return control.step_bulk(self.store, replay, batch=batch)
 
-    def _nudged(self, acted: control.ActionResult) -> control.ActionResult:
+    def _nudged(self, acted: ActionResult) -> ActionResult:
         if acted.nudge:
             self.nudge([acted.event])
         return acted
@@ -221,7 +220,7 @@ class Service:
     def _hides(self, source: str) -> bool:
         return source in self.sources and bool(self.sources[source].redact)
 
-    def _redact(self, event: UUID, view: reports.ShapeT) -> reports.ShapeT:
+    def _redact(self, event: UUID, view: models.ShapeT) -> models.ShapeT:
         # Most deployments redact nothing: then the event is not read a second time.
         if not any(source.redact for source in self.sources.values()):
             return view

@@ -1,4 +1,4 @@
-"""Services for all tests: real databases and brokers, and the product's processes on them."""
+"""Shared fixtures: real databases and brokers, and the product's processes on them."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ ON_EVERY_BROKER = pytest.mark.parametrize("site", ["sqlite", "postgres", "rabbit
 ON_SQLITE = pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 ON_POSTGRES = pytest.mark.parametrize("site", ["postgres"], indirect=True)
 READY = "ready."
-"""What Celery's worker logs when it takes messages."""
+"""Celery's worker logs this when it takes messages."""
 
 
-# The same examples in every run: a test that fails fails again, and one that passes stays so. By the clock no
-# example is too slow, because a busy machine is not a slow product.
+# The same examples in every run, so that failures can be repeated. No example is too slow, because a busy
+# machine does not mean a slow product.
 settings.register_profile(
     "repeatable",
     derandomize=True,
@@ -43,13 +43,15 @@ settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:
-    """End in order when told to stop, as a cancelled CI job is: servers and processes end with us."""
-    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to stop", returncode=128 + signal.SIGTERM))
+    """On SIGTERM, as from a cancelled CI job, end the run in order: its servers and processes end too."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: pytest.exit("stopped by SIGTERM", returncode=128 + signal.SIGTERM)
+    )
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """One PostgreSQL for the whole run; do not stop or freeze it: start your own for that."""
+    """Start one PostgreSQL for the whole run; tests that stop or freeze theirs take `own_postgres`."""
     server = Postgres()
     try:
         yield server.start()
@@ -59,7 +61,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
-    """Give the test a PostgreSQL of its own, to stop, freeze and kill."""
+    """Start a PostgreSQL for this test alone, to stop, freeze and kill."""
     server = Postgres()
     try:
         yield server.start()
@@ -69,7 +71,7 @@ def own_postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    """Listen on loopback, and answer 200 until told otherwise."""
+    """Start an HTTP server on loopback; it answers 200 unless the test sets `answer`."""
     server = Listener()
     yield server
     server.stop()
@@ -77,7 +79,7 @@ def listener() -> Iterator[Listener]:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
-    """One RabbitMQ for the whole run; whoever freezes it thaws it."""
+    """Start one RabbitMQ for the whole run; a test that freezes it must thaw it."""
     if programs() is None:
         pytest.skip(MISSING)
     server = RabbitMQ()
@@ -89,7 +91,7 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
-    """Give the test a Valkey of its own, to freeze, wipe and kill."""
+    """Start a Valkey for this test alone, to freeze, wipe and kill."""
     server = Valkey()
     try:
         yield server.start()
@@ -99,13 +101,13 @@ def valkey() -> Iterator[Valkey]:
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Databases:
-    """Make databases of both kinds; a run that needs SQLite alone starts no PostgreSQL."""
+    """Make SQLite and PostgreSQL databases; PostgreSQL starts when the first one needs it."""
     return Databases(tmp_path_factory.mktemp("databases"), lambda: request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
-    """Give the test an empty database, on SQLite and on PostgreSQL."""
+    """Return the URL of an empty database, on SQLite and on PostgreSQL."""
     url = databases.fresh(request.param)
     yield url
     databases.drop(url)
@@ -113,7 +115,7 @@ def database_url(request: pytest.FixtureRequest, databases: Databases) -> Iterat
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def migrated_url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
-    """Give the test a database with the product's schema, on SQLite and on PostgreSQL."""
+    """Return the URL of a database with the product's schema, on SQLite and on PostgreSQL."""
     url = databases.migrated(request.param)
     yield url
     databases.drop(url)
@@ -121,7 +123,7 @@ def migrated_url(request: pytest.FixtureRequest, databases: Databases) -> Iterat
 
 @pytest.fixture
 def deploy(tmp_path: Path) -> Iterator[Deploy]:
-    """Make deployments: `deploy(database_url, broker_url, **settings)`; all of them end with the test."""
+    """Make deployments, `deploy(database_url, broker_url, **settings)`, that end with the test."""
     made: list[Deployment] = []
 
     def make(database_url: str, broker_url: str, **settings: Any) -> Deployment:
@@ -137,7 +139,7 @@ def deploy(tmp_path: Path) -> Iterator[Deploy]:
 def sites(
     databases: Databases, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[[str], Site]]:
-    """Give the site of a kind: it takes seconds to start, and serves the whole run."""
+    """Return the site of a kind; starting one takes seconds, so each serves the whole run."""
     with ExitStack() as cleanup:
 
         @cache
@@ -159,7 +161,7 @@ def sites(
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def site(request: pytest.FixtureRequest, sites: Callable[[str], Site]) -> Iterator[Site]:
-    """Give a running web process, an empty ledger and an empty broker, by default on Valkey."""
+    """Provide a running web process, an empty ledger and an empty broker, by default on Valkey."""
     found = sites(request.param)
     yield found
     found.tidy()
@@ -167,42 +169,42 @@ def site(request: pytest.FixtureRequest, sites: Callable[[str], Site]) -> Iterat
 
 @pytest.fixture
 def deployment(site: Site, deploy: Deploy) -> Deployment:
-    """Deploy on {SQLite, PostgreSQL} with the web process and the broker of `site`; no worker runs yet."""
+    """Deploy with the web process, ledger and broker of `site`; no worker runs yet."""
     return site.lend(deploy)
 
 
 @pytest.fixture
 def postgres_deployment(databases: Databases, valkey: Valkey, deploy: Deploy) -> Deployment:
-    """Deploy, not yet started, on PostgreSQL and the test's own `valkey`."""
+    """Deploy, without starting, on PostgreSQL and the test's own `valkey`."""
     return deploy(databases.migrated("postgres"), valkey.url)
 
 
 @pytest.fixture
 def rabbit_url(rabbitmq: RabbitMQ) -> str:
-    """Give the test an empty virtual host."""
+    """Return the URL of an empty virtual host."""
     return rabbitmq.take_vhost()
 
 
 @pytest.fixture
 def rabbit_deployment(databases: Databases, rabbit_url: str, deploy: Deploy) -> Deployment:
-    """Deploy, not yet started, on PostgreSQL and RabbitMQ."""
+    """Deploy, without starting, on PostgreSQL and RabbitMQ."""
     return deploy(databases.migrated("postgres"), rabbit_url)
 
 
 @pytest.fixture
 def celery_broker(valkey: Valkey) -> CeleryTestBroker:
-    """Give pytest-celery the test's own `valkey` for its broker."""
+    """Make the test's own `valkey` pytest-celery's broker."""
     return CeleryTestBroker(BrokerContainer(valkey))
 
 
 @pytest.fixture
 def celery_backend_cluster() -> None:
-    """Tell pytest-celery that there is no result backend."""
+    """Disable pytest-celery's result backend."""
 
 
 @pytest.fixture
 def celery_worker(postgres_deployment: Deployment, celery_setup_app: Any) -> CeleryTestWorker:
-    """Give pytest-celery the Procfile's worker, ready."""
+    """Start the Procfile's worker as pytest-celery's worker; it is ready."""
     container = WorkerContainer(lambda: postgres_deployment.start_worker()[0], READY)
     container.ready()
     return CeleryTestWorker(container, celery_setup_app)
@@ -218,6 +220,6 @@ def running_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbo
 
 @pytest.fixture
 def sandbox(running_sandbox: Sandbox) -> Sandbox:
-    """Give the test the sandbox, with nothing in it and nothing armed."""
+    """Return the sandbox, empty and with no fault armed."""
     running_sandbox.control("reset")
     return running_sandbox

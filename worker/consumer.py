@@ -76,7 +76,7 @@ class Worker:
         limits = Limits(settings.lease, settings.max_runtime, settings.sweep, settings.worker_concurrency)
         make_calls = partial(Calls, CallContext.of(settings, self.store, apis))
         self.runner = Runner(self.store, lambda held: attempt(held, registry, policy, make_calls), limits)
-        # Not Celery's current app: that is the consumer's.
+        # Celery's current app is the consumer's, so this one must not be.
         self.publisher = Celery(
             "firstseen-nudges", **publisher_options(settings.broker), set_as_current=False
         )
@@ -120,7 +120,7 @@ class Worker:
     def _consume(self) -> int:
         """Serve nudges until the worker stops. A broker that refuses this worker for good is asked again."""
         # While anything takes part in Celery's signal about logging, Celery configures none.
-        setup_logging.connect(_leave_logs_alone)
+        setup_logging.connect(lambda **_: None, weak=False)
         # Celery warns root of pickled messages; only JSON is accepted here.
         warnings.simplefilter("ignore", SecurityWarning)
         app = Celery("firstseen", **consumer_options(self.settings.broker))
@@ -165,10 +165,6 @@ class Worker:
 
 def _in_background(target: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=target, args=arguments, daemon=True, name=target.__name__).start()
-
-
-def _leave_logs_alone(**_: Any) -> None:
-    """Do nothing; a module-level function, since Celery keeps only weak references to receivers."""
 
 
 class Shutdown:

@@ -1,4 +1,4 @@
-"""The notifier: posts what the ledger's reports say people should know, each item by one worker.
+"""The notifier: posts the ledger's alerts, each by one worker.
 
 `Notifier.run_once` posts what is due and returns how many items that was; `run` repeats it until the worker
 stops. `sentence` writes one item for people.

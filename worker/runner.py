@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -92,7 +91,12 @@ class Runner:
 
     def run(self, event: UUID) -> bool:
         """Claim one event and run it to its settlement; False when it cannot be claimed."""
-        return self._run(partial(self._claim_one, event)).events > 0
+
+        def take() -> list[Claim]:
+            taken = claim(self.store, event, lease=self.limits.lease, worker=self.name)
+            return [taken] if taken else []
+
+        return self._run(take).events > 0
 
     def run_nudged(self, event: UUID) -> None:
         """Run the event of a nudge, then go on with what is due: a nudge says that there is work.
@@ -100,12 +104,21 @@ class Runner:
         Handlers that return quickly are taken up several at a time; slow ones one by one, so that other
         threads find the rest. Errors are logged here, since Celery would quote them.
         """
+        size = 1
+
+        def take() -> list[Claim]:
+            # One thread at a time: several that claim at once pay as much each, and get fewer events.
+            with self._claiming:
+                if self.stopping.is_set():
+                    return []
+                return claim_due(self.store, limit=size, lease=self.limits.lease, worker=self.name)
+
         try:
             self.run(event)
-            ends, size = time.monotonic() + AWAKE, 1
+            ends = time.monotonic() + AWAKE
             # Of a flood web nudges only a few events, so this thread looks for the rest by itself.
             while time.monotonic() < ends:
-                ran = self._run(partial(self._claim_due, size))
+                ran = self._run(take)
                 if not ran.events:
                     return
                 size = min(size * 2, TOGETHER) if ran.seconds < QUICK * ran.events else 1
@@ -159,17 +172,6 @@ class Runner:
         # One whose attempt has ended only waits to be settled with others of its batch.
         return len(settle(self.store, [(held.claim, held.outcome or SHUT_DOWN) for held in all_held]))
 
-    def _claim_one(self, event: UUID) -> list[Claim]:
-        taken = claim(self.store, event, lease=self.limits.lease, worker=self.name)
-        return [taken] if taken else []
-
-    def _claim_due(self, limit: int) -> list[Claim]:
-        # One thread at a time: what several claim at once costs them the same, and gives each of them less.
-        with self._claiming:
-            if self.stopping.is_set():
-                return []
-            return claim_due(self.store, limit=limit, lease=self.limits.lease, worker=self.name)
-
     def _drain(self) -> None:
         try:
             while self.run_next():
@@ -182,33 +184,28 @@ class Runner:
 
     def _run(self, take: Callable[[], list[Claim]]) -> BatchResult:
         """Take claims and run them to their settlement, in one of the slots."""
+        batch: list[HeldClaim] = []
         with self._slots:
             # Busy from before the claim: a shutdown that saw nobody busy would leave it to expire.
             with self._lock:
                 if self.stopping.is_set():
                     return BatchResult(0, 0.0)
                 self._busy += 1
+            # Counted from before the claim: the ledger's own clock starts later, never earlier.
+            since = time.monotonic()
             try:
-                return self._claim_and_run(take)
+                try:
+                    batch = [HeldClaim(taken, since) for taken in take()]
+                except LedgerError as error:
+                    log.warning("Nothing claimed: %s", error)
+                with self._lock:
+                    self._held.update({held.claim.event: held for held in batch})
+                return BatchResult(len(batch), self._run_batch(batch, since))
             finally:
+                for held in batch:
+                    self._forget(held)
                 with self._lock:
                     self._busy -= 1
-
-    def _claim_and_run(self, take: Callable[[], list[Claim]]) -> BatchResult:
-        # Counted from before the claim: the ledger's own clock starts later, never earlier.
-        since = time.monotonic()
-        try:
-            batch = [HeldClaim(taken, since) for taken in take()]
-        except LedgerError as error:
-            log.warning("Nothing claimed: %s", error)
-            return BatchResult(0, 0.0)
-        with self._lock:
-            self._held.update({held.claim.event: held for held in batch})
-        try:
-            return BatchResult(len(batch), self._run_batch(batch, since))
-        finally:
-            for held in batch:
-                self._forget(held)
 
     def _run_batch(self, batch: Sequence[HeldClaim], since: float) -> float:
         """Run a batch in order and settle it; return the seconds that its handlers took.

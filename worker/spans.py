@@ -1,8 +1,8 @@
-"""What an attempt and each of its sends leave behind: facts on their log lines, a line, and a span."""
+"""Log lines and spans of attempts and sends."""
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from uuid import UUID
 
@@ -26,11 +26,9 @@ def attempt_span(held: Claim) -> Iterator[Span]:
         yield opened
 
 
-@contextmanager
-def attempt_facts(held: Claim) -> Iterator[None]:
+def attempt_facts(held: Claim) -> AbstractContextManager[None]:
     """Put an attempt's facts on the lines that are logged meanwhile."""
-    with about(event=held.event, generation=held.generation, **_facts(held)):
-        yield
+    return about(event=held.event, generation=held.generation, **_facts(held))
 
 
 def _facts(held: Claim) -> dict[str, str | int]:

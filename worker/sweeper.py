@@ -13,6 +13,7 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
+from config.logs import about
 from receiver.ledger import queue
 from receiver.ledger.control import step_bulk, unfinished_bulk
 from receiver.ledger.counters import count_sweep
@@ -62,11 +63,11 @@ class Sweeper:
         most = max(NUDGES_A_PASS, NUDGES_A_THREAD * self._runner.limits.concurrency)
         for event in queue.take_nudges(self._store, self._sweep, limit=most):
             if not self._nudge(event):
-                # The rest stay marked: they back off like lost nudges.
+                # The remaining ones stay marked as nudged, and are nudged again later like lost ones.
                 failed = 1
                 break
             nudged += 1
-        # A dead broker, or a consumer that hears nothing, must starve no event.
+        # Events must run even with a dead broker, or with consumers that get no nudges.
         idle = self._runner.run_unattended() if queue.starved(self._store, self._sweep) else 0
         swept = Swept(expired, nudged, idle, continue_bulk_operations(self._store))
         count_sweep(self._store, {**asdict(swept), "nudges_failed": failed})
@@ -135,9 +136,10 @@ def run(
         try:
             if passes % REOPEN_EVERY == 0:
                 reopener.run_once()
-            swept = sweeper.run_once()
-            if any(asdict(swept).values()):
-                log.info("Swept: %s", swept)
+            swept = asdict(sweeper.run_once())
+            if any(swept.values()):
+                with about(**swept):
+                    log.info("Swept.")
             if passes % PRUNE_EVERY == 0:
                 pruner.run_once()
         except LedgerError as error:

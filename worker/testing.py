@@ -17,10 +17,11 @@ requests, the reading of answers, and the journal, on a ledger in memory whose c
 attempt.
 """
 
+import itertools
 import json
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -269,7 +270,7 @@ class _Script:
         self.made: list[Made] = []
         self.missing: Unscripted | None = None
         """Kept, since a handler may catch it."""
-        self._answers: dict[str, Callable[[], Scripted | Exception | None]] = {}
+        self._answers: dict[str, Iterator[Scripted | Exception]] = {}
         for name, given in answers.items():
             api, _, rest = name.partition(" ")
             method, _, path = rest.partition(" ")
@@ -280,28 +281,22 @@ class _Script:
                     f"{name!r} names no call: write an API ({names}), a method and a path without its query,"
                     " such as 'salesly POST /contacts'."
                 )
-            self._answers[name] = _in_turn(name, given)
+            if isinstance(given, tuple):
+                self._answers[name] = iter([_answer(name, item) for item in given])
+            else:
+                self._answers[name] = itertools.repeat(_answer(name, given))
 
     def next(self, api: str, method: str, path: str) -> Scripted | Exception:
         """Return the answer to a request; raise Unscripted where there is none, or none any more."""
         name = f"{api} {method} {path}"
-        take = self._answers.get(name)
-        found = take() if take else None
+        answers = self._answers.get(name)
+        found = next(answers, None) if answers else None
         if found is None:
-            left = "left " if take else ""
+            left = "left " if answers else ""
             has = ", ".join(map(repr, self._answers)) or "none at all"
             self.missing = Unscripted(f"The test has no answer {left}for {name!r}; calls(...) has {has}.")
             raise self.missing
         return found
-
-
-def _in_turn(name: str, given: Any) -> Callable[[], Scripted | Exception | None]:
-    """Return what gives the answers: those of a tuple in turn, anything else itself every time."""
-    if not isinstance(given, tuple):
-        only = _answer(name, given)
-        return lambda: only
-    left = iter([_answer(name, item) for item in given])
-    return lambda: next(left, None)
 
 
 def _answer(name: str, given: Any) -> Scripted | Exception:

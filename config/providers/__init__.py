@@ -15,7 +15,6 @@ from config.providers.models import (
     VERIFY_TOKEN,
     HandshakeTable,
     HeaderNames,
-    ProofTable,
     Provider,
 )
 from config.providers.scheme_tables import (
@@ -25,7 +24,6 @@ from config.providers.scheme_tables import (
     Placeholder,
     SchemeTable,
     SignatureTable,
-    TimestampTable,
 )
 from config.providers.secrets import generate_secret, is_usable, key_bytes
 
@@ -43,11 +41,9 @@ __all__ = [
     "Locators",
     "Part",
     "Placeholder",
-    "ProofTable",
     "Provider",
     "SchemeTable",
     "SignatureTable",
-    "TimestampTable",
     "describe_provider",
     "generate_secret",
     "is_usable",

@@ -65,11 +65,22 @@ class Catalogue(Mapping[str, Provider]):
         return isinstance(name, str) and bool(_NAME.fullmatch(name)) and self._file(name).is_file()
 
     def __getitem__(self, name: str) -> Provider:
-        if name not in self._loaded:
-            if name not in self:
-                raise KeyError(name)
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
+        if name in self._loaded:
+            return self._loaded[name]
+        if name not in self:
+            raise KeyError(name)
+        file = self._file(name)
+        entry = read_toml(file)
+        # An entry whose provider signs as another does names that one.
+        if isinstance(other := entry.get("scheme"), str):
+            entry["scheme"] = read_toml(self._file(other)).get("scheme") if other in self else None
+            if not isinstance(entry["scheme"], dict):
+                raise ConfigError(f"{file}: scheme is {other!r}, which is no entry with a scheme")
+        try:
+            provider = self._loaded[name] = Provider.model_validate({**entry, "name": name})
+        except ValidationError as error:
+            raise ConfigError(f"{file}: {explain(error)}") from None
+        return provider
 
     def __iter__(self) -> Iterator[str]:
         names = (file.stem for file in self._folder.glob("*.toml"))
@@ -80,19 +91,6 @@ class Catalogue(Mapping[str, Provider]):
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.toml"
-
-    def _load(self, name: str) -> Provider:
-        file = self._file(name)
-        entry = read_toml(file)
-        # An entry whose provider signs as another does names that one.
-        if isinstance(other := entry.get("scheme"), str):
-            entry["scheme"] = read_toml(self._file(other)).get("scheme") if other in self else None
-            if not isinstance(entry["scheme"], dict):
-                raise ConfigError(f"{file}: scheme is {other!r}, which is no entry with a scheme")
-        try:
-            return Provider.model_validate({**entry, "name": name})
-        except ValidationError as error:
-            raise ConfigError(f"{file}: {explain(error)}") from None
 
 
 def load_providers(folder: Path = CATALOGUE) -> Mapping[str, Provider]:

@@ -2,7 +2,7 @@
 
 The keys of a file:
 
-scheme         how deliveries are signed, see signing.py; or the name of a provider that signs the same way
+scheme         how deliveries are signed, see scheme_tables.py; or a provider that signs the same way
 code           instead of a scheme: a verifier in receiver/verifiers/. It signs the body unless `signs` says
                otherwise, takes the source's `options`, and shares no secret if `keyless`; `proof` lists
                headers that are never kept
@@ -29,7 +29,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
@@ -43,7 +43,7 @@ from pydantic import (
 )
 
 from config.providers.locators import HEADER_NAME, VALUE_KINDS, Locators, parse_locator, parse_locators
-from config.providers.scheme_tables import SchemeTable, place_of
+from config.providers.scheme_tables import SchemeTable, place_of, readable_by
 from config.toml import ConfigError, Duration, Table
 
 # The shortest retry horizon of any provider, with its margin.
@@ -54,7 +54,7 @@ CODE_KEYS = frozenset({"signs", "keyless", "proof"})
 # Kinds of places that are signed with the body.
 IN_BODY = frozenset({"json", "item", "form"})
 
-# What a handshake's `when` may hold besides a text: anything, nothing, the source's verify token.
+# Values of a handshake's `when` besides a text: any value, no value, the source's verify token.
 ANY, ABSENT, VERIFY_TOKEN = "*", "", "{verify_token}"
 
 PLACEHOLDERS = frozenset({"challenge", "proof", "verify_token"})
@@ -74,12 +74,6 @@ def parse_part(text: str) -> Locators:
     return replace(where, optional=text.endswith("?"))
 
 
-def _check_places(places: Texts) -> Texts:
-    for place in places:
-        parse_locators(place, VALUE_KINDS)
-    return places
-
-
 def _check_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
     if parts and all(parse_part(part).optional for part in parts):
         raise ValueError("every part may be missing; at least one must be there always")
@@ -93,16 +87,14 @@ def _check_header_names(names: Texts) -> Texts:
     return names
 
 
-def _check_batch(text: str) -> str:
-    parse_locator(text, ("json", "form"), root=True)
-    return text
-
-
 TextAsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 TableAsList = BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
 
+ARE_PLACES = readable_by(partial(parse_locators, kinds=VALUE_KINDS), each=True)
+
 Place = Annotated[StrictStr, place_of(VALUE_KINDS)]
-Places = Annotated[tuple[StrictStr, ...], TextAsList, AfterValidator(_check_places)]
+Places = Annotated[tuple[StrictStr, ...], TextAsList, ARE_PLACES]
+BatchPlace = Annotated[StrictStr, readable_by(partial(parse_locator, kinds=("json", "form"), root=True))]
 IdParts = Annotated[tuple[StrictStr, ...], TextAsList, AfterValidator(_check_parts)]
 HeaderNames = Annotated[tuple[StrictStr, ...], AfterValidator(_check_header_names)]
 
@@ -137,7 +129,7 @@ class HandshakeTable(Table):
 
     method: Literal["GET", "POST", "HEAD", "OPTIONS"]
     signed: StrictBool
-    when: Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_places)] = {}
+    when: Annotated[Mapping[StrictStr, StrictStr], ARE_PLACES] = {}
     challenge: Place | None = None
     proof: ProofTable | None = None
     answer: StrictStr | Mapping[StrictStr, StrictStr | StrictInt] = ""
@@ -195,7 +187,7 @@ class Provider(Table):
     without_id: WithoutId = "park"
     event_type: Places = ()
     created_at: TimeTable | None = None
-    batch: Annotated[StrictStr, AfterValidator(_check_batch)] | None = None
+    batch: BatchPlace | None = None
     batch_type: StrictStr = ""
     empty_body: StrictBool = False
     keep_headers: HeaderNames = ()

@@ -4,10 +4,10 @@ The rules of the tables refuse a scheme that would verify less than it seems to.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Literal, Self
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
 
@@ -18,16 +18,13 @@ Hash = Literal["sha1", "sha256", "sha384", "sha512"]
 
 SchemeType = Literal["hmac", "hash", "ed25519", "ecdsa", "rsa", "token", "basic", "any_of"]
 
-
 # Where a single signed value can stand.
 SIGNED_KINDS: tuple[Kind, ...] = ("header", "json", "query", "form")
 
 URL_KINDS = frozenset({"url", "url_no_query", "path_query"})
 
-
 # Types that sign nothing: the secret itself is sent.
 SHARED: frozenset[SchemeType] = frozenset({"token", "basic"})
-
 
 # Types whose secret is the provider's public key, with the encodings that it may have.
 PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
@@ -35,7 +32,6 @@ PUBLIC_KEY: Mapping[SchemeType, frozenset[str]] = {
     "ecdsa": frozenset({"spki-base64", "pem"}),
     "rsa": frozenset({"spki-base64", "pem"}),
 }
-
 
 # The keys that a type must have.
 NEEDS: Mapping[SchemeType, frozenset[str]] = {
@@ -48,7 +44,6 @@ NEEDS: Mapping[SchemeType, frozenset[str]] = {
     "basic": frozenset({"signature"}),
     "any_of": frozenset({"schemes"}),
 }
-
 
 # The keys that a type may have besides: any other would be ignored, and seem to protect something.
 MAY: Mapping[SchemeType, frozenset[str]] = {
@@ -117,28 +112,24 @@ def _check_pattern(text: str) -> str:
     return text
 
 
-def place_of(kinds: tuple[Kind, ...]) -> AfterValidator:
-    """Return a validator of texts that are places of these kinds."""
+def readable_by(parse: Callable[[str], object], *, each: bool = False) -> AfterValidator:
+    """Return a validator of texts, or of the texts in collections (`each`), that `parse` must accept."""
 
-    def check(text: str) -> str:
-        parse_locators(text, kinds)
-        return text
+    def check(value: Any) -> Any:
+        for text in value if each else (value,):
+            parse(text)
+        return value
 
     return AfterValidator(check)
 
 
-def _check_template(text: str) -> str:
-    parse_template(text)
-    return text
-
-
-def _check_required(table: Mapping[str, str]) -> Mapping[str, str]:
-    for place in table:
-        parse_locator(place, SIGNED_KINDS)
-    return table
+def place_of(kinds: tuple[Kind, ...]) -> AfterValidator:
+    """Return a validator of texts that are places of these kinds."""
+    return readable_by(partial(parse_locators, kinds=kinds))
 
 
 SignedPlace = Annotated[StrictStr, place_of(SIGNED_KINDS)]
+ARE_SIGNED_PLACES = readable_by(partial(parse_locator, kinds=SIGNED_KINDS), each=True)
 
 
 class SignatureTable(Table):
@@ -192,20 +183,13 @@ class SchemeTable(Table):
     signature: SignatureTable | None = None
     timestamp: TimestampTable | None = None
     id: SignedPlace | None = None
-    content: Annotated[StrictStr, AfterValidator(_check_template)] | None = None
-    require: Annotated[Mapping[StrictStr, StrictStr], AfterValidator(_check_required)] = {}
+    content: Annotated[StrictStr, readable_by(parse_template)] | None = None
+    require: Annotated[Mapping[StrictStr, StrictStr], ARE_SIGNED_PLACES] = {}
     nonce_field: Annotated[StrictStr, Field(min_length=1)] | None = None
     schemes: tuple["SchemeTable", ...] = ()
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        self._check_keys()
-        if self.type not in SHARED | {"any_of"}:
-            self._check_signed()
-            self._check_time()
-        return self
-
-    def _check_keys(self) -> None:
         present = self.model_fields_set - {"type"}
         if missing := NEEDS[self.type] - present:
             raise ValueError(f"a scheme of type {self.type!r} needs {_names(missing)}")
@@ -213,6 +197,10 @@ class SchemeTable(Table):
             raise ValueError(f"a scheme of type {self.type!r} has no use for {_names(unused)}")
         if self.type == "any_of" and (not self.schemes or any(s.type == "any_of" for s in self.schemes)):
             raise ValueError("any_of needs at least one scheme, and none of them may be an any_of itself")
+        if self.type not in SHARED | {"any_of"}:
+            self._check_signed()
+            self._check_time()
+        return self
 
     def _check_signed(self) -> None:
         names = {str(part) for part in self.placeholders}

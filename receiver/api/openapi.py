@@ -73,15 +73,30 @@ def document(operations: Sequence[Operation]) -> Json:
 
 def _operation(operation: Operation) -> Json:
     summary, _, rest = inspect.cleandoc(operation.view.__doc__ or "").partition("\n")
-    found = {
+    responses: Json = {}
+    for status, shape in operation.answers.items():
+        text = " ".join((shape.__doc__ or HTTPStatus(status).phrase).split())
+        answer: Json = {"description": text, "content": {"application/json": {"schema": _reference(shape)}}}
+        if operation.acts:
+            marker = {"description": "`true` on an answer from memory.", "schema": {"const": "true"}}
+            answer["headers"] = {"Idempotent-Replayed": marker}
+        responses[str(status)] = answer
+    refused = {"application/problem+json": {"schema": _reference(ProblemView)}}
+    for status in operation.refusals:
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": refused}
+    found: Json = {
         "operationId": operation.name,
         "summary": summary.rstrip("."),
         "description": " ".join(rest.split()),
         "tags": [operation.path.split("/")[1]],
         "parameters": list(_parameters(operation)),
-        "responses": {**_answers(operation), **{str(code): _problem(code) for code in operation.refusals}},
+        "responses": responses,
     }
-    return found | ({"requestBody": _body(operation)} if operation.acts and operation.takes else {})
+    if operation.acts and operation.takes:
+        required = any(field.is_required() for field in operation.takes.model_fields.values())
+        content = {"schema": _reference(operation.takes), "example": operation.example}
+        found["requestBody"] = {"required": required, "content": {"application/json": content}}
+    return found
 
 
 def _parameters(operation: Operation) -> Iterable[Json]:
@@ -96,44 +111,19 @@ def _parameters(operation: Operation) -> Iterable[Json]:
     elif operation.takes:
         schema = operation.takes.model_json_schema(ref_template=REF + "{model}")
         for name, form in schema["properties"].items():
-            yield _query_parameter(name, form, required=name in schema.get("required", ()))
+            # A query has no null: what is left out is not there.
+            given = [part for part in form.get("anyOf", ()) if part != {"type": "null"}]
+            yield {
+                "name": name,
+                "in": "query",
+                "required": name in schema.get("required", ()),
+                "description": form.get("description", ""),
+                "schema": given[0] if given else {k: form[k] for k in form.keys() - {"title", "description"}},
+            }
 
 
-def _query_parameter(name: str, form: Json, *, required: bool) -> Json:
-    # A query has no null: what is left out is not there.
-    given = [one for one in form.get("anyOf", ()) if one != {"type": "null"}]
-    schema = given[0] if given else {key: form[key] for key in form.keys() - {"title", "description"}}
-    text = form.get("description", "")
-    return {"name": name, "in": "query", "required": required, "description": text, "schema": schema}
-
-
-def _body(operation: Operation) -> Json:
-    model = operation.takes
-    required = any(field.is_required() for field in model.model_fields.values()) if model else False
-    content = {"schema": _reference(model), "example": operation.example}
-    return {"required": required, "content": {"application/json": content}}
-
-
-def _answers(operation: Operation) -> Json:
-    return {str(status): _answer(status, shape, operation) for status, shape in operation.answers.items()}
-
-
-def _answer(status: int, shape: type[BaseModel], operation: Operation) -> Json:
-    text = " ".join((shape.__doc__ or HTTPStatus(status).phrase).split())
-    answer: Json = {"description": text, "content": {"application/json": {"schema": _reference(shape)}}}
-    if operation.acts:
-        marker = {"description": "`true` on an answer from memory.", "schema": {"const": "true"}}
-        answer["headers"] = {"Idempotent-Replayed": marker}
-    return answer
-
-
-def _problem(status: int) -> Json:
-    content = {"application/problem+json": {"schema": _reference(ProblemView)}}
-    return {"description": HTTPStatus(status).phrase, "content": content}
-
-
-def _reference(model: type[BaseModel] | None) -> Json:
-    return {"$ref": REF + schema_name(model)} if model else {}
+def _reference(model: type[BaseModel]) -> Json:
+    return {"$ref": REF + schema_name(model)}
 
 
 def _schemas(operations: Iterable[Operation]) -> Json:

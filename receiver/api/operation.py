@@ -83,18 +83,14 @@ class Operation:
 def read(operation: Operation, path: Mapping[str, str], request: Request) -> dict[str, Any]:
     """Return the view's arguments. Raises Problem, UnknownEvent, UnknownReplay or UnknownCall."""
     arguments: dict[str, Any] = {name: _READ_PATH[name](text) for name, text in path.items()}
-    query = _read_query(NoQuery if operation.acts else operation.takes or NoQuery, request)
+    for name, given in request.args.lists():
+        if len(given) > 1:
+            raise _invalid(f"the query has {name[:NAME_SHOWN]} {len(given)} times; give it once")
+    model = NoQuery if operation.acts else operation.takes or NoQuery
+    query = _checked(model, request.args.to_dict(), "the query's ")
     if operation.takes:
         arguments["given"] = _read_body(operation.takes, request) if operation.acts else query
     return arguments
-
-
-def _read_query(model: type[BaseModel], request: Request) -> BaseModel:
-    values = dict(request.args.lists())
-    for name, given in values.items():
-        if len(given) > 1:
-            raise _invalid(f"the query has {name[:NAME_SHOWN]} {len(given)} times; give it once")
-    return _checked(model, {name: given[0] for name, given in values.items()}, "the query's ")
 
 
 def _read_body(model: type[BaseModel], request: Request) -> BaseModel:

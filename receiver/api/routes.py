@@ -211,9 +211,8 @@ class Acting:
         event.
         """
         promoted = self._service.promote(event, body_hash, who())
-        answer = models.PromotedView(id=promoted.event, event_id=promoted.event_id, created=promoted.created)
-        place = {"Location": f"{PREFIX}/events/{promoted.event}"}
-        return answer, 201 if promoted.created else 200, place
+        place = {"Location": f"{PREFIX}/events/{promoted.id}"}
+        return promoted, 201 if promoted.created else 200, place
 
     def resolve_call(self, call: UUID, given: requests.ResolveBody) -> Answer:
         """Say what became of a call, or shall, when its event is parked.

@@ -78,20 +78,20 @@ SPAN = 300.0
 # Names and addresses whose tries are remembered; the one tried longest ago goes first.
 ROOM = 10_000
 
-# In five minutes: for one name from one address; from one address for any name; for one name from anywhere,
-# which is many, since whoever uses them up keeps that person out.
+# Tries in five minutes: for one name from one address; from one address for any name; for one name from
+# anywhere. The last is high, since using it up keeps that person out.
 TRIES_OF_BOTH, TRIES_OF_ADDRESS, TRIES_OF_NAME = 5, 20, 50
 
-# Characters; more is no password.
+# Characters; a longer text is not a password.
 PASSWORD_MAX = 1_024
 
-# Sign-ins at once; one more is told to come again. Each holds a thread that deliveries need.
+# Sign-ins at once; further ones get 503. Each holds a thread that deliveries need.
 CROWD = 4
 
 
 class _Sessions(SecureCookieSessionInterface):
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        """Return the visitor's session; none for a delivery, a tenth of whose time it would take."""
+        """Return the visitor's session; None for a delivery, a tenth of whose time that would take."""
         return None if request.path.startswith(DELIVERIES) else super().open_session(app, request)
 
     def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - the request decides
@@ -119,31 +119,10 @@ def set_up_sessions(app: Flask, keys: Sequence[str]) -> None:
     app.session_interface = _Sessions()
 
 
-def begin(user: User) -> None:
-    """Sign a person in, in a new session with a new token."""
-    session.clear()
-    session.permanent = True
-    session["user"], session["mark"] = user.name, user.mark
-    token()
-
-
-def signed_in(users: Iterable[User]) -> User | None:
-    """Return the person signed in; None too if they were removed or have another password now."""
-    user = find_user(users, session.get("user", ""))
-    return user if user and hmac.compare_digest(user.mark, session.get("mark", "")) else None
-
-
 def token() -> str:
     """Return the session's token, made at its first use."""
     found: str = session.setdefault("csrf", secrets.token_urlsafe(24))
     return found
-
-
-def has_token() -> bool:
-    """Whether the request carries its session's token."""
-    given = request.headers.get(TOKEN_HEADER) or request.form.get(TOKEN_FIELD, "")
-    expected = session.get("csrf", "")
-    return bool(expected) and hmac.compare_digest(given.encode(), expected.encode())
 
 
 def guard(views: Blueprint, users: Sequence[User]) -> None:
@@ -171,13 +150,15 @@ def local(place: str | None) -> str:
 
 def _admit(users: Sequence[User]) -> AnyResponse | None:
     request.max_content_length = FORM_MAX
-    g.user = signed_in(users)
-    if request.method not in READS and not has_token():
-        raise Problem(
-            403,
-            "csrf",
-            "This form is too old, or is not ours: nothing was done. Reload the page.",
-        )
+    user = find_user(users, session.get("user", ""))
+    # Signed out, too, is a person who has another password since.
+    g.user = user if user and hmac.compare_digest(user.mark, session.get("mark", "")) else None
+    if request.method not in READS:
+        given = request.headers.get(TOKEN_HEADER) or request.form.get(TOKEN_FIELD, "")
+        expected = session.get("csrf", "")
+        if not expected or not hmac.compare_digest(given.encode(), expected.encode()):
+            detail = "This form is too old, or is not ours: nothing was done. Reload the page."
+            raise Problem(403, "csrf", detail)
     if g.user or request.endpoint in OPEN:
         return None
     if request.method not in READS or request.headers.get("HX-Request") or request.args.get("format"):
@@ -269,7 +250,11 @@ class SigningIn:
             log.warning("A sign-in from %s failed.", request.remote_addr)
             return _form(401, "Name or password is wrong.")
         self._throttle.give_back(tries)
-        begin(user)
+        # A new session with a new token.
+        session.clear()
+        session.permanent = True
+        session["user"], session["mark"] = user.name, user.mark
+        token()
         log.info("%s signed in from %s.", user.name, request.remote_addr)
         return redirect(local(request.form.get("next")))
 

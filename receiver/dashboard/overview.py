@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 # Seconds that an answer is good for at least.
 LIFE_LEAST = 2.0
 
-# It is good for so many times as long as it took: asking may use a twentieth of one connection.
+# It is good for so many times as long as it took, so that a query uses a twentieth of one connection.
 LIFE_SHARE = 20
 
 # Minutes: what the chart and the figures may span.

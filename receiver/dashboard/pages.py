@@ -42,12 +42,11 @@ from receiver.dashboard.presentation import (
 )
 from receiver.ledger.errors import LedgerError, NotAllowed
 from receiver.ledger.filter import EventFilter
-from receiver.ledger.reports.models import EventView
 from receiver.ledger.states import Move, State
 from receiver.payload import UnreadablePayloadError, parse_json
 from receiver.problems import Problem
 from receiver.requests import UUID_FORM, GivenResponse, Which
-from receiver.service import ActionResult, Resolution, Service, StatedResponse, refusal
+from receiver.service import ActionResult, Resolution, Service, StoredResponse, refusal
 
 STATIC = Path(__file__).with_name("static")
 
@@ -194,7 +193,7 @@ class Pages:
         page = self._service.list_events(EventFilter(state=state), limit=QUEUE_PAGE, cursor=cursor)
         states = self._service.pending().states.values()
         counts = {kind: sum(of.get(kind, 0) for of in states) for kind in (State.PARKED, State.DEAD)}
-        items = [self._queue_item(event) for event in page.data]
+        items = [self._story(event.id) for event in page.data]
         return render_template("queue.html", state=state, items=items, counts=counts, next=page.next)
 
     def count(self) -> str:
@@ -273,18 +272,6 @@ class Pages:
             "seen": hashlib.sha256(story.model_dump_json().encode()).hexdigest()[:16],
         }
 
-    def _queue_item(self, event: EventView) -> dict[str, Any]:
-        story = self._service.story(event.id)
-        call = describe.deciding_call(story)
-        return {
-            "event": story.event,
-            "why": describe.why_stuck(story),
-            "attempts": story.attempts[-1:],
-            "call": call,
-            "choices": describe.call_choices(call, datetime.now(UTC)) if call else [],
-            "event_choices": describe.event_choices(story.event),
-        }
-
     def _latest_rejections(self, source: str) -> list[dict[str, Any]] | None:
         try:
             latest = self._service.rejections(source).latest[:REJECTIONS_SHOWN]
@@ -303,9 +290,11 @@ class Actions:
         """Retry, rerun or discard an event that is still in the generation that the page showed."""
         if what not in describe.ACTIONS:
             raise Problem(404, "unknown-action", "There is no such action.")
-        move, generation = Move(what), _generation_shown()
+        move, shown = Move(what), request.form.get("generation", "")
+        if not shown.isascii() or not shown.isdigit() or len(shown) > 9:  # noqa: PLR2004 - below 2**31
+            raise Problem(422, "invalid-request", "The form does not say which generation was seen.")
         done = describe.ACTIONS[move].done
-        return _answer(done, lambda: self._service.act(move, event, who(), generation=generation))
+        return _answer(done, lambda: self._service.act(move, event, who(), generation=int(shown)))
 
     def resolve_call(self, call: UUID) -> AnyResponse | str:
         """Resolve a call."""
@@ -320,7 +309,7 @@ class Actions:
         """Make a conflicting body an event of its own, and go there."""
         promoted = self._service.promote(event, body_hash, who())
         flash("It is an event of its own now." if promoted.created else "It had become this event before.")
-        return redirect(url_for("dashboard.show_event", event=promoted.event))
+        return redirect(url_for("dashboard.show_event", event=promoted.id))
 
     def start(self) -> AnyResponse:
         """Write a bulk operation down, and go to its progress."""
@@ -373,14 +362,7 @@ def _back(said: str, *, right: bool) -> AnyResponse | str:
     return redirect(local(request.form.get("back")))
 
 
-def _generation_shown() -> int:
-    text = request.form.get("generation", "")
-    if not text.isascii() or not text.isdigit() or len(text) > 9:  # noqa: PLR2004 - below 2**31
-        raise Problem(422, "invalid-request", "The form does not say which generation was seen.")
-    return int(text)
-
-
-def _stated_response() -> StatedResponse:
+def _stated_response() -> StoredResponse:
     body = request.form.get("body", "").strip()
     try:
         if body:
@@ -398,7 +380,7 @@ def _stated_response() -> StatedResponse:
 
 def _shared() -> dict[str, Any]:
     return {
-        "asset": _asset_url,
+        "asset": lambda name: url_for("dashboard.asset", name=name, v=_asset_hash(name)),
         "csrf": token,
         "person": g.user.name if g.get("user") else None,
         "said": get_flashed_messages,
@@ -410,10 +392,6 @@ def _shared() -> dict[str, Any]:
 @cache
 def _asset_hash(name: str) -> str:
     return hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
-
-
-def _asset_url(name: str) -> str:
-    return url_for("dashboard.asset", name=name, v=_asset_hash(name))
 
 
 def _asset(name: str) -> Response:

@@ -218,15 +218,12 @@ def pretty(text: str) -> Markup:
     """Return indented JSON with its tokens marked for colours."""
     parts, place = [], 0
     for match in _TOKEN.finditer(text):
-        parts += [escape(text[place : match.start()]), _token(match)]
+        string, colon, word = match[1], match[2] or "", match[3]
+        kind = ("key" if colon else "string") if string else "word" if word else "number"
+        token = Markup('<span class="j-{}">{}</span>{}').format(kind, string or match[0], colon)
+        parts += [escape(text[place : match.start()]), token]
         place = match.end()
     return Markup("").join([*parts, escape(text[place:])])
-
-
-def _token(match: re.Match[str]) -> Markup:
-    string, colon, word = match[1], match[2] or "", match[3]
-    kind = ("key" if colon else "string") if string else "word" if word else "number"
-    return Markup('<span class="j-{}">{}</span>{}').format(kind, string or match[0], colon)
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {

@@ -25,7 +25,7 @@ from receiver.ledger.store import Store
 # How long a view may take. A process that dies inside blocks its key for this long, and no longer.
 LEASE = timedelta(seconds=30)
 
-# Leases that a duplicate waits: the first request's may run out, and then that of another.
+# How many leases a duplicate waits: the first request's may run out, and then that of another duplicate.
 PATIENCE = 2
 
 # Seconds between two looks at a key that another request holds.
@@ -89,10 +89,10 @@ class Engine:
         return guarded
 
     def claimed(self, slot: idempotency_keys.Slot) -> None:
-        """Do nothing, once a key is ours and before its view runs. The sandbox lingers here."""
+        """Do nothing, after a key is claimed and before its view runs. The sandbox waits here."""
 
     def overlaps(self, slot: idempotency_keys.Slot) -> bool:  # noqa: ARG002 - for subclasses
-        """Whether a request may run beside the one that holds its key. Never, but for the sandbox."""
+        """Whether a request may run beside the one that holds its key: never, except in the sandbox."""
         return False
 
     def _slot(self) -> idempotency_keys.Slot | None:
@@ -157,12 +157,16 @@ class Engine:
         return response
 
     def _keep(self, connection: Connection, held: idempotency_keys.Held, response: Response) -> None:
-        stores = self.policy.stores(response.status_code)
-        kept = (
-            idempotency_keys.finish_key(connection, held, _storable(response))
-            if stores
-            else idempotency_keys.drop_key(connection, held)
-        )
+        if self.policy.stores(response.status_code):
+            body = response.get_data()
+            if len(body) > ANSWER_MAX:
+                detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."
+                raise Refusal(500, "answer_too_large", detail)
+            headers = tuple(pair for pair in response.headers.items() if pair[0].lower() in HEADERS_KEPT)
+            answer = idempotency_keys.StoredAnswer(response.status_code, headers, body)
+            kept = idempotency_keys.finish_key(connection, held, answer)
+        else:
+            kept = idempotency_keys.drop_key(connection, held)
         if not kept:
             raise TakenOver
 
@@ -214,12 +218,3 @@ def _run(store: Store, connection: Connection, run: View) -> Response:
     else:
         savepoint.commit()
     return response
-
-
-def _storable(response: Response) -> idempotency_keys.StoredAnswer:
-    body = response.get_data()
-    if len(body) > ANSWER_MAX:
-        detail = f"The answer is longer than {ANSWER_MAX} bytes and cannot be kept; nothing was done."
-        raise Refusal(500, "answer_too_large", detail)
-    kept = tuple((name, value) for name, value in response.headers.items() if name.lower() in HEADERS_KEPT)
-    return idempotency_keys.StoredAnswer(response.status_code, kept, body)

@@ -1,4 +1,4 @@
-"""The ledger, shared by web, worker and command line. Code outside imports a room, never a file in it.
+"""The ledger, shared by web, worker and command line. Code outside imports a package, never a file in it.
 
 tables    event: one row an event, its state, claim, lease and due time; this row is also the outbox
           duplicate, conflict, attempt, action: what came again, what was tried, what people did
@@ -17,5 +17,5 @@ flow      delivery -> intake.record: event `received` -> 200 -> nudge
           sweeper: expired leases and events that are due but not fetched are nudged or claimed again
           a crash at any point leaves a row that one of these finds
 
-Below the rooms: lease, filter, counters, idempotency_keys; tables, store, pool; states, text, errors.
+Shared by these five: lease, filter, counters, idempotency_keys; tables, store, pool; states, text, errors.
 """

@@ -1,4 +1,4 @@
-"""What the ledger counts: totals that only grow, and the minutes that charts and alerts read.
+"""Counters of the ledger: totals that only grow, and counts by the minute for charts and alerts.
 
 `bump` adds to them in the transaction that does what is counted, so that counts stand or fall with it.
 `totals` reads what never goes away; charts and alerts read minutes, and `forget_minutes` deletes old ones. An
@@ -15,11 +15,10 @@ from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import Boolean, Connection, Insert, bindparam, case, delete, func, literal, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.store import MOMENT, Store
-from receiver.ledger.tables import COUNTER, SAMPLE
+from receiver.ledger.tables import COUNTER, SAMPLE, insert_for
 from receiver.ledger.text import clipped, uuid7
 
 # Rows of one counter on PostgreSQL, one for each of so many threads: on a single row, all deliveries of a
@@ -29,7 +28,7 @@ SLOTS = 16
 # The `minute` of a total: a key's columns cannot be null.
 ALL_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Rejections of each source: enough to see who knocks, too few to fill a disk with.
+# Rejections kept of each source: enough to see who sends them, too few to fill a disk.
 SAMPLES_KEPT = 100
 
 # Characters of a rejection's reason.
@@ -90,24 +89,21 @@ def bump(store: Store, connection: Connection, counts: Counts) -> None:
             if kind in MINUTES_KEPT and what != FIRST_SEEN:
                 rows.append(row | {"total": False})
     if rows:
-        connection.execute(_ADD_SQLITE if store.sqlite else _ADD_POSTGRES, rows)
+        connection.execute(store.built(_add), rows)
 
 
-def _add(insert: Any, minute: Any) -> Insert:
-    """Build the upsert of one counter, once: it stands in nearly every transaction."""
+def _add(store: Store) -> Insert:
+    """Build the upsert of one counter; it stands in nearly every transaction."""
     names = ("kind", "name", "what", "slot", "count")
     row: dict[str, Any] = {name: bindparam(name, type_=COUNTER.c[name].type) for name in names}
     total = bindparam("total", type_=Boolean()), literal(ALL_TIME, UTCDateTime())
+    minute: Any = bindparam("under_way", type_=UTCDateTime())
+    if not store.sqlite:
+        minute = func.date_trunc("minute", MOMENT, "UTC", type_=UTCDateTime())
     row["minute"] = case(total, else_=minute)
+    insert = insert_for(store, COUNTER)
     more = {"count": COUNTER.c.count + insert.excluded["count"]}
-    keys = list(COUNTER.primary_key)
-    statement: Insert = insert.values(**row).on_conflict_do_update(index_elements=keys, set_=more)
-    return statement
-
-
-_UNDER_WAY = func.date_trunc("minute", MOMENT, "UTC", type_=UTCDateTime())
-_ADD_POSTGRES = _add(postgresql.insert(COUNTER), _UNDER_WAY)
-_ADD_SQLITE = _add(sqlite.insert(COUNTER), bindparam("under_way", type_=UTCDateTime()))
+    return insert.values(**row).on_conflict_do_update(index_elements=list(COUNTER.primary_key), set_=more)
 
 
 def slot_of(store: Store) -> int:

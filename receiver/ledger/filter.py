@@ -61,10 +61,10 @@ def conditions(store: Store, which: EventFilter) -> Iterable[ColumnElement[bool]
     # Ids begin with their time, so a span of ids bounds what has to be read for a span of time.
     if which.since is not None:
         yield EVENT.c.received_at >= which.since
-        yield EVENT.c.id >= _first_id(which.since, -CLOCK_SLACK - max(store.shift, timedelta(0)))
+        yield EVENT.c.id >= first_id(which.since, -CLOCK_SLACK - max(store.shift, timedelta(0)))
     if which.until is not None:
         yield EVENT.c.received_at < which.until
-        yield EVENT.c.id < _first_id(which.until, CLOCK_SLACK - min(store.shift, timedelta(0)))
+        yield EVENT.c.id < first_id(which.until, CLOCK_SLACK - min(store.shift, timedelta(0)))
 
 
 def sources() -> Select[Any]:
@@ -75,6 +75,7 @@ def sources() -> Select[Any]:
     return select(hop.c.source).where(hop.c.source.is_not(None))
 
 
-def _first_id(at: datetime, moved: timedelta) -> UUID:
+def first_id(at: datetime, moved: timedelta = timedelta(0)) -> UUID:
+    """Return the lowest id that an event of a millisecond can have; `moved` shifts it."""
     milliseconds = int((at.timestamp() + moved.total_seconds()) * 1000)
     return uuid7(max(0, min(milliseconds, ID_TIME_MAX)), 0)

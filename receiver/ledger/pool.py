@@ -1,4 +1,4 @@
-"""Pooled connections: who gets one, whether it still lives, and how the driver's own is lent out."""
+"""Pooled connections: FIFO turns, pings of idle connections, and the driver's own connections on loan."""
 
 import logging
 import threading

@@ -1,7 +1,7 @@
 """The states of events and calls, and the one table of an event's transitions; docs/states.md draws it.
 
-Also what more than one room needs to decide about transitions: what an answer to a call can mean, and the
-bounds of revivals, reopenings and crash loops.
+Also here, because several packages of the ledger decide by them: the outcomes of a send, and the bounds of
+revivals, reopenings and crash loops.
 """
 
 from datetime import timedelta
@@ -41,9 +41,6 @@ class Move(StrEnum):
     RESOLVE = "resolve"
 
 
-# States in which an event enters the ledger; parked where a person must look first.
-FIRST: Final = (State.RECEIVED, State.PARKED)
-
 # States in which an event may be claimed once it is due.
 UNFINISHED: Final = (State.RECEIVED, State.WAITING)
 
@@ -64,7 +61,7 @@ TRANSITIONS: Final[dict[Move, tuple[tuple[State, ...], State]]] = {
     # A release gives the attempt back; an expired lease does not, and counts as a crash: the fifth parks.
     Move.RELEASE: ((State.PROCESSING,), State.WAITING),
     Move.EXPIRE: ((State.PROCESSING,), State.WAITING),
-    # By a delivery, or by a worker that starts.
+    # By a delivery, or by a worker that has a handler now.
     Move.REVIVE: ((State.DEAD,), State.WAITING),
     Move.REOPEN: ((State.IGNORED,), State.WAITING),
     # By a person. A retry keeps the generation and its keys; a rerun starts the next one.
@@ -81,7 +78,7 @@ CRASH_LIMIT = 5
 # A dead event is revived by a new delivery at most this often, or a provider's retries would spin it.
 REVIVAL_PAUSE = timedelta(hours=1)
 
-# How far back a starting worker reopens ignored events that it has a handler for.
+# How far back a worker reopens ignored events that it has a handler for.
 REOPEN_WINDOW = timedelta(hours=24)
 
 

@@ -1,8 +1,8 @@
 """The ledger's tables: the only truth about events, calls and what was counted.
 
-Each model is followed by its table, which is what statements use: the ledger reads and writes rows, not
-objects. Times are UTC, by the ledger's clock (`Store.now`); an event's `created_at` is its provider's. Rows
-that belong to an event are deleted with it.
+Statements use the tables below the models: the ledger reads and writes rows, not objects. Times are UTC, by
+the ledger's clock (`Store.now`); an event's `created_at` is its provider's. Rows that belong to an event are
+deleted with it.
 """
 
 from collections.abc import Iterable
@@ -19,11 +19,6 @@ from receiver.ledger.store import Store
 from receiver.ledger.text import TEXT_MAX
 
 metadata = SQLModel.metadata
-
-
-def _table(model: type[SQLModel]) -> sa.Table:
-    found: sa.Table = model.__table__  # type: ignore[attr-defined]
-    return found
 
 
 def _among(column: str, values: Iterable[str]) -> str:
@@ -109,9 +104,6 @@ class EventRow(SQLModel, table=True):
     content_type: str | None = Field(default=None, max_length=TEXT_MAX)
 
 
-EVENT = _table(EventRow)
-
-
 class DuplicateRow(SQLModel, table=True):
     """One of an event's last 20 duplicates: a ring of slots, so that a storm cannot grow it."""
 
@@ -121,9 +113,6 @@ class DuplicateRow(SQLModel, table=True):
     slot: int = Field(primary_key=True)
     at: datetime
     address: str | None = Field(default=None, max_length=TEXT_MAX)
-
-
-DUPLICATE = _table(DuplicateRow)
 
 
 class ConflictRow(SQLModel, table=True):
@@ -138,9 +127,6 @@ class ConflictRow(SQLModel, table=True):
     headers: str = Field(sa_type=sa.Text)
     content_type: str | None = Field(default=None, max_length=TEXT_MAX)
     promoted_to: UUID | None = None
-
-
-CONFLICT = _table(ConflictRow)
 
 
 class AttemptRow(SQLModel, table=True):
@@ -160,9 +146,6 @@ class AttemptRow(SQLModel, table=True):
     worker: str = Field(max_length=TEXT_MAX)
 
 
-ATTEMPT = _table(AttemptRow)
-
-
 class ActionRow(SQLModel, table=True):
     """What a person or a rule did to an event: who, what, when."""
 
@@ -176,9 +159,6 @@ class ActionRow(SQLModel, table=True):
     who: str = Field(max_length=TEXT_MAX)
     was: str = Field(max_length=16)
     call: UUID | None = None
-
-
-ACTION = _table(ActionRow)
 
 
 class CallRow(SQLModel, table=True):
@@ -239,9 +219,6 @@ class CallRow(SQLModel, table=True):
     answer: bytes | None = None
 
 
-CALL = _table(CallRow)
-
-
 class SendRow(SQLModel, table=True):
     """One time that a call's request went out; `open` until its own definite answer, or the call's."""
 
@@ -261,9 +238,6 @@ class SendRow(SQLModel, table=True):
     reason: str | None = Field(default=None, sa_type=sa.Text)
 
 
-SEND = _table(SendRow)
-
-
 class ValueRow(SQLModel, table=True):
     """A value that a handler computed once for a generation, as JSON."""
 
@@ -274,9 +248,6 @@ class ValueRow(SQLModel, table=True):
     step: str = Field(primary_key=True, max_length=TEXT_MAX)
     at: datetime
     value: str = Field(sa_type=sa.Text)
-
-
-VALUE = _table(ValueRow)
 
 
 class ReplayRow(SQLModel, table=True):
@@ -293,9 +264,6 @@ class ReplayRow(SQLModel, table=True):
     finished_at: datetime | None = None
 
 
-REPLAY = _table(ReplayRow)
-
-
 class ReplayStepRow(SQLModel, table=True):
     """One event of a bulk run with the generation it was seen in; done at most once."""
 
@@ -308,9 +276,6 @@ class ReplayStepRow(SQLModel, table=True):
     outcome: str | None = Field(default=None, max_length=16)
 
 
-REPLAY_STEP = _table(ReplayStepRow)
-
-
 class WorkerRow(SQLModel, table=True):
     """A worker process and its latest sign of life."""
 
@@ -319,9 +284,6 @@ class WorkerRow(SQLModel, table=True):
     name: str = Field(primary_key=True, max_length=TEXT_MAX)
     started_at: datetime
     seen_at: datetime
-
-
-WORKER = _table(WorkerRow)
 
 
 class SampleRow(SQLModel, table=True):
@@ -334,9 +296,6 @@ class SampleRow(SQLModel, table=True):
     reason: str = Field(max_length=64)
     at: datetime
     address: str | None = Field(default=None, max_length=TEXT_MAX)
-
-
-SAMPLE = _table(SampleRow)
 
 
 class CounterRow(SQLModel, table=True):
@@ -353,9 +312,6 @@ class CounterRow(SQLModel, table=True):
     count: int = Field(sa_type=sa.BigInteger)
 
 
-COUNTER = _table(CounterRow)
-
-
 class AlertRow(SQLModel, table=True):
     """The latest alert about one subject: the row decides which worker sends the next, and when."""
 
@@ -369,9 +325,6 @@ class AlertRow(SQLModel, table=True):
     told_at: datetime | None = None
     taken_until: datetime | None = None
     """While a worker sends, until when nobody else does."""
-
-
-ALERT = _table(AlertRow)
 
 
 class KeyRow(SQLModel, table=True):
@@ -401,6 +354,25 @@ class KeyRow(SQLModel, table=True):
     body: bytes | None = None
 
 
+def _table(model: type[SQLModel]) -> sa.Table:
+    found: sa.Table = model.__table__  # type: ignore[attr-defined]
+    return found
+
+
+EVENT = _table(EventRow)
+DUPLICATE = _table(DuplicateRow)
+CONFLICT = _table(ConflictRow)
+ATTEMPT = _table(AttemptRow)
+ACTION = _table(ActionRow)
+CALL = _table(CallRow)
+SEND = _table(SendRow)
+VALUE = _table(ValueRow)
+REPLAY = _table(ReplayRow)
+REPLAY_STEP = _table(ReplayStepRow)
+WORKER = _table(WorkerRow)
+SAMPLE = _table(SampleRow)
+COUNTER = _table(CounterRow)
+ALERT = _table(AlertRow)
 KEY = _table(KeyRow)
 
 

@@ -154,11 +154,11 @@ class Control:
 
     def effects(self) -> Response:
         """GET /_effects: what really happened."""
-        return jsonify(effects=storage.effects(self._store))
+        return jsonify(effects=storage.journal(self._store, storage.EFFECT))
 
     def requests(self) -> Response:
         """GET /_requests: what was asked; `status` is null where no response was sent."""
-        return jsonify(requests=storage.requests(self._store))
+        return jsonify(requests=storage.journal(self._store, storage.REQUEST))
 
     def faults(self) -> Response:
         """GET /_faults: what is armed."""

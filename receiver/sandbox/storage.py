@@ -1,7 +1,7 @@
 """What the sandbox keeps, in a database of its own: effects, requests and the APIs' resources.
 
-There are no migrations: its rows are worth nothing tomorrow. The journal functions (`note_...`, `effects`,
-`requests`) write down what was asked and what really happened; a `Desk` is what a view works with.
+There are no migrations: its rows are worth nothing tomorrow. The journal functions (`note_...`, `journal`)
+write down what was asked and what really happened; a `Desk` is what a view works with.
 """
 
 import json
@@ -111,17 +111,8 @@ def _journal_row(store: Store, api: str, request: Request, key: str | None, body
     }
 
 
-def effects(store: Store) -> list[Fields]:
-    """Return every effect, the first one first, ready for JSON."""
-    return _journal(store, EFFECT)
-
-
-def requests(store: Store) -> list[Fields]:
-    """Return every request, the first one first, ready for JSON."""
-    return _journal(store, REQUEST)
-
-
-def _journal(store: Store, table: sa.Table) -> list[Fields]:
+def journal(store: Store, table: sa.Table) -> list[Fields]:
+    """Return every row of EFFECT or REQUEST, the first one first, ready for JSON."""
     columns = [column for column in table.c if column.name != "number"]
     with store.read() as connection:
         rows = connection.execute(sa.select(*columns).order_by(table.c.number)).mappings().all()

@@ -15,26 +15,23 @@ _ISO = re.compile(
 
 
 def parse_time(text: str, unit: str) -> float | None:
-    """Read a time into Unix seconds, or None; an ISO time without a zone is UTC."""
+    """Read a time into Unix seconds, or None.
+
+    An ISO time without a zone is UTC; its digits finer than microseconds are cut.
+    """
     if unit == "iso8601":
-        moment = parse_iso(text)
-        return moment.timestamp() if moment else None
+        match = _ISO.fullmatch(text)
+        if match is None:
+            return None
+        whole, fraction, _, hours, minutes = match.groups()
+        micros, offset = (fraction or "").ljust(6, "0"), f"{hours}:{minutes}" if hours else "+00:00"
+        try:
+            return datetime.fromisoformat(f"{whole}.{micros}{offset}").astimezone(UTC).timestamp()
+        except (ValueError, OverflowError):
+            return None
     if not _NUMBER.fullmatch(text):
         return None
     return int(text) / 1_000 if unit == "ms" else float(text)
-
-
-def parse_iso(text: str) -> datetime | None:
-    """Read an ISO 8601 time into UTC, or None; digits finer than microseconds are cut."""
-    match = _ISO.fullmatch(text)
-    if match is None:
-        return None
-    whole, fraction, _, hours, minutes = match.groups()
-    offset = f"{hours}:{minutes}" if hours else "+00:00"
-    try:
-        return datetime.fromisoformat(f"{whole}.{(fraction or '').ljust(6, '0')}{offset}").astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
 
 
 def format_time(now: float, unit: str) -> str:

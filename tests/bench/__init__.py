@@ -1,1 +1,1 @@
-"""`make bench`: every contestant in turn, in one run; ratios count, absolute figures are noise."""
+"""`make bench`: all contestants in one run. Ratios count; absolute figures vary with the machine."""

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from config.settings import load_settings
+from receiver.ledger.store import Store
 from tests.bench import report
 from tests.bench.accept import STORM, measure, new_ids
 from tests.bench.burst import burst
@@ -60,11 +61,11 @@ class Bench:
         self.found |= {"settings": self.settings(), "versions": versions()}
 
     def settings(self) -> dict[str, str]:
-        """Read back what the services run with."""
+        """Read the settings back from the running services."""
         url = self.databases.fresh("postgres")
         names = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_connections")
         found = {f"PostgreSQL {name}": str(Ledger(url).rows(f"SHOW {name}")[0][name]) for name in names}
-        lite = report.store(driver_url(self.databases.migrated("sqlite")))
+        lite = Store(driver_url(self.databases.migrated("sqlite")))
         with lite.read() as connection:
             for name in ("journal_mode", "synchronous"):
                 found[f"SQLite {name}"] = str(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
@@ -76,7 +77,7 @@ class Bench:
         return found | {"processes of the server": str(ours.web_concurrency), "cores": str(os.cpu_count())}
 
     def start(self, contestant: Contestant) -> Contestant:
-        """Keep a contestant until the end of its part."""
+        """Stop this contestant when its part ends."""
         self.contestants.callback(contestant.stop)
         return contestant
 
@@ -118,7 +119,7 @@ class Bench:
         self.found["storm"] = measure(contestants, ("storm",), connections=(64,), **options)
 
     def drain(self) -> None:
-        """Compare an empty handler with plain Celery tasks; then one call each."""
+        """Compare empty handlers with plain Celery tasks, then measure handlers with one call."""
         count = 4_000 if self.quick else 20_000
         place = self.folder / "drain"
         place.mkdir()
@@ -136,16 +137,16 @@ class Bench:
         self.found["plain idle"] = celery_latencies(place, self.broker, count)
 
     def growth(self) -> None:
-        """Measure recording with ever more rows."""
+        """Measure recording at growing numbers of rows."""
         sizes = (1_000, 100_000) if self.quick else (1_000, 100_000, 1_000_000)
         self.found["growth"] = []
         for kind in ("postgres", "sqlite"):
-            store = report.store(driver_url(self.databases.migrated(kind)))
+            store = Store(driver_url(self.databases.migrated(kind)))
             self.found["growth"] += grow(store, kind, sizes)
             store.close()
 
     def profile(self) -> None:
-        """Measure where one delivery's time goes."""
+        """Measure the processor time of each stage of one delivery."""
         self.found["profile"] = profile(self.deployed("postgres"), self.folder)
 
     def burst(self) -> None:
@@ -154,25 +155,25 @@ class Bench:
 
     @property
     def lengths(self) -> dict[str, Any]:
-        """How long each measurement lasts, and how often it is repeated."""
+        """Seconds of each measurement, and its repetitions."""
         return {"rounds": 2, "seconds": 2.0} if self.quick else {"rounds": 3, "seconds": 3.0}
 
 
 def versions() -> dict[str, str]:
-    """Return what was measured with."""
+    """Return the versions of Python, the libraries and wrk."""
     names = ("flask", "granian", "gunicorn", "sqlalchemy", "psycopg", "celery", "dbos")
     found = {name: version(name) for name in names if find_spec(name)}
     return found | {"Python": platform.python_version(), "wrk": version_of(["wrk", "-v"])}
 
 
 def say(line: str) -> None:
-    """Print a line at once: this takes minutes."""
+    """Print a line at once: a run takes minutes."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def main() -> int:
-    """Run the parts that were asked for; return 2 when the load generator is missing."""
+    """Run the chosen parts; return 2 if the load generator is missing."""
     parser = argparse.ArgumentParser(prog="make bench", description="Measure Firstseen beside others.")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"default: all of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="short rounds, to see that it works")
@@ -187,7 +188,7 @@ def main() -> int:
         say(report.settings(bench.found))
         for part in chosen.parts or PARTS:
             say(f"== {part}")
-            # One part's workers would hear the nudges of the next.
+            # Otherwise the workers of one part would receive the nudges of the next.
             with ExitStack() as bench.contestants:
                 getattr(bench, part)()
             say(report.part(part, bench.found))

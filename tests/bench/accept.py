@@ -1,4 +1,4 @@
-"""*Accept*: how many deliveries a second are answered, all contestants in turn."""
+"""*Accept*: deliveries answered per second, contestants in turn."""
 
 import statistics
 import uuid
@@ -11,15 +11,15 @@ from tests.bench.contestants import Contestant
 from tests.bench.load import Result, run_wrk, write_deliveries
 
 RATE_MAX = 12_000
-"""Deliveries prepared for each second, more than any contestant takes: none comes twice by accident."""
+"""Deliveries prepared per second: more than any contestant takes, so that none is sent twice by accident."""
 
 STORM = 20
-"""Events of a storm: all of its deliveries are duplicates of these."""
+"""Events of a storm; all of its deliveries are duplicates of these."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of all rounds for one contestant, workload and number of connections."""
+    """The medians of all rounds for one contestant, workload and number of connections."""
 
     contestant: str
     workload: str
@@ -31,7 +31,7 @@ class Figure:
 
 
 def new_ids(count: int) -> list[str]:
-    """Return ids that nobody has seen."""
+    """Return ids of new events."""
     run = uuid.uuid4().hex[:12]
     return [f"evt_{run}{number:08x}" for number in range(count)]
 
@@ -42,7 +42,7 @@ def all_new(seconds: float) -> list[str]:
 
 
 def half_duplicates(seconds: float) -> list[str]:
-    """Return each event twice, the second soon after the first."""
+    """Return each event twice, the second time 100 deliveries later."""
     ids = new_ids(int(RATE_MAX * seconds / 2))
     lag = 100
     pairs = zip(ids[lag:] + ids[:lag], ids, strict=True)
@@ -59,22 +59,22 @@ def measure(
     connections: Sequence[int],
     storm: Sequence[str] = (),
 ) -> list[Figure]:
-    """Load each contestant in each round, in turn, so that a machine that drifts drifts for all."""
+    """Load each contestant in turn in each round, so that a drift of the machine affects all of them."""
     made = {"all first-seen": all_new, "half duplicates": half_duplicates}
     results: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
     contestants = list(contestants)
-    for one in contestants:
-        # What is loaded at the first request is not what is measured.
+    for contestant in contestants:
+        # Warm up: loading at the first request is not measured.
         warm = list(storm) or new_ids(RATE_MAX)
-        run_wrk(one.url, write_deliveries(folder / "deliveries.txt", warm), connections=16, seconds=1)
+        run_wrk(contestant.url, write_deliveries(folder / "deliveries.txt", warm), connections=16, seconds=1)
     for _ in range(rounds):
         for workload in workloads:
             for count in connections:
-                for one in contestants:
+                for contestant in contestants:
                     ids = list(storm) if workload == "storm" else made[workload](seconds)
                     file = write_deliveries(folder / "deliveries.txt", ids)
-                    done = run_wrk(one.url, file, connections=count, seconds=seconds)
-                    results[one.name, workload, count].append(done)
+                    done = run_wrk(contestant.url, file, connections=count, seconds=seconds)
+                    results[contestant.name, workload, count].append(done)
     return [_figure(*key, found) for key, found in results.items()]
 
 

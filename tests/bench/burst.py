@@ -12,12 +12,12 @@ from tests.services.valkey import Valkey
 
 DELIVERIES, CONNECTIONS = 5_000, 500
 LONGEST = 30.0
-"""Seconds that wrk runs in any case: it rests when all are answered, and does not end sooner."""
+"""Seconds that wrk runs: it idles once all deliveries are answered, and does not end earlier."""
 
 
 @dataclass(frozen=True)
 class Burst:
-    """Answers that were not 200, the slowest in seconds, web's megabytes, and rows."""
+    """Responses other than 200, the slowest one in seconds, web's memory in megabytes, and recorded rows."""
 
     bad: int
     slowest: float
@@ -26,7 +26,7 @@ class Burst:
 
 
 def burst(folder: Path, databases: Databases, broker: Valkey) -> Burst:
-    """Send them and say what happened."""
+    """Send the burst and measure it."""
     deployment = deploy(folder / "burst", databases, broker, "postgres")
     try:
         web = deployment.start_web()[0]

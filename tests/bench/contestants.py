@@ -1,4 +1,4 @@
-"""The contestants: each served by the same server with the same threads, on loopback."""
+"""The contestants: each is served by the same server with the same number of threads, on loopback."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.handlers import Handlers
@@ -19,7 +20,7 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import free_port, wait_until
 
 THREADS = 16
-"""Threads of every web process, and of every worker's pool: Firstseen's default."""
+"""Threads of each web process and of each worker's pool: Firstseen's default."""
 
 ENDPOINT = "/webhooks/stripe"
 EMPTY = '''"""Do nothing, as fast as that can be done."""
@@ -45,7 +46,7 @@ def one_call(event, calls):
 
 @dataclass
 class Contestant:
-    """A running contestant: where it takes deliveries, and how it is stopped."""
+    """A running contestant: the URL that takes its deliveries, and how to stop it."""
 
     name: str
     url: str
@@ -60,7 +61,7 @@ class Contestant:
 def rss(process: Process) -> float:
     """Return the resident megabytes of the largest process of a family."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    return max(one.memory_info().rss for one in family) / 2**20
+    return max(member.memory_info().rss for member in family) / 2**20
 
 
 def serve_app(folder: Path, name: str, server: str = "granian", **env: str) -> Contestant:
@@ -77,8 +78,7 @@ def serve_app(folder: Path, name: str, server: str = "granian", **env: str) -> C
             f"{target}()",
         ],
     }
-    checkout = str(Path(__file__).parents[2])
-    environ = clean_environment(PYTHONPATH=checkout, PYTHONUNBUFFERED="1", **env)
+    environ = clean_environment(PYTHONPATH=str(CHECKOUT), PYTHONUNBUFFERED="1", **env)
     log = folder / f"{name}-{server}.log"
     process = Process(name, [sys.executable, *lines[server]], log=log, env=environ, cwd=folder)
     made = Contestant(name, f"http://127.0.0.1:{port}{ENDPOINT}", [process], process.kill)
@@ -95,14 +95,14 @@ def _listens(port: int) -> bool:
 
 
 def serve_naive(folder: Path, databases: Databases, broker: Valkey) -> Contestant:
-    """Serve what one writes in an afternoon."""
+    """Serve the receiver written in an afternoon."""
     url = driver_url(databases.fresh("postgres"))
     env = {"BENCH_DATABASE": url, "BENCH_BROKER": broker.url, "BENCH_SECRET": STRIPE_SECRET}
     return serve_app(folder, "naive", **env)
 
 
 def serve_dbos(folder: Path, databases: Databases) -> Contestant:
-    """Serve Flask with DBOS and its documented recipe for webhooks."""
+    """Serve Flask with DBOS."""
     url = databases.fresh("postgres").replace("postgres://", "postgresql://")
     return serve_app(folder, "durable", BENCH_DATABASE=url, BENCH_SECRET=STRIPE_SECRET)
 
@@ -110,7 +110,7 @@ def serve_dbos(folder: Path, databases: Databases) -> Contestant:
 def deploy(
     folder: Path, databases: Databases, broker: Valkey, kind: str, code: str = EMPTY, **env: str
 ) -> Deployment:
-    """Deploy Firstseen as it is by default, on a database of its own; nothing runs yet."""
+    """Deploy Firstseen with its defaults on a database of its own, without starting it."""
     folder.mkdir(parents=True, exist_ok=True)
     handlers = Handlers(folder / "handlers", code=code)
     return Deployment(folder, databases.migrated(kind), broker.url, handlers=handlers, env=env)
@@ -123,6 +123,6 @@ def serve_firstseen(deployment: Deployment, name: str) -> Contestant:
 
 
 def version_of(argv: list[str]) -> str:
-    """Return the first line that a program says of its version."""
-    said = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
-    return next(iter((said.stdout + said.stderr).splitlines()), "unknown")
+    """Return the first line of a program's version output."""
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
+    return next(iter((ended.stdout + ended.stderr).splitlines()), "unknown")

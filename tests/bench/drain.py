@@ -1,4 +1,4 @@
-"""*Drain*: how fast a backlog empties, and how soon a lone event's handler starts."""
+"""*Drain*: throughput on a backlog, and latency of a single event's handler."""
 
 import sys
 import time
@@ -16,6 +16,7 @@ from receiver.ledger.intake import Delivery, record
 from receiver.ledger.store import Store
 from tests.bench.accept import new_ids
 from tests.bench.contestants import EMPTY, THREADS, deploy, rss
+from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -25,13 +26,13 @@ from tests.services.waiting import free_port, wait_until
 
 BATCH = 500
 POLL, PATIENCE = 0.5, 900.0
-"""Seconds between two looks, and until there are no more: to look costs processor time too."""
+"""Seconds between two polls, which cost processor time too, and until the last one."""
 
 PAUSE = 0.1
 """Seconds between two events of an idle system."""
 
 CALL_TIME = 0.02
-"""Seconds that one call takes there."""
+"""Seconds that the API takes for one call."""
 
 APIS = """[slow]
 base_url = "http://127.0.0.1:{port}"
@@ -43,9 +44,9 @@ max_connections = {threads}
 
 @dataclass(frozen=True)
 class Drained:
-    """How many were done a second, and the processor seconds that the worker spent on each.
+    """Events per second, and the worker's processor seconds per event.
 
-    `pool` is the rate at which its threads could wait for nothing but the call.
+    `pool` is the rate if its threads only waited for the call.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Drained:
 
 
 def fill(deployment: Deployment, count: int) -> None:
-    """Record this many events, as web does, without a nudge."""
+    """Record this many events as web does, without nudging."""
     store = Store(driver_url(deployment.database_url))
     ids = new_ids(count)
     for start in range(0, count, BATCH):
@@ -68,7 +69,7 @@ def fill(deployment: Deployment, count: int) -> None:
 
 
 def drain_firstseen(folder: Path, databases: Databases, broker: Valkey, count: int, code: str) -> Drained:
-    """Let one worker empty a backlog of accepted events, woken as web wakes it."""
+    """Let one worker drain a backlog of recorded events."""
     with slow_api() as port:
         (folder / "apis.toml").write_text(APIS.format(port=port, threads=THREADS))
         env = {"FIRSTSEEN_APIS": str(folder / "apis.toml"), "SLOW_KEY": "bench"}
@@ -79,9 +80,9 @@ def drain_firstseen(folder: Path, databases: Databases, broker: Valkey, count: i
             ledger = Ledger(deployment.database_url)
             begun = time.monotonic()
             worker = deployment.start_worker()[0]
-            await_(lambda: ledger.states()["done"] > 0)
+            poll_until(lambda: ledger.states()["done"] > 0)
             begun, already, used = time.monotonic(), ledger.states()["done"], cpu_of(worker)
-            await_(lambda: ledger.states()["done"] >= count)
+            poll_until(lambda: ledger.states()["done"] >= count)
             took, drained = time.monotonic() - begun, count - already
             return Drained(name, drained / took, (cpu_of(worker) - used) / drained)
         finally:
@@ -89,14 +90,14 @@ def drain_firstseen(folder: Path, databases: Databases, broker: Valkey, count: i
 
 
 def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
-    """Let a plain Celery worker with the same pool empty a queue of tasks that do nothing."""
+    """Let a plain Celery worker with the same pool drain a queue of empty tasks."""
     app = Celery("plain", broker=broker.url)
     for number in range(count):
         app.send_task("plain.nothing", (f"evt_{number}",), ignore_result=True)
     with plain_worker(folder, broker) as process:
-        await_(lambda: broker.queue_length("celery") < count)
+        poll_until(lambda: broker.queue_length("celery") < count)
         begun, already, used = time.monotonic(), count - broker.queue_length("celery"), cpu_of(process)
-        await_(lambda: broker.queue_length("celery") == 0)
+        poll_until(lambda: broker.queue_length("celery") == 0)
         took, drained = time.monotonic() - begun, count - already
         return Drained("plain Celery tasks", drained / took, (cpu_of(process) - used) / drained)
 
@@ -104,9 +105,8 @@ def drain_celery(folder: Path, broker: Valkey, count: int) -> Drained:
 @contextmanager
 def plain_worker(folder: Path, broker: Valkey) -> Iterator[Process]:
     """Run a plain Celery worker with Firstseen's pool."""
-    checkout = str(Path(__file__).parents[2])
-    told = {"BENCH_BROKER": broker.url, "BENCH_TIMES": str(folder / "times.txt")}
-    env = clean_environment(PYTHONPATH=checkout, **told)
+    settings = {"BENCH_BROKER": broker.url, "BENCH_TIMES": str(folder / "times.txt")}
+    env = clean_environment(PYTHONPATH=str(CHECKOUT), **settings)
     argv = ["-m", "celery", "-A", "tests.bench.apps.plain", "worker", "--pool", "threads"]
     command = [sys.executable, *argv, "--concurrency", str(THREADS), "--loglevel", "ERROR"]
     process = Process("celery", command, log=folder / "celery.log", env=env, cwd=folder)
@@ -117,17 +117,17 @@ def plain_worker(folder: Path, broker: Valkey) -> Iterator[Process]:
 
 
 def celery_latencies(folder: Path, broker: Valkey, count: int) -> list[float]:
-    """Return milliseconds from the sending of a plain task to its start, one at a time."""
+    """Return milliseconds from the sending of a plain task to its start, one task at a time."""
     times, app = folder / "times.txt", Celery("plain", broker=broker.url)
     times.touch()
     with plain_worker(folder, broker):
-        # The first one waits for the worker to boot, and is not counted.
+        # The first task waits for the worker to start, and is not counted.
         for number in range(count + 1):
             app.send_task("plain.timed", (time.time(),), ignore_result=True)
             if number == 0:
-                await_(lambda: _lines(times))
+                poll_until(lambda: _lines(times))
             time.sleep(PAUSE)
-        await_(lambda: len(_lines(times)) > count)
+        poll_until(lambda: len(_lines(times)) > count)
         return [float(line) for line in _lines(times)[1:]]
 
 
@@ -138,7 +138,7 @@ def _lines(file: Path) -> list[str]:
 def latencies(
     folder: Path, databases: Databases, broker: Valkey, count: int
 ) -> tuple[list[float], float, float]:
-    """Return milliseconds from commit to handler start, one event at a time; and both sides' memory."""
+    """Return milliseconds from commit to handler start, one event at a time, and both sides' memory."""
     deployment = deploy(folder / "idle", databases, broker, "postgres")
     try:
         deployment.start()
@@ -149,7 +149,7 @@ def latencies(
         for number in range(count):
             deployment.deliver(f"evt_idle_{number}")
             time.sleep(PAUSE)
-        await_(lambda: ledger.states()["done"] > count)
+        poll_until(lambda: ledger.states()["done"] > count)
         query = """SELECT extract(epoch FROM a.started_at - e.received_at) * 1000 AS ms
             FROM attempt a JOIN event e ON e.id = a.event WHERE e.event_id LIKE 'evt_idle_%'"""
         return [float(row["ms"]) for row in ledger.rows(query)], web, worker
@@ -157,19 +157,19 @@ def latencies(
         deployment.stop()
 
 
-def await_(predicate: Callable[[], object]) -> None:
-    """Look now and then whether something is so."""
+def poll_until(predicate: Callable[[], object]) -> None:
+    """Wait until `predicate` is true, with few polls, because each costs processor time."""
     deadline = time.monotonic() + PATIENCE
     while not predicate():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"It is not so after {PATIENCE:.0f} s.")
+            raise TimeoutError(f"The condition is not true after {PATIENCE:.0f} s.")
         time.sleep(POLL)
 
 
 def cpu_of(process: Process) -> float:
-    """Return the processor seconds that a family has used."""
+    """Return the processor seconds that a family of processes has used."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    return sum(one.cpu_times().user + one.cpu_times().system for one in family)
+    return sum(member.cpu_times().user + member.cpu_times().system for member in family)
 
 
 class _Slow(BaseHTTPRequestHandler):
@@ -189,7 +189,7 @@ class _Slow(BaseHTTPRequestHandler):
 
 @contextmanager
 def slow_api() -> Iterator[int]:
-    """Serve an API whose every answer takes 20 ms; give its port."""
+    """Serve an API whose responses take 20 ms; yield its port."""
     port = free_port()
     server = ThreadingHTTPServer(("127.0.0.1", port), _Slow)
     Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""*Growth*: the speed of recording with a thousand, a hundred thousand and a million rows."""
+"""*Growth*: recording speed at a thousand, a hundred thousand and a million rows."""
 
 import statistics
 import time
@@ -18,7 +18,7 @@ BATCH, REPEATS = 16, 40
 
 @dataclass(frozen=True)
 class Grown:
-    """Microseconds that one delivery takes in a batch of 16, by the number of rows that are there."""
+    """Microseconds per delivery in a batch of 16, at this number of rows."""
 
     kind: str
     rows: int
@@ -27,7 +27,7 @@ class Grown:
 
 
 def grow(store: Store, kind: str, sizes: tuple[int, ...]) -> list[Grown]:
-    """Fill a ledger step by step and measure after each."""
+    """Fill a ledger in steps and measure after each."""
     found, there = [], 0
     for size in sizes:
         _fill(store, there, size)
@@ -37,7 +37,7 @@ def grow(store: Store, kind: str, sizes: tuple[int, ...]) -> list[Grown]:
 
 
 def _fill(store: Store, start: int, end: int) -> None:
-    """Copy one done event many times, its ids as random and as sorted as real ones."""
+    """Copy one done event many times; the copies' ids are as random and as sorted as real ones."""
     if start == 0:
         record(store, [Delivery("stripe", "evt_model", "invoice.paid", b"{}" * 400)])
     some_id = "lower(hex(randomblob(16)))" if store.sqlite else "gen_random_uuid()"
@@ -61,7 +61,7 @@ def _speed(store: Store) -> tuple[float, float]:
     new, duplicate = [], []
     for _ in range(REPEATS):
         ids = new_ids(BATCH)
-        batch = [Delivery("stripe", one, "invoice.paid", one.encode() * 40) for one in ids]
+        batch = [Delivery("stripe", event_id, "invoice.paid", event_id.encode() * 40) for event_id in ids]
         new.append(_timed(record_first_seen, store, batch))
         duplicate.append(_timed(record, store, batch))
     return statistics.median(new), statistics.median(duplicate)

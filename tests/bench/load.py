@@ -1,4 +1,4 @@
-"""The load: files of signed deliveries, and wrk that sends them over loopback."""
+"""The load: files of signed deliveries, and wrk to send them over loopback."""
 
 import json
 import shutil
@@ -12,14 +12,14 @@ from tests.services.signing import stripe_event, stripe_headers
 SCRIPT = Path(__file__).with_name("deliver.lua")
 FILLER = "A line of an invoice, so that a body has the usual kilobyte. " * 12
 CREATED = 1_780_000_000
-"""Of every event: one id has one body, or its duplicates would be conflicts."""
+"""`created` of every event: with another body, duplicates of an id would be conflicts."""
 
 MISSING = "wrk is not installed: `apt-get install wrk`, and run `make bench` again."
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of the load measured; latencies are in milliseconds."""
+    """The measurements of one run; latencies are in milliseconds."""
 
     requests: int
     seconds: float
@@ -36,12 +36,12 @@ class Result:
 
 
 def has_wrk() -> bool:
-    """Say whether the load generator is there."""
+    """Return whether the load generator is installed."""
     return shutil.which("wrk") is not None
 
 
 def write_deliveries(file: Path, ids: list[str]) -> Path:
-    """Write one delivery a line, signed now, in the order of the ids."""
+    """Write one signed delivery per line, in the order of the ids."""
     event = stripe_event("evt_placeholder", note=FILLER) | {"created": CREATED}
     template = json.dumps(event, separators=(",", ":"))
     at = time.time()
@@ -63,7 +63,7 @@ def read_deliveries(file: Path) -> list[tuple[bytes, dict[str, str]]]:
 
 
 def run_wrk(url: str, deliveries: Path, *, connections: int, seconds: float, once: bool = False) -> Result:
-    """Send the deliveries for so long, or until all are answered, and return what was measured."""
+    """Send the deliveries for this many seconds, or until all are answered, and return the measurements."""
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(SCRIPT), url]
     argv += ["--", str(deliveries), *(["once"] if once else [])]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
-"""*Profile*: where one delivery's processor time goes, in one thread, beside the bare view's.
+"""*Profile*: processor time of each stage of one delivery, in one thread, beside the bare view's.
 
-The ledger's part is measured apart, sixteen deliveries together, as they meet under load: a thread that has
-waited for the database finds its caches cold, and everything seems slower than it is when nobody waits.
+The ledger's part is measured separately, on sixteen deliveries in one batch, as under load: a thread that has
+waited for the database finds its caches cold, and then every stage seems slower than it is.
 """
 
 import io
@@ -47,12 +47,12 @@ TOGETHER = 16
 
 
 def profile(deployment: Deployment, folder: Path) -> dict[str, float]:
-    """Return microseconds of processor time by stage; the bare view's whole time is `bare`."""
+    """Return microseconds of processor time by stage; `bare` is the whole time of the bare view."""
     deliveries = read_deliveries(write_deliveries(folder / "profile.txt", new_ids(COUNT)))
     spent: dict[str, list[float]] = defaultdict(list)
     with ExitStack() as patches, Path(os.devnull).open("w") as nowhere:
         patches.enter_context(patch.dict(os.environ, deployment.env))
-        # Logging finds its stream when the application is built.
+        # Logging takes its stream when the application is built.
         patches.enter_context(patch.object(sys, "stderr", nowhere))
         for stage, places in STAGES.items():
             for owner, name in places:
@@ -70,11 +70,13 @@ def _recorded(_recorder: Recorder, deliveries: Sequence[Delivery]) -> list[Verdi
 
 
 def _ledger(deployment: Deployment) -> float:
-    """Return the microseconds of one delivery among sixteen that share a commit."""
+    """Return microseconds per delivery when sixteen share a commit."""
     store, times = Store(driver_url(deployment.database_url)), []
     for _ in range(TOGETHER):
         ids = new_ids(TOGETHER)
-        batch = [Delivery("stripe", one, "invoice.paid", b"x" * 1024, address="127.0.0.1") for one in ids]
+        batch = [
+            Delivery("stripe", event_id, "invoice.paid", b"x" * 1024, address="127.0.0.1") for event_id in ids
+        ]
         begun = time.thread_time()
         record_first_seen(store, batch)
         times.append((time.thread_time() - begun) / TOGETHER * 1e6)
@@ -94,7 +96,7 @@ def _clocked(function: Callable[..., Any], times: list[float]) -> Callable[..., 
 
 
 def _run(app: Flask, deliveries: Iterable[tuple[bytes, Mapping[str, str]]]) -> float:
-    """Call an application as a server does; return the median microseconds of a call, over chunks."""
+    """Call an application as a server does; return the median microseconds per call, over chunks."""
     environs = [_environ(body, headers) for body, headers in deliveries]
     chunks = []
     for start in range(0, len(environs), CHUNK):

@@ -1,21 +1,15 @@
-"""What was measured, as the page docs/PERFORMANCE.md and as lines on the screen."""
+"""The results of a run, as docs/PERFORMANCE.md and as lines on the screen."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from receiver.ledger.store import Store
 from tests.bench.accept import Figure
-from tests.bench.tables import Found, table
+from tests.bench.markdown import Found, table
 from tests.bench.targets import percentiles, targets
+from tests.services.checkout import CHECKOUT
 
-PAGE = Path(__file__).parents[2] / "docs" / "PERFORMANCE.md"
+PAGE = CHECKOUT / "docs" / "PERFORMANCE.md"
 START, END = "<!-- measured -->", "<!-- end -->"
-
-
-def store(url: str) -> Store:
-    """Open a ledger to measure."""
-    return Store(url)
 
 
 def part(name: str, found: Found) -> str:
@@ -32,19 +26,25 @@ def _storm(found: Found) -> str:
 
 
 def _renamed(figures: Sequence[Figure], name: str) -> list[Figure]:
-    return [replace(one, contestant=name) for one in figures]
+    return [replace(figure, contestant=name) for figure in figures]
 
 
 def _figures(figures: Sequence[Figure]) -> str:
-    bare = {(one.workload, one.connections): one.rate for one in figures if one.contestant == "bare"}
-    fallback = {one.connections: one.rate for one in figures if one.contestant == "bare"}
+    bare = {
+        (figure.workload, figure.connections): figure.rate
+        for figure in figures
+        if figure.contestant == "bare"
+    }
+    fallback = {figure.connections: figure.rate for figure in figures if figure.contestant == "bare"}
     rows = []
-    for one in sorted(figures, key=lambda one: (one.workload, one.connections, -one.rate)):
-        limit = bare.get((one.workload, one.connections)) or fallback.get(one.connections) or one.rate
-        ratio = f"{one.rate / limit:.2f} x"
-        times = f"{one.p50:.1f} ms", f"{one.p99:.1f} ms"
-        place = one.workload, one.connections, one.contestant
-        rows.append([*place, f"{one.rate:,.0f}/s", ratio, *times, one.bad])
+    for figure in sorted(figures, key=lambda figure: (figure.workload, figure.connections, -figure.rate)):
+        limit = (
+            bare.get((figure.workload, figure.connections)) or fallback.get(figure.connections) or figure.rate
+        )
+        ratio = f"{figure.rate / limit:.2f} x"
+        times = f"{figure.p50:.1f} ms", f"{figure.p99:.1f} ms"
+        place = figure.workload, figure.connections, figure.contestant
+        rows.append([*place, f"{figure.rate:,.0f}/s", ratio, *times, figure.bad])
     return table(
         ["workload", "connections", "contestant", "rate", "of bare Flask", "p50", "p99", "not 200"], rows
     )
@@ -53,8 +53,8 @@ def _figures(figures: Sequence[Figure]) -> str:
 def _drain(found: Found) -> str:
     plain = found["drain"][0].rate
     rows = [
-        [one.name, f"{one.rate:,.0f}/s", f"{one.rate / plain:.2f} x", f"{one.cpu * 1000:.2f} ms"]
-        for one in found["drain"]
+        [figure.name, f"{figure.rate:,.0f}/s", f"{figure.rate / plain:.2f} x", f"{figure.cpu * 1000:.2f} ms"]
+        for figure in found["drain"]
     ]
     return table(["what", "rate", "of plain Celery", "worker's processor time each"], rows)
 
@@ -73,17 +73,17 @@ def _idle(found: Found) -> str:
 def _growth(found: Found) -> str:
     first = {}
     rows = []
-    for one in found["growth"]:
-        start = first.setdefault(one.kind, one)
-        ratios = f"{one.new / start.new:.2f} x", f"{one.duplicate / start.duplicate:.2f} x"
-        speeds = f"{one.new:.0f} us", ratios[0], f"{one.duplicate:.0f} us", ratios[1]
-        rows.append([one.kind, f"{one.rows:,}", *speeds])
+    for grown in found["growth"]:
+        start = first.setdefault(grown.kind, grown)
+        ratios = f"{grown.new / start.new:.2f} x", f"{grown.duplicate / start.duplicate:.2f} x"
+        speeds = f"{grown.new:.0f} us", ratios[0], f"{grown.duplicate:.0f} us", ratios[1]
+        rows.append([grown.kind, f"{grown.rows:,}", *speeds])
     return table(["database", "rows", "first-seen", "slower", "duplicate", "slower"], rows)
 
 
 def _burst(found: Found) -> str:
-    one = found["burst"]
-    row = [one.bad, f"{one.slowest:.2f} s", f"{one.memory:.0f} MB", one.recorded]
+    burst = found["burst"]
+    row = [burst.bad, f"{burst.slowest:.2f} s", f"{burst.memory:.0f} MB", burst.recorded]
     return table(["not 200", "slowest answer", "web", "recorded"], [row])
 
 
@@ -100,7 +100,7 @@ def _profile(found: Found) -> str:
 
 
 def settings(found: Found) -> str:
-    """Return what the run was made with, as it was read back."""
+    """Return the settings and versions that were read back from the run."""
     facts = {**found["settings"], **found["versions"]}
     return table(["what", "value"], list(facts.items()))
 
@@ -117,11 +117,11 @@ _PARTS: Mapping[str, Callable[[Found], str]] = {
 
 
 def write(found: Found) -> None:
-    """Put the figures into the page, between its two marks."""
-    told = [f"### {name.capitalize()}\n\n{part(name, found)}" for name in _PARTS if name in found]
-    told.insert(0, f"### Targets\n\n{targets(found)}")
-    told.append(f"### Settings and versions\n\n{settings(found)}")
+    """Write the results into the page, between its two markers."""
+    sections = [f"### {name.capitalize()}\n\n{part(name, found)}" for name in _PARTS if name in found]
+    sections.insert(0, f"### Targets\n\n{targets(found)}")
+    sections.append(f"### Settings and versions\n\n{settings(found)}")
     page = PAGE.read_text()
     before, _, rest = page.partition(START)
     after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{START}\n\n" + "\n\n".join(told) + f"\n\n{END}{after}")
+    PAGE.write_text(f"{before}{START}\n\n" + "\n\n".join(sections) + f"\n\n{END}{after}")

@@ -1,27 +1,27 @@
-"""What was to be reached, and whether a run reached it."""
+"""The performance targets, and whether a run reached them."""
 
 import statistics
 from collections.abc import Iterator, Sequence
 
 from tests.bench.accept import Figure
-from tests.bench.tables import Found, table
+from tests.bench.markdown import Found, table
 
 MOST = 64
-"""Connections at which the targets of *accept* hold."""
+"""Connections at which *accept* is judged."""
 
 Row = tuple[str, str, str, bool]
-"""What, the target, what was measured, and whether that is enough."""
+"""Name, target, measurement, and whether the target is reached."""
 
 
 def targets(found: Found) -> str:
     """Return the table of the targets that this run measured."""
     rows = [row for part, judge in _JUDGES.items() if part in found for row in judge(found)]
-    told = [[what, wanted, measured, "yes" if reached else "no"] for what, wanted, measured, reached in rows]
-    return table(["what", "target", "measured", "reached"], told)
+    cells = [[name, target, measured, "yes" if met else "no"] for name, target, measured, met in rows]
+    return table(["what", "target", "measured", "reached"], cells)
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the median and the 99th of a hundred."""
+    """Return the median and the 99th percentile."""
     cuts = statistics.quantiles(values, n=100)
     return statistics.median(values), cuts[98]
 
@@ -38,7 +38,7 @@ def _accept(found: Found) -> Iterator[Row]:
 
 
 def _storm(found: Found) -> Iterator[Row]:
-    rates = {one.contestant: one.rate for one in found["storm"]}
+    rates = {figure.contestant: figure.rate for figure in found["storm"]}
     ratio = rates["firstseen"] / rates["bare"]
     yield "storm of done events, beside bare", "0.65 x", f"{ratio:.2f} x", ratio >= 0.65
 
@@ -47,12 +47,12 @@ def _drain(found: Found) -> Iterator[Row]:
     plain, empty, call = found["drain"]
     ratio = empty.rate / plain.rate
     yield "drain, empty handler, beside plain Celery", "2 x", f"{ratio:.2f} x", ratio >= 2
-    # One thread at a time runs Python, so this is what the processor allows, whatever the pool.
+    # Only one thread at a time runs Python, so the processor limits the rate too.
     limit = min(call.pool, 1 / call.cpu)
     share = call.rate / limit
     which = "the pool" if limit == call.pool else "the processor"
-    told = f"{call.rate:.0f}/s of {limit:.0f}/s, which {which} allows"
-    yield "drain, one 20 ms call", "0.9 x of the limit", told, share >= 0.9
+    measured = f"{call.rate:.0f}/s of {limit:.0f}/s, which {which} allows"
+    yield "drain, one 20 ms call", "0.9 x of the limit", measured, share >= 0.9
 
 
 def _idle(found: Found) -> Iterator[Row]:
@@ -66,7 +66,7 @@ def _idle(found: Found) -> Iterator[Row]:
 
 def _growth(found: Found) -> Iterator[Row]:
     for kind in ("postgres", "sqlite"):
-        mine = [one for one in found["growth"] if one.kind == kind]
+        mine = [figure for figure in found["growth"] if figure.kind == kind]
         for name in ("new", "duplicate"):
             ratio = getattr(mine[-1], name) / getattr(mine[0], name)
             what = f"{name}, {kind}, {mine[0].rows:,} to {mine[-1].rows:,} rows"
@@ -74,17 +74,17 @@ def _growth(found: Found) -> Iterator[Row]:
 
 
 def _burst(found: Found) -> Iterator[Row]:
-    one = found["burst"]
-    yield "burst: errors", "0", str(one.bad), one.bad == 0
-    yield "burst: slowest answer", "3 s", f"{one.slowest:.2f} s", one.slowest < 3
-    yield "burst: memory of web", "220 MB", f"{one.memory:.0f} MB", one.memory < 220
+    burst = found["burst"]
+    yield "burst: errors", "0", str(burst.bad), burst.bad == 0
+    yield "burst: slowest answer", "3 s", f"{burst.slowest:.2f} s", burst.slowest < 3
+    yield "burst: memory of web", "220 MB", f"{burst.memory:.0f} MB", burst.memory < 220
 
 
 def _rates(figures: Sequence[Figure]) -> dict[str, float]:
     return {
-        one.contestant: one.rate
-        for one in figures
-        if one.workload == "all first-seen" and one.connections == MOST
+        figure.contestant: figure.rate
+        for figure in figures
+        if figure.workload == "all first-seen" and figure.connections == MOST
     }
 
 

@@ -1,4 +1,4 @@
-"""The defects as data: which text of the product each one replaces, and which tests must notice.
+"""The defects as data: the text of the product that each one replaces, and the tests that must notice.
 
 A defect is a table of a TOML file in this folder:
 
@@ -9,8 +9,8 @@ A defect is a table of a TOML file in this folder:
     tests = ["test_worker.py::test_renewal_keeps_a_claim[sqlite]"]
 
 `find` names no file: it must occur exactly once in the product, so that code can move between files. A defect
-that needs more than one change has further `find` and `replace` pairs under `[[lease-not-renewed.also]]`.
-A test is named by its file without the folder, so that test files can move too.
+with several changes has further `find` and `replace` pairs under `[[lease-not-renewed.also]]`. A test is
+named by its file without the folder, so that test files can move too.
 """
 
 import re
@@ -37,7 +37,7 @@ class Defect:
 
 
 class Checkout:
-    """The texts that defects change, and the tests that they name, under one root."""
+    """The product files that defects change and the tests that they name, under one root."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,7 +52,7 @@ class Checkout:
         return {file: file.read_text(encoding="utf-8") for file in sorted(files)}
 
     def locate(self, find: str) -> Path:
-        """Return the product file in which the text occurs; DefectError unless it occurs exactly once."""
+        """Return the product file that contains the text; DefectError unless it occurs exactly once."""
         places = [file for file, text in self.product.items() for _ in range(text.count(find))]
         if len(places) != 1:
             where = ", ".join(str(file.relative_to(self.root)) for file in places) or "nowhere"
@@ -60,7 +60,7 @@ class Checkout:
         return places[0]
 
     def resolve(self, test: str) -> str:
-        """Return pytest's id of `test_file.py::test_name[case]`: the same with the file's folder in front."""
+        """Return pytest's id of `test_file.py::test_name[case]`, which has the file's folder in front."""
         name, _, case = test.partition("::")
         function = re.compile(rf"^def {re.escape(case.partition('[')[0])}\(", re.MULTILINE)
         files = [file for file in self._test_files.get(name, []) if function.search(file.read_text("utf-8"))]
@@ -77,7 +77,7 @@ class Checkout:
 
 
 def read_defects(root: Path) -> list[Defect]:
-    """Read every defect of a checkout, ordered by file; DefectError if one lacks a part or a name repeats."""
+    """Return every defect of a checkout; DefectError if one lacks a part or two have the same name."""
     defects: dict[str, Defect] = {}
     for file in sorted((root / "tests" / "defects").glob("*.toml")):
         for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():

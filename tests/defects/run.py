@@ -1,7 +1,7 @@
 """Break each promise in a copy of the checkout, and fail if the tests that must notice still pass.
 
-The defects stand in the TOML files beside this one; `pairs.py` says what their tables hold. Every named test
-must fail, by an assertion or an error of its own and not because it cannot be collected or set up.
+The defects are in the TOML files beside this one; `pairs.py` explains their tables. Every named test must
+fail by an assertion or an error of its own, not because it cannot be collected or set up.
 
 Usage: python -m tests.defects.run [NAME ...]    (default: all; a name may be the beginning of one)
 """
@@ -25,15 +25,15 @@ from tests.defects.pairs import Checkout, Defect, DefectError, read_defects
 from tests.services.checkout import CHECKOUT, copy_checkout
 
 AT_ONCE = 3
-"""Defects run side by side; most of them wait for processes now and then."""
+"""Defects tried at once; most of them wait for processes at times."""
 PATIENCE = 180
-"""Seconds for one defect's tests."""
+"""Timeout of one defect's tests, in seconds."""
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
     ["alembic", "celery", "flask", "httpx", "hypothesis", "psycopg", "pydantic", "pytest", "sqlmodel"]
 )
-"""Importing the libraries takes longer than most defects' tests."""
+"""Importing the libraries takes longer than most defects' tests, so they are imported once."""
 
 
 def try_defect(defect: Defect, root: Path) -> None:
@@ -53,7 +53,7 @@ def try_defect(defect: Defect, root: Path) -> None:
 
 
 def check_imports(copy: Path) -> None:
-    """Make sure that Python finds the copy's packages, not those of an installed or editable checkout."""
+    """Make sure that Python imports the copy's packages, not those of an installed or editable checkout."""
     names = ", ".join(sorted(init.parent.name for init in copy.glob("*/__init__.py")))
     ended = subprocess.run(
         [sys.executable, "-c", f"import {names}; print(*(m.__file__ for m in ({names},)), sep='\\n')"],
@@ -72,25 +72,25 @@ def check_imports(copy: Path) -> None:
 
 
 def run_tests(tests: list[str], copy: Path) -> dict[str, bool]:
-    """Run the tests in the copy; say for each named one whether a case of it failed."""
+    """Run the tests in the copy; return for each of them whether one of its cases failed."""
     report = copy.parent / "report.xml"
     options = [
         "-q",
         "-p",
         "no:cacheprovider",
         "--tb=short",
-        # The plugins among the libraries are here already, and their own assertions are not at stake.
+        # The plugins are imported already, and rewriting their assertions is not needed.
         "-Wignore::pytest.PytestAssertRewriteWarning",
         "-o",
         "junit_family=xunit1",
         f"--junitxml={report}",
     ]
-    code, said = run_pytest([*options, *tests], copy)
+    code, output = run_pytest([*options, *tests], copy)
     if code not in (0, 1) or not report.exists():
-        raise DefectError(f"pytest exits {code}:\n{said[-3000:]}")
+        raise DefectError(f"pytest exits {code}:\n{output[-3000:]}")
     failed = list(failures(report))
-    if not failed and " skipped" in said.splitlines()[-1]:
-        raise DefectError(f"its tests were skipped here:\n{said[-1000:]}")
+    if not failed and " skipped" in output.splitlines()[-1]:
+        raise DefectError(f"its tests were skipped here:\n{output[-1000:]}")
     return {test: any(case == test or case.startswith(f"{test}[") for case in failed) for test in tests}
 
 
@@ -107,7 +107,7 @@ def run_pytest(arguments: list[str], copy: Path) -> tuple[int, str]:
 
 
 def in_copy(arguments: list[str], copy: Path, log: Path) -> NoReturn:
-    """Become a pytest in the copy: nothing of this checkout may be left that its tests could import."""
+    """Become a pytest process in the copy that can import nothing of this checkout."""
     os.setsid()
     for target in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), target)
@@ -124,14 +124,14 @@ def in_copy(arguments: list[str], copy: Path, log: Path) -> NoReturn:
 
 
 def failures(report: Path) -> Iterator[str]:
-    """Yield the id of each test case that failed; one that could not be set up did not."""
+    """Yield the id of each failed test case; errors in set-up do not count."""
     for case in ET.parse(report).getroot().iter("testcase"):
         if case.find("failure") is not None:
             yield f"{case.get('file')}::{case.get('name')}"
 
 
 def environment(copy: Path) -> dict[str, str]:
-    """Return what is different for whatever runs in the copy."""
+    """Return the environment variables that are set for processes in the copy."""
     return {
         "PYTHONPATH": str(copy),
         "GIT_CEILING_DIRECTORIES": str(copy.parent),
@@ -140,7 +140,7 @@ def environment(copy: Path) -> dict[str, str]:
 
 
 def attempt(defect: Defect, root: Path) -> bool:
-    """Try one defect and print a line about it; say whether it was caught."""
+    """Try one defect, print the result in a line, and return whether it was caught."""
     begun = time.monotonic()
     try:
         try_defect(defect, root)
@@ -152,13 +152,13 @@ def attempt(defect: Defect, root: Path) -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line at once: someone is waiting."""
+    """Print a line at once."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def main() -> int:
-    """Try the defects; return 1 unless every one was caught, 2 if a name fits none."""
+    """Try the defects; return 1 unless every one was caught, 2 if no defect has such a name."""
     parser = argparse.ArgumentParser(description="Break each promise in a copy; its tests must fail.")
     parser.add_argument("names", nargs="*", help="beginnings of defects' names (default: all)")
     parser.add_argument("--root", type=Path, default=CHECKOUT, help="the checkout")

@@ -82,7 +82,7 @@ class Office:
         self.store, self.transport, self.secrets = store, ScriptedTransport(), (SECRET,)
         known = load_dialects()[dialect]
         given = {"key_life": known.life, "key_margin": min(timedelta(minutes=10), known.life / 2)} | terms
-        auth = Auth("bearer", "SHOP_KEY", "Authorization")
+        auth = Auth(type="bearer", value_env="SHOP_KEY")
         self.api = Api(
             name="shop",
             base_url="https://shop.example/v1",

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from receiver.ledger.reports import CallStory, CallsView
+from receiver.ledger.reports.models import CallStory, CallsView
 from receiver.ledger.store import Store
 from tests.integration.call_steps import call_row, change_call, with_parked_call
 from tests.integration.steps import change, later, state

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sqlalchemy import Row, delete, select
 from sqlalchemy import event as engine_events
 
-from receiver.ledger.control import Resolution, StatedResponse, rerun, resolve, retry
+from receiver.ledger.control import Resolution, rerun, resolve, retry
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.lease import Claim
 from receiver.ledger.queue import claim, expire, settle
@@ -235,7 +235,7 @@ class Journal(RuleBasedStateMachine):
         """Resolve the first call that can be."""
         unfinished = [one for one in self.office.calls(event) if one.state in ("pending", "parked")]
         if unfinished:
-            resolve(self.store, unfinished[0].id, how, "ada", response=StatedResponse())
+            resolve(self.store, unfinished[0].id, how, "ada")
             if how == Resolution.HAPPENED:
                 self.told.add(unfinished[0].id)
 

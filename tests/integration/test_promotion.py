@@ -19,7 +19,7 @@ def test_a_conflicting_body_becomes_an_event(store: Store) -> None:
     kept = conflicts(store, event)[0]
     made = promote(store, event, kept.body_hash, "ann")
     assert (made.created, made.event_id) == (True, f"evt_1#{kept.body_hash[:12]}")
-    held = take(store, made.event)
+    held = take(store, made.id)
     assert (held.body, held.content_type, held.type) == (b"other", "text/plain", "invoice.paid")
     assert held.headers == '{"X-Shop": "a"}'
 
@@ -31,11 +31,11 @@ def test_a_second_promotion_returns_the_same_event(store: Store) -> None:
     body_hash = conflicts(store, event)[0].body_hash
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(lambda _: promote(store, event, body_hash, "ann"), range(6)))
-    assert len({one.event for one in made}) == 1
+    assert len({one.id for one in made}) == 1
     assert sum(one.created for one in made) == 1
     assert count(store) == 2
     told = story(store, event).as_json()
-    assert told["conflicts"][0]["promoted_to"] == str(made[0].event)
+    assert told["conflicts"][0]["promoted_to"] == str(made[0].id)
     assert [action["what"] for action in told["actions"]] == ["promote"]
 
 
@@ -44,7 +44,7 @@ def test_an_id_at_the_limit_still_gets_its_suffix(store: Store) -> None:
     event = deliver(store, "e" * 255, body=b"first").event
     deliver(store, "e" * 255, body=b"other")
     made = promote(store, event, conflicts(store, event)[0].body_hash, "ann")
-    assert len(row(store, made.event).event_id) == 255
+    assert len(row(store, made.id).event_id) == 255
 
 
 def test_what_is_not_kept_cannot_be_promoted(store: Store) -> None:

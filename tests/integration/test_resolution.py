@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, select, text
 
 from receiver.ledger.calls import Classification, SendResult, StoredResponse, record_response
-from receiver.ledger.control import Resolution, StatedResponse, resolve
+from receiver.ledger.control import Resolution, resolve
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.lease import Outcome as End
 from receiver.ledger.queue import settle
@@ -43,14 +43,14 @@ def opened(store: Store, call: UUID) -> list[bool]:
 def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
     """The handler goes on with the given response, and the call never goes out again."""
     event, call = parked
-    given = StatedResponse(201, (("content-type", "application/json"),), b'{"id":7}')
+    given = StoredResponse(201, (("content-type", "application/json"),), b'{"id":7}')
     acted = resolve(store, call, Resolution.HAPPENED, "ann", response=given)
     assert (acted.event, acted.was, acted.state, acted.nudge) == (event, State.PARKED, State.WAITING, True)
     assert opened(store, call) == [False]
     held = take(store, event)
     found = planned(store, held)
     assert (found.id, found.state) == (call, "succeeded")
-    assert found.response == StoredResponse(given.status, given.headers, given.body)
+    assert found.response == given
     assert settle(store, [(held, End(Move.FINISH))])
     assert state(store, event) == "done"
 

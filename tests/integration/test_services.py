@@ -17,9 +17,9 @@ from tests.services.checkout import CHECKOUT
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import procfile
 from tests.services.postgres import Postgres
+from tests.services.private_server import QUEUE, Server
 from tests.services.processes import Process, clean_environment, lives
 from tests.services.rabbitmq import RabbitMQ
-from tests.services.server import QUEUE, Server
 from tests.services.valkey import Valkey
 from tests.services.waiting import answers, wait_until
 

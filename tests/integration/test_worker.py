@@ -1,5 +1,6 @@
 """The worker's parts on real ledgers and brokers."""
 
+import json
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from config.logs import line_formatter
 from config.settings import Settings
 from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.intake import Delivery, record
@@ -27,7 +29,8 @@ from worker.attempt import AttemptPolicy, attempt
 from worker.consumer import Worker
 from worker.registry import Handler, Registry
 from worker.runner import Limits, Runner
-from worker.sweeper import Reopener, Sweeper, Swept
+from worker.sweeper import Pruner, Reopener, Sweeper, Swept
+from worker.sweeper import run as run_sweeps
 
 LEASE, SWEEP = timedelta(seconds=60), timedelta(seconds=5)
 DONE = Outcome(Move.FINISH)
@@ -336,6 +339,32 @@ def test_a_deaf_broker_starves_nothing(
     store.shift = SWEEP * 15
     assert sweeper.run_once().set_to_work == 4
     wait_until(lambda: ledger.states() == {"done": 2}, "both to run")
+
+
+def test_a_pass_is_logged_with_its_counts(
+    store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a pass did stands on its line in fields of their own, for searches and sums."""
+    stopping = threading.Event()
+
+    def nudge(_event: UUID) -> bool:
+        stopping.set()
+        return True
+
+    add(store, "evt_1")
+    store.shift = SWEEP
+    sweeper = make_sweeper(store, make_runner(hands), nudge)
+    pruner, reopener = Pruner(store, {}), Reopener(store, Registry([]))
+    caplog.handler.setFormatter(line_formatter("json"))
+    with caplog.at_level(logging.INFO, logger="worker.sweeper"):
+        thread = in_thread(lambda: run_sweeps(sweeper, pruner, reopener, timedelta(0), stopping))
+        assert stopping.wait(60)
+        thread.join(60)
+    (line,) = [text for text in caplog.text.splitlines() if "Swept" in text]
+    found = json.loads(line)
+    assert (found["message"], found["logger"]) == ("Swept.", "worker.sweeper")
+    counts = {name: found[name] for name in ("expired", "nudged", "set_to_work", "replayed")}
+    assert counts == {"expired": 0, "nudged": 1, "set_to_work": 0, "replayed": 0}
 
 
 def test_a_refusing_broker_stops_no_sweep(

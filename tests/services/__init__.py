@@ -1,1 +1,1 @@
-"""Real servers and real processes for tests: started, frozen, killed and cleaned up. No mocks, no Docker."""
+"""Real servers and processes for tests, to start, freeze, kill and clean up. No mocks, no Docker."""

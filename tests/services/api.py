@@ -1,4 +1,4 @@
-"""The management API in this process: a client that has keys, and what it nudged."""
+"""The management API in this process, and a client with API keys."""
 
 import secrets
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ KEYS = (OPS, DEV, BOARD)
 
 
 class Api:
-    """`/v1` on a store. `nudged` lists the events that were nudged, in order."""
+    """`/v1` on a store. `nudged` lists the nudged events in order."""
 
     def __init__(
         self, store: Store, *, keys: tuple[ApiKey, ...] = KEYS, sources: Mapping[str, Source] | None = None
@@ -52,11 +52,11 @@ class Api:
 
 
 def problem(response: TestResponse) -> tuple[int, str]:
-    """Return a refusal's status and the end of its type; fail unless it is a well-formed problem document."""
+    """Return a problem document's status and the end of its type; fail if it is not well-formed."""
     assert response.content_type == "application/problem+json", response.text
-    told = response.get_json()
-    assert set(told) == {"type", "title", "status", "detail"}, told
-    assert told["status"] == response.status_code
-    prefix, _, kind = told["type"].rpartition(":")
+    document = response.get_json()
+    assert set(document) == {"type", "title", "status", "detail"}, document
+    assert document["status"] == response.status_code
+    prefix, _, kind = document["type"].rpartition(":")
     assert prefix == "urn:firstseen:problem"
     return response.status_code, kind

@@ -1,4 +1,4 @@
-"""Attempts of one event in this process: the worker's own steps, on a real ledger, against real servers."""
+"""Attempts of one event in this process: the worker's own steps on a real ledger, against real servers."""
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -28,13 +28,13 @@ SHORT = timedelta(milliseconds=1)
 
 
 def apis_of(folder: Path, *targets: Target, who: str = "one") -> dict[str, Api]:
-    """Load these targets as a worker does."""
+    """Load the APIs of these targets as a worker does."""
     env = configure(folder, targets, who)
     return dict(load_apis(folder / "apis.toml", load_dialects(), env))
 
 
 class Attempts:
-    """One event, whose attempts run here one after the other, each claimed and settled like any other."""
+    """One event whose attempts run here one after another, each claimed and settled as by a worker."""
 
     def __init__(self, store: Store, apis: dict[str, Api], *, event_id: str = "evt_1") -> None:
         self.store = store
@@ -57,7 +57,7 @@ class Attempts:
             transport.close()  # type: ignore[attr-defined]
 
     def claim(self, lease: timedelta = LEASE) -> Claim:
-        """Claim the event, whenever it is due."""
+        """Claim the event, even if it is not due."""
         with self.store.write() as connection:
             connection.execute(update(EVENT).values(due_at=self.store.now()))
         held = claim(self.store, self.event, lease=lease, worker="test")
@@ -65,7 +65,7 @@ class Attempts:
         return held
 
     def run(self, handler: Callable[[Any, Any], object], *, settles: bool = True) -> Outcome:
-        """Run one attempt and return how it ended; with `settles=False` its worker is gone by then."""
+        """Run one attempt and return its outcome; with `settles=False` the worker vanishes before that."""
         held = self.claim()
         registry = Registry([Handler("stripe", "*", handler)])
         end = attempt(held, registry, AttemptPolicy(15, SHORT), partial(Calls, self.context))

@@ -1,4 +1,4 @@
-"""The dashboard in this process: a person's browser without a screen."""
+"""The dashboard in this process, and a client with a session."""
 
 import re
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ from receiver.problems import answer_problems
 from receiver.service import Service
 
 PASSWORD = "correct horse battery"
-# A cheap cost: what is tested here is the door, not how long a hash takes.
+# A low cost: these tests are not about hashing.
 ADA = User("ada", generate_password_hash(PASSWORD, "scrypt:1024:8:1"))
 SECRET_KEY = "k" * 32
 _TOKEN = re.compile(r'name="csrf" value="([^"]+)"')
 
 
 class Board:
-    """The pages on a store. `nudged` lists the events that were nudged, in order."""
+    """The dashboard's pages on a store. `nudged` lists the nudged events in order."""
 
     def __init__(
         self,
@@ -50,23 +50,23 @@ class Board:
         return self.client.get(path, buffered=True, **options)
 
     def post(self, path: str, *, token: str | None = None, **fields: str) -> TestResponse:
-        """Send a form with its session's token, or the given one."""
+        """Send a form with the session's CSRF token, or with the given one."""
         csrf = self.token() if token is None else token
         return self.client.post(path, data={"csrf": csrf} | fields)
 
     def token(self) -> str:
-        """Return the token that a page of the session holds."""
+        """Return the session's CSRF token."""
         page = self.get("/sign-in", follow_redirects=True)
         found = _TOKEN.search(page.text)
         assert found, page.text
         return found[1]
 
     def sign_in(self, name: str = "ada", password: str = PASSWORD, **headers: str) -> TestResponse:
-        """Fill in the form."""
+        """Submit the sign-in form."""
         given = {"csrf": self.token(), "name": name, "password": password}
         return self.client.post("/sign-in", data=given, headers=headers)
 
     def entered(self) -> "Board":
-        """Return this, signed in."""
+        """Sign in and return this."""
         assert self.sign_in().status_code == 302
         return self

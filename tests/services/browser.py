@@ -1,4 +1,4 @@
-"""Debian's Chromium, driven through Playwright; whatever it asks of other hosts is written down."""
+"""Debian's Chromium, driven by Playwright; requests to other hosts are recorded."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ FLAGS = (
 )
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 PATIENCE = 60_000
-"""Milliseconds that a page gets for what it should show, on a busy machine."""
+"""Timeout in milliseconds for a page's content, long enough for a busy machine."""
 
 GRAVE = ("serious", "critical")
 
@@ -38,12 +38,12 @@ SHIFT = """new Promise(done => {
     }).observe({ type: "layout-shift", buffered: true });
     requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => done(sum))));
 })"""
-"""How far the page's parts have moved by themselves, as Web Vitals counts it: 0 is not at all."""
+"""Cumulative layout shift, as Web Vitals defines it; 0 means that nothing moved."""
 
 
 @contextmanager
 def browsing() -> Iterator[Browser]:
-    """Run a browser; it ends with the block."""
+    """Run a browser until the block ends."""
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=PROGRAM, args=list(FLAGS))
@@ -54,19 +54,19 @@ def browsing() -> Iterator[Browser]:
 
 
 class Tab:
-    """One window of a fresh profile. `trouble` has what scripts, the policy or the network complain of."""
+    """A window of a fresh profile. `trouble` lists errors of scripts, content policy and network."""
 
     def __init__(self, browser: Browser, url: str, *, scheme: Any = "light", size: Any = DESKTOP) -> None:
         self._context = browser.new_context(base_url=url, color_scheme=scheme, viewport=size)
         self.page: Page = self._context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.trouble = list[str]()
-        self.page.on("console", lambda said: self._complain(said.type, said.text))
+        self.page.on("console", lambda line: self._complain(line.type, line.text))
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
         self.page.on("request", lambda asked: self._check(asked.url, url))
 
     def _complain(self, kind: str, text: str) -> None:
-        # A refused sign-in is an answer, though a browser calls it an error.
+        # Browsers log a 4xx response as an error, but a refused sign-in is none.
         if kind in ("error", "warning") and "status of 4" not in text:
             self.trouble.append(text)
 
@@ -75,7 +75,7 @@ class Tab:
             self.trouble.append(f"it asks another host: {asked}")
 
     def sign_in(self, name: str, password: str, path: str = "/") -> Page:
-        """Open a page as a visitor, fill in the form that comes instead, and return the window."""
+        """Open a page without a session, fill in the sign-in form, and return the page."""
         self.page.goto(path)
         self.page.get_by_label("Name").fill(name)
         self.page.get_by_label("Password").fill(password)
@@ -84,7 +84,7 @@ class Tab:
         return self.page
 
     def violations(self) -> list[str]:
-        """Return axe-core's serious and critical findings on the page that is open."""
+        """Return axe-core's serious and critical findings on the open page."""
         found = Axe().run(self.page, options={"resultTypes": ["violations"]}).response["violations"]
         return [
             f"{one['id']}: {one['help']}: {[node['html'][:160] for node in one['nodes']][:3]}"
@@ -93,9 +93,9 @@ class Tab:
         ]
 
     def shift(self) -> float:
-        """Return how far the parts of the open page have moved since it began to show."""
+        """Return the open page's cumulative layout shift."""
         return float(self.page.evaluate(SHIFT))
 
     def close(self) -> None:
-        """Close it, and forget its cookies."""
+        """Close the window and forget its cookies."""
         self._context.close()

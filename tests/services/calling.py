@@ -1,4 +1,4 @@
-"""Handlers that call out as the event tells them, and the apis.toml that points them at sandboxes."""
+"""A handler that makes the calls its event lists, and the apis.toml that points it at sandboxes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ AUTH = {
     STANNP.name: 'type = "basic"',
     TELNESS.name: 'type = "header", name = "X-API-Key"',
 }
-"""How each API of the sandbox takes its credential."""
+"""The `auth` of each API of the sandbox."""
 
 SOURCE = '''"""Make the calls that the event lists, one after the other, and note what ran."""
 
@@ -77,13 +77,13 @@ class CallingHandlers(Handlers):
         return [(int(number), int(status)) for event, number, status in rows if event == event_id]
 
     def paused(self) -> list[str]:
-        """Return the events whose handler came to its `pause_after`."""
+        """Return the events whose handler reached its `pause_after`."""
         return self._read("paused")
 
 
 @dataclass(frozen=True)
 class Target:
-    """An entry of apis.toml: one API of a sandbox, under a name and with settings of its own."""
+    """An entry of apis.toml: one API of a sandbox, with a name and settings of its own."""
 
     name: str
     client: Client
@@ -97,11 +97,11 @@ class Target:
         return f"CREDENTIAL_{self.name.upper()}"
 
     def credential(self, who: str = "one") -> str:
-        """Return somebody's credential as the variable holds it: what `Client.send` sends for them."""
+        """Return a customer's credential as the variable holds it; `Client.send` sends the same."""
         return {CELPER.name: f"celp_{who}_secret", STANNP.name: f"{who}:"}.get(self.client.name, who)
 
     def table(self) -> str:
-        """Return the entry."""
+        """Return the entry's TOML."""
         auth = self.auth or AUTH[self.client.name]
         lines = [
             f"[{self.name}]",
@@ -113,7 +113,7 @@ class Target:
         return "\n".join(lines) + "\n"
 
     def order(self, marker: str) -> dict[str, Any]:
-        """Return the orders for one creation there, with `marker` in its body."""
+        """Return the order for one creation, with `marker` in its body."""
         fields = {**self.client.fields, self.client.changing: marker}
         return {
             "api": self.name,

@@ -1,4 +1,4 @@
-"""Local processes in the shape of pytest-celery's containers: its `celery_setup` works without Docker."""
+"""Local processes with the interface of pytest-celery's containers: `celery_setup` works without Docker."""
 
 import signal
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
 PATIENCE = 60
-"""Seconds for a node to be ready on a slow and busy machine."""
+"""Seconds for a node to get ready, long enough for a slow and busy machine."""
 
 
 class BrokerContainer:
-    """A Valkey server as pytest-celery sees a broker."""
+    """A Valkey server as pytest-celery's broker container."""
 
     def __init__(self, valkey: Valkey) -> None:
         self.valkey = valkey
@@ -21,16 +21,16 @@ class BrokerContainer:
 
     @property
     def celeryconfig(self) -> dict[str, str]:
-        """The addresses, from a worker's side and from the test's: the same one."""
+        """The URLs for a worker and for the test, which are equal."""
         return {"url": self.valkey.url, "host_url": self.valkey.url}
 
     @property
     def status(self) -> str:
-        """As Docker words it."""
+        """The state in Docker's words."""
         return "running" if self.valkey.running else "exited"
 
     def logs(self) -> str:
-        """Return everything it printed."""
+        """Return all of its output."""
         return self.valkey.process.logs()
 
     def ready(self) -> bool:
@@ -38,23 +38,23 @@ class BrokerContainer:
         return wait_until(self.valkey.answers, "the broker to answer", timeout=PATIENCE)
 
     def reload(self) -> None:
-        """Nothing is cached, so nothing needs to be read again."""
+        """Do nothing: there is no cached state."""
 
     def kill(self, signal: str | int = "SIGKILL") -> None:  # noqa: ARG002
-        """Kill it; its messages are gone with any signal."""
+        """Kill it; with any signal its messages are lost."""
         self.valkey.kill()
 
     def restart(self, timeout: float = PATIENCE) -> None:  # noqa: ARG002
-        """Kill and start again on the same port."""
+        """Kill it and start it again on the same port."""
         self.valkey.restart()
 
     def teardown(self) -> None:
-        """End it."""
+        """Stop it."""
         self.valkey.stop()
 
 
 class WorkerContainer:
-    """A worker process as pytest-celery sees a worker; `start` begins one, and again after a kill."""
+    """A worker process as pytest-celery's worker container; `start` starts one, and again after a kill."""
 
     def __init__(self, start: Callable[[], Process], ready_prompt: str) -> None:
         self._start = start
@@ -63,42 +63,42 @@ class WorkerContainer:
 
     @property
     def id(self) -> str:
-        """A name for this run of it."""
+        """A name for this run of the worker."""
         return f"{self.process.name}-{self.process.pid}"
 
     @property
     def name(self) -> str:
-        """The same."""
+        """The same as `id`."""
         return self.id
 
     @property
     def celeryconfig(self) -> dict[str, Any]:
-        """Nothing: the worker reads its own environment."""
+        """Empty: the worker reads its own environment."""
         return {}
 
     @property
     def status(self) -> str:
-        """As Docker words it."""
+        """The state in Docker's words."""
         return "running" if self.process.running else "exited"
 
     def logs(self) -> str:
-        """Return everything that the present run printed."""
+        """Return all output of this run."""
         return self.process.logs()
 
     def ready(self) -> bool:
-        """Wait for the line that says so."""
+        """Wait for `ready_prompt` in the output."""
         return wait_until(lambda: self.ready_prompt in self.logs(), self.logs, timeout=PATIENCE)
 
     def reload(self) -> None:
-        """Nothing is cached, so nothing needs to be read again."""
+        """Do nothing: there is no cached state."""
 
     def kill(self, signal: str | int = "SIGKILL") -> None:
-        """Send a signal, by name or number, to the whole family, and wait for the end."""
+        """Send a signal, by name or number, to all its processes, and wait until they end."""
         self.process.signal(_number(signal))
         self.process.wait_exit(PATIENCE)
 
     def restart(self, timeout: float = PATIENCE) -> None:
-        """Stop as a platform does, then start again and wait until it is ready."""
+        """Stop it as a platform does, start it again, and wait until it is ready."""
         if self.process.running:
             self.process.terminate()
             self.process.wait_exit(timeout)
@@ -106,7 +106,7 @@ class WorkerContainer:
         self.ready()
 
     def teardown(self) -> None:
-        """End it."""
+        """Kill it."""
         self.process.kill()
 
 

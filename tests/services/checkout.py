@@ -1,4 +1,4 @@
-"""Clean copies of the checkout, as someone has it who just cloned it."""
+"""Copies of the checkout as after a fresh clone."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,6 @@ NOT_CLONED = (
 
 
 def copy_checkout(target: Path, source: Path = CHECKOUT) -> Path:
-    """Copy the checkout without what it ignores; return the copy's path."""
+    """Copy the checkout without ignored files; return the copy's path."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*NOT_CLONED), symlinks=True)
     return target

@@ -1,17 +1,17 @@
-"""Time that a test moves."""
+"""A clock that a test moves."""
 
 
 class Clock:
-    """Stands in for the module `time`: it moves when a test says so, and whoever sleeps on it moves it."""
+    """A replacement for the module `time`. Only the test and `sleep` move it."""
 
     def __init__(self) -> None:
         self.now, self.slept = 1000.0, 0.0
 
     def monotonic(self) -> float:
-        """Return its time, in seconds."""
+        """Return its time in seconds."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Move on at once."""
+        """Advance by this many seconds at once."""
         self.now += seconds
         self.slept += seconds

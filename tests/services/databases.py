@@ -1,4 +1,4 @@
-"""Fresh databases, empty or migrated; the release line runs once per kind and is copied from then on."""
+"""Fresh databases, empty or migrated. The release line runs once per kind; later ones are copies."""
 
 import itertools
 import shutil
@@ -14,12 +14,12 @@ NO_BROKER = "redis://127.0.0.1:1/0"
 
 
 def driver_url(url: str) -> str:
-    """Return this URL as SQLAlchemy takes it, with the psycopg driver."""
+    """Return this URL with SQLAlchemy's psycopg driver."""
     return url.replace("postgres://", "postgresql+psycopg://", 1)
 
 
 class Databases:
-    """Makes SQLite files in `folder`, and databases in a PostgreSQL that `start` starts when needed."""
+    """Makes SQLite files in `folder`, and databases in a PostgreSQL that `start` starts when it is needed."""
 
     def __init__(self, folder: Path, start: Callable[[], Postgres]) -> None:
         self.folder, self._start = folder, start
@@ -47,7 +47,7 @@ class Databases:
         return url
 
     def drop(self, url: str) -> None:
-        """Drop it, whoever is still connected."""
+        """Drop the database, even if clients are connected."""
         if url.startswith("sqlite:///"):
             for file in self.folder.glob(f"{Path(url).name}*"):
                 file.unlink()

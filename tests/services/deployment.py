@@ -1,4 +1,4 @@
-"""The product as a platform runs it: the Procfile's own lines as real processes, in a clean environment."""
+"""The product as a platform runs it: the Procfile's lines as real processes in a clean environment."""
 
 import os
 import secrets
@@ -18,7 +18,7 @@ from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event
 from tests.services.waiting import free_port, wait_until
 
 BOOT = 60
-"""Seconds for a process to be ready on a slow and busy machine."""
+"""Seconds for a process to get ready, long enough for a slow and busy machine."""
 
 SOURCES = """[stripe]
 provider = "stripe"
@@ -27,7 +27,7 @@ secrets_env = "STRIPE_WEBHOOK_SECRET"
 
 
 def procfile(checkout: Path = CHECKOUT) -> dict[str, str]:
-    """Return the Procfile's lines by their names."""
+    """Return the Procfile's lines by name."""
     rows = (line.partition(":") for line in (checkout / "Procfile").read_text().splitlines() if ":" in line)
     return {name.strip(): line.strip() for name, _, line in rows}
 
@@ -83,7 +83,7 @@ class Deployment:
         }
 
     def spawn(self, name: str, line: str, **env: str) -> Process:
-        """Run a shell line as this deployment, in the background; it ends with the deployment."""
+        """Start a shell line of this deployment in the background; it ends with the deployment."""
         log = self.folder / f"{name}-{len(self.others) + len(self.webs) + len(self.workers)}.log"
         argv = ["/bin/sh", "-c", f"exec {line}"]
         process = Process(name, argv, log=log, env=self.env | env, cwd=self.cwd)
@@ -98,7 +98,7 @@ class Deployment:
         return process.logs()
 
     def firstseen(self, arguments: str, *, expect: int | None = 0) -> str:
-        """Run the command line, `python -m firstseen ...`, and return what it printed."""
+        """Run `python -m firstseen ...` and return its output."""
         return self.run(f"python -m firstseen {arguments}", expect=expect)
 
     def migrate(self) -> None:
@@ -117,11 +117,11 @@ class Deployment:
         return web
 
     def start_worker(self, n: int = 1, **env: str) -> list[Process]:
-        """Start `n` more worker processes. They have no door to knock at: wait for what they do."""
+        """Start `n` more worker processes, without waiting: a worker has no readiness endpoint."""
         return [self.spawn("worker", procfile(self.checkout)["worker"], **env) for _ in range(n)]
 
     def start(self, web: int = 1, worker: int = 1) -> "Deployment":
-        """Start that many of each, lent webs included; they are ready then. The database must be migrated."""
+        """Start workers, and web processes up to this number, lent ones included; wait until web is ready."""
         self.start_worker(worker)
         self.start_web(max(0, web - len(self.urls)))
         return self
@@ -141,7 +141,7 @@ class Deployment:
             return False
 
     def forget(self, process: Process) -> None:
-        """Kill a process, if it still runs, and no longer count it among the webs and workers."""
+        """Kill a process and no longer count it among the webs and workers."""
         process.kill()
         for group in (self.webs, self.workers):
             if process in group:
@@ -162,7 +162,7 @@ class Deployment:
         self, event_id: str | None = None, *, type: str = "invoice.paid", source: str = "stripe",  # noqa: A002
         url: str | None = None, timeout: float = 30, **data: Any,
     ) -> httpx.Response:  # fmt: skip
-        """Deliver one signed Stripe event; `data` is its `data.object`, which `Handlers` obeys."""
+        """Deliver one signed Stripe event; `data` becomes `data.object`, which `Handlers` reads."""
         body, headers = stripe_delivery(stripe_event(event_id, type, **data))
         return self.post(source, body, headers, url=url, timeout=timeout)
 
@@ -175,24 +175,24 @@ class Deployment:
         url: str | None = None,
         timeout: float = 30,
     ) -> httpx.Response:
-        """Post these bytes to a source, just so."""
+        """Post exactly these bytes to a source."""
         return self.client.post(
             f"{url or self.url}/webhooks/{source}", content=body, headers=headers, timeout=timeout
         )
 
     def deliver_many(self, ids: list[str], *, threads: int = 16, **data: Any) -> list[httpx.Response]:
-        """Deliver these events concurrently, over all web processes in turn; the answers come in order."""
+        """Deliver these events concurrently over all web processes; return the responses in order."""
         urls = self.urls
 
-        def one(numbered: tuple[int, str]) -> httpx.Response:
+        def deliver_numbered(numbered: tuple[int, str]) -> httpx.Response:
             number, event_id = numbered
             return self.deliver(event_id, url=urls[number % len(urls)], **data)
 
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(one, enumerate(ids)))
+            return list(pool.map(deliver_numbered, enumerate(ids)))
 
     def wait_handled(self, ids: list[str], timeout: float = 60) -> None:
-        """Wait until a handler came through for each of these events, however often."""
+        """Wait until a handler finished each of these events at least once."""
         wanted = set(ids)
         wait_until(
             lambda: wanted <= set(self.handlers.lines()),
@@ -204,18 +204,18 @@ class Deployment:
         )
 
     def logs(self, name: str = "") -> str:
-        """Return what the processes of this name (or all) printed."""
+        """Return the output of the processes of this name, or of all."""
         processes = [*self.lent, *self.webs, *self.workers, *self.others]
         return "\n".join(process.logs() for process in processes if not name or process.name == name)
 
     def stop(self) -> None:
-        """Kill everything that this deployment started and wait until it is gone."""
+        """Kill all that this deployment started and wait until it has ended."""
         self.client.close()
         for process in [*self.webs, *self.workers, *self.others]:
             process.kill()
 
 
 def timed(deliver: Any, *arguments: Any, **named: Any) -> tuple[httpx.Response, float]:
-    """Return the answer and the seconds that it took."""
+    """Call `deliver`; return the response and the seconds that it took."""
     begun = time.monotonic()
     return deliver(*arguments, **named), time.monotonic() - begun

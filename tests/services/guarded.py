@@ -1,7 +1,7 @@
-"""A small application behind the engine: one view with one effect, which tests replace, stall or kill.
+"""A small application behind the idempotency engine; tests replace, stall or kill its only view.
 
-`python -m tests.services.guarded URL PORT` serves it, in a process that is followed by another when it dies;
-a request with X-Die ends it at that point.
+`python -m tests.services.guarded URL PORT` serves it in a child process that is replaced when it dies; a
+request's X-Die header names the point at which it kills the child.
 """
 
 import os
@@ -26,24 +26,24 @@ from tests.services.databases import driver_url
 
 FIRSTSEEN = policy_of("firstseen", load_dialects()["firstseen"])
 POINTS = ("claimed", "begun", "worked", "finished", "committed")
-"""Where a process can die: the key is claimed; the view begins, has written, is to commit; has committed."""
+"""Points at which a process can die: key claimed, view begun, view done, before commit, after commit."""
 
 metadata = MetaData()
 DEED = Table("deed", metadata, Column("id", Integer, primary_key=True), Column("note", Text, nullable=False))
 
 
 class StallingEngine(Engine):
-    """An engine that calls a function once a key is claimed."""
+    """An engine that calls `stall` once a key is claimed."""
 
     stall: Callable[[], Any] = staticmethod(lambda: None)
 
     def claimed(self, slot: Slot) -> None:  # noqa: ARG002 - each key stalls
-        """Call it."""
+        """Call `stall`."""
         self.stall()
 
 
 class Guarded:
-    """The application on a database. `view` is what runs, `engine.stall` what comes before it."""
+    """The application on a database. `view` is its view, `engine.stall` runs before it."""
 
     def __init__(
         self, url: str, policy: KeyPolicy = FIRSTSEEN, *, lease: float = 30, body_max: int = 10_000
@@ -67,7 +67,7 @@ class Guarded:
         self.app.register_error_handler(LedgerUnavailable, lambda _: (jsonify(error="unavailable"), 503))
 
     def deed(self) -> Any:
-        """Write a deed and answer with its number."""
+        """Write a deed and respond with its number."""
         with g.ledger.write() as connection:
             number = connection.execute(insert(DEED).values(note="done").returning(DEED.c.id)).scalar_one()
         return {"deed": number}, 201
@@ -81,20 +81,20 @@ class Guarded:
         return self.app.test_client().open("/things", method=method, data=body, headers=named)
 
     def empty(self) -> None:
-        """Forget all deeds and keys."""
+        """Delete all deeds and keys."""
         with self.store.write() as connection:
             connection.execute(delete(DEED))
             connection.execute(delete(KEY))
 
     @property
     def deeds(self) -> int:
-        """How many deeds were committed."""
+        """The number of committed deeds."""
         with self.store.read() as connection:
             return int(connection.execute(select(func.count()).select_from(DEED)).scalar_one())
 
     @property
     def keys(self) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         with self.store.read() as connection:
             return int(connection.execute(select(func.count()).select_from(KEY)).scalar_one())
 
@@ -111,7 +111,7 @@ def _die(point: str) -> None:
 
 
 def mortal(guarded: Guarded) -> Guarded:
-    """Let requests end the process."""
+    """Let requests kill the process."""
 
     def view() -> Any:
         _die("begun")
@@ -136,15 +136,15 @@ def mortal(guarded: Guarded) -> Guarded:
 
 
 def serve(url: str, listener: socket.socket) -> None:
-    """Serve in this process, until it is killed."""
+    """Serve in this process until it is killed."""
     application = mortal(Guarded(url, lease=0.5)).app
     make_server("127.0.0.1", 1, application, threaded=True, fd=listener.fileno()).serve_forever()
 
 
 if __name__ == "__main__":
-    with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as door:
+    with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as listener:
         while True:
             child = os.fork()
             if not child:
-                serve(sys.argv[1], door)
+                serve(sys.argv[1], listener)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Handlers outside the product: a module in a temporary folder; it obeys the events and notes what ran."""
+"""A handler module in a temporary folder: it follows its events' orders and records its runs."""
 
 from collections import Counter
 from pathlib import Path
@@ -52,7 +52,7 @@ def obey(orders, attempt):
 
 
 class Span(NamedTuple):
-    """One mark that a running handler left: `what` is start or end, `at` the machine's monotonic seconds."""
+    """The start or end of a run: `what` is start or end, `at` is in monotonic seconds of the machine."""
 
     what: str
     event_id: str
@@ -62,10 +62,10 @@ class Span(NamedTuple):
 
 
 class Handlers:
-    """A handler for every event of one source; the event's `data.object` tells it what to do.
+    """A handler for every event of one source; the event's `data.object` says what it does.
 
-    `sleep` (seconds), `hold` (until `release()`), `fail` and `retry` (up to that attempt), `dead` (true).
-    It marks its start, obeys, appends the event id to the lines, and marks its end.
+    `sleep` (seconds), `hold` (until `release()`), `fail` and `retry` (up to that attempt), `dead` (true). It
+    records its start, obeys, appends the event id to the lines, and records its end.
     """
 
     def __init__(self, folder: Path, source: str = "stripe", code: str | None = None) -> None:
@@ -75,11 +75,11 @@ class Handlers:
         (folder / f"{MODULE}.py").write_text(code or SOURCE.format(source=source))
 
     def env(self) -> dict[str, str]:
-        """Return the variables that name it to a worker; its folder belongs on PYTHONPATH."""
+        """Return the variables that name it to a worker; its folder must be on PYTHONPATH."""
         return {"FIRSTSEEN_HANDLERS": self.module, "TEST_HANDLERS_FOLDER": str(self.folder)}
 
     def lines(self) -> list[str]:
-        """Return the ids of the events that it handled, one for each run that came through."""
+        """Return the ids of handled events, one for each run that finished."""
         return self._read("lines")
 
     def spans(self) -> list[Span]:
@@ -90,11 +90,11 @@ class Handlers:
         ]
 
     def started(self, event_id: str) -> int:
-        """Return how many runs of this event began."""
+        """Return how many runs of this event started."""
         return sum(span.what == "start" and span.event_id == event_id for span in self.spans())
 
     def overlaps(self) -> set[str]:
-        """Return the events of which two runs were under way at once; a dead process has none under way."""
+        """Return the events of which two runs overlapped; runs of dead processes do not count."""
         running: Counter[str] = Counter()
         found = set()
         spans = self.spans()
@@ -107,11 +107,11 @@ class Handlers:
         return found
 
     def release(self) -> None:
-        """Let every handler that holds go on."""
+        """Let held handlers continue."""
         (self.folder / "released").touch()
 
     def hold_again(self) -> None:
-        """Let events with `hold` wait again."""
+        """Hold events with `hold` again."""
         (self.folder / "released").unlink(missing_ok=True)
 
     def _read(self, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Keys, certificates and tokens as providers publish and use them, made on the spot."""
+"""Keys, certificates and tokens as providers publish and use them, generated for tests."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ PUBSUB = {
 
 
 class FixedKeys:
-    """Gives one answer for everything, an error of `CannotVerify` without one, and remembers who asked."""
+    """Gives every request the same answer, or CannotVerify without one, and records the requests."""
 
     def __init__(self, answer: bytes | None) -> None:
         self.answer = answer
@@ -41,20 +41,20 @@ class FixedKeys:
 
 @cache
 def rsa_private() -> rsa.RSAPrivateKey:
-    """Make the one RSA key of a run: they cost a tenth of a second."""
+    """Generate the RSA key of this run: each takes a tenth of a second."""
     return rsa.generate_private_key(65537, 2048)
 
 
 @cache
 def ec_private() -> ec.EllipticCurvePrivateKey:
-    """Make the one key for ES256 of a run."""
+    """Generate the ES256 key of this run."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def certificate(
     public_key: Any, name: str, *, since: datetime | None = None, days: int = 30, issuer: str = "Test CA"
 ) -> bytes:
-    """Return a PEM certificate of a public key, signed by somebody else."""
+    """Return a PEM certificate of a public key, signed by another key."""
     begin = since or datetime.now(UTC) - timedelta(days=1)
     builder = x509.CertificateBuilder(
         x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]),
@@ -69,12 +69,12 @@ def certificate(
 
 
 def sns_certificate(**how: Any) -> bytes:
-    """Return the certificate that SNS would sign with."""
+    """Return SNS's certificate."""
     return certificate(rsa_private().public_key(), "sns.amazonaws.com", **how)
 
 
 def sns_message(kind: str = "Notification", **fields: Any) -> dict[str, Any]:
-    """Return a signed message of SNS; a field given as None is left out, others are signed as given."""
+    """Return a signed SNS message; a field that is None is left out, others are signed as given."""
     message = {
         "Type": kind,
         "MessageId": "22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324",
@@ -96,20 +96,20 @@ def sns_message(kind: str = "Notification", **fields: Any) -> dict[str, Any]:
 
 
 def plaid_token(body: bytes, now: float, algorithm: str = "ES256", key: Any = None, **claims: Any) -> str:
-    """Return the token that Plaid sends beside a body."""
-    said = {"iat": int(now), "request_body_sha256": hashlib.sha256(body).hexdigest()} | claims
-    return jwt.encode(said, key or ec_private(), algorithm, headers={"kid": "key-1"})
+    """Return Plaid's token for a body."""
+    default = {"iat": int(now), "request_body_sha256": hashlib.sha256(body).hexdigest()}
+    return jwt.encode(default | claims, key or ec_private(), algorithm, headers={"kid": "key-1"})
 
 
 def plaid_answer(**fields: Any) -> bytes:
-    """Return what Plaid's API answers when asked for the key."""
+    """Return the response of Plaid's API with its key."""
     key = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(ec_private().public_key()))
     return json.dumps({"key": key | {"kid": "key-1", "expired_at": None} | fields}).encode()
 
 
 def google_token(now: float, **claims: Any) -> str:
-    """Return the token that Pub/Sub sends."""
-    said = {
+    """Return Pub/Sub's token."""
+    default = {
         "aud": PUBSUB["audience"],
         "email": PUBSUB["email"],
         "email_verified": True,
@@ -117,10 +117,10 @@ def google_token(now: float, **claims: Any) -> str:
         "iat": int(now),
         "exp": int(now) + 3600,
     }
-    return jwt.encode(said | claims, rsa_private(), "RS256", headers={"kid": "google-1"})
+    return jwt.encode(default | claims, rsa_private(), "RS256", headers={"kid": "google-1"})
 
 
 def google_keys() -> bytes:
-    """Return the list of keys that Google publishes."""
+    """Return Google's list of keys."""
     key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(rsa_private().public_key()))
     return json.dumps({"keys": [key | {"kid": "google-1"}]}).encode()

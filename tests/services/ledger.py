@@ -1,4 +1,4 @@
-"""A deployment's database as an outsider sees it: plain SQL, a connection for each question."""
+"""A deployment's database, read with plain SQL and a new connection each time."""
 
 from collections import Counter
 from typing import Any
@@ -22,7 +22,7 @@ def empty(store: Store) -> None:
 
 
 class Ledger:
-    """Reads, and for set-up writes, one database without any of the product's code."""
+    """Reads one database without the product's code; set-up may write to it."""
 
     def __init__(self, url: str) -> None:
         self.engine = create_engine(driver_url(url), poolclass=NullPool)
@@ -38,7 +38,7 @@ class Ledger:
             return int(connection.execute(text(statement), values).rowcount)
 
     def event(self, event_id: str) -> dict[str, Any]:
-        """Return the one row of an event; an empty dict if there is none."""
+        """Return an event's row; an empty dict if there is none."""
         found = self.rows("SELECT * FROM event WHERE event_id = :id", id=event_id)
         assert len(found) < 2, f"{event_id} has {len(found)} rows"
         return found[0] if found else {}
@@ -64,11 +64,11 @@ class Ledger:
         return self.rows(query, id=event_id)
 
     def outcomes(self, event_id: str) -> list[str | None]:
-        """Return how each attempt of an event ended; None while it has not."""
+        """Return the outcome of each attempt of an event; None for one that has not ended."""
         return [row["outcome"] for row in self.attempts(event_id)]
 
     def calls(self, event_id: str) -> list[dict[str, Any]]:
-        """Return an event's outbound calls, in their order, a step's successors one after the other."""
+        """Return an event's outbound calls in order, with a step's successors after it."""
         query = (
             "SELECT c.* FROM call c JOIN event e ON e.id = c.event WHERE e.event_id = :id"
             " ORDER BY c.position, c.successor"
@@ -76,7 +76,7 @@ class Ledger:
         return self.rows(query, id=event_id)
 
     def sends(self, event_id: str) -> list[dict[str, Any]]:
-        """Return every time that a call of this event went out, in order."""
+        """Return every send of an event's calls, in order."""
         query = (
             "SELECT s.* FROM send s JOIN call c ON c.id = s.call JOIN event e ON e.id = c.event"
             " WHERE e.event_id = :id ORDER BY c.position, c.successor, s.number"

@@ -1,4 +1,4 @@
-"""A small HTTP server on loopback that keeps what it is sent and answers as a test tells it to."""
+"""A small HTTP server on loopback that records its requests and responds as a test says."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from tests.services.waiting import wait_until
 
 
 class Heard(NamedTuple):
-    """One request; header names are as they came."""
+    """One request; header names are as received."""
 
     method: str
     path: str
@@ -18,7 +18,7 @@ class Heard(NamedTuple):
 
 
 Answer = Callable[[Heard], tuple[int, bytes] | None]
-"""Says status and body; None drops the connection without a word."""
+"""Returns status and body; None closes the connection without a response."""
 
 
 class Listener:
@@ -36,14 +36,14 @@ class Listener:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 heard = Heard(self.command, self.path, dict(self.headers), body)
                 outer.heard.append(heard)
-                said = outer.answer(heard)
-                if said is None:
+                answered = outer.answer(heard)
+                if answered is None:
                     self.close_connection = True
                     return
-                self.send_response(said[0])
-                self.send_header("Content-Length", str(len(said[1])))
+                self.send_response(answered[0])
+                self.send_header("Content-Length", str(len(answered[1])))
                 self.end_headers()
-                self.wfile.write(said[1])
+                self.wfile.write(answered[1])
 
             do_GET = do_POST  # noqa: N815 - http.server asks for it
 
@@ -56,13 +56,13 @@ class Listener:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def wait(self, count: int, timeout: float = 30) -> list[Heard]:
-        """Wait until it heard so many requests, and return them."""
+        """Wait until this many requests were received, and return them."""
         wait_until(
             lambda: len(self.heard) >= count, lambda: f"{count} requests, not {self.heard}", timeout=timeout
         )
         return list(self.heard)
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()

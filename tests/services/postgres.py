@@ -22,8 +22,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from tests.services.private_server import Server, make_folder
 from tests.services.processes import clean_environment
-from tests.services.server import Server, make_folder
 
 INSTALLS = {16: "pginstall", 18: "pginstall18"}
 CLIENTS = (
@@ -59,11 +59,11 @@ class Postgres(Server):
         return [program, "-D", str(self._data), *(f"--{name}={value}" for name, value in settings.items())]
 
     def popen(self) -> dict[str, Any]:
-        """Return who it runs as, and where: its own folder, which that user can enter."""
+        """Return the user that the server runs as, and its folder, which that user can enter."""
         return {"cwd": self.folder, **_nobody()}
 
     def answers(self) -> bool:
-        """Whether it takes a query now."""
+        """Return whether it answers a query."""
         try:
             with self._admin() as connection:
                 connection.execute("SELECT 1")
@@ -88,13 +88,13 @@ class Postgres(Server):
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
-        """Drop the database at this URL, whoever is still connected."""
+        """Drop the database at this URL, even if clients are connected."""
         name = sql.Identifier(url.rpartition("/")[2])
         with self._admin() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
     def connections(self) -> int:
-        """Return how many clients are connected now, this call's own left out."""
+        """Return the number of connected clients without this call's own."""
         with self._admin() as connection:
             row = connection.execute(CLIENTS).fetchone()
         assert row
@@ -113,7 +113,7 @@ class Postgres(Server):
 
 
 class Cluster:
-    """An empty cluster in a folder of its own, and the programs that run copies of it."""
+    """An empty cluster in a folder of its own, and the programs to run copies of it."""
 
     def __init__(self, version: int) -> None:
         self.folder = make_folder("cluster")
@@ -153,7 +153,7 @@ def _cluster(version: int) -> Cluster:
 
 
 def _nobody() -> dict[str, Any]:
-    """Return what Popen needs for a server of root's not to run as root."""
+    """Return the Popen arguments that keep root's server from running as root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")

@@ -1,4 +1,4 @@
-"""One real process with all its descendants: its output in a file, signals to one or to all, no leftovers."""
+"""A real process with all its descendants: output in a file, signals to one or all, nothing left behind."""
 
 import os
 import re
@@ -21,7 +21,7 @@ PRIVATE = re.compile(
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """Return an environment with nothing of this process but where programs, home and temporary files are."""
+    """Return an environment with only PATH, HOME, LANG and TMPDIR of this process."""
     return {name: os.environ[name] for name in INHERITED if name in os.environ} | extra
 
 
@@ -67,7 +67,7 @@ class Process:
         return self.popen.poll() is None
 
     def family(self) -> list[psutil.Process]:
-        """Return the living processes that this one started, itself first, also those that outlived it."""
+        """Return the living descendants with the first process in front, and those that outlived it."""
         with suppress(psutil.NoSuchProcess):
             if self.running:
                 first = self._known.setdefault(self.pid, psutil.Process(self.pid))
@@ -79,13 +79,13 @@ class Process:
         return [process for process in self._known.values() if lives(process)]
 
     def signal(self, number: int, *, alone: bool = False) -> None:
-        """Send a signal to the family, or to the first process alone; none is sent to what has ended."""
+        """Send a signal to the family, or to the first process alone; ended processes are skipped."""
         for process in [self.popen] if alone else self.family():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
     def terminate(self, *, alone: bool = True) -> None:
-        """Ask to stop, as a platform does: SIGTERM, to the first process unless told otherwise."""
+        """Send SIGTERM as a platform does: to the first process, with `alone=False` to all."""
         self.signal(signal.SIGTERM, alone=alone)
 
     def interrupt(self) -> None:
@@ -93,7 +93,7 @@ class Process:
         os.killpg(self.pid, signal.SIGINT)
 
     def kill(self, *, alone: bool = False) -> None:
-        """Kill -9; the whole family unless told otherwise. Waits until it is gone."""
+        """Send SIGKILL to the family, with `alone=True` to the first process, and wait until it has ended."""
         if alone:
             self.signal(signal.SIGKILL, alone=True)
             self.popen.wait(60)
@@ -104,13 +104,13 @@ class Process:
         wait_until(lambda: not any(map(lives, family)), f"{self.name} to be gone after SIGKILL")
 
     def freeze(self, *, alone: bool = False) -> None:
-        """SIGSTOP, and wait until it holds."""
+        """Send SIGSTOP and wait until the processes are stopped."""
         self.signal(signal.SIGSTOP, alone=alone)
         held = self.family()[:1] if alone else self.family()
         wait_until(lambda: all(map(_stopped, held)), f"{self.name} to freeze")
 
     def thaw(self, *, alone: bool = False) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         self.signal(signal.SIGCONT, alone=alone)
 
     def wait_exit(self, timeout: float = 60) -> int:
@@ -123,12 +123,12 @@ class Process:
             ) from None
 
     def logs(self) -> str:
-        """Return everything it printed."""
+        """Return all of its output."""
         return self.log.read_text(errors="replace")
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether it still runs; a zombie that its parent has not collected does not."""
+    """Return whether a process still runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Where providers publish their keys: a real https server on this machine, with a certificate of its own."""
+"""A real HTTPS server on loopback in place of the providers' key servers, with its own certificate."""
 
 import ssl
 import threading
@@ -20,9 +20,9 @@ PATIENCE = 60
 
 
 class Publisher:
-    """Answers every request with `status`, `headers` and `body`, while its gate is open; notes what is asked.
+    """Answers every request with `status`, `headers` and `body` while `gate` is open, and records requests.
 
-    With `drip`, seconds, the body comes byte by byte.
+    With `drip`, in seconds, the body is sent byte by byte.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,25 +39,25 @@ class Publisher:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def transport(self, *, trusted: bool = True) -> "Redirected":
-        """Return a transport that brings every request here, whatever host it is for."""
+        """Return an httpx transport that sends every request here, whatever its host."""
         context = ssl.create_default_context(cafile=str(self._file) if trusted else None)
         return Redirected(httpx.HTTPTransport(verify=context), self._server.server_address[1])
 
     def stop(self) -> None:
-        """End it."""
+        """Stop serving."""
         self.gate.set()
         self._server.shutdown()
         self._server.server_close()
 
 
 class Redirected(httpx.BaseTransport):
-    """Every host is this machine; the path, the Host header and TLS stay real."""
+    """A transport to one address; the path, the Host header and TLS stay as requested."""
 
     def __init__(self, inner: httpx.BaseTransport, port: int) -> None:
         self._inner, self._port = inner, port
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to the publisher."""
+        """Send the request to the publisher."""
         request.url = request.url.copy_with(host=HOST, port=self._port)
         return self._inner.handle_request(request)
 

@@ -1,4 +1,4 @@
-"""A private RabbitMQ node, where the system has `rabbitmq-server`; beside any other node, and as any user."""
+"""A private RabbitMQ node, if `rabbitmq-server` is installed; it runs beside other nodes and as any user."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from typing import Any
 
 import amqp
 
+from tests.services.private_server import QUEUE, Server
 from tests.services.processes import Process
-from tests.services.server import QUEUE, Server
 from tests.services.waiting import answers, free_port, wait_until
 
 PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
-"""Where packages put it. Debian's own wrapper in /usr/sbin only serves root and insists on its own user."""
+"""Folders of packages. Debian's wrapper in /usr/sbin needs root and changes its user, so it is not first."""
 LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 FRUGAL = "+S 1:1 +sbwt none"
-"""One scheduler that does not spin while it waits: nothing is measured here, and tests share the cores."""
+"""One scheduler that does not busy-wait, because tests share the cores."""
 VHOSTS = 16
-"""Virtual hosts of a node: more than the tests of one run take."""
+"""Virtual hosts of a node: more than the tests of one run need."""
 MISSING = "rabbitmq-server is not installed here (on Debian and Ubuntu: apt-get install rabbitmq-server)"
 
 
@@ -65,7 +65,7 @@ class RabbitMQ(Server):
         return [str(self.programs / "rabbitmq-server")]
 
     def env(self) -> dict[str, str]:
-        """Return an environment in which nothing of the system's own node is read or written."""
+        """Return an environment that keeps it from the files of the system's own node."""
         at = {
             name: str(self.folder / name)
             for name in ("mnesia", "rabbitmq.conf", "advanced.config", "env.conf")
@@ -93,7 +93,7 @@ class RabbitMQ(Server):
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{vhost}"
 
     def answers(self) -> bool:
-        """Whether it lets a client in."""
+        """Return whether it accepts a client."""
         try:
             with self.connection():
                 return True
@@ -105,11 +105,11 @@ class RabbitMQ(Server):
         return amqp.Connection(f"127.0.0.1:{self.port}", virtual_host=vhost, connect_timeout=5)
 
     def take_vhost(self) -> str:
-        """Return the URL of a virtual host with no queue in it; nobody else is given the same."""
+        """Return the URL of an empty virtual host that no other test gets."""
         return self.url(f"test_{next(self._numbers)}")
 
     def queue_length(self, url: str, queue: str = QUEUE) -> int:
-        """Return how many messages wait in this queue; 0 where there is no such queue."""
+        """Return the number of waiting messages in this queue; 0 if it does not exist."""
         try:
             with self.connection(url.rpartition("/")[2]) as connection:
                 return int(connection.channel().queue_declare(queue, passive=True).message_count)
@@ -117,7 +117,7 @@ class RabbitMQ(Server):
             return 0
 
     def wipe(self, url: str, queue: str = QUEUE) -> None:
-        """Drop every message that waits in this queue, if there is one."""
+        """Drop every waiting message of this queue, if it exists."""
         with suppress(amqp.NotFound), self.connection(url.rpartition("/")[2]) as connection:
             connection.channel().queue_purge(queue)
 
@@ -129,7 +129,7 @@ class RabbitMQ(Server):
 
 
 def _definitions() -> dict[str, Any]:
-    """Return the user and the virtual hosts that the node begins with: to add one later takes seconds."""
+    """Return the user and the virtual hosts that the node starts with: adding one later takes seconds."""
     hosts = ["/", *(f"test_{number}" for number in range(VHOSTS))]
     salt = secrets.token_bytes(4)
     password = b64encode(salt + hashlib.sha256(salt + b"guest").digest()).decode()

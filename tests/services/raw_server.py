@@ -1,4 +1,4 @@
-"""A server of plain sockets that answers with exactly the bytes it is given, and keeps exactly what came."""
+"""A server on plain sockets: it sends exactly the bytes it is given and records those it receives."""
 
 import socket
 import threading
@@ -8,36 +8,36 @@ from contextlib import suppress
 from typing import Self
 
 Answer = bytes | Callable[[socket.socket], None]
-"""Bytes to send, or what to do with the connection; None of both ends it unless it says so."""
+"""Bytes to send, or a function that gets the connection; it stays open unless the function closes it."""
 
 SILENCE = 60
-"""Seconds after which a connection is given up: longer than any test."""
+"""Timeout of a connection in seconds: longer than any test."""
 
 DRIP, DRIPS = 0.1, 400
-"""Seconds between two parts of an answer that drips, and how many come: longer than anybody should wait."""
+"""Seconds between two parts of a slow response, and the number of parts: longer than a client should wait."""
 
 
 def reply(status: str = "200 OK", body: bytes = b"{}", **headers: str) -> bytes:
-    """Return a whole answer with its length; headers' `_` stand for `-`."""
+    """Return a whole response with its length; `_` in header names stands for `-`."""
     named = {"Content-Length": str(len(body))} | {k.replace("_", "-"): v for k, v in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
     return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
 
 
 def hang_up(connection: socket.socket) -> None:
-    """Close without a word."""
+    """Close without a response."""
     connection.shutdown(socket.SHUT_RDWR)
 
 
 def stay(connection: socket.socket) -> None:
-    """Say nothing for as long as the other side stays."""
+    """Send nothing until the other side closes."""
     with suppress(OSError):
         while connection.recv(65536):
             pass
 
 
 def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
-    """Return an answer that hardly ends: `begin`, a pause, `part`, a pause, `part` again."""
+    """Return an answer that takes long to end: `begin`, then `part` again and again."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(begin)
@@ -50,11 +50,10 @@ def drip(part: bytes, begin: bytes = b"") -> Callable[[socket.socket], None]:
 
 
 class RawServer:
-    """Gives its n-th request the n-th answer, and the last answer to all that follow, on a loopback port.
+    """Gives the n-th request the n-th answer and later ones the last, on a loopback port.
 
-    `requests` holds the raw bytes of each, `connections` how many were opened, `ended` how many of them this
-    side has closed. With `reads=False` it answers
-    a connection before it reads anything, as one that speaks no HTTP does.
+    `requests` has the raw bytes of each request, `connections` counts those opened, `ended` those that this
+    side closed. With `reads=False` it answers before it reads, like a server that does not speak HTTP.
     """
 
     def __init__(self, *answers: Answer, reads: bool = True) -> None:
@@ -73,7 +72,7 @@ class RawServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing alone would leave accept() waiting.
+        # Closing alone would leave accept() blocked.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

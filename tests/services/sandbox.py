@@ -34,7 +34,7 @@ class Sandbox:
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop serving."""
         self.http.close()
         self._server.shutdown()
         self._thread.join()
@@ -59,30 +59,30 @@ class Sandbox:
 
     @property
     def effects(self) -> list[dict[str, Any]]:
-        """What happened."""
+        """The effects that happened."""
         return list(self.http.get("/_effects").json()["effects"])
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        """What was asked."""
+        """The requests that arrived."""
         return list(self.http.get("/_requests").json()["requests"])
 
     @property
     def keys(self) -> int:
-        """How many keys its database holds, answered or not."""
+        """The number of keys in its database, answered or not."""
         with self.store.read() as connection:
             return int(connection.exec_driver_sql("SELECT count(*) FROM idempotency_key").scalar_one())
 
 
 class Lingering:
-    """The sandbox's time where a fault lingers: no second passes until the test says so."""
+    """The sandbox's clock for a fault that lingers: `sleep` lasts until the test sets `over`."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
         self.over = threading.Event()
 
     def sleep(self, seconds: float) -> None:
-        """Note for how long, and stay."""
+        """Record the seconds, then block."""
         self.asked.append(seconds)
         self.over.wait(60)
 
@@ -93,7 +93,7 @@ class Lingering:
 
 @dataclass(frozen=True)
 class Client:
-    """A customer of one API: the operation that creates something, and how to be told apart."""
+    """A client of one API: its creating operation, and its customers' credentials."""
 
     name: str
     path: str
@@ -106,11 +106,11 @@ class Client:
 
     @property
     def prefix(self) -> str:
-        """Where the API stands in the sandbox."""
+        """The API's path in the sandbox."""
         return f"/{self.name}"
 
     def body(self, n: int = 1) -> bytes:
-        """Return the n-th body of a creation."""
+        """Return the n-th body of the creating operation."""
         fields = {**self.fields, self.changing: f"{self.fields[self.changing]} {n}"}
         return urlencode(fields).encode() if self.form else json.dumps(fields).encode()
 
@@ -126,7 +126,7 @@ class Client:
         content: bytes | None = None,
         **headers: str,
     ) -> httpx.Response:
-        """Send a request; by default the creation. Headers' `_` stand for `-`."""
+        """Send a request, by default the creating one; `_` in header names stands for `-`."""
         kind = "application/x-www-form-urlencoded" if self.form else "application/json"
         sent: dict[str, str | bytes] = {"Content-Type": kind, **self.credential(who)}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -185,7 +185,7 @@ CLIENTS = (CELPER, CHRONAPILOT, SALESLY, STANNP, TELNESS)
 
 
 def together(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Call all at once, each in a thread of its own, and return their results in order."""
+    """Make these calls at once, each in a thread of its own, and return the results in order."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], T]) -> T:

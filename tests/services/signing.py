@@ -1,4 +1,4 @@
-"""Signing as the providers document it, with nothing of the product: an independent second opinion."""
+"""Stripe's signatures by its documentation, without the product's code: an independent check."""
 
 import hashlib
 import hmac

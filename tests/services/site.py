@@ -1,4 +1,4 @@
-"""A web process, its ledger and its broker, which test after test uses: only workers are each test's own."""
+"""A web process, its ledger and its broker, shared by tests; only workers are each test's own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +13,11 @@ from tests.services.valkey import Valkey
 
 API_KEY = "ops-key-of-the-tests"
 TWO_SOURCES = SOURCES + SOURCES.replace("[stripe]", "[other]")
-"""Nothing handles the second one's events unless a test brings a handler."""
+"""The second source has no handler unless a test adds one."""
 
 
 class Site:
-    """Runs until `stop`. Its broker may be frozen, wiped and, a Valkey, killed: `tidy` restores it."""
+    """Runs until `stop`. Its broker may be frozen, wiped and, if a Valkey, killed: `tidy` restores it."""
 
     def __init__(self, folder: Path, database_url: str, broker: Valkey | RabbitMQ, broker_url: str) -> None:
         self.broker, self.store = broker, Store(driver_url(database_url))
@@ -33,20 +33,20 @@ class Site:
         return deploy(given.database_url, given.broker_url, site=given, sources=TWO_SOURCES, **settings)
 
     def waiting(self) -> int:
-        """Return how many nudges wait in the broker."""
+        """Return the number of nudges that wait in the broker."""
         if isinstance(self.broker, Valkey):
             return self.broker.queue_length()
         return self.broker.queue_length(self.deployment.broker_url)
 
     def wipe(self) -> None:
-        """Drop every nudge that waits."""
+        """Drop every waiting nudge."""
         if isinstance(self.broker, Valkey):
             self.broker.wipe()
         else:
             self.broker.wipe(self.deployment.broker_url)
 
     def tidy(self) -> None:
-        """Leave ledger and broker as they were in the beginning; every worker has ended by now."""
+        """Empty the ledger and the broker; all workers must have ended."""
         if not self.broker.running:
             self.broker.start()
         self.broker.thaw()

@@ -1,4 +1,4 @@
-"""A ledger with one event of every kind, made through the ledger's own functions: what dashboards show."""
+"""A ledger with one event of every kind, made through the ledger's own functions, for dashboards."""
 
 import json
 import random
@@ -18,14 +18,13 @@ from receiver.ledger.calls import (
     StoredResponse,
     begin_send,
     plan,
+    record_response,
 )
-from receiver.ledger.calls import record_response as answer
 from receiver.ledger.counters import CounterKind, Rejected, bump, record_rejections
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Outcome
 from receiver.ledger.queue import claim, settle
-from receiver.ledger.states import Move, Protection
-from receiver.ledger.states import SendOutcome as Answer
+from receiver.ledger.states import Move, Protection, SendOutcome
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, COUNTER, EVENT
 from receiver.ledger.text import uuid7
@@ -68,14 +67,14 @@ class Stage:
 
 
 def body_of(event_id: str, **data: Any) -> bytes:
-    """Return an event's body as Stripe writes it, compact; `data` becomes `data.object`."""
+    """Return an event's body as Stripe writes it; `data` becomes part of `data.object`."""
     shown = {"customer_name": "Ada Lovelace", "email": EMAIL, "currency": "eur", "amount_paid": 4200}
     whole = {"id": event_id, "type": "invoice.paid", "data": {"object": shown | data}}
     return json.dumps(whole, separators=(",", ":")).encode()
 
 
 def deliver(store: Store, event_id: str, *, times: int = 1, **change: Any) -> UUID:
-    """Deliver an event so many times; return its id."""
+    """Deliver an event this many times; return its id."""
     given = {"source": "stripe", "type": "invoice.paid", "body": body_of(event_id), "address": "203.0.113.7"}
     given |= {"content_type": "application/json", "headers": {"Stripe-Version": "2025-03-31"}}
     for _ in range(times):
@@ -85,10 +84,10 @@ def deliver(store: Store, event_id: str, *, times: int = 1, **change: Any) -> UU
 
 def set_up(store: Store) -> Stage:
     """Fill an empty ledger."""
-    done, call = _with_call(store, "evt_1Qx7done", Answer.SUCCEEDED)
+    done, call = _with_call(store, "evt_1Qx7done", SendOutcome.SUCCEEDED)
     deliver(store, "evt_1Qx7done", times=2)
     deliver(store, "evt_1Qx7done", body=body_of("evt_1Qx7done", amount_paid=4300))
-    parked, parked_call = _with_call(store, "evt_1Qx9letter", Answer.UNKNOWN)
+    parked, parked_call = _with_call(store, "evt_1Qx9letter", SendOutcome.UNKNOWN)
     dead = deliver(store, "evt_1Qx8ship")
     for move in (Move.RETRY_LATER, Move.GIVE_UP):
         _end(store, dead, Outcome(move, reason="warehouse.internal refused the connection", error=TRACEBACK))
@@ -100,7 +99,7 @@ def set_up(store: Store) -> Stage:
 
 
 def crowd(store: Store, count: int = 900, minutes: int = 60) -> None:
-    """Add done events spread over the last minutes, and duplicates beside them, for charts."""
+    """Add done events and duplicates over the last minutes, for charts."""
     rng, now = random.Random(7), datetime.now(UTC)
     rows = []
     for number in range(count):
@@ -152,7 +151,7 @@ def _end(store: Store, event: UUID, end: Outcome) -> None:
     assert settle(store, [(held, end)])
 
 
-def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID]:
+def _with_call(store: Store, event_id: str, outcome: SendOutcome) -> tuple[UUID, UUID]:
     """Make an event with one call: succeeded and done, or sent, never answered and parked."""
     event = deliver(store, event_id)
     held = claim(store, event, lease=timedelta(seconds=60), worker="worker-1:42")
@@ -166,15 +165,15 @@ def _with_call(store: Store, event_id: str, outcome: Answer) -> tuple[UUID, UUID
     assert planned
     marked = begin_send(store, held, planned.id, TERMS)
     assert isinstance(marked, SendBegun)
-    fine = outcome == Answer.SUCCEEDED
-    said = "The letter was made." if fine else "The connection broke before an answer came."
-    verdict = Classification(outcome, park=not fine, open=not fine, reason=said)
+    fine = outcome == SendOutcome.SUCCEEDED
+    reason = "The letter was made." if fine else "The connection broke before an answer came."
+    verdict = Classification(outcome, park=not fine, open=not fine, reason=reason)
     kept = StoredResponse(201, (("Content-Type", "application/json"),), b'{"id": 7}') if fine else None
     receipt = SendResult(marked.send, kept, lambda _context, _now: verdict, TERMS, timedelta(seconds=5))
-    answer(store, held, planned.id, receipt)
+    record_response(store, held, planned.id, receipt)
     assert settle(store, [(held, Outcome(Move.FINISH))])
     with store.write() as connection:
-        # Nothing of it can be under way there any more: a person may decide everything.
+        # The settle delay is over, so every resolution is allowed.
         past = {"quiet_until": datetime.now(UTC) - timedelta(minutes=1)}
         connection.execute(update(CALL).where(CALL.c.id == planned.id).values(**past))
     return event, planned.id

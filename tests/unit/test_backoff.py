@@ -1,4 +1,4 @@
-"""How long a failed event waits."""
+"""Back-off between attempts."""
 
 from datetime import timedelta
 from random import Random
@@ -13,7 +13,7 @@ HOUR = timedelta(hours=1)
 
 
 class Top(Random):
-    """Draws the highest number every time."""
+    """Randomness that always draws the upper end."""
 
     def uniform(self, a: float, b: float) -> float:  # noqa: ARG002
         """Return the upper end."""
@@ -24,12 +24,12 @@ class Top(Random):
     ("attempt", "seconds"), [(1, 2), (2, 4), (3, 8), (10, 1024), (12, 3600), (10_000, 3600)]
 )
 def test_the_ceiling_doubles_up_to_the_cap(attempt: int, seconds: float) -> None:
-    """The longest wait doubles with each attempt, stops at the cap and never overflows."""
+    """Huge attempt numbers do not overflow."""
     assert backoff(attempt, cap=HOUR, rng=Top()) == timedelta(seconds=seconds)
 
 
-def test_a_handler_may_start_elsewhere() -> None:
-    """A handler's own first wait replaces the default one, and the cap holds for it too."""
+def test_a_handlers_first_wait_replaces_the_default() -> None:
+    """The cap still applies."""
     minute = timedelta(minutes=1)
     assert backoff(2, cap=HOUR, rng=Top(), base=minute) == 2 * minute
     assert backoff(1, cap=minute, rng=Top(), base=HOUR) == minute
@@ -37,12 +37,12 @@ def test_a_handler_may_start_elsewhere() -> None:
 
 @given(attempt=st.integers(1, 10_000), seed=st.integers())
 def test_every_wait_is_within_bounds(attempt: int, seed: int) -> None:
-    """No attempt waits less than nothing or longer than the cap."""
+    """Never negative, never longer than the cap."""
     assert timedelta(0) <= backoff(attempt, cap=HOUR, rng=Random(seed)) <= HOUR
 
 
 def test_jitter_is_full() -> None:
-    """Waits spread over the whole range, so that what failed together does not return together."""
+    """Waits spread over the whole range, so that events that failed together are not retried together."""
     rng = Random(1)
     waits = [backoff(1, cap=HOUR, rng=rng) / BASE for _ in range(200)]
     assert min(waits) < 0.1

@@ -1,4 +1,4 @@
-"""What both sides tell Celery about the broker."""
+"""Celery's broker options, of web and worker."""
 
 import ssl
 from typing import Any
@@ -25,13 +25,13 @@ URLS = [
 
 
 def app(options: dict[str, Any]) -> Celery:
-    """Make a Celery application that becomes nobody's default."""
+    """Make a Celery application without setting it as the default one."""
     return Celery("test", **options, set_as_current=False)
 
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_publish_is_bounded_on_every_transport(url: str) -> None:
-    """Every publisher has short timeouts for what may block, and one try."""
+    """Short timeouts and no retry."""
     options = publisher_options(url)["broker_transport_options"]
     timeouts = {value for name, value in options.items() if "timeout" in name}
     assert timeouts == {PUBLISH_TIMEOUT}
@@ -41,8 +41,7 @@ def test_a_publish_is_bounded_on_every_transport(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_both_sides_mean_the_same_queue_and_trust_json_alone(url: str) -> None:
-    """A nudge goes where the worker listens, and nothing but JSON is accepted there."""
+def test_both_sides_use_one_queue_and_accept_only_json(url: str) -> None:
     for options in (publisher_options(url), consumer_options(url)):
         conf = app(options).conf
         assert (conf.task_default_queue, list(conf.accept_content)) == ("firstseen", ["json"])
@@ -50,7 +49,7 @@ def test_both_sides_mean_the_same_queue_and_trust_json_alone(url: str) -> None:
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_consumer_acknowledges_early_and_never_gives_up(url: str) -> None:
-    """The lease recovers, not the broker: early acknowledgement, little prefetched, endless reconnecting."""
+    """The lease recovers events, not the broker: it reconnects endlessly and prefetches little."""
     conf = app(consumer_options(url)).conf
     assert (conf.task_acks_late, conf.worker_prefetch_multiplier) == (False, 1)
     assert conf.broker_connection_retry_on_startup
@@ -58,19 +57,19 @@ def test_a_consumer_acknowledges_early_and_never_gives_up(url: str) -> None:
 
 
 def test_a_consumer_outlasts_a_long_poll() -> None:
-    """A consumer waits longer for an answer than Redis holds a read back."""
+    """Its socket timeout is longer than the 10 seconds of a blocking read."""
     assert consumer_options(URLS[0])["broker_transport_options"]["socket_timeout"] == CONSUME_TIMEOUT > 10
 
 
 def test_a_self_signed_certificate_is_accepted() -> None:
-    """Heroku's Redis has one: the connection is encrypted and the certificate unchecked, on both sides."""
+    """Heroku's Redis has one: both sides encrypt, and neither checks the certificate."""
     for options in (publisher_options(URLS[1]), consumer_options(URLS[1])):
         assert app(options).connection_for_write().ssl == {"ssl_cert_reqs": ssl.CERT_NONE}
     assert "broker_use_ssl" not in publisher_options(URLS[0])
 
 
-def test_a_nudge_says_nothing_but_the_row() -> None:
-    """A nudge holds the row's id alone; its arguments stay out of headers, its time out of the broker."""
+def test_a_nudge_holds_only_the_rows_id() -> None:
+    """No arguments in headers, and no ETA that the broker would keep."""
     message = wake_message("0195")
     assert (message["name"], message["args"]) == (WAKE_TASK, ("0195",))
     assert (message["argsrepr"], message["kwargsrepr"]) == ("", "")

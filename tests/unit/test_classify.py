@@ -1,4 +1,4 @@
-"""What an answer means for its call: one table of all dialects and rules, and what holds for any answer."""
+"""`classify`: a table of responses in every dialect, and properties that hold for any response."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from worker.calls.transport import NoReply, Reply
 DIALECTS = load_dialects()
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 KEYED, REPEATABLE, UNPROTECTED = Protection
-STANDINGS = {
+CONTEXTS = {
     "first": SendContext(open_before=False, live=True, protection=KEYED, method="POST"),
     "again": SendContext(open_before=True, live=True, protection=KEYED, method="POST"),
     "late": SendContext(open_before=True, live=False, protection=KEYED, method="POST"),
@@ -40,8 +40,9 @@ MARKERS = {
 }
 HINTS = {"+retry": "true", "-retry": "false", "?retry": "perhaps"}
 
-# What came: a status, words of the body, `+marker` for the dialect's own, `+retry` or `-retry` for the hint.
-# What it means: the outcome, `open` when this send stays open, `park` when a person must look.
+# Dialect | response | context | classification. A response is a status, words of its body, `+marker` for the
+# dialect's replay header and `+retry`, `-retry` or `?retry` for its hint. A classification is the outcome,
+# `open` if the send stays open, and `park` if a person must decide.
 TABLE = """
 every      | 200                                  | first              | succeeded
 every      | 201                                  | again              | succeeded
@@ -172,17 +173,17 @@ every      | 404                                  | bare again         | unknown
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """Return the table's rows, one for each dialect where it says `every`."""
+    """Return the table's rows; `every` stands for one row of each dialect."""
     found = []
     for line in filter(None, TABLE.splitlines()):
-        name, came, standing, meaning = (cell.strip() for cell in line.split("|"))
-        found += [(one, came, standing, meaning) for one in (DIALECTS if name == "every" else [name])]
+        name, response, context, meaning = (cell.strip() for cell in line.split("|"))
+        found += [(each, response, context, meaning) for each in (DIALECTS if name == "every" else [name])]
     return found
 
 
-def answer(dialect: str, came: str) -> Reply:
-    """Read a cell of the table as an answer."""
-    status, _, rest = came.partition(" ")
+def answer(dialect: str, response: str) -> Reply:
+    """Return the response that a cell of the table describes."""
+    status, _, rest = response.partition(" ")
     words = rest.split(" ") if rest else []
     headers = {"content-type": "text/plain"}
     for word in words:
@@ -192,34 +193,34 @@ def answer(dialect: str, came: str) -> Reply:
     return Reply(int(status), tuple(headers.items()), body.encode())
 
 
-def told(verdict: Classification) -> str:
-    """Return a verdict as the table writes it."""
+def written(verdict: Classification) -> str:
+    """Return a classification as the table writes it."""
     return verdict.outcome + " open" * verdict.open + " park" * verdict.park
 
 
-@pytest.mark.parametrize(("dialect", "came", "standing", "meaning"), rows())
-def test_the_table(dialect: str, came: str, standing: str, meaning: str) -> None:
-    """Dialect, answer and standing decide together; the reason begins with the status."""
-    verdict = classify(DIALECTS[dialect], STANDINGS[standing], answer(dialect, came), NOW)
-    assert told(verdict) == meaning, verdict
-    assert verdict.reason.startswith(came.split(maxsplit=1)[0])
+@pytest.mark.parametrize(("dialect", "response", "context", "meaning"), rows())
+def test_the_table(dialect: str, response: str, context: str, meaning: str) -> None:
+    """Dialect, response and context decide; the reason begins with the status."""
+    verdict = classify(DIALECTS[dialect], CONTEXTS[context], answer(dialect, response), NOW)
+    assert written(verdict) == meaning, verdict
+    assert verdict.reason.startswith(response.split(maxsplit=1)[0])
     assert verdict.reason.endswith((".", "?"))
 
 
-def test_the_table_has_every_dialect_and_standing() -> None:
-    """A new dialect needs rows of its own, unless it knows no keys."""
+def test_the_table_has_every_dialect_and_context() -> None:
+    """A new dialect needs rows of its own."""
     own = {line.split("|")[0].strip() for line in TABLE.splitlines() if line}
     assert own - {"every"} == set(DIALECTS)
-    assert {standing for _, _, standing, _ in rows()} == set(STANDINGS)
+    assert {context for _, _, context, _ in rows()} == set(CONTEXTS)
 
 
-@pytest.mark.parametrize("standing", STANDINGS.values())
-def test_no_answer(standing: SendContext) -> None:
-    """What never left was not executed; what left may have been."""
-    refused = classify(DIALECTS["celper"], standing, NoReply("connection refused", written=False), NOW)
-    assert (told(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
-    lost = classify(DIALECTS["celper"], standing, NoReply("the connection was reset", written=True), NOW)
-    assert told(lost) == "unknown open"
+@pytest.mark.parametrize("context", CONTEXTS.values())
+def test_no_response(context: SendContext) -> None:
+    """A request that never left was not executed; one that left may have been."""
+    refused = classify(DIALECTS["celper"], context, NoReply("connection refused", written=False), NOW)
+    assert (written(refused), refused.reason) == ("later", "Nothing was sent: connection refused.")
+    lost = classify(DIALECTS["celper"], context, NoReply("the connection was reset", written=True), NOW)
+    assert written(lost) == "unknown open"
     assert lost.reason == "No answer: the connection was reset. It may have been executed."
 
 
@@ -246,17 +247,16 @@ def test_no_answer(standing: SendContext) -> None:
     ],
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
-    """Seconds or any of HTTP's three dates (RFC 9110, section 5.6.7), from now to a day."""
-    came = Reply(429, (("Retry-After", value),), b"")
-    verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
+    """Seconds, or any of HTTP's three date formats (RFC 9110, section 5.6.7), up to a day ahead."""
+    response = Reply(429, (("Retry-After", value),), b"")
+    verdict = classify(DIALECTS["celper"], CONTEXTS["first"], response, NOW)
     assert verdict.retry_after == (None if seconds is None else timedelta(seconds=seconds))
 
 
-def test_only_what_is_tried_again_is_put_off() -> None:
-    """A final outcome has no time to wait for."""
+def test_a_final_outcome_has_no_retry_after() -> None:
     for status, waits in ((200, False), (404, False), (429, True), (503, True), (500, True)):
-        came = Reply(status, (("Retry-After", "7"),), b"")
-        verdict = classify(DIALECTS["celper"], STANDINGS["first"], came, NOW)
+        response = Reply(status, (("Retry-After", "7"),), b"")
+        verdict = classify(DIALECTS["celper"], CONTEXTS["first"], response, NOW)
         assert (verdict.retry_after is not None) == waits, status
 
 
@@ -281,7 +281,7 @@ def test_only_what_is_tried_again_is_put_off() -> None:
     ],
 )
 def test_protection(dialect: str, method: str, path: str, found: Protection) -> None:
-    """A key where the API takes one, else what the API itself calls safe to repeat, else nothing."""
+    """A key where the API takes one, else whether the API calls the request safe to repeat."""
     assert protection(DIALECTS[dialect], method, path) == found
 
 
@@ -290,14 +290,14 @@ VALUES = st.sampled_from(["true", "false", "1", "Mon, 23 Nov 2026 12:00:30 GMT"]
 CODES = sorted({e.code.encode() for d in DIALECTS.values() for e in (d.locked, d.misused) if e and e.code})
 BODIES = st.sampled_from([*CODES, b'{"success":true}', b'{"success":false}']) | st.binary(max_size=60)
 STATUSES = st.sampled_from([200, 201, 302, 400, 404, 408, 409, 410, 422, 425, 429, 500, 503])
-ANSWERS = st.builds(
+RESPONSES = st.builds(
     Reply,
     STATUSES | st.integers(-1, 1_000),
     st.dictionaries(NAMES, VALUES).map(lambda headers: tuple(headers.items())),
     BODIES,
     st.booleans(),
 )
-STANDING = st.builds(
+CONTEXT_VALUES = st.builds(
     SendContext,
     st.booleans(),
     st.booleans(),
@@ -308,40 +308,40 @@ STANDING = st.builds(
 FINAL = {SendOutcome.SUCCEEDED, SendOutcome.REPLAYED, SendOutcome.REJECTED}
 
 
-@given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
-@example("stannp", STANDINGS["again"], Reply(409, (), b"[" * 100_000))
-@example("telness", replace(STANDINGS["bare"], live=True), Reply(503, (), b""))
-@example("stannp", STANDINGS["again"], Reply(409, (), b'{"success": tr', truncated=True))
-@example("celper", STANDINGS["again"], Reply(429, (("retry-after", "Mon, 23 Nov 0001 00:00:00 +2359"),), b""))
-def test_any_answer_has_a_verdict(name: str, standing: SendContext, came: Reply) -> None:
-    """Nothing raises; and no answer, however odd, leads to a second effect or to an end that is none."""
-    verdict = classify(DIALECTS[name], standing, came, NOW)
+@given(st.sampled_from(sorted(DIALECTS)), CONTEXT_VALUES, RESPONSES)
+@example("stannp", CONTEXTS["again"], Reply(409, (), b"[" * 100_000))
+@example("telness", replace(CONTEXTS["bare"], live=True), Reply(503, (), b""))
+@example("stannp", CONTEXTS["again"], Reply(409, (), b'{"success": tr', truncated=True))
+@example("celper", CONTEXTS["again"], Reply(429, (("retry-after", "Mon, 23 Nov 0001 00:00:00 +2359"),), b""))
+def test_any_response_is_classified_safely(name: str, context: SendContext, response: Reply) -> None:
+    """Nothing raises, and no response leads to a second effect or a false end."""
+    verdict = classify(DIALECTS[name], context, response, NOW)
     assert verdict.retry_after is None or timedelta(0) <= verdict.retry_after <= timedelta(hours=24)
     if verdict.outcome in (SendOutcome.SUCCEEDED, SendOutcome.REPLAYED):
-        resent = standing.method == "DELETE" and standing.open_before and came.status in (404, 410)
-        assert came.status // 100 == 2 or (name == "stannp" and came.status == 409) or resent
+        resent = context.method == "DELETE" and context.open_before and response.status in (404, 410)
+        assert response.status // 100 == 2 or (name == "stannp" and response.status == 409) or resent
     if verdict.outcome in FINAL:
         assert (verdict.open, verdict.park, verdict.retry_after) == (False, False, None)
     if verdict.outcome == SendOutcome.MISMATCH:
         assert verdict.park
     if verdict.outcome in (SendOutcome.MISMATCH, SendOutcome.LOCKED):
-        assert standing.protection == KEYED
+        assert context.protection == KEYED
     if verdict.outcome == SendOutcome.UNKNOWN:
         assert verdict.open or verdict.park
     if not verdict.open:
-        assert came.status // 100 in (2, 4), "only a definite answer closes a send"
+        assert response.status // 100 in (2, 4), "only a definite answer closes a send"
     if verdict.outcome == SendOutcome.LATER and verdict.open:
-        assert standing.live
-        assert standing.protection == KEYED
-    if verdict.outcome == SendOutcome.REJECTED and standing.open_before:
-        assert standing.protection == KEYED, "only a stored answer speaks for an earlier send"
+        assert context.live
+        assert context.protection == KEYED
+    if verdict.outcome == SendOutcome.REJECTED and context.open_before:
+        assert context.protection == KEYED, "only a stored response tells about an earlier send"
 
 
-@given(st.sampled_from(sorted(DIALECTS)), STANDING, ANSWERS)
-def test_reasons_show_no_body(name: str, standing: SendContext, came: Reply) -> None:
-    """Nothing of the body stands in the sentence, which is one line."""
-    marked = Reply(came.status, came.headers, came.body + b" hunter2")
-    verdict = classify(DIALECTS[name], standing, marked, NOW)
+@given(st.sampled_from(sorted(DIALECTS)), CONTEXT_VALUES, RESPONSES)
+def test_reasons_show_no_body(name: str, context: SendContext, response: Reply) -> None:
+    """A reason is one line and contains nothing of the body."""
+    marked = Reply(response.status, response.headers, response.body + b" hunter2")
+    verdict = classify(DIALECTS[name], context, marked, NOW)
     assert "hunter2" not in verdict.reason
     assert verdict.reason.isascii()
     assert "\n" not in verdict.reason

@@ -1,4 +1,4 @@
-"""What belongs together is complete: adding one thing in one place and forgetting another fails here."""
+"""Lists that must be complete: adding a thing in one place and forgetting another fails here."""
 
 import re
 from pathlib import Path
@@ -20,15 +20,15 @@ from tests.services.checkout import CHECKOUT
 from worker.notifier import sentence
 
 
-def test_every_state_and_every_end_of_an_attempt_has_words() -> None:
-    """The pages explain each state, and the timeline each way in which an attempt can end."""
+def test_every_state_and_every_outcome_of_an_attempt_has_words() -> None:
+    """The pages explain each state, and the timeline each outcome."""
     assert set(STATES) == set(State)
     ends = {move for move in Move if State.PROCESSING in leaves(move)}
     assert ends <= set(OUTCOMES)
 
 
 def test_every_command_is_documented() -> None:
-    """docs/command-line.md names each command, and each of a group's."""
+    """docs/command-line.md names each command and subcommand."""
     page = (CHECKOUT / "docs" / "command-line.md").read_text(encoding="utf-8")
     names = [
         f"{name} {sub}" if isinstance(command, click.Group) and not command.invoke_without_command else name
@@ -39,26 +39,26 @@ def test_every_command_is_documented() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    """docs/configuration.md names each variable; FIRSTSEEN_DEV is set by `make run` alone."""
+    """docs/configuration.md names each variable except FIRSTSEEN_DEV, which `make run` sets."""
     page = (CHECKOUT / "docs" / "configuration.md").read_text(encoding="utf-8")
     variables = {field.validation_alias for field in Settings.model_fields.values()} - {"FIRSTSEEN_DEV"}
     assert {name for name in variables if f"`{name}`" not in page} == set()
 
 
-def test_every_entry_that_names_code_has_it() -> None:
-    """What the catalogue verifies by code is written, and nothing is written that no entry names."""
+def test_every_entry_with_code_has_its_verifier() -> None:
+    """And every verifier has its entry."""
     named = {provider.code for provider in load_providers().values() if provider.code}
     assert named == set(VERIFIERS)
 
 
 def test_every_api_of_the_sandbox_is_served() -> None:
-    """A module in receiver/sandbox/apis is one of the APIs that the sandbox serves."""
+    """Each module of receiver/sandbox/apis is registered in `APIS`."""
     files = {file.stem for file in Path(str(apis.__file__)).parent.glob("*.py")} - {"__init__"}
     assert {api.name for api in APIS} == files
 
 
 @pytest.mark.parametrize("topic", list(Topic))
 def test_every_alert_has_a_sentence(topic: Topic) -> None:
-    """The notifier words each topic, with the number of events that it is about."""
+    """It has the number of events."""
     alert = DueAlert(Subject(topic, "shop", "paid"), total=7, count=7, seconds=60.0)
     assert re.fullmatch(r"Firstseen: .*\b7\b.*[.?]", sentence(alert))

@@ -1,4 +1,4 @@
-"""The defects fit the code: code or tests that move or change are noticed before `make defects` runs."""
+"""The defects of tests/defects match the code; changed code and renamed tests are noticed at once."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ tests = ["test_shop.py::test_price[1]"]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Make a small project of one package, one test file and one defect."""
+    """Make a small project with one package, one test file and one defect."""
     for folder in ("shop", "tests/unit", "tests/defects"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "shop" / "__init__.py").write_text("PRICE = 1\n")
@@ -33,37 +33,35 @@ def test_every_defect_fits_the_product_and_its_tests() -> None:
     assert list(problems(CHECKOUT)) == []
 
 
-def test_texts_and_tests_are_found_wherever_they_are(checkout: Path) -> None:
-    """Neither names a folder."""
+def test_texts_and_tests_are_found_in_any_folder(checkout: Path) -> None:
     found = Checkout(checkout)
     assert list(problems(checkout)) == []
     assert found.locate("PRICE = 1") == checkout / "shop" / "__init__.py"
     assert found.resolve("test_shop.py::test_price[1]") == "tests/unit/test_shop.py::test_price[1]"
 
 
-def test_a_text_that_is_gone_is_a_problem(checkout: Path) -> None:
-    """The product moved on and the defect did not."""
+def test_a_missing_text_is_a_problem(checkout: Path) -> None:
+    """The product changed and the defect did not."""
     (checkout / "shop" / "__init__.py").write_text("PRICE = 7\n")
     (problem,) = problems(checkout)
     assert problem == "dearer: this text must occur once but occurs 0 times (nowhere):\nPRICE = 1"
 
 
 def test_a_text_that_occurs_twice_is_a_problem(checkout: Path) -> None:
-    """It could break either place."""
     (checkout / "shop" / "more.toml").write_text("PRICE = 10\n")
     (problem,) = problems(checkout)
     assert "occurs 2 times (shop/__init__.py, shop/more.toml)" in problem
 
 
-def test_a_test_that_is_gone_is_a_problem(checkout: Path) -> None:
-    """It was renamed, and so must be its name here."""
+def test_a_missing_test_is_a_problem(checkout: Path) -> None:
+    """It was renamed in its file only."""
     (checkout / "tests" / "unit" / "test_shop.py").write_text("def test_price_of_all():\n    pass\n")
     (problem,) = problems(checkout)
     assert problem == "dearer: test_shop.py::test_price[1] must be defined in one test file but is in 0"
 
 
 def test_a_test_that_is_defined_twice_is_a_problem(checkout: Path) -> None:
-    """Another file of the name is none, unless it has a test of the name too."""
+    """Two files may share a name if only one of them defines the test."""
     other = checkout / "tests" / "test_shop.py"
     other.write_text("def test_other():\n    pass\n")
     assert list(problems(checkout)) == []
@@ -74,7 +72,6 @@ def test_a_test_that_is_defined_twice_is_a_problem(checkout: Path) -> None:
 
 @pytest.mark.parametrize("part", ["promise", "find", "replace", "tests"])
 def test_a_defect_that_lacks_a_part_is_refused(checkout: Path, part: str) -> None:
-    """Before anything runs."""
     kept = [line for line in DEFECT.splitlines() if not line.startswith(part)]
     (checkout / "tests" / "defects" / "shop.toml").write_text("\n".join(kept))
     with pytest.raises(DefectError, match=f"dearer has no '{part}'"):
@@ -82,7 +79,6 @@ def test_a_defect_that_lacks_a_part_is_refused(checkout: Path, part: str) -> Non
 
 
 def test_two_defects_of_one_name_are_refused(checkout: Path) -> None:
-    """A name means one defect."""
     (checkout / "tests" / "defects" / "more.toml").write_text(DEFECT)
     with pytest.raises(DefectError, match="two defects are named dearer"):
         read_defects(checkout)

@@ -1,4 +1,4 @@
-"""What `make run` writes and chooses before anything starts."""
+"""What `make run` writes and chooses before it starts anything."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ ENV = Path(".env")
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in an empty folder, as after a clone, with nothing of the product in the environment."""
+    """Run in an empty folder, as after a clone, with none of the product's variables set."""
     monkeypatch.chdir(tmp_path)
     for name in [*os.environ]:
         if name.startswith("FIRSTSEEN_") or name.endswith(("_SECRETS", "_URL", "_API_KEY")):
@@ -28,7 +28,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_first_run_writes_secrets() -> None:
-    """Every variable that the shipped sources name gets a secret, in a file that only its owner can read."""
+    """Every variable of the shipped sources gets a secret, in a file that only its owner can read."""
     added = write_env(ENV)
     written = dotenv_values(ENV)
     assert list(written) == added
@@ -39,14 +39,14 @@ def test_the_first_run_writes_secrets() -> None:
     assert load_settings().dev
 
 
-def test_the_first_run_makes_a_person() -> None:
-    """Name and password are told once; `.env` has only the hash, and it opens."""
+def test_the_first_run_makes_a_user() -> None:
+    """Name and password are printed once; `.env` holds only the hash."""
     write_env(ENV)
-    said = write_user(ENV)
-    assert said
-    password = said.rpartition(" ")[2]
+    message = write_user(ENV)
+    assert message
+    password = message.rpartition(" ")[2]
     (user,) = load_settings().users
-    assert user.name in said
+    assert user.name in message
     assert check_password_hash(user.password_hash, password)
     assert password not in ENV.read_text()
     assert write_user(ENV) is None
@@ -54,7 +54,7 @@ def test_the_first_run_makes_a_person() -> None:
 
 
 def test_the_first_run_can_call_the_sandbox() -> None:
-    """Every API of the shipped file has a usable credential afterwards, and each its own."""
+    """Every shipped API gets a credential of its own."""
     write_env(ENV)
     apis = load_apis(load_settings().apis_path, load_dialects(), environment())
     assert [api.problem for api in apis.values()] == [None] * 5
@@ -62,15 +62,15 @@ def test_the_first_run_can_call_the_sandbox() -> None:
 
 
 def test_an_api_elsewhere_gets_no_made_up_credential(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the sandbox takes any: another API's variable is left to its owner."""
+    """Only the sandbox accepts any credential."""
     text = '[shop]\nbase_url = "https://shop.example"\ndialect = "none"\n'
     Path("apis.toml").write_text(text + 'auth = { type = "bearer", value_env = "SHOP_API_KEY" }\n')
     monkeypatch.setenv("FIRSTSEEN_APIS", "apis.toml")
     assert "SHOP_API_KEY" not in write_env(ENV)
 
 
-def test_an_earlier_versions_file_gets_what_it_lacks() -> None:
-    """A `.env` from before there were calls gets their credentials, and keeps what it has."""
+def test_missing_variables_are_added_to_an_older_file() -> None:
+    """Its lines stay as they are."""
     write_env(ENV)
     earlier = [line for line in ENV.read_text().splitlines() if "_API_KEY=" not in line]
     ENV.write_text("\n".join(earlier))
@@ -80,8 +80,8 @@ def test_an_earlier_versions_file_gets_what_it_lacks() -> None:
     assert ENV.read_text().splitlines()[: len(earlier)] == earlier
 
 
-def test_handlers_follow_the_sandbox_to_another_port() -> None:
-    """On another port its five APIs move with it; an API elsewhere stays where it is."""
+def test_the_sandbox_apis_move_to_another_port() -> None:
+    """Other APIs keep their address."""
     auth = '{ type = "bearer", value_env = "SHOP" }'
     table = f'[shop]\nbase_url = "https://shop.example"\ndialect = "none"\nauth = {auth}\n'
     Path("mine.toml").write_text(APIS.read_text() + table)
@@ -94,7 +94,6 @@ def test_handlers_follow_the_sandbox_to_another_port() -> None:
 
 
 def test_no_two_folders_share_secrets() -> None:
-    """Secrets are drawn anew each time."""
     write_env(ENV)
     first = dotenv_values(ENV)
     ENV.unlink()
@@ -104,15 +103,15 @@ def test_no_two_folders_share_secrets() -> None:
 
 
 def test_a_second_run_changes_nothing() -> None:
-    """What is there stays, byte for byte."""
+    """The file stays the same byte for byte."""
     write_env(ENV)
     before = ENV.read_bytes()
     assert write_env(ENV) == []
     assert ENV.read_bytes() == before
 
 
-def test_what_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values of one's own, in the file (even an unfinished line) or the environment, are never replaced."""
+def test_variables_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the file, even after an unfinished line, and in the environment."""
     ENV.write_text("# mine\nSTRIPE_WEBHOOK_SECRETS='whsec_it is #1'")
     monkeypatch.setenv("GITHUB_WEBHOOK_SECRETS", "exported")
     added = write_env(ENV)
@@ -122,7 +121,7 @@ def test_what_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_runs_in_one_folder_are_refused() -> None:
-    """A second `make run` in the same folder would take the first one's broker: it is told so."""
+    """The second would use the first one's broker."""
     with ExitStack() as first, ExitStack() as second:
         only_one(first)
         with pytest.raises(Refused, match="already runs in this folder"):
@@ -132,7 +131,7 @@ def test_two_runs_in_one_folder_are_refused() -> None:
 
 
 def test_the_socket_is_under_var() -> None:
-    """The broker's socket is where it can be found, and one left by a crash is removed."""
+    """A socket left by a crash is removed."""
     Path("var/valkey.sock").touch()
     with ExitStack() as cleanup:
         path = socket_path(cleanup)
@@ -140,8 +139,10 @@ def test_the_socket_is_under_var() -> None:
     assert not path.exists()
 
 
-def test_a_long_path_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkout too deep for a socket's path gets one in a temporary folder, which goes at the end."""
+def test_the_socket_of_a_long_path_is_in_a_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's path has a length limit; the folder is removed at the end."""
     deep = tmp_path / ("d" * SOCKET_LIMIT)
     deep.mkdir()
     monkeypatch.chdir(deep)

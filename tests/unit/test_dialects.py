@@ -1,4 +1,4 @@
-"""The catalogue of dialects: what it holds, and what it refuses to hold."""
+"""The catalogue of dialects: its entries, and the mistakes that loading refuses."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -32,14 +32,14 @@ fingerprint = ["method", "target", "header:Content-Type", "body"]
 
 
 def load(folder: Path, text: str) -> Mapping[str, Dialect]:
-    """Read a catalogue of this text."""
+    """Load a catalogue with this text."""
     path = folder / "dialects.toml"
     path.write_text(text)
     return load_dialects(path)
 
 
-def test_the_catalogue_has_our_own_api_and_the_five() -> None:
-    """Each has both what a client must know and what a server does; some others only the first."""
+def test_the_sandbox_dialects_and_our_own_have_a_server_half() -> None:
+    """The other four have only the client's half."""
     dialects = load_dialects()
     assert {name for name in dialects if not dialects[name].server} == {"ietf", "stripe", "paypal", "none"}
     for name in ("firstseen", "celper", "chronapilot", "salesly", "stannp", "telness"):
@@ -48,7 +48,7 @@ def test_the_catalogue_has_our_own_api_and_the_five() -> None:
 
 
 def test_our_own_policy_is_the_strictest() -> None:
-    """Method, path with query, content type and body must be the same; only final answers are stored."""
+    """Method, path with query, content type and body must be equal; only final answers are stored."""
     ours = load_dialects()["firstseen"]
     assert ours.server
     assert set(ours.server.fingerprint) == {"method", "target", "header:Content-Type", "body"}
@@ -56,8 +56,8 @@ def test_our_own_policy_is_the_strictest() -> None:
     assert (ours.stored, ours.quoted) == ("final", True)
 
 
-def test_a_good_catalogue_is_read(tmp_path: Path) -> None:
-    """The text that the other tests break is good by itself."""
+def test_a_valid_catalogue_loads(tmp_path: Path) -> None:
+    """The other tests break this text."""
     load(tmp_path, GOOD)
 
 
@@ -104,8 +104,8 @@ def test_a_good_catalogue_is_read(tmp_path: Path) -> None:
         ("[shop]", "[shop", "it is not valid TOML"),
     ],
 )
-def test_nonsense_is_refused_by_its_place(tmp_path: Path, was: str, becomes: str, words: str) -> None:
-    """A wrong value is one sentence with the file, the entry and what is wrong."""
+def test_a_wrong_value_is_refused_with_its_place(tmp_path: Path, was: str, becomes: str, words: str) -> None:
+    """One sentence has the file, the entry and the mistake."""
     assert was in GOOD
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, GOOD.replace(was, becomes))
@@ -114,19 +114,18 @@ def test_nonsense_is_refused_by_its_place(tmp_path: Path, was: str, becomes: str
 
 
 def test_a_missing_catalogue_is_refused(tmp_path: Path) -> None:
-    """A file that is not there is a sentence, too."""
     with pytest.raises(ConfigError, match="there is no such file"):
         load_dialects(tmp_path / "none.toml")
 
 
-def test_the_catalogue_stands_beside_its_reader() -> None:
-    """An installed copy finds it: it is data of the package."""
+def test_the_catalogue_is_package_data() -> None:
+    """An installed copy finds it."""
     assert DIALECTS.is_file()
     assert DIALECTS.parent.name == "config"
 
 
-def test_what_is_left_out_is_not_promised(tmp_path: Path) -> None:
-    """A key whose life nobody publishes is trusted for an hour; nobody says what a concurrent copy meets."""
+def test_defaults_promise_nothing(tmp_path: Path) -> None:
+    """A key lives for an hour; what a concurrent copy gets is unstated."""
     bare = load(tmp_path, '[shop]\ntitle = "Shop"\nheader = "Idempotency-Key"\ncovers = ["POST *"]\n')["shop"]
     assert (bare.life, bare.in_flight, bare.locked) == (timedelta(hours=1), "unstated", None)
     assert (bare.mismatch, bare.misused, bare.stored) == (None, None, None)
@@ -151,13 +150,13 @@ def test_what_is_left_out_is_not_promised(tmp_path: Path) -> None:
         ("POST", "", False),
     ],
 )
-def test_the_end_of_a_path_says_whether_it_is_keyed(method: str, path: str, *, keyed: bool) -> None:
-    """Whole segments from the end, below whatever the base URL is."""
+def test_a_path_is_matched_from_its_end(method: str, path: str, *, keyed: bool) -> None:
+    """By whole segments, below any base URL."""
     assert load_dialects()["celper"].is_keyed(method, path) == keyed
 
 
 def test_some_requests_may_be_repeated_without_a_key() -> None:
-    """Where the document calls them idempotent, wherever they go."""
+    """Where the API's document calls them idempotent."""
     celper = load_dialects()["celper"]
     assert celper.is_repeatable("DELETE", "/v1/candidates/c1")
     assert celper.is_repeatable("PATCH", "/v1/candidates/c1")
@@ -166,8 +165,8 @@ def test_some_requests_may_be_repeated_without_a_key() -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-def test_without_keys_nothing_is_protected(method: str) -> None:
-    """The dialect `none` has no place for a key, and repeats nothing by itself."""
+def test_the_dialect_none_protects_nothing(method: str) -> None:
+    """It has no place for a key and repeats nothing."""
     nothing = load_dialects()["none"]
     assert not nothing.carries_keys
     assert not nothing.is_keyed(method, "/v1/orders")

@@ -1,8 +1,8 @@
-"""Nudges in a flood: how many are sent, and how far a worker's thread goes on after one of them."""
+"""Nudges and background work after the response: bounded, in order, and few of many at once."""
 
+import logging
 import threading
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,31 +10,17 @@ import pytest
 from sqlalchemy import func, select
 
 from receiver import dispatch
-from receiver.dispatch import BACKLOG, Dispatcher, Pace
-from receiver.ledger.intake import Delivery, Recorder, record
-from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim_due
-from receiver.ledger.schema import migrate
-from receiver.ledger.states import Move
+from receiver.dispatch import BACKLOG, Background, Dispatcher, Pace
+from receiver.ledger.intake import Delivery, Recorder
+from receiver.ledger.states import State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.services.clock import Clock
 from tests.services.waiting import wait_until
-from worker import runner as runner_module
-from worker.runner import AWAKE, TOGETHER, Limits, Runner
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Give nudges and threads the test's clock."""
-    made = Clock()
-    monkeypatch.setattr(dispatch, "time", made)
-    monkeypatch.setattr(runner_module, "time", made)
-    return made
 
 
 class Broker:
-    """Notes nudges, once it is let go."""
+    """Records nudges once `go_on` is set."""
 
     def __init__(self, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent: list[str] = []
@@ -45,38 +31,40 @@ class Broker:
         assert self.go_on.wait(60)
         self.sent.append(args[0])
 
-    def heard_of(self, event: UUID) -> list[str]:
-        """Return what was sent, once this event was."""
+    def sent_up_to(self, event: UUID) -> list[str]:
+        """Wait for this event's nudge and return all that were sent."""
         wait_until(lambda: str(event) in self.sent, "the nudge")
         return self.sent
 
 
 def nudged(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
-    """Nudge so many events while the broker hesitates; return them, and what was sent up to the last."""
+    """Nudge this many events while the broker blocks; return their ids, and those sent up to the last one."""
     monkeypatch.setattr(dispatch, "PAUSE", 0.002)
     dispatcher = Dispatcher("memory://")
     broker, events = Broker(dispatcher, monkeypatch), [UUID(int=number) for number in range(count)]
     dispatcher.nudge(events)
     broker.go_on.set()
-    return [str(event) for event in events], list(broker.heard_of(events[-1]))
+    return [str(event) for event in events], list(broker.sent_up_to(events[-1]))
 
 
-def test_a_few_are_nudged_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While little comes every event has its nudge, in order."""
+def test_a_few_events_are_all_nudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order."""
     events, sent = nudged(5, monkeypatch)
     assert sent == events
 
 
-def test_a_flood_is_not_nudged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand at once a few wake every thread there is, the newest among them."""
+def test_of_a_thousand_events_at_once_a_few_are_nudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough to wake every worker thread, the newest event among them."""
     events, sent = nudged(1000, monkeypatch)
     assert sent[-1] == events[-1]
-    # What came before the first was sent, and what came meanwhile.
+    # Those queued before the first was published, and those queued meanwhile.
     assert len(sent) <= 2 * BACKLOG
 
 
-def test_the_first_few_do_not_wait(clock: Clock) -> None:
-    """A few go at once, then one each pause; after a rest a few go at once again."""
+def test_the_first_few_nudges_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then one goes each pause; after a rest a few go at once again."""
+    clock = Clock()
+    monkeypatch.setattr("receiver.dispatch.time", clock)
     pace = Pace(4, 0.05)
     for _ in range(2):
         clock.slept = 0.0
@@ -90,109 +78,134 @@ def test_the_first_few_do_not_wait(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("change", [{"problem": "It has no event id."}, {"replay_guard": "park"}])
-def test_what_waits_for_a_person_is_not_nudged(store: Store, change: Any) -> None:
-    """What has a problem is parked, and so are signed bytes that come again under another id."""
+def test_parked_events_are_not_nudged(store: Store, change: Any) -> None:
+    """Neither an event with a problem nor a suspected replay."""
     recorder = Recorder(store)
     for name in ("evt_1", "evt_2"):
         (verdict,) = recorder.record([Delivery("stripe", name, "invoice.paid", b"{}", **change)])
     assert not verdict.nudge
-    assert states(store)["parked"] == 2 - ("replay_guard" in change)
-
-
-class Hands:
-    """An attempt that takes so many seconds each, by the number of its run."""
-
-    def __init__(self, clock: Clock, usual: float = 0.0, **slow: float) -> None:
-        self.clock, self.usual, self.slow, self.ran = clock, usual, slow, 0
-
-    def __call__(self, _: Claim) -> Outcome:
-        """Take that long, and finish."""
-        self.ran += 1
-        self.clock.now += self.slow.get(f"run_{self.ran}", self.usual)
-        return Outcome(Move.FINISH)
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    """Open a ledger in memory."""
-    opened = Store("sqlite://", pool=1)
-    migrate(opened)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def claimed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note how many events a thread asks for each time."""
-    asked: list[int] = []
-
-    def several(*arguments: Any, limit: int, **terms: Any) -> list[Claim]:
-        asked.append(limit)
-        return claim_due(*arguments, limit=limit, **terms)
-
-    monkeypatch.setattr(runner_module, "claim_due", several)
-    return asked
-
-
-LIMITS = Limits(timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=5), 1)
-
-
-def wake(store: Store, hands: Hands, count: int) -> None:
-    """Record so many events and nudge one thread for the first of them."""
-    Runner(store, hands, LIMITS).run_nudged(recorded(store, count))
-
-
-def recorded(store: Store, count: int) -> UUID:
-    """Record so many events and return the first of them."""
-    deliveries = [Delivery("stripe", f"evt_{number}", "invoice.paid", b"{}") for number in range(count)]
-    return record(store, deliveries)[0].event
-
-
-def states(store: Store) -> dict[str, int]:
-    """Return how many events stand in each state."""
     with store.read() as connection:
-        rows = connection.execute(select(EVENT.c.state, func.count()).group_by(EVENT.c.state))
-        return {str(state): number for state, number in rows}
+        parked = select(func.count()).select_from(EVENT).where(EVENT.c.state == State.PARKED)
+        assert connection.execute(parked).scalar_one() == 2 - ("replay_guard" in change)
 
 
-def test_a_woken_thread_goes_on_with_what_is_due(store: Store, clock: Clock, claimed: list[int]) -> None:
-    """One nudge is enough for a hundred events of a quick handler, more and more of them at a time."""
-    wake(store, Hands(clock), 100)
-    assert states(store) == {"done": 100}
-    assert claimed[:7] == [1, 2, 4, 8, 16, TOGETHER, TOGETHER]
-    assert max(claimed) == TOGETHER
+class Work:
+    """Work that blocks until `go_on` is set; it records its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, batch: Sequence[int]) -> None:
+        """Wait for `go_on`, then record the batch."""
+        self.begun.set()
+        assert self.go_on.wait(60)
+        self.batches.append(list(batch))
 
 
-def test_a_slow_handlers_events_are_left_to_others(store: Store, clock: Clock, claimed: list[int]) -> None:
-    """They are claimed one by one, and after a few seconds the thread hears the broker again."""
-    wake(store, Hands(clock, usual=1.0), 20)
-    assert set(claimed) == {1}
-    assert states(store) == {"done": 1 + int(AWAKE), "received": 19 - int(AWAKE)}
+def drained(work: Work, count: int) -> list[int]:
+    """Wait until this many items are done and return them."""
+    wait_until(lambda: sum(map(len, work.batches)) >= count, lambda: f"{count} items, not {work.batches}")
+    return [item for batch in work.batches for item in batch]
 
 
-def test_what_a_thread_does_not_come_to_is_given_back(store: Store, clock: Clock) -> None:
-    """One that is suddenly slow keeps none of its batch from others: the rest waits, no attempt counted."""
-    hands = Hands(clock, run_10=30.0)
-    wake(store, hands, 40)
-    assert (hands.ran, states(store)) == (10, {"done": 10, "waiting": 6, "received": 24})
-    with store.read() as connection:
-        given_back = connection.execute(select(EVENT.c.attempts).where(EVENT.c.state == "waiting")).scalars()
-        assert set(given_back) == {0}
+def test_the_thread_starts_with_the_first_item() -> None:
+    """A server that forks after loading would lose an earlier one."""
+    work = Work()
+    work.go_on.set()
+    background = Background("late", work, room=1, batch=1)
+    assert "late" not in {thread.name for thread in threading.enumerate()}
+    background.put(1)
+    assert drained(work, 1) == [1]
+    assert "late" in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.mark.usefixtures("clock")
-def test_what_has_ended_at_shutdown_is_settled_so(store: Store) -> None:
-    """Of a batch of two one has returned as the worker shuts down: it is done, and the other goes back."""
-    ran: list[Claim] = []
+def test_items_are_processed_in_order_and_in_batches() -> None:
+    work = Work()
+    background = Background("ordered", work, room=10, batch=4)
+    background.put(0)
+    assert work.begun.wait(60)
+    assert all(background.put(item) for item in range(1, 10))
+    work.go_on.set()
+    assert drained(work, 10) == list(range(10))
+    assert [len(batch) for batch in work.batches] == [1, 4, 4, 1]
 
-    def attempt(held: Claim) -> Outcome:
-        ran.append(held)
-        # The nudged one, one more, and two together: this is the last of those.
-        if len(ran) == 4:
-            runner.stopping.set()
-            runner.release()
-        return Outcome(Move.FINISH)
 
-    runner = Runner(store, attempt, LIMITS)
-    runner.run_nudged(recorded(store, 5))
-    assert (len(ran), states(store)) == (4, {"done": 3, "waiting": 1, "received": 1})
+def test_a_full_queue_refuses_items() -> None:
+    """At once; there is room again afterwards."""
+    work = Work()
+    background = Background("full", work, room=2, batch=1)
+    assert background.put(0)
+    assert work.begun.wait(60)
+    assert [background.put(item) for item in (1, 2, 3)] == [True, True, False]
+    work.go_on.set()
+    assert drained(work, 3) == [0, 1, 2]
+    assert background.put(4)
+    assert drained(work, 4)[-1] == 4
+
+
+def test_failing_work_drops_its_batch_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """An error costs one batch and leaves a log line."""
+    done = threading.Event()
+
+    def work(batch: Sequence[int]) -> None:
+        if 1 in batch:
+            raise RuntimeError("refused")
+        done.set()
+
+    background = Background("brittle", work, room=10, batch=1)
+    with caplog.at_level(logging.ERROR):
+        background.put(1)
+        background.put(2)
+        assert done.wait(60)
+    assert "brittle dropped 1 items" in caplog.text
+
+
+def test_many_threads_lose_nothing() -> None:
+    """Items of many threads all arrive, once each, on one thread."""
+    work = Work()
+    work.go_on.set()
+    background = Background("many", work, room=10_000, batch=50)
+    names = {thread.name for thread in threading.enumerate()}
+    threads = [
+        threading.Thread(target=lambda start=start: [background.put(start * 100 + n) for n in range(100)])
+        for start in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(drained(work, 800)) == list(range(800))
+    assert "many" not in names
+    assert [thread.name for thread in threading.enumerate()].count("many") == 1
+
+
+class Pauses:
+    """A clock whose `sleep` lasts until the test releases `over`."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.begun, self.over = threading.Semaphore(0), threading.Semaphore(0)
+
+    def sleep(self, seconds: float) -> None:
+        """Record the seconds, then block."""
+        self.asked.append(seconds)
+        self.begun.release()
+        assert self.over.acquire(timeout=60)
+
+
+def test_items_of_one_pause_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    work, rest = Work(), Pauses()
+    work.go_on.set()
+    monkeypatch.setattr("receiver.dispatch.time", rest)
+    background = Background("rarely", work, room=10, batch=10, pause=0.5)
+    background.put(1)
+    assert rest.begun.acquire(timeout=60)
+    for item in (2, 3):
+        background.put(item)
+    rest.over.release()
+    assert drained(work, 3) == [1, 2, 3]
+    assert work.batches == [[1], [2, 3]]
+    assert rest.begun.acquire(timeout=60)
+    assert rest.asked == [0.5, 0.5]
+    rest.over.release()

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +9,7 @@ import pytest
 
 from firstseen.send import PAYLOADS
 from receiver.signatures import InvalidSignature, Request
+from tests.services.checkout import CHECKOUT
 from worker import registry
 from worker.handlers.example import invoice_paid, order_created
 from worker.testing import answer, calls, ends, event
@@ -21,23 +21,20 @@ CONTACT = {"salesly POST /contacts": answer(201, json={"data": {"id": "cont_1"}}
 LETTER = {"success": True, "data": {"id": "1"}}
 
 
-ROOT = Path(__file__).parents[2]
-
-
 def run_code_of(path: str, names: dict[str, Any]) -> None:
-    """Run the Python of a document, block after block, with the names that it leaves to its reader."""
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL):
+    """Run the Python blocks of a document, with the names that it leaves to its reader."""
+    for code in re.findall(r"```python\n(.*?)```", (CHECKOUT / path).read_text(encoding="utf-8"), re.DOTALL):
         exec(code, names)
 
 
 @pytest.fixture
 def _no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what a document registers out of other tests."""
+    """Keep handlers that a document registers out of other tests."""
     monkeypatch.setattr(registry, "_declared", [])
 
 
 def test_a_paid_invoice_makes_a_contact_and_a_letter() -> None:
-    """What `firstseen send stripe` delivers becomes one request to each of two APIs."""
+    """The event of `firstseen send stripe` becomes one request to each of two APIs."""
     outside = calls(CONTACT | {"stannp POST /letters/create": LETTER})
     assert ends(invoice_paid, PAID, outside) == "done"
     contact, letter = outside.made
@@ -57,7 +54,7 @@ def test_a_lost_letter_is_sent_again_and_the_contact_is_not() -> None:
 
 
 def test_an_order_is_passed_on() -> None:
-    """What `firstseen send shopify` delivers becomes an order elsewhere."""
+    """The event of `firstseen send shopify` becomes an order at another API."""
     outside = calls({"telness POST /orders": answer(201, json={"orderId": "1"})})
     assert ends(order_created, ORDER, outside) == "done"
     (made,) = outside.made
@@ -69,7 +66,7 @@ def test_an_order_is_passed_on() -> None:
 
 @pytest.mark.usefixtures("_no_handlers")
 def test_the_guides_handler_and_its_test() -> None:
-    """What `docs/handlers.md` shows works as it stands, and so does its other way."""
+    """Both variants that docs/handlers.md shows work as they stand."""
     names: dict[str, Any] = {}
     run_code_of("docs/handlers.md", names)
     names["test_a_lost_letter_is_sent_again_and_the_contact_is_not"]()
@@ -85,7 +82,7 @@ def test_the_guides_handler_and_its_test() -> None:
     ("currency", "is_open", "state"), [("eur", 1, "done"), ("eur", 0, "waiting"), ("x", 1, "dead")]
 )
 def test_the_readmes_handler(currency: str, *, is_open: int, state: str) -> None:
-    """What the README shows ends as its comments say."""
+    """It ends as its comments say."""
     names: dict[str, Any] = {"office_is_open": lambda: is_open}
     run_code_of("README.md", names)
     invoice = {"currency": currency, "customer_name": "Jenny"}
@@ -97,7 +94,7 @@ def test_the_readmes_handler(currency: str, *, is_open: int, state: str) -> None
 
 @pytest.mark.usefixtures("_no_handlers")
 def test_the_documented_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verifier of docs/configuration.md knows the secret, refuses others, compares in constant time."""
+    """It accepts its secrets, refuses others, and compares in constant time."""
     names: dict[str, Any] = {}
     run_code_of("docs/configuration.md", names)
     compared: list[Any] = []

@@ -1,4 +1,4 @@
-"""Handshakes: all seven shapes, by the catalogue's own entries; opt-in, and never an oracle."""
+"""Handshakes of every shape in the catalogue: opt-in, and never an oracle for signatures."""
 
 import hmac
 import json
@@ -14,20 +14,20 @@ from config.sources import Source
 from receiver.endpoints import build_endpoints
 from receiver.handshakes import HandshakeAnswer, Handshakes
 from receiver.signatures import InvalidSignature, Request
-from tests.services.catalogue import BODY, compiled
+from tests.services.presets import BODY, compiled
 
 SECRET, TOKEN = "the-secret", "the-verify-token"
-GREETING = [provider for provider in load_providers().values() if provider.handshake]
+WITH_HANDSHAKE = [provider for provider in load_providers().values() if provider.handshake]
 
 
-def shakes(name: str, *, opted_in: bool = True) -> Handshakes:
+def handshakes_of(name: str, *, opted_in: bool = True) -> Handshakes:
     """Compile a provider's handshakes, by default for a source that opted in."""
     source = Source("a", load_providers()[name], (SECRET,), handshake=opted_in, verify_tokens=("old", TOKEN))
     return Handshakes(source)
 
 
 def request(method: str, query: str = "", body: Any = b"", **headers: str) -> Request:
-    """Make a request; underscores in header names are hyphens, and what is not bytes is sent as JSON."""
+    """Make a request; `_` in header names stands for `-`, a body that is not bytes is sent as JSON."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
     return Request(method, f"https://x.example/webhooks/a{query}", named, raw)
@@ -117,8 +117,8 @@ SIGNED: list[tuple[str, Request, int, Any]] = [
 ]
 
 
-def told(answer: HandshakeAnswer | None) -> tuple[int, Any]:
-    """Return an answer's status and body, parsed where it is JSON."""
+def status_and_body(answer: HandshakeAnswer | None) -> tuple[int, Any]:
+    """Return a response's status and body, parsed where it is JSON."""
     assert answer is not None
     is_json = answer.content_type == "application/json"
     return answer.status, json.loads(answer.body) if is_json else answer.body
@@ -127,43 +127,43 @@ def told(answer: HandshakeAnswer | None) -> tuple[int, Any]:
 @pytest.mark.parametrize(
     ("name", "asked", "status", "body", "headers"), UNSIGNED, ids=[row[0] for row in UNSIGNED]
 )
-def test_unsigned_ones_are_answered_where_the_source_opted_in(
+def test_unsigned_handshakes_need_the_sources_opt_in(
     name: str, asked: Request, status: int, body: Any, headers: dict[str, str]
 ) -> None:
-    """Each shape gets the exact status, body and headers that its provider wants, and only by opt-in."""
-    answer = shakes(name).before_verifying(asked)
-    assert told(answer) == (status, body)
+    """Each gets the exact status, body and headers that its provider wants."""
+    answer = handshakes_of(name).before_verifying(asked)
+    assert status_and_body(answer) == (status, body)
     assert answer is not None
     assert answer.headers == headers
-    assert shakes(name).after_verifying(asked) is None
-    assert shakes(name, opted_in=False).before_verifying(asked) is None
+    assert handshakes_of(name).after_verifying(asked) is None
+    assert handshakes_of(name, opted_in=False).before_verifying(asked) is None
 
 
 @pytest.mark.parametrize(("name", "asked", "status", "body"), SIGNED)
-def test_signed_ones_are_answered_after_their_signature(
+def test_signed_handshakes_are_answered_after_verification(
     name: str, asked: Request, status: int, body: Any
 ) -> None:
-    """They need no opt-in, and are never answered before the signature was verified."""
-    assert told(shakes(name, opted_in=False).after_verifying(asked)) == (status, body)
-    assert shakes(name).before_verifying(asked) is None
+    """They need no opt-in."""
+    assert status_and_body(handshakes_of(name, opted_in=False).after_verifying(asked)) == (status, body)
+    assert handshakes_of(name).before_verifying(asked) is None
 
 
 def test_every_handshake_of_the_catalogue_is_tested() -> None:
-    """An entry with a handshake stands in one of the two tables above."""
-    assert {provider.name for provider in GREETING} == {row[0] for row in UNSIGNED} | {
+    """Each provider with a handshake is in one of the two tables above."""
+    assert {provider.name for provider in WITH_HANDSHAKE} == {row[0] for row in UNSIGNED} | {
         row[0] for row in SIGNED
     }
 
 
-@pytest.mark.parametrize("provider", GREETING, ids=lambda provider: provider.name)
-def test_a_signed_event_is_no_handshake(provider: Any) -> None:
-    """An opt-in swallows nothing: what the provider signs as an event is not answered as a handshake."""
+@pytest.mark.parametrize("provider", WITH_HANDSHAKE, ids=lambda provider: provider.name)
+def test_a_signed_event_is_not_taken_for_a_handshake(provider: Any) -> None:
+    """An opt-in swallows no event."""
     unsigned = Request("POST", "https://x.example/webhooks/a", (("Content-Type", "application/json"),), BODY)
     if provider.scheme and provider.scheme.type in {"hmac", "hash", "token", "basic"}:
         unsigned = compiled(provider.name).sign(SECRET, unsigned, 1.7e9, "e1")
     if provider.name != "wise":
-        assert shakes(provider.name).before_verifying(unsigned) is None
-        assert shakes(provider.name).after_verifying(unsigned) is None
+        assert handshakes_of(provider.name).before_verifying(unsigned) is None
+        assert handshakes_of(provider.name).after_verifying(unsigned) is None
 
 
 @pytest.mark.parametrize(
@@ -189,21 +189,21 @@ def test_a_signed_event_is_no_handshake(provider: Any) -> None:
         ("cloudevents-webhook", request("OPTIONS")),
     ],
 )
-def test_what_only_looks_like_one_is_not_answered(name: str, asked: Request) -> None:
-    """A wrong token, another method, a challenge that is none, and what would split a header."""
-    assert shakes(name).before_verifying(asked) is None
-    assert shakes(name).after_verifying(asked) is None
+def test_wrong_handshakes_are_not_answered(name: str, asked: Request) -> None:
+    """Wrong token, wrong method, no challenge, or a challenge that would split a header."""
+    assert handshakes_of(name).before_verifying(asked) is None
+    assert handshakes_of(name).after_verifying(asked) is None
 
 
 @pytest.mark.parametrize("name", ["x-twitter", "linkedin", "smartcar"])
-def test_an_answer_never_signs_an_event(name: str) -> None:
-    """A challenge that anybody may ask with is a bare word, and a bare word is never taken for an event."""
+def test_a_signed_challenge_never_verifies_as_an_event(name: str) -> None:
+    """Anyone may ask with a challenge, so it must be a bare word, and a bare word is never an event."""
     event = '{"id":"forged"}'
     for asked in (
         request("GET", f"?crc_token={event}&challengeCode={event}"),
         request("POST", body={"eventType": "VERIFY", "data": {"challenge": event}}),
     ):
-        assert shakes(name).before_verifying(asked) is None
+        assert handshakes_of(name).before_verifying(asked) is None
     source = Source("a", load_providers()[name], (SECRET,), handshake=True)
     endpoint = build_endpoints({"a": source})["a"]
     for body, accepted in ((event.encode(), True), (b"bareword", False), (b"7", False), (b"", False)):
@@ -228,7 +228,7 @@ def test_an_answer_never_signs_an_event(name: str) -> None:
     ],
 )
 def test_a_wrong_table_is_refused(table: dict[str, Any], sentence: str) -> None:
-    """What could not be answered, or would answer too much, is an error of the catalogue."""
+    """One that cannot be answered, or that would swallow events."""
     with pytest.raises(ValueError, match=sentence):
         HandshakeTable.model_validate({"method": "POST", **table})
 
@@ -240,7 +240,7 @@ BODIES = st.binary() | st.dictionaries(st.sampled_from(["type", "challenge", "ev
 )
 
 
-ALL = [shakes(provider.name) for provider in GREETING]
+ALL = [handshakes_of(provider.name) for provider in WITH_HANDSHAKE]
 
 
 @settings(max_examples=200)
@@ -251,10 +251,10 @@ ALL = [shakes(provider.name) for provider in GREETING]
     BODIES,
 )
 def test_no_bytes_raise(method: str, url: str, headers: Any, body: bytes) -> None:
-    """Whatever was sent, a handshake is answered within its bounds or is none."""
+    """Any request gets a bounded response or none."""
     asked = Request(method, url, headers, body)
-    for greeted in ALL:
-        for answer in (greeted.before_verifying(asked), greeted.after_verifying(asked)):
+    for handshakes in ALL:
+        for answer in (handshakes.before_verifying(asked), handshakes.after_verifying(asked)):
             if answer is not None:
                 assert len(answer.body) <= 8_192
                 assert all(value.isascii() and value.isprintable() for value in answer.headers.values())

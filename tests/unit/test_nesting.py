@@ -1,4 +1,4 @@
-"""The one bound on how deeply documents are nested: the same on every Python, from any depth of the stack."""
+"""The bound on nested documents: the same on every Python and at any stack depth."""
 
 import json
 import tomllib
@@ -39,7 +39,7 @@ DOCUMENTS = st.recursive(
 
 
 def array(levels: int) -> Any:
-    """Return arrays inside each other."""
+    """Return arrays nested this deep."""
     value: list[Any] = []
     for _ in range(levels - 1):
         value = [value]
@@ -47,13 +47,13 @@ def array(levels: int) -> Any:
 
 
 def depth(value: Any) -> int:
-    """Count levels as the bound means them."""
+    """Count levels as the bound does."""
     members = value.values() if isinstance(value, dict) else value
     return 1 + max(map(depth, members), default=0) if isinstance(value, dict | list) else 0
 
 
 def from_deep_stack(frames: int, act: Callable[[], Any]) -> Any:
-    """Call something with so many more frames below it."""
+    """Call a function with this many more frames on the stack."""
     return act() if frames == 0 else from_deep_stack(frames - 1, act)
 
 
@@ -62,7 +62,7 @@ def from_deep_stack(frames: int, act: Callable[[], Any]) -> Any:
     [("[", "]", MAX_DEPTH), ('{"a":', "}", MAX_DEPTH), ('[{"a":', "}]", MAX_DEPTH // 2)],
 )
 def test_json_is_read_to_the_bound_and_refused_beyond(opening: str, closing: str, times: int) -> None:
-    """From whatever depth of the stack the reader is called."""
+    """At any stack depth of the caller."""
 
     def read(count: int) -> Any:
         return load_json(opening * count + "1" + closing * count)
@@ -74,8 +74,8 @@ def test_json_is_read_to_the_bound_and_refused_beyond(opening: str, closing: str
 
 
 @given(DOCUMENTS, st.sampled_from([None, 1]), st.sampled_from(["utf-8", "utf-16", "utf-32"]))
-def test_the_text_and_the_value_are_as_deep(value: Any, indent: int | None, encoding: str) -> None:
-    """Brackets in strings do not count, however they are quoted, and every other one does."""
+def test_texts_and_values_have_the_same_depth(value: Any, indent: int | None, encoding: str) -> None:
+    """Brackets in strings do not count, and every other one does."""
     text = json.dumps(value, indent=indent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nesting, "MAX_DEPTH", FEW)
@@ -93,7 +93,7 @@ def test_the_text_and_the_value_are_as_deep(value: Any, indent: int | None, enco
 
 
 def _toml_lines(value: Any) -> list[str]:
-    """Write a value where TOML allows it, after strings and comments that hold brackets."""
+    """Write a value as TOML, after strings and comments that contain brackets."""
     noise = ["# [[[[[[", "a = '[[[['", 'b = """[\\"[[[["""""', "c = '''['[[[['''''", 'd = "\\"[[[[["']
     return [*noise, f"e = {_inline(value)}"]
 
@@ -107,8 +107,8 @@ def _inline(value: Any) -> str:
 
 
 @given(DOCUMENTS)
-def test_what_the_bound_was_tried_on_is_toml(value: Any) -> None:
-    """The lines above, that is: or their brackets would prove nothing."""
+def test_the_generated_toml_is_valid(value: Any) -> None:
+    """Invalid lines would prove nothing above."""
     tomllib.loads("\n".join(_toml_lines(value)))
 
 
@@ -116,13 +116,13 @@ def test_what_the_bound_was_tried_on_is_toml(value: Any) -> None:
     "text", ["[" * 500_000, '"' + '\\"' * 500_000 + "[" * 201, '"\\' + "[" * 201, "]" * 999]
 )
 def test_broken_json_is_refused_at_once(text: str) -> None:
-    """As a ValueError, after one look at each character."""
+    """As a ValueError, in linear time."""
     with pytest.raises(ValueError, match=r"too deeply|Expecting|Unterminated|Invalid"):
         load_json(text)
 
 
-def test_values_are_checked_once_however_they_are_shared() -> None:
-    """And cycles, which have no end, are too deep."""
+def test_shared_values_are_checked_once() -> None:
+    """Cycles are too deep."""
     shared: list[Any] = []
     for _ in range(MAX_DEPTH - 1):
         shared = [shared, shared]
@@ -135,8 +135,8 @@ def test_values_are_checked_once_however_they_are_shared() -> None:
         dump_json(cycle)
 
 
-def test_the_deepest_payload_is_hidden_in_and_shown() -> None:
-    """Everything that walks a payload takes what its reader lets through."""
+def test_the_deepest_payload_can_be_redacted_and_shown() -> None:
+    """Code that walks a payload takes all that its reader accepts."""
     body = json.dumps({"a": "secret", "b": array(MAX_DEPTH - 1)}).encode()
 
     def show() -> None:
@@ -151,8 +151,8 @@ def test_the_deepest_payload_is_hidden_in_and_shown() -> None:
 DEEP = b'{"a":' * MAX_DEPTH + b"[]" + b"}" * MAX_DEPTH
 
 
-def test_answers_tokens_and_keys_from_outside_are_no_deeper() -> None:
-    """Each is refused as what is broken otherwise."""
+def test_the_bound_holds_for_responses_tokens_and_keys() -> None:
+    """A deeper one is refused like a broken one."""
     assert top_level_boolean(b'{"livemode": true}', "livemode") is True
     assert top_level_boolean(b'{"livemode": true, "x": ' + DEEP + b"}", "livemode") is None
     header = urlsafe_b64encode(b'{"alg": "ES256", "kid": "k", "x": ' + DEEP + b"}").decode().rstrip("=")
@@ -164,8 +164,8 @@ def test_answers_tokens_and_keys_from_outside_are_no_deeper() -> None:
         Desk(None, Request.from_values(data=DEEP), api="celper", owner="", key=None).json()  # type: ignore[arg-type]
 
 
-def test_a_value_of_a_handler_is_no_deeper() -> None:
-    """What `calls.value` could not read again, it does not keep."""
+def test_the_bound_holds_for_a_handlers_values() -> None:
+    """`calls.value` stores nothing that it could not read again."""
     assert client._value_json("step", array(MAX_DEPTH)) == json.dumps(array(MAX_DEPTH))
     with pytest.raises(CallRefused, match="'step' is not JSON: nested too deeply"):
         client._value_json("step", array(MAX_DEPTH + 1))

@@ -1,10 +1,11 @@
-"""Exact requests: where they can go, what bytes they have, where the key stands, what counts as the same."""
+"""Outbound requests: address, bytes, place of the key, fingerprint; and idempotency keys."""
 
 import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -15,11 +16,20 @@ from config.dialects import Dialect, load_dialects
 from config.nesting import MAX_DEPTH
 from config.toml import ConfigError
 from worker.calls.errors import CallRefused
-from worker.calls.outbound import BODY_MAX, CallArguments, OutboundRequest, build, complete, respond
+from worker.calls.outbound import (
+    BODY_MAX,
+    CallArguments,
+    OutboundRequest,
+    build,
+    complete,
+    credential_marks,
+    make_key,
+    respond,
+)
 
 DIALECTS = load_dialects()
 KEY = "4f0c2c1e-8a4d-4d53-9d54-2c2a6a3b7f10"
-AUTH = Auth("header", "SHOP_KEY", "X-API-Key")
+AUTH = Auth(type="header", value_env="SHOP_KEY", name="X-API-Key")
 
 
 def api(
@@ -39,7 +49,7 @@ def made(
 
 
 def field_dialect() -> Dialect:
-    """Return a dialect whose key stands in the body."""
+    """Return a dialect whose key is a field of the body."""
     return Dialect(title="In the body", field="request_id", covers=("POST *",))
 
 
@@ -49,7 +59,7 @@ CLIMBS = [".", "..", "%2e", "%2E%2e", ".%2e", "%252e%252e", "%25252e.", "..;x=1"
 @pytest.mark.parametrize("climb", CLIMBS)
 @pytest.mark.parametrize("shape", ["/{}", "/{}/admin", "/a/{}/b", "/a/{}?b=1"])
 def test_no_path_climbs(climb: str, shape: str) -> None:
-    """`.` and `..` in any encoding are refused, wherever they stand in the path."""
+    """`.` and `..` in any encoding are refused anywhere in the path."""
     with pytest.raises(CallRefused):
         made(shape.format(climb))
 
@@ -94,10 +104,10 @@ paths = st.lists(pieces | texts, max_size=6).map("".join)
 @given(path=paths, slash=st.booleans(), params=st.none() | st.dictionaries(texts, texts, max_size=2))
 @example(path="/a", slash=False, params={"x": "//evil.example/../"})
 @example(path="a?x=1", slash=True, params={"y": "\r\nHost: evil.example"})
-def test_whatever_is_asked_for_stays_below_the_base_url(
+def test_every_request_stays_below_the_base_url(
     path: str, params: dict[str, str] | None, *, slash: bool
 ) -> None:
-    """It is refused, or it goes to that scheme, host and port, below that prefix, as one line of ASCII."""
+    """It is refused, or its URL is one line of ASCII below scheme, host, port and prefix."""
     try:
         request = made("/" + path if slash else path, params=params)
     except CallRefused:
@@ -116,8 +126,8 @@ def test_whatever_is_asked_for_stays_below_the_base_url(
 @example(name="X-Note", value="a\r\nHost: evil.example")
 @example(name="Host", value="evil.example")
 @example(name="X-Note", value="caf\xe9")
-def test_headers_are_single_lines_and_never_ours(name: str, value: str) -> None:
-    """It is refused, or it is one more header, beside host, credential, key and length as they were."""
+def test_a_handlers_header_is_one_line_and_replaces_none_of_ours(name: str, value: str) -> None:
+    """It is refused, or added beside host, credential, key and length."""
     try:
         request = made(headers={name: value}, content=b"body")
     except CallRefused:
@@ -135,16 +145,16 @@ Authorization Proxy-Authorization Cookie X-API-Key idempotency-KEY"""
 
 
 @pytest.mark.parametrize("value", [" a", "a ", "a\t", " ", "a\n", "\x00"])
-def test_values_that_the_wire_would_break_on_are_refused_before(value: str) -> None:
-    """Found there they would count as sent, and nobody would know whether the call happened."""
+def test_invalid_header_values_are_refused_before_sending(value: str) -> None:
+    """Later the call would count as sent, with an unknown outcome."""
     with pytest.raises(CallRefused, match="name or value that HTTP does not allow"):
         made(headers={"X-Note": value})
     assert made(headers={"X-Note": "a \tb"}).headers["X-Note"] == "a \tb"
 
 
 @pytest.mark.parametrize("name", [*OURS.split(), "", "a b", "a:b", "a\nb", "\xe9"])
-def test_headers_that_are_not_the_handlers(name: str) -> None:
-    """Credential, key, host, length and what no header can be named are refused."""
+def test_reserved_and_invalid_header_names_are_refused(name: str) -> None:
+    """Credential, key, host and length belong to the client."""
     with pytest.raises(CallRefused):
         made(headers={name: "x"})
 
@@ -172,14 +182,14 @@ def test_headers_that_are_not_the_handlers(name: str) -> None:
     ],
 )
 def test_bodies_are_exactly_these_bytes(given: dict[str, Any], body: bytes | str, kind: str | None) -> None:
-    """JSON in the order given, forms as browsers write them, content as it is."""
+    """JSON in the given order, forms as browsers write them, content unchanged."""
     request = made(**given)
     assert request.body == (body.encode() if isinstance(body, str) else body)
     assert request.headers.get("Content-Type") == kind
 
 
 def test_a_multipart_body_is_the_same_every_time() -> None:
-    """Its boundary is given, so a retry's bytes are the first attempt's."""
+    """Its boundary is given, so a resend has the same bytes."""
     files = {"letter": ("a.pdf", b"%PDF\r\n\x00", "application/pdf")}
     first, second = (made(files=files, data={"to": "ada"}, boundary="edge") for _ in range(2))
     assert first == second
@@ -216,14 +226,14 @@ def test_a_multipart_body_is_the_same_every_time() -> None:
         {"json": "x" * BODY_MAX},
     ],
 )
-def test_bodies_that_are_not_sent(given: dict[str, Any]) -> None:
-    """Two bodies, what cannot be written, and what is too long to keep are refused in one sentence."""
+def test_wrong_bodies_are_refused(given: dict[str, Any]) -> None:
+    """Two bodies, values that cannot be encoded, and bodies over the limit."""
     with pytest.raises(CallRefused):
         made(**given)
 
 
-def test_forms_and_queries_take_what_reads_the_same_in_every_run() -> None:
-    """Text, numbers, truth values, nothing, and lists of them; bytes too where a file goes with them."""
+def test_types_that_forms_and_queries_take() -> None:
+    """Text, numbers, booleans, None and lists of them; bytes beside files."""
     plain = {"a": "b", "c": [1, 2.5], "d": True, "e": None}
     sent = made(data=plain, params=plain)
     assert sent.body == b"a=b&c=1&c=2.5&d=true&e="
@@ -232,20 +242,20 @@ def test_forms_and_queries_take_what_reads_the_same_in_every_run() -> None:
 
 
 def test_the_longest_body_is_sent() -> None:
-    """The cap itself is allowed."""
+    """The limit itself is allowed."""
     assert len(made(content=b"x" * BODY_MAX).body) == BODY_MAX
 
 
 @pytest.mark.parametrize(("name", "value"), [("stripe", KEY), ("ietf", f'"{KEY}"')])
-def test_the_key_stands_in_its_header(name: str, value: str) -> None:
+def test_the_key_in_a_header(name: str, value: str) -> None:
     """Bare, or quoted where the dialect says so."""
     sent = dict(complete(api(DIALECTS[name]), made(), KEY).headers)
     assert sent["Idempotency-Key"] == value
     assert "Idempotency-Key" not in dict(complete(api(DIALECTS[name]), made(), None).headers)
 
 
-def test_the_key_stands_in_the_body() -> None:
-    """As the first field of a JSON object or a form; the rest keeps its bytes, and the length is right."""
+def test_the_key_in_the_body() -> None:
+    """It is the first field of a JSON object or a form; the rest keeps its bytes."""
     target = api(field_dialect())
     for body, read in (
         ({"json": {"a": 1}}, json.loads),
@@ -265,14 +275,13 @@ def test_a_body_without_a_place_for_the_key_is_refused(given: dict[str, Any]) ->
         complete(target, build(target, "POST", "/a", CallArguments(**given), "edge"), KEY)
 
 
-def test_without_a_credential_nothing_is_complete() -> None:
-    """The problem is said, and no header is invented."""
+def test_a_request_without_a_credential_is_refused() -> None:
     with pytest.raises(ConfigError, match="no credential"):
         complete(replace(api(), problem="[shop] has no credential"), made(), KEY)
 
 
-def test_neither_credential_nor_key_is_in_a_request() -> None:
-    """What is stored of a request holds no secret, and printing it shows no header and no body."""
+def test_a_stored_request_holds_no_credential() -> None:
+    """And its repr shows no header and no body."""
     request = made(json={"canary": 1}, headers={"X-Canary": "1"})
     assert "the-secret" not in str(request.headers) + str(request.body)
     assert "canary" not in repr(request).lower()
@@ -280,19 +289,18 @@ def test_neither_credential_nor_key_is_in_a_request() -> None:
 
 
 @pytest.mark.parametrize("header", ["User-Agent", "traceparent", "TraceState"])
-def test_a_fingerprint_leaves_out_what_changes_by_itself(header: str) -> None:
-    """An agent's version and a trace are not the operation."""
+def test_a_fingerprint_ignores_user_agent_and_trace(header: str) -> None:
+    """They are not part of the operation."""
     assert made(headers={header: "1"}).fingerprint == made(headers={header: "2"}).fingerprint
 
 
-def test_a_fingerprint_does_not_depend_on_the_order_or_case_of_headers() -> None:
-    """It is the same request."""
-    one = made(headers={"X-A": "1", "X-B": "2"}).fingerprint
-    assert made(headers={"x-b": "2", "x-a": "1"}).fingerprint == one
+def test_a_fingerprint_ignores_order_and_case_of_headers() -> None:
+    first = made(headers={"X-A": "1", "X-B": "2"}).fingerprint
+    assert made(headers={"x-b": "2", "x-a": "1"}).fingerprint == first
 
 
 def test_a_fingerprint_tells_requests_apart() -> None:
-    """Method, path, query, header, body and content type each make another."""
+    """By method, path, query, header, body, content type and host."""
     others = [
         made(json={}),
         made(method="PUT", json={}),
@@ -309,8 +317,8 @@ def test_a_fingerprint_tells_requests_apart() -> None:
     assert len({request.fingerprint for request in others}) == len(others)
 
 
-def test_the_handlers_header_replaces_the_files() -> None:
-    """One header of a name goes out, whatever its case."""
+def test_a_handlers_header_replaces_that_of_the_api() -> None:
+    """In any case, so that only one is sent."""
     target = api(headers={"X-Version": "1"})
     request = build(target, "POST", "/a", CallArguments(headers={"x-version": "2"}), "")
     assert [(n, v) for n, v in complete(target, request, None).headers if n.lower() == "x-version"] == [
@@ -320,7 +328,7 @@ def test_the_handlers_header_replaces_the_files() -> None:
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_a_quoted_segment_stays_one_segment(text: str) -> None:
-    """A handler that quotes what it puts into a path gets there or is refused."""
+    """A path with a quoted part keeps its segments or is refused."""
     try:
         request = made("/letters/" + quote(text, safe=""))
     except CallRefused:
@@ -328,8 +336,8 @@ def test_a_quoted_segment_stays_one_segment(text: str) -> None:
     assert urlsplit(request.url).path.count("/") == 4
 
 
-def test_an_answer_is_shown_as_httpx_does() -> None:
-    """Status, headers, body and request."""
+def test_a_response_is_an_httpx_response() -> None:
+    """With status, headers, body and request."""
     answer = respond(
         made(), 404, (("Content-Type", "application/json"), ("X-A", "1"), ("X-A", "2")), b'{"a":1}'
     )
@@ -337,11 +345,67 @@ def test_an_answer_is_shown_as_httpx_does() -> None:
     assert answer.request.url.path == "/api/v1/letters"
 
 
-def test_a_body_is_as_deep_as_what_is_read() -> None:
-    """The bound is one, and what is deeper is refused with it."""
+def test_the_nesting_bound_holds_for_bodies() -> None:
     value: list[Any] = []
     for _ in range(MAX_DEPTH - 1):
         value = [value]
     assert made(json=value).body == b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
     with pytest.raises(CallRefused, match=f"more than {MAX_DEPTH} levels"):
         made(json=[value])
+
+
+SECRET = b"secret"
+PARTS = ("stripe", "evt_1", 0, "letter", 0)
+part_names = st.text(st.characters(exclude_categories=()), max_size=6)
+key_parts = st.tuples(part_names, part_names, st.integers(0, 99), part_names, st.integers(0, 9))
+
+
+def test_the_key_of_given_parts_never_changes() -> None:
+    """A restored ledger must derive it again."""
+    assert make_key(SECRET, PARTS) == "7227f4a6-c0c6-46c8-9a00-7b75a5b6ea44"
+
+
+@given(parts=key_parts)
+def test_a_key_is_shaped_like_a_random_uuid(parts: tuple[str, str, int, str, int]) -> None:
+    """36 characters, version 4, for any names."""
+    key = make_key(SECRET, parts)
+    assert (len(key), str(UUID(key)), UUID(key).version) == (36, key, 4)
+
+
+@given(first=key_parts, second=key_parts)
+def test_other_parts_are_another_key(first: tuple[str | int, ...], second: tuple[str | int, ...]) -> None:
+    """Two calls share a key only if all their parts are equal."""
+    assert (make_key(SECRET, first) == make_key(SECRET, second)) == (first == second)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("stripeevt_1", "", 0, "letter", 0),
+        ("stripe", "evt_", 10, "letter", 0),
+        ("stripe", "evt_1", 1, "letter", 0),
+        ("stripe", "evt_1", 0, "letter", 1),
+        ("stripe", "evt_1", 0, "letter0", 0),
+    ],
+)
+def test_neighbouring_parts_do_not_run_together(other: tuple[str | int, ...]) -> None:
+    """The boundary between two parts counts."""
+    assert make_key(SECRET, PARTS) != make_key(SECRET, other)
+
+
+def test_another_secret_is_another_key() -> None:
+    assert make_key(SECRET, PARTS) != make_key(b"another", PARTS)
+
+
+def test_a_credential_has_a_mark_under_each_secret() -> None:
+    """The current one first; API and credential decide it, and it does not contain the credential."""
+    marks = credential_marks([SECRET, b"old"], "shop", "token")
+    assert [len(bytes.fromhex(mark)) for mark in marks] == [32, 32]
+    assert credential_marks([b"old"], "shop", "token") == marks[1:]
+    assert credential_marks([SECRET], "other", "token")[0] != marks[0]
+    assert credential_marks([SECRET], "shop", "token2")[0] != marks[0]
+
+
+def test_a_credential_mark_differs_from_a_key() -> None:
+    """Also for the same parts."""
+    assert make_key(SECRET, ("shop", "token"))[:8] != credential_marks([SECRET], "shop", "token")[0][:8]

@@ -1,4 +1,4 @@
-"""Parsing a delivery's payload."""
+"""`parse_payload`."""
 
 import json
 from contextlib import suppress
@@ -17,33 +17,33 @@ JSON_VALUES = st.recursive(
 
 @given(JSON_VALUES)
 def test_json_comes_back_as_it_was(value: object) -> None:
-    """Every JSON value survives, whatever the content type says or does not say."""
+    """With any content type."""
     assert parse_payload(json.dumps(value).encode(), None) == value
 
 
-def test_a_byte_order_mark_is_no_part_of_the_payload() -> None:
-    """UTF-8 with a byte order mark parses; some senders write one."""
+def test_a_byte_order_mark_is_skipped() -> None:
+    """Some senders write one."""
     assert parse_payload(b'\xef\xbb\xbf{"id":1}', "application/json") == {"id": 1}
 
 
 def test_the_last_of_equal_keys_counts() -> None:
-    """Duplicate keys have a defined answer, the one of nearly every parser."""
+    """As in nearly every parser."""
     assert parse_payload(b'{"id":"a","id":"b"}', None) == {"id": "b"}
 
 
 @pytest.mark.parametrize("content_type", [FORM, FORM.upper(), f"{FORM}; charset=utf-8"])
 def test_a_form_is_a_dict(content_type: str) -> None:
-    """Blank fields stay, repeated fields become lists, and parameters of the content type do not matter."""
+    """Blank fields stay, repeated fields become lists, parameters of the content type are ignored."""
     assert parse_payload(b"a=1&b=&c=x%20y&c=z", content_type) == {"a": "1", "b": "", "c": ["x y", "z"]}
 
 
-def test_json_in_a_forms_payload_is_the_payload() -> None:
-    """GitHub's and Slack's forms hold their JSON in the field payload."""
+def test_json_in_a_forms_payload_field_is_the_payload() -> None:
+    """GitHub and Slack send forms like this."""
     assert parse_payload(b"payload=%7B%22action%22%3A%22opened%22%7D", FORM) == {"action": "opened"}
 
 
 def test_a_payload_field_that_is_no_json_is_a_field() -> None:
-    """A form may have a field of that name for its own reasons."""
+    """A form may use the name for something else."""
     assert parse_payload(b"payload=hello", FORM) == {"payload": "hello"}
 
 
@@ -60,15 +60,15 @@ def test_a_payload_field_that_is_no_json_is_a_field() -> None:
         (b'{"secret": s3cr3t}', "at character 11"),
     ],
 )
-def test_an_unreadable_body_is_a_sentence(body: bytes, reason: str) -> None:
-    """What cannot be parsed is one kind of error, whose sentence repeats nothing of the body."""
+def test_an_unreadable_body_is_one_error(body: bytes, reason: str) -> None:
+    """Its message quotes nothing of the body."""
     with pytest.raises(UnreadablePayloadError, match=reason) as caught:
         parse_payload(body, "application/json")
     assert "s3cr3t" not in str(caught.value)
 
 
 def test_a_form_of_too_many_fields_is_refused() -> None:
-    """One more field than the bound is unreadable; the bound itself is not."""
+    """The bound itself is allowed."""
     fields = b"&".join([b"a=1"] * MAX_FORM_FIELDS)
     assert len(parse_payload(fields, FORM)["a"]) == MAX_FORM_FIELDS
     with pytest.raises(UnreadablePayloadError, match="more than 10000 fields"):
@@ -77,6 +77,6 @@ def test_a_form_of_too_many_fields_is_refused() -> None:
 
 @given(st.binary(), st.sampled_from([None, FORM, "application/json", "\x00", "text/plain"]))
 def test_any_bytes_parse_or_are_unreadable(body: bytes, content_type: str | None) -> None:
-    """No bytes raise anything but UnreadablePayloadError."""
+    """No other error is raised."""
     with suppress(UnreadablePayloadError):
         parse_payload(body, content_type)

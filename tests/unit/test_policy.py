@@ -1,4 +1,4 @@
-"""Policies: which requests have a key, what makes two of them the same, what is kept of an answer."""
+"""Key policies: reading a key, scope, fingerprint, and which responses are stored."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,14 +28,14 @@ HEADERS = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), m
 
 
 def request(path: str = "/things", body: bytes = b"", **named: Any) -> Request:
-    """Return a request as Flask sees it; headers by their names with `_` for `-`."""
+    """Return a request as Flask sees it; `_` in header names stands for `-`."""
     method = named.pop("method", "POST")
     headers = [(name.replace("_", "-"), value) for name, value in named.items()]
     return Flask.request_class(EnvironBuilder(path, method=method, data=body, headers=headers).get_environ())
 
 
 def refused(policy: KeyPolicy, value: str) -> str:
-    """Return the sentence that refuses a key."""
+    """Return the message that refuses a key."""
     with pytest.raises(Refusal) as caught:
         read_key(policy, request(**{policy.header: value}))
     assert (caught.value.status, caught.value.code) == (400, "idempotency_key_invalid")
@@ -46,7 +46,7 @@ def refused(policy: KeyPolicy, value: str) -> str:
 @example(value='"')
 @example(value='"a\\')
 def test_any_header_is_a_key_or_refused(value: str) -> None:
-    """Whatever stands in the header, it is a key within the limits or a Refusal, and nothing else."""
+    """A key within the limits or a Refusal, and nothing else."""
     for policy in (FIRSTSEEN, STANNP):
         try:
             key = read_key(policy, request(**{policy.header: value}))
@@ -60,7 +60,7 @@ def test_any_header_is_a_key_or_refused(value: str) -> None:
 
 @given(key=KEYS)
 def test_a_quoted_key_is_the_key(key: str) -> None:
-    """The IETF draft's quoted string and the bare text are one key; only our own API unquotes."""
+    """Only our own API unquotes: the IETF draft's quoted string and the bare text are one key there."""
     quoted = '"{}"'.format(key.replace("\\", "\\\\").replace('"', '\\"'))
     assert read_key(FIRSTSEEN, request(Idempotency_Key=quoted)) == key
     if len(quoted) <= 255:
@@ -68,7 +68,6 @@ def test_a_quoted_key_is_the_key(key: str) -> None:
 
 
 def test_no_header_is_no_key() -> None:
-    """The key is optional."""
     assert read_key(FIRSTSEEN, request()) is None
 
 
@@ -87,8 +86,8 @@ def test_no_header_is_no_key() -> None:
         (FIRSTSEEN, '"a', "must be 1 to 255 printable ASCII characters."),
     ],
 )
-def test_a_bad_key_is_told_the_limit(policy: KeyPolicy, value: str, words: str) -> None:
-    """The sentence names the header, its limits, and what was found."""
+def test_a_wrong_key_is_refused_with_the_limit(policy: KeyPolicy, value: str, words: str) -> None:
+    """The message names the header, its limits and what was found."""
     assert refused(policy, value) == f"{policy.header} {words}"
 
 
@@ -106,14 +105,13 @@ def test_a_bad_key_is_told_the_limit(policy: KeyPolicy, value: str, words: str) 
         ("GET", "/celper/v1/candidates", False),
     ],
 )
-def test_a_policy_covers_what_it_names(method: str, path: str, *, covered: bool) -> None:
-    """`{id}` is one segment that is not empty, below the prefix and nowhere else."""
+def test_which_requests_a_policy_covers(method: str, path: str, *, covered: bool) -> None:
+    """`{id}` is one non-empty segment; paths are below the prefix."""
     assert CELPER.covered(method, path) == covered
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_no_policy_covers_reading(method: str) -> None:
-    """A key on a GET means nothing anywhere."""
     for name, dialect in load_dialects().items():
         if dialect.server:
             assert not policy_of(name, dialect).covered(method, "/v1/candidates"), name
@@ -127,8 +125,8 @@ def test_no_policy_covers_reading(method: str) -> None:
         (StoredResponses.FINAL, {200, 302, 400, 403, 409, 422, 429}, {404, 500, 502, 503}),
     ],
 )
-def test_what_is_stored(stored: StoredResponses, kept: set[int], not_kept: set[int]) -> None:
-    """All answers, the successes, or all that asking again could not change."""
+def test_which_responses_are_stored(stored: StoredResponses, kept: set[int], not_kept: set[int]) -> None:
+    """All, only successes, or all that a retry could not change."""
     policy = replace(FIRSTSEEN, stored=stored)
     assert {status for status in kept | not_kept if policy.stores(status)} == kept
 
@@ -144,7 +142,7 @@ def test_what_is_stored(stored: StoredResponses, kept: set[int], not_kept: set[i
     ],
 )
 def test_each_part_of_a_fingerprint_counts(part: str, change: dict[str, Any]) -> None:
-    """A part changes the fingerprint that names it, and no other."""
+    """A change alters the fingerprints that include its part, and no others."""
     parts = ("method", "path", "target", "body", "header:Content-Type")
     before, after = request(), request(**change)
     changed = {
@@ -156,14 +154,14 @@ def test_each_part_of_a_fingerprint_counts(part: str, change: dict[str, Any]) ->
     assert changed == ({"path", "target"} if part == "path" else {part})
 
 
-def _print(policy: KeyPolicy, one: Request) -> str:
-    return fingerprint(policy, one, one.get_data())
+def _print(policy: KeyPolicy, sent: Request) -> str:
+    return fingerprint(policy, sent, sent.get_data())
 
 
 def test_a_scope_tells_its_parts_apart() -> None:
-    """Keys are unique within the scope's parts: the API's own and those of the request."""
+    """A key is unique within the parts of its scope."""
     policy = replace(FIRSTSEEN, scope=("credential", "path"))
-    known = {"credential": lambda one: one.headers.get("X-API-Key", "")}
+    known = {"credential": lambda sent: sent.headers.get("X-API-Key", "")}
     found = {
         scope(policy, request(path, X_API_Key=key, method=method), known)
         for path in ("/a", "/b")
@@ -174,7 +172,6 @@ def test_a_scope_tells_its_parts_apart() -> None:
 
 
 def test_a_dialect_without_a_server_half_has_no_policy() -> None:
-    """A dialect that only the client speaks is no policy."""
     half = Dialect(title="Half", header="Idempotency-Key", covers=("POST *",))
     with pytest.raises(ValueError, match="'half' has no server half"):
         policy_of("half", half)
@@ -182,10 +179,10 @@ def test_a_dialect_without_a_server_half_has_no_policy() -> None:
 
 @given(st.text(max_size=50), st.binary(max_size=50))
 def test_any_path_and_query_have_a_fingerprint(path: str, query: bytes) -> None:
-    """Whatever stands in the path or the query, there is a fingerprint and a scope."""
+    """And a scope."""
     environ = EnvironBuilder("/x", method="POST").get_environ()
     environ["PATH_INFO"] = "/" + path.encode("utf-8", "surrogatepass").decode("latin-1")
     environ["QUERY_STRING"] = query.decode("latin-1")
-    one = Flask.request_class(environ)
-    assert len(fingerprint(FIRSTSEEN, one, b"")) == 64
-    assert len(scope(replace(FIRSTSEEN, scope=("method", "path")), one, {})) == 64
+    sent = Flask.request_class(environ)
+    assert len(fingerprint(FIRSTSEEN, sent, b"")) == 64
+    assert len(scope(replace(FIRSTSEEN, scope=("method", "path")), sent, {})) == 64

@@ -1,4 +1,4 @@
-"""The catalogue of providers: what is shipped, and what the loader refuses."""
+"""The catalogue of providers: its entries, and the mistakes that loading refuses."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import pytest
 from config.providers import PUBLIC_KEY, Provider, generate_secret, is_usable, load_providers
 from config.providers.catalogue import CATALOGUE
 from config.toml import ConfigError
-from tests.services.catalogue import DECLARED, over
+from tests.services.presets import DECLARED, over
 
 ENTRY = """\
 title = "Acme"
@@ -34,7 +34,7 @@ def load(tmp_path: Path, text: str) -> Provider:
 
 
 def refusal(tmp_path: Path, text: str) -> str:
-    """Return the sentence that refuses an entry, without the file's name."""
+    """Return the message that refuses an entry, without the file's name."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     file, _, sentence = str(caught.value).partition(": ")
@@ -43,7 +43,7 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 
 def test_the_catalogue_loads() -> None:
-    """Every shipped entry passes its own rules; what is verified names the page where it was read."""
+    """Every entry passes its own rules, and a verified one links its documentation."""
     catalogue = load_providers()
     assert len([provider for provider in catalogue.values() if provider.scheme]) >= 188
     for provider in catalogue.values():
@@ -54,22 +54,22 @@ def test_the_catalogue_loads() -> None:
 
 
 def test_every_file_is_an_entry() -> None:
-    """No file of the folder has a name that the catalogue passes over, and none tries to name itself."""
+    """No file of the folder is skipped, and no entry names itself."""
     files = list(CATALOGUE.glob("*.toml"))
     assert sorted(file.stem for file in files) == sorted(load_providers())
     assert not [file for file in files if "name" in tomllib.loads(file.read_text(encoding="utf-8"))]
 
 
 def test_entries_are_in_order() -> None:
-    """The specification that many follow comes first, companies by name, what sources describe last."""
+    """Standard Webhooks first, then companies by name, then those that sources describe."""
     names = list(load_providers())
     assert (names[0], names[-2:]) == ("standard-webhooks", ["hmac", "code"])
     assert names[1:-2] == sorted(names[1:-2])
     assert len(names) == len(load_providers())
 
 
-def test_an_entry_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
-    """A process does not pay for, nor stop at, an entry that none of its sources uses."""
+def test_entries_are_read_lazily(tmp_path: Path) -> None:
+    """An entry that no source uses costs nothing and, if broken, stops nothing."""
     (tmp_path / "acme.toml").write_text(ENTRY, encoding="utf-8")
     (tmp_path / "other.toml").write_text(ENTRY.replace("3d", "3"), encoding="utf-8")
     (tmp_path / "worse.toml").write_text("title = \n", encoding="utf-8")
@@ -84,7 +84,7 @@ def test_an_entry_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     "name", ["../acme", "folder/../acme", "./acme", "acme.toml", "Acme", "", "acme\n", "acme\0", "."]
 )
 def test_a_name_never_leaves_the_folder(tmp_path: Path, name: str) -> None:
-    """A source's provider is looked up as a file: what is no plain name is no provider."""
+    """A name that is not plain is no provider."""
     folder = tmp_path / "folder"
     folder.mkdir()
     for place in (tmp_path, folder):
@@ -95,14 +95,14 @@ def test_a_name_never_leaves_the_folder(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("other", ["none", "../acme", "acme"])
-def test_a_scheme_must_be_there(tmp_path: Path, other: str) -> None:
-    """A scheme that is written as a name is that of another entry, and that entry's own."""
+def test_a_named_scheme_must_exist(tmp_path: Path, other: str) -> None:
+    """`scheme` may name only another entry that has a scheme of its own."""
     text = ENTRY[: ENTRY.index("[scheme]")] + f'scheme = "{other}"\n'
     assert refusal(tmp_path, text) == f"scheme is {other!r}, which is no entry with a scheme"
 
 
-def test_a_scheme_can_be_anothers(tmp_path: Path) -> None:
-    """Twenty providers sign as Standard Webhooks does, and its scheme stands once."""
+def test_a_scheme_can_be_shared(tmp_path: Path) -> None:
+    """Twenty providers sign as Standard Webhooks does, and its scheme is written once."""
     other = ENTRY[: ENTRY.index("[scheme]")] + 'scheme = "acme"\n'
     (tmp_path / "acme.toml").write_text(ENTRY, encoding="utf-8")
     (tmp_path / "other.toml").write_text(other, encoding="utf-8")
@@ -123,39 +123,39 @@ def test_a_scheme_can_be_anothers(tmp_path: Path) -> None:
     ],
 )
 def test_whether_the_id_is_signed_is_computed(name: str, signed: bool) -> None:  # noqa: FBT001 - a verdict
-    """GitHub's and Shopify's ids stand in headers that nothing signs; the others' are signed."""
+    """GitHub's and Shopify's ids are in headers that are not signed."""
     assert load_providers()[name].id_is_signed is signed
 
 
-def test_a_hash_names_what_is_signed() -> None:
-    """Where a signature leaves parts of the body out, its hash differs for each copy with other ones."""
+def test_ids_by_body_hash_need_a_signed_body() -> None:
+    """Otherwise a replayed copy with another body would be another event."""
     for provider in load_providers().values():
         if provider.scheme and provider.scheme.type not in {"token", "basic"}:
             assert provider.policy != "body_hash" or provider.signs_body, provider.name
 
 
 def test_a_token_signs_nothing(tmp_path: Path) -> None:
-    """With a token neither the body nor the id is signed, wherever the id stands."""
+    """Neither the body nor the id."""
     scheme = '[scheme]\ntype = "token"\nsignature = { in = "header:X-Token" }\n'
     provider = load(tmp_path, ENTRY[: ENTRY.index("[scheme]")] + scheme)
     assert (provider.signs_body, provider.id_is_signed) == (False, False)
 
 
 def test_an_id_in_the_content_is_signed(tmp_path: Path) -> None:
-    """A header that the template names is inside the signed bytes, whatever the case of its name."""
+    """A header that the template includes is signed, with its name in any case."""
     text = ENTRY.replace('"json:id"', '"header:x-event"').replace('"{body}"', '"{header:X-Event}{body}"')
     assert load(tmp_path, text).id_is_signed
 
 
 def test_rule_1_a_tolerance_needs_a_signed_timestamp(tmp_path: Path) -> None:
-    """A tolerance on a timestamp that anybody can move protects nothing and is refused."""
+    """A timestamp that anybody can change protects nothing."""
     assert "timestamp is not in the signed bytes" in refusal(tmp_path, ENTRY + TIMESTAMP)
     assert load(tmp_path, ENTRY.replace("{body}", "{timestamp}{body}") + TIMESTAMP)
     assert load(tmp_path, ENTRY + TIMESTAMP.replace("header:X-Time", "json:time"))
 
 
-def test_rule_2_an_unsigned_id_can_be_replayed(tmp_path: Path) -> None:
-    """An id outside the signed bytes is seen as such, so that the body's hash stands beside it."""
+def test_rule_2_an_id_outside_the_signed_bytes_is_unsigned(tmp_path: Path) -> None:
+    """The ledger then compares the body's hash too."""
     assert not load(tmp_path, ENTRY.replace('"json:id"', '"header:X-Id"')).id_is_signed
 
 
@@ -171,7 +171,7 @@ def test_rule_2_an_unsigned_id_can_be_replayed(tmp_path: Path) -> None:
     ],
 )
 def test_rule_3_the_policy_is_stated(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
-    """Without an id's place the policy must be said, and it may not contradict the places."""
+    """An entry without an id states its policy, and it may not contradict `event_id`."""
     assert sentence in refusal(tmp_path, ENTRY.replace(*change))
 
 
@@ -185,12 +185,12 @@ def test_rule_3_the_policy_is_stated(tmp_path: Path, change: tuple[str, str], se
     ],
 )
 def test_the_policy_follows_from_the_entry(tmp_path: Path, line: str, policy: str) -> None:
-    """Several places make a composite id, alternatives of one place do not."""
+    """Several places make a composite id; alternatives of one place do not."""
     assert load(tmp_path, ENTRY.replace('event_id = "json:id"', line)).policy == policy
 
 
 def test_rule_4_a_batch_needs_an_id_per_item(tmp_path: Path) -> None:
-    """Events of one batch may not share the id of the delivery."""
+    """Events of one batch must not share the delivery's id."""
     batch = ENTRY.replace("event_id", 'batch = "json:events"\nevent_id')
     assert "event_id must read item:" in refusal(tmp_path, batch)
     assert load(tmp_path, batch.replace("json:id", "item:id")).is_batch
@@ -198,7 +198,7 @@ def test_rule_4_a_batch_needs_an_id_per_item(tmp_path: Path) -> None:
 
 
 def test_rule_5_the_window_has_a_floor(tmp_path: Path) -> None:
-    """Ids are kept for a day at least, and longer than an old delivery still verifies."""
+    """Ids are kept for a day or longer, and longer than an old delivery still verifies."""
     assert "shorter than 1d" in refusal(tmp_path, ENTRY.replace('"3d"', '"23h"'))
     tolerant = ENTRY.replace("{body}", "{timestamp}{body}") + TIMESTAMP.replace("300", "400000")
     assert "shorter than the scheme's tolerance" in refusal(tmp_path, tolerant)
@@ -247,8 +247,8 @@ def test_rule_5_the_window_has_a_floor(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_entry_is_one_sentence(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
-    """The error names the entry, the key, what was found and what is allowed."""
+def test_a_wrong_entry_is_refused(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
+    """One line has the entry, the key, what was found and what is allowed."""
     assert ENTRY.replace(*change) != ENTRY
     found = refusal(tmp_path, ENTRY.replace(*change))
     assert sentence in found
@@ -259,7 +259,7 @@ CODE = ENTRY[: ENTRY.index("[scheme]")] + 'code = "acme"\noptions = ["audience"]
 
 
 def test_code_takes_the_place_of_a_scheme(tmp_path: Path) -> None:
-    """An entry that is verified by code signs its body, so an id in the body, and names its options."""
+    """It signs the body, so an id in the body is signed, and it names its options."""
     provider = load(tmp_path, CODE)
     assert (provider.signs_body, provider.id_is_signed) == (True, True)
     assert provider.option_names == {"audience"}
@@ -278,26 +278,26 @@ def test_code_takes_the_place_of_a_scheme(tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_verifies_in_one_way(tmp_path: Path, text: str, sentence: str) -> None:
-    """Two ways to verify, or none, or options without code are refused."""
+    """By exactly one of scheme, code and custom; options need code."""
     assert sentence in refusal(tmp_path, text)
 
 
 def test_broken_toml_names_its_line(tmp_path: Path) -> None:
-    """A file that is no TOML is refused with the place where it breaks."""
+    """The message has the line where parsing failed."""
     assert "line 2" in refusal(tmp_path, "docs = ''\ntitle = \n")
     assert "not valid TOML" in refusal(tmp_path, ENTRY + "[scheme]\n")
 
 
 @over([provider for provider in DECLARED if provider.required_scheme.type not in PUBLIC_KEY])
-def test_made_secrets_are_usable(provider: Provider) -> None:
-    """The first run's random secrets have the shape of the provider's, and no two are alike."""
+def test_generated_secrets_are_usable(provider: Provider) -> None:
+    """They have the provider's format and differ each time."""
     made = {generate_secret(provider) for _ in range(3)}
     assert len(made) == 3
     assert all(is_usable(secret, provider.required_scheme) and "," not in secret for secret in made)
 
 
-def test_no_secret_is_made_for_a_public_key(tmp_path: Path) -> None:
-    """Where the provider signs with a private key of its own there is nothing to make up."""
+def test_no_secret_is_generated_for_a_public_key(tmp_path: Path) -> None:
+    """The provider signs with a private key of its own."""
     scheme = 'type = "ed25519"\nkey = { encoding = "ed25519-hex" }\n'
     text = ENTRY.replace('type = "hmac"\nhash = "sha256"\n', scheme)
     with pytest.raises(ConfigError, match="must be set by hand"):
@@ -305,13 +305,12 @@ def test_no_secret_is_made_for_a_public_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["signs = []", "keyless = true", 'proof = ["X-A"]'])
-def test_what_is_for_code_only(tmp_path: Path, key: str) -> None:
-    """A scheme says by itself what is signed, with what, and where the proof stands."""
+def test_some_keys_are_only_for_code(tmp_path: Path, key: str) -> None:
+    """A scheme already says what is signed and where the signature is."""
     assert "is for code" in refusal(tmp_path, ENTRY.replace("[scheme]", f"{key}\n[scheme]"))
 
 
-def test_code_says_what_it_signs(tmp_path: Path) -> None:
-    """The body by default; nothing, or the URL, where the entry says so."""
+def test_code_signs_the_body_unless_its_entry_says_otherwise(tmp_path: Path) -> None:
     provider = load(tmp_path, CODE)
     assert (provider.signs_body, provider.signs_url, provider.id_is_signed) == (True, False, True)
     provider = load(tmp_path, CODE + 'signs = ["url"]\n')
@@ -321,7 +320,7 @@ def test_code_says_what_it_signs(tmp_path: Path) -> None:
 
 
 def test_an_entry_may_say_that_nothing_is_signed(tmp_path: Path) -> None:
-    """It has no scheme, needs no secret, and nothing of it is signed."""
+    """It has no scheme and needs no secret."""
     provider = load(
         tmp_path, CODE.replace('code = "acme"', 'verification = "none"').replace('options = ["audience"]', "")
     )
@@ -342,8 +341,8 @@ print("cryptography" in sys.modules)
 
 
 @pytest.mark.parametrize(("name", "loaded"), [("stripe", "False"), ("discord", "True")])
-def test_public_keys_cost_only_those_who_use_them(tmp_path: Path, name: str, loaded: str) -> None:
-    """A process whose sources share secrets never loads the library for public keys."""
+def test_cryptography_is_imported_only_for_public_keys(tmp_path: Path, name: str, loaded: str) -> None:
+    """A process whose sources share secrets never loads it."""
     file = tmp_path / "sources.toml"
     file.write_text(f'[a]\nprovider = "{name}"\nsecrets_env = "A"\n', encoding="utf-8")
     ran = subprocess.run([sys.executable, "-c", LAZY, str(file)], capture_output=True, text=True, check=True)

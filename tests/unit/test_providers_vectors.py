@@ -1,7 +1,6 @@
-"""Published and derived deliveries against the catalogue's own entries; skipped without their file."""
+"""Test vectors of declared providers, verified by the catalogue's entries; skipped without their file."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +9,14 @@ from config.providers import load_providers
 from config.sources import Source
 from receiver.endpoints import Endpoint, build_endpoints
 from receiver.signatures import InvalidSignature, Request
+from tests.services.checkout import CHECKOUT
 
-FILE = Path(__file__).parents[3] / "shared" / "providers" / "vectors.json"
+FILE = CHECKOUT.parent / "shared" / "providers" / "vectors.json"
 CATALOGUE = load_providers()
 
 
 def vectors() -> list[Any]:
-    """Return every vector of a provider that has a scheme."""
+    """Return the vectors of providers that have a scheme."""
     if not FILE.is_file():
         return [pytest.param(None, marks=pytest.mark.skip(reason="the shared vectors are not here"))]
     known = [vector for vector in json.loads(FILE.read_text(encoding="utf-8")) if _is_declared(vector)]
@@ -28,7 +28,7 @@ def _is_declared(vector: dict[str, Any]) -> bool:
 
 
 def received(vector: dict[str, Any]) -> tuple[Endpoint, Request]:
-    """Make a source with the vector's secrets, and its delivery."""
+    """Return an endpoint with the vector's secrets, and its delivery."""
     provider = CATALOGUE[vector["provider"]]
     secrets = vector["secret"] if isinstance(vector["secret"], list) else [vector["secret"]]
     options = dict.fromkeys(provider.option_names, "given")
@@ -39,8 +39,8 @@ def received(vector: dict[str, Any]) -> tuple[Endpoint, Request]:
 
 
 @pytest.mark.parametrize("vector", vectors())
-def test_a_vector_has_its_verdict(vector: dict[str, Any]) -> None:
-    """Each one verifies, or is refused, as it says."""
+def test_a_vector_is_accepted_or_rejected(vector: dict[str, Any]) -> None:
+    """As it says."""
     endpoint, request = received(vector)
     try:
         endpoint.verify(request, vector.get("now") or 0)
@@ -51,8 +51,8 @@ def test_a_vector_has_its_verdict(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vector", vectors())
-def test_a_vector_has_its_id_type_and_answer(vector: dict[str, Any]) -> None:
-    """Ids are those expected; a type may say more, as `pull_request.opened` does; challenges are answered."""
+def test_a_vector_has_its_id_type_and_challenge_response(vector: dict[str, Any]) -> None:
+    """A type may be more exact than the vector's, as in `pull_request.opened`."""
     endpoint, request = received(vector)
     expected = vector.get("expect", {})
     found = endpoint.extractor.items(request)

@@ -1,4 +1,4 @@
-"""Read models: their members' order, what redaction leaves valid, and what a refusal is answered with."""
+"""Read models: the order of their members, redaction, and the HTTP status of ledger errors."""
 
 import json
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from config.sources import parse_json_path
 from receiver.ledger import errors
 from receiver.ledger.errors import LedgerError, LedgerUnavailable, SchemaBehind
-from receiver.ledger.reports import Call, CallStory, EventInFull, Shape, Story
+from receiver.ledger.reports.models import Call, CallStory, EventInFull, Shape, Story
 from receiver.redaction import HIDDEN, Redactor
 from receiver.service import refusal
 
@@ -34,7 +34,7 @@ def shapes(base: type[Shape] = Shape) -> list[type[Shape]]:
 
 
 def example(kind: Any) -> Any:
-    """Return a value of a type, with every member there and every list filled."""
+    """Return a value of a type, with every member set and every list filled."""
     origin, of = get_origin(kind), get_args(kind)
     if origin is Literal:
         return of[0]
@@ -52,7 +52,7 @@ def example(kind: Any) -> Any:
 
 
 def texts(value: Any) -> list[str]:
-    """Return all texts in JSON, but not the names of members."""
+    """Return all texts in a JSON value, without member names."""
     match value:
         case str():
             return [value]
@@ -66,11 +66,11 @@ def texts(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("model", shapes(), ids=lambda model: model.__name__)
 def test_every_read_model_survives_redaction(model: type[Shape]) -> None:
-    """A payload that holds every text of it breaks no id, time or state: the result is a valid model."""
+    """A payload that redaction every text of a model still leaves its ids, times and states valid."""
     whole = example(model)
     payload = {"hidden": texts(whole.as_json())}
-    hides = Redactor([parse_json_path("$.hidden")], json.dumps(payload).encode(), "application/json")
-    redacted = hides.redact(whole)
+    redaction = Redactor([parse_json_path("$.hidden")], json.dumps(payload).encode(), "application/json")
+    redacted = redaction.redact(whole)
     assert type(redacted) is model
     free = {name for name in ("reason", "error", "step", "url", "once", "body") if name in model.model_fields}
     for name in free:
@@ -79,13 +79,13 @@ def test_every_read_model_survives_redaction(model: type[Shape]) -> None:
 
 @pytest.mark.parametrize("model", shapes(), ids=lambda model: model.__name__)
 def test_every_read_model_survives_redaction_without_a_payload(model: type[Shape]) -> None:
-    """Once a payload is erased, what may quote it is blanked whole."""
-    hides = Redactor([parse_json_path("$.hidden")], None, None)
-    assert type(hides.redact(example(model))) is model
+    """Once a payload is erased, texts that may quote it are hidden whole."""
+    redaction = Redactor([parse_json_path("$.hidden")], None, None)
+    assert type(redaction.redact(example(model))) is model
 
 
-def test_members_stand_as_json_prints_them() -> None:
-    """`--json` prints them in the order of the models: scripts and eyes are used to it."""
+def test_members_keep_their_order() -> None:
+    """Users of `--json` rely on it."""
     assert " ".join(Story.model_fields) == "event duplicates conflicts attempts actions nudges calls next"
     assert " ".join(CallStory.model_fields) == "call event request answer sends actions next"
     assert " ".join(EventInFull.model_fields) == (
@@ -101,7 +101,7 @@ def test_members_stand_as_json_prints_them() -> None:
 
 
 def test_every_error_of_the_ledger_has_its_status() -> None:
-    """A definite refusal says what is wrong with the request; the rest means that the ledger is down."""
+    """Errors about the request are 404, 409 or 422; the others mean that the ledger is down."""
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
     raised = {kind for kind in kinds if issubclass(kind, LedgerError) and kind is not LedgerError}
     refused = {kind: refusal(kind("no")) for kind in raised}

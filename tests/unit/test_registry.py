@@ -1,4 +1,4 @@
-"""Which handler runs for which event."""
+"""The registry of handlers: patterns, options, and errors at import."""
 
 import sys
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from worker.registry import Handler, HandlerError, Registry, load_handlers
 
 @pytest.fixture(autouse=True)
 def _undeclared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test declare handlers of its own."""
+    """Start each test without declared handlers."""
     monkeypatch.setattr(registry, "_declared", [])
 
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a folder whose Python files can be imported."""
+    """Return a folder whose Python files can be imported."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -29,7 +29,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def handler(source: str, event_type: str) -> Handler:
-    """Make a handler of its own for a pattern."""
+    """Make a handler for a pattern."""
     return Handler(source, event_type, lambda _event, _calls: None)
 
 
@@ -45,7 +45,7 @@ def handler(source: str, event_type: str) -> Handler:
     ],
 )
 def test_the_most_specific_pattern_wins(event_type: str, winner: str) -> None:
-    """An exact type goes before a prefix, a longer prefix before a shorter one, whatever their order."""
+    """An exact type, then the longest prefix, in any order of declaration."""
     patterns = ["*", "invoice.*", "invoice.paid", "invoice.paid*"]
     for order in (patterns, patterns[::-1]):
         found = Registry([handler("stripe", pattern) for pattern in order]).find("stripe", event_type)
@@ -54,7 +54,7 @@ def test_the_most_specific_pattern_wins(event_type: str, winner: str) -> None:
 
 
 def test_the_source_counts_before_the_type() -> None:
-    """A handler of just this source goes before one of any source, however exact the type of that is."""
+    """A handler of this source wins over one of any source, however exact its type."""
     both = Registry([handler("*", "invoice.paid"), handler("stripe", "*")])
     found = both.find("stripe", "invoice.paid")
     assert found
@@ -65,14 +65,14 @@ def test_the_source_counts_before_the_type() -> None:
 
 
 def test_no_pattern_no_handler() -> None:
-    """What no pattern matches has no handler; patterns are no regular expressions."""
+    """Patterns are not regular expressions."""
     only = Registry([handler("stripe", "invoice.paid")])
     assert only.find("stripe", "invoiceXpaid") is None
     assert only.find("stripe2", "invoice.paid") is None
 
 
 def test_two_handlers_for_one_pattern_are_refused() -> None:
-    """Two functions for the same pattern are refused with a sentence that names both."""
+    """The message names both."""
 
     @handles("stripe", "invoice.paid")
     def one(event: Any, calls: Any) -> None: ...
@@ -85,7 +85,7 @@ def test_two_handlers_for_one_pattern_are_refused() -> None:
 
 
 def test_one_function_may_take_many_patterns() -> None:
-    """A function decorated twice handles both patterns; the same pattern twice is no contradiction."""
+    """The same pattern twice is no conflict."""
 
     @handles("stripe", "invoice.paid")
     @handles("stripe", "invoice.voided")
@@ -108,15 +108,15 @@ def test_one_function_may_take_many_patterns() -> None:
         ("stripe", "x", {"backoff": "5"}, "backoff '5' is not a duration"),
     ],
 )
-def test_nonsense_is_refused(source: str, event_type: str, options: dict[str, Any], sentence: str) -> None:
-    """A wrong pattern or option is refused where it is written, in one sentence that quotes it."""
+def test_a_wrong_pattern_or_option_is_refused(
+    source: str, event_type: str, options: dict[str, Any], sentence: str
+) -> None:
+    """At the decorator, with a message that quotes it."""
     with pytest.raises(HandlerError, match=sentence):
         handles(source, event_type, **options)
 
 
 def test_options_reach_the_handler() -> None:
-    """Attempts and backoff of the decorator are the handler's."""
-
     @handles("stripe", "x", attempts=3, backoff="5s")
     def one(event: Any, calls: Any) -> None: ...
 
@@ -134,14 +134,13 @@ def test_options_reach_the_handler() -> None:
     ],
 )
 def test_a_module_that_fails_to_import_is_named(modules: Path, code: str, sentence: str) -> None:
-    """Whatever a handler module does at import, the error is a sentence that names it: no silent end."""
+    """Even SystemExit at import becomes an error that names the module."""
     (modules / "broken.py").write_text(code)
     with pytest.raises(HandlerError, match=sentence):
         load_handlers(["broken"])
 
 
 def test_handlers_come_from_the_named_modules(modules: Path) -> None:
-    """Only the named modules are imported, and what they declare is found."""
     (modules / "mine.py").write_text(
         "from worker import handles\n\n\n@handles('stripe', '*')\ndef take(event, calls): ...\n"
     )

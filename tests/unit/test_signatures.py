@@ -1,4 +1,4 @@
-"""Single behaviours of verification: parsing, strictness, time, keys."""
+"""Verification: parsing, strictness, timestamps and keys."""
 
 import hashlib
 import hmac
@@ -9,7 +9,7 @@ import pytest
 
 from config.providers import SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme
-from tests.services.catalogue import signed_headers
+from tests.services.presets import signed_headers
 
 NOW = 1_700_000_000.0
 BODY = b'{"id":"evt_1","type":"a"}'
@@ -28,7 +28,7 @@ TIMED = {
 
 
 def made(table: dict[str, Any], **options: str) -> Any:
-    """Compile a table."""
+    """Compile a scheme's table."""
     return compile_scheme(SchemeTable.model_validate(table), options)
 
 
@@ -40,7 +40,7 @@ def delivery(headers: dict[str, str], body: bytes = BODY, url: str = "https://x.
 def reason(
     scheme: Any, request: Request, *secrets: str, now: float = NOW, tolerance: int | None = None
 ) -> str | None:
-    """Say why a request is refused, None when it is not."""
+    """Return the reason of a rejection, None if the request is accepted."""
     try:
         scheme.verify(secrets or ("key",), request, now, tolerance)
     except InvalidSignature as error:
@@ -49,17 +49,16 @@ def reason(
 
 
 def signed(scheme: Any, secret: str = "key", **kwargs: Any) -> dict[str, str]:
-    """Sign the body's headers now."""
+    """Return the headers that sign BODY at NOW."""
     return signed_headers(scheme, secret, BODY, NOW, "evt_1", **kwargs)
 
 
 def with_signature(table: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    """Change a table's signature."""
+    """Return a table with a changed signature."""
     return {**table, "signature": {**table["signature"], **keys}}
 
 
 def test_hex_counts_in_any_case() -> None:
-    """A provider that writes upper-case hex is understood."""
     scheme = made(PLAIN)
     headers = signed(scheme)
     assert reason(scheme, delivery({"x-sIG": headers["X-Sig"].upper()})) is None
@@ -69,7 +68,7 @@ def test_hex_counts_in_any_case() -> None:
     "change", [lambda s: s[:-1], lambda s: f" {s}", lambda s: f"{s[:2]} {s[2:]}", lambda s: f"0x{s}"]
 )
 def test_hex_is_strict(change: Any) -> None:
-    """Half a byte, blanks and prefixes are no hex: one signature has one spelling but for case."""
+    """Half a byte, blanks and prefixes are refused, so that a signature has one spelling but for case."""
     scheme = made(PLAIN)
     assert reason(scheme, delivery({"X-Sig": change(signed(scheme)["X-Sig"])})) == "malformed_signature"
 
@@ -78,13 +77,13 @@ def test_hex_is_strict(change: Any) -> None:
     "change", [lambda s: s.rstrip("="), lambda s: f"{s}\n", lambda s: s.replace("=", "=="), lambda s: f"!{s}"]
 )
 def test_base64_is_canonical(change: Any) -> None:
-    """Base64 without padding, with stray characters or with spare bits is refused."""
+    """Missing padding, stray characters and spare padding are refused."""
     scheme = made(with_signature(PLAIN, encoding="base64"))
     assert reason(scheme, delivery({"X-Sig": change(signed(scheme)["X-Sig"])})) == "malformed_signature"
 
 
 def test_base64_with_spare_bits_is_refused() -> None:
-    """The last character's unused bits are zero, or the same signature could be written in several ways."""
+    """The last character's unused bits are zero, or a signature would have several spellings."""
     scheme = made(with_signature(PLAIN, encoding="base64"))
     text = signed(scheme)["X-Sig"]
     assert text.endswith("=")
@@ -94,20 +93,20 @@ def test_base64_with_spare_bits_is_refused() -> None:
 
 @pytest.mark.parametrize("padding", ["", "="])
 def test_base64url_counts_with_and_without_padding(padding: str) -> None:
-    """Both habits of writing URL-safe base64 are in use."""
+    """Both are in use."""
     scheme = made(with_signature(PLAIN, encoding="base64url"))
     assert reason(scheme, delivery({"X-Sig": signed(scheme)["X-Sig"] + padding})) is None
 
 
 @pytest.mark.parametrize("change", [lambda s: s[:-1] + chr(ord(s[-1]) + 1), lambda s: s + "=="])
 def test_base64url_is_canonical(change: Any) -> None:
-    """Spare bits and too much padding are refused in the URL-safe alphabet too."""
+    """Spare bits and too much padding are refused."""
     scheme = made(with_signature(PLAIN, encoding="base64url"))
     assert reason(scheme, delivery({"X-Sig": change(signed(scheme)["X-Sig"])})) == "malformed_signature"
 
 
 def test_a_prefix_is_mandatory() -> None:
-    """Without its `sha256=` a signature is not written as this provider writes it."""
+    """Without its `sha256=` a signature is malformed."""
     scheme = made(with_signature(PLAIN, prefix="sha256="))
     text = signed(scheme)["X-Sig"]
     assert reason(scheme, delivery({"X-Sig": text})) is None
@@ -115,7 +114,7 @@ def test_a_prefix_is_mandatory() -> None:
 
 
 def test_any_of_several_signatures_may_match() -> None:
-    """During a rotation a provider signs with both secrets; wrong, unknown and broken entries are skipped."""
+    """A provider signs with both secrets during a rotation; wrong, unknown and broken entries are skipped."""
     scheme = made(TIMED)
     good = signed(scheme)["X-Sig"]
     noisy = f"=,,v1,v1=zz,v0=00,v1={'11' * 32},{good},v1={'00' * 32},v9==x="
@@ -123,21 +122,20 @@ def test_any_of_several_signatures_may_match() -> None:
 
 
 def test_a_pair_is_split_at_its_first_separator() -> None:
-    """Base64 padding in a value is no second separator."""
+    """Base64 padding in a value is no separator."""
     scheme = made(with_signature(TIMED, encoding="base64"))
     assert signed(scheme)["X-Sig"].endswith("=")
     assert reason(scheme, delivery(signed(scheme))) is None
 
 
-def test_only_unknown_versions_is_malformed() -> None:
-    """A header with no entry of the known version proves nothing."""
+def test_a_header_without_the_known_version_is_malformed() -> None:
     scheme = made(TIMED)
     text = signed(scheme)["X-Sig"].replace("v1=", "v0=")
     assert reason(scheme, delivery({"X-Sig": text})) == "malformed_signature"
 
 
-def test_a_huge_list_is_bounded_work() -> None:
-    """What stands behind a hundred entries is not read."""
+def test_a_huge_list_is_read_up_to_a_bound() -> None:
+    """Entries after the first hundred are ignored."""
     scheme = made(TIMED)
     good = signed(scheme)["X-Sig"]
     junk = ",".join(["v1=00"] * 200_000)
@@ -146,7 +144,7 @@ def test_a_huge_list_is_bounded_work() -> None:
 
 
 def test_a_repeated_signature_header_is_refused() -> None:
-    """Two headers of one name could be read differently by a proxy and by us."""
+    """A proxy and the receiver could each read another one."""
     scheme = made(PLAIN)
     pair = ("X-Sig", signed(scheme)["X-Sig"])
     assert reason(scheme, Request("POST", "https://x/", (pair, pair), BODY)) == "repeated_value"
@@ -156,20 +154,20 @@ def test_a_repeated_signature_header_is_refused() -> None:
     ("age", "expected"),
     [(0, None), (300, None), (301, "stale_timestamp"), (-300, None), (-301, "future_timestamp")],
 )
-def test_the_tolerance_ends_where_it_says(age: int, expected: str | None) -> None:
-    """Exactly the tolerance old is accepted, as Stripe's library does; a second more is not, either way."""
+def test_the_tolerance_is_inclusive(age: int, expected: str | None) -> None:
+    """In both directions, as in Stripe's library."""
     scheme = made(TIMED)
     assert reason(scheme, delivery(signed(scheme)), now=NOW + age) == expected
 
 
 def test_whole_seconds_are_compared_with_whole_seconds() -> None:
-    """A delivery that is exactly the tolerance old is accepted through the whole of that second."""
+    """A delivery is accepted through the whole last second of its tolerance."""
     scheme = made(TIMED)
     assert reason(scheme, delivery(signed(scheme)), now=NOW + 300.9) is None
 
 
 def test_a_sources_tolerance_replaces_the_schemes() -> None:
-    """A tolerance given at verification counts instead of the table's, wider or narrower."""
+    """Wider or narrower."""
     scheme = made(TIMED)
     request = delivery(signed(scheme))
     assert reason(scheme, request, now=NOW + 400, tolerance=500) is None
@@ -177,7 +175,7 @@ def test_a_sources_tolerance_replaces_the_schemes() -> None:
 
 
 def test_a_refreshed_timestamp_breaks_the_signature() -> None:
-    """The timestamp is in the signed bytes: moving it is forging."""
+    """The timestamp is signed."""
     scheme = made(TIMED)
     moved = signed(scheme)["X-Sig"].replace(f"t={NOW:.0f}", f"t={NOW + 500:.0f}")
     assert reason(scheme, delivery({"X-Sig": moved}), now=NOW + 500) == "bad_signature"
@@ -204,7 +202,7 @@ def test_a_refreshed_timestamp_breaks_the_signature() -> None:
     ],
 )
 def test_timestamps_are_read_by_their_unit(unit: str, text: str, expected: str | None) -> None:
-    """Seconds, milliseconds and ISO 8601 in the shapes in use; everything else is no time."""
+    """Seconds, milliseconds and ISO 8601 in the forms in use; other texts are malformed."""
     timestamp = {"in": "header:X-Time", "unit": unit, "tolerance": 300}
     fixed = {**PLAIN, "content": "{header:X-Time}.{body}"}
     headers = {"X-Time": text}
@@ -217,13 +215,13 @@ def test_timestamps_are_read_by_their_unit(unit: str, text: str, expected: str |
     ("secrets", "expected"), [(("old", "key"), None), (("old",), "bad_signature"), (("",), "no_secret")]
 )
 def test_any_secret_may_match(secrets: tuple[str, ...], expected: str | None) -> None:
-    """Rotation keeps several secrets; none of them right is a rejection, and an empty one is no key."""
+    """Several secrets are valid during a rotation; an empty one is no key."""
     scheme = made(PLAIN)
     assert reason(scheme, delivery(signed(scheme)), *secrets) == expected
 
 
-def test_no_secret_at_all_is_a_rejection() -> None:
-    """Without secrets nothing verifies, not even a delivery signed with an empty key."""
+def test_without_secrets_everything_is_rejected() -> None:
+    """Also a delivery signed with an empty key."""
     with pytest.raises(InvalidSignature, match="no secret"):
         made(PLAIN).verify((), delivery({"X-Sig": "00" * 32}), NOW, None)
 
@@ -239,7 +237,7 @@ def test_no_secret_at_all_is_a_rejection() -> None:
 )
 @pytest.mark.parametrize("secret", ["", "\ud800"])
 def test_an_empty_or_broken_secret_is_no_key(table: dict[str, Any], secret: str) -> None:
-    """What anybody could sign with, and what is no text, never verifies anything."""
+    """Anybody could sign with an empty one."""
     digest = hashlib.sha256(BODY).hexdigest()
     empty = hmac.digest(b"", BODY, "sha256").hex()
     for text in (digest, empty, "Basic Og=="):
@@ -247,15 +245,14 @@ def test_an_empty_or_broken_secret_is_no_key(table: dict[str, Any], secret: str)
 
 
 def test_keys_are_read_by_their_encoding() -> None:
-    """A base64 key, with or without prefix and padding or with URL-safe letters, is one key."""
+    """With or without prefix and padding, in either base64 alphabet, it is one key."""
     scheme = made({**PLAIN, "key": {"encoding": "base64", "strip_prefix": "whsec_"}})
     request = delivery(signed(scheme, secret="whsec_+/+/+/+/+w=="))
     assert reason(scheme, request, "-_-_-_-_-w") is None
     assert reason(scheme, request, "not base64 at all!") == "no_secret"
 
 
-def test_the_url_and_method_are_signed_as_configured() -> None:
-    """Templates over the URL's parts tell requests apart by exactly those parts."""
+def test_url_and_method_can_be_signed() -> None:
     scheme = made({**PLAIN, "content": "{method}{url}{body}"})
     headers = signed(scheme, url="https://x.example/hook?a=1")
     assert reason(scheme, delivery(headers, url="https://x.example/hook?a=1")) is None
@@ -273,7 +270,7 @@ def test_the_url_and_method_are_signed_as_configured() -> None:
     ],
 )
 def test_parts_of_the_url(content: str, url: str, expected: str) -> None:
-    """Each placeholder of the URL is the part that its name says."""
+    """Each placeholder is the part that its name says."""
     headers = signed(made({**PLAIN, "content": content}, app="app_1"), url=url)
     fixed = {**PLAIN, "content": "{json:expected}"}
     body = f'{{"expected":"{expected}"}}'.encode()
@@ -281,15 +278,15 @@ def test_parts_of_the_url(content: str, url: str, expected: str) -> None:
 
 
 def test_a_required_header_is_checked() -> None:
-    """A delivery that announces another version of the signature is refused."""
+    """A delivery with another version of the signature is refused."""
     scheme = made({**PLAIN, "require": {"header:X-Version": "1"}})
     headers = signed(scheme)
     assert headers["X-Version"] == "1"
     assert reason(scheme, delivery({**headers, "X-Version": "2"})) == "unmet_requirement"
 
 
-def test_a_token_proves_the_sender_alone() -> None:
-    """A token is compared as bytes: attackers may send any characters."""
+def test_a_token_is_compared_as_bytes() -> None:
+    """Any characters may arrive."""
     scheme = made({"type": "token", "signature": {"in": "header:Authorization", "prefix": "Bearer "}})
     assert reason(scheme, delivery({"Authorization": "Bearer key"})) is None
     assert reason(scheme, delivery({"Authorization": "Bearer k\u00f6y"})) == "bad_signature"
@@ -297,15 +294,15 @@ def test_a_token_proves_the_sender_alone() -> None:
     assert reason(scheme, delivery({})) == "missing_signature"
 
 
-def test_a_token_of_other_letters_matches_itself() -> None:
-    """A secret outside ASCII arrives as its UTF-8 bytes."""
+def test_a_token_outside_ascii_matches() -> None:
+    """It arrives as its UTF-8 bytes."""
     scheme = made({"type": "token", "signature": {"in": "header:X-Token"}})
     arrived = "schl\u00fcssel".encode().decode("latin-1")
     assert reason(scheme, delivery({"X-Token": arrived}), "schl\u00fcssel") is None
 
 
 def test_a_basic_password_may_hold_colons() -> None:
-    """Only the first colon separates user and password, and the word Basic counts in any case."""
+    """Only the first colon separates; `Basic` is read in any case."""
     scheme = made({"type": "basic", "signature": {"in": "header:Authorization"}})
     headers = signed(scheme, secret="user:pa:ss")
     assert reason(scheme, delivery(headers), "user:pa:ss") is None
@@ -314,8 +311,8 @@ def test_a_basic_password_may_hold_colons() -> None:
     assert reason(scheme, delivery(headers), "user:pa") == "bad_signature"
 
 
-def test_a_wrong_signature_is_not_made_good_by_a_token() -> None:
-    """Of alternatives, a token counts only where no signature was sent: there is no downgrade."""
+def test_a_token_does_not_replace_a_wrong_signature() -> None:
+    """Of alternatives, a token counts only if no signature was sent."""
     scheme = made(
         {"type": "any_of", "schemes": [PLAIN, {"type": "token", "signature": {"in": "header:X-Token"}}]}
     )
@@ -323,8 +320,8 @@ def test_a_wrong_signature_is_not_made_good_by_a_token() -> None:
     assert reason(scheme, delivery({"X-Token": "key", "X-Sig": "00" * 32})) == "bad_signature"
 
 
-def test_a_signature_can_stand_in_the_body() -> None:
-    """It is put into the body without touching the rest, and headers stay as they are."""
+def test_a_signature_can_be_in_the_body() -> None:
+    """Signing adds it and leaves the rest and the headers unchanged."""
     scheme = made({**PLAIN, "content": "{json:id}", "signature": {"in": "json:sig", "encoding": "hex"}})
     request = scheme.sign("key", delivery({}), NOW, "evt_1")
     signature = hmac.digest(b"key", b"evt_1", "sha256").hex()
@@ -332,8 +329,8 @@ def test_a_signature_can_stand_in_the_body() -> None:
     assert reason(scheme, request) is None
 
 
-def test_reasons_repeat_no_values() -> None:
-    """The sentence of a rejection names places, never what stood there."""
+def test_rejections_quote_no_values() -> None:
+    """They name places only."""
     scheme = made(PLAIN)
     with pytest.raises(InvalidSignature) as caught:
         scheme.verify(("s3cret",), delivery({"X-Sig": "hunter2"}), NOW, None)

@@ -1,4 +1,4 @@
-"""The providers' own libraries sign and ours verifies, and the other way round."""
+"""Official libraries verify what we sign, and we verify what they sign."""
 
 import time
 from base64 import b64decode
@@ -18,7 +18,7 @@ from slack_sdk.signature import Clock, SignatureVerifier
 
 from config.providers import load_providers
 from receiver.signatures import InvalidSignature, Request, compile_scheme
-from tests.services.catalogue import make_keys, signed_headers
+from tests.services.presets import make_keys, signed_headers
 
 CATALOGUE = load_providers()
 BODY = '{"id":"evt_1","object":"event","type":"invoice.paid","customer":"J\u00fcrgen"}'
@@ -35,7 +35,7 @@ def post(headers: dict[str, str]) -> Request:
 
 
 def test_stripe_verifies_what_we_sign() -> None:
-    """Stripe's library accepts our header for its secret, prefix and all."""
+    """Its library accepts our header and the prefixed secret."""
     now = time.time()
     headers = signed_headers(scheme("stripe"), "whsec_k", BODY.encode(), now, "evt_1")
     event = stripe.Webhook.construct_event(BODY, headers["Stripe-Signature"], "whsec_k")  # type: ignore[no-untyped-call]
@@ -43,7 +43,6 @@ def test_stripe_verifies_what_we_sign() -> None:
 
 
 def test_we_verify_what_stripe_signs() -> None:
-    """The signature that Stripe's library computes is ours too."""
     now = int(time.time())
     signature = stripe.WebhookSignature._compute_signature(f"{now}.{BODY}", "whsec_k")
     header = f"t={now},v1={signature},v0=6ffbb59b2300aae63f272406069a9788598b792a944a07aba816edb039989a39"
@@ -60,7 +59,7 @@ def test_standard_webhooks_verifies_what_we_sign() -> None:
 
 
 def test_we_verify_what_standard_webhooks_signs() -> None:
-    """The reference library's signature is accepted, beside versions that it does not know."""
+    """Also among versions that we do not know."""
     now = datetime.now(UTC)
     signature = standardwebhooks.Webhook(STANDARD).sign("msg_1", now, BODY)
     headers = {
@@ -72,13 +71,11 @@ def test_we_verify_what_standard_webhooks_signs() -> None:
 
 
 def test_slack_verifies_what_we_sign() -> None:
-    """Slack's library accepts our headers."""
     headers = signed_headers(scheme("slack"), "s3cr3t", BODY.encode(), time.time(), "Ev1")
     assert SignatureVerifier("s3cr3t").is_valid_request(BODY, headers)
 
 
 def test_we_verify_what_slack_signs() -> None:
-    """The signature that Slack's library generates is ours too."""
     now = int(time.time())
     signature = SignatureVerifier("s3cr3t", Clock()).generate_signature(timestamp=str(now), body=BODY)
     assert signature is not None
@@ -87,14 +84,14 @@ def test_we_verify_what_slack_signs() -> None:
 
 
 def test_githubs_documented_example_verifies() -> None:
-    """The example of GitHub's page on validating deliveries: its secret, its payload, its signature."""
+    """From GitHub's page on validating deliveries."""
     signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
     request = Request("POST", "https://x/", (("X-Hub-Signature-256", signature),), b"Hello, World!")
     scheme("github").verify(("It's a Secret to Everybody",), request, 0, None)
 
 
 def test_gocardless_verifies_what_we_sign() -> None:
-    """GoCardless's library accepts our header and finds the events that we find."""
+    """Its library finds the same events."""
     body = b'{"events":[{"id":"EV1","resource_type":"payments","action":"paid"}]}'
     headers = signed_headers(scheme("gocardless"), "secret", body, 0, "")
     (event,) = gocardless.parse(body, "secret", headers["Webhook-Signature"])
@@ -104,21 +101,20 @@ def test_gocardless_verifies_what_we_sign() -> None:
 
 
 def test_paddle_verifies_what_we_sign() -> None:
-    """Paddle's library accepts our header for any of its secrets."""
+    """Its library accepts our header for either of its secrets."""
     headers = signed_headers(scheme("paddle"), "pdl_new", BODY.encode(), time.time(), "")
     secrets = [PaddleSecret("pdl_old"), PaddleSecret("pdl_new")]
     assert PaddleSignature().verify(headers["Paddle-Signature"], BODY, secrets)
 
 
 def test_we_verify_what_paddle_signs() -> None:
-    """The HMAC that Paddle's library calculates is ours too."""
     now = int(time.time())
     signature = PaddleSignature.calculate_hmac("pdl", f"{now}:{BODY}".encode()).hexdigest()
     scheme("paddle").verify(("pdl",), post({"Paddle-Signature": f"ts={now};h1={signature}"}), now, None)
 
 
 def test_sendgrid_verifies_what_we_sign() -> None:
-    """SendGrid's library accepts our ECDSA signature under the public key that its settings show."""
+    """With an ECDSA public key as SendGrid's settings show it."""
     public, private = make_keys(CATALOGUE["sendgrid"])
     headers = signed_headers(scheme("sendgrid"), private, BODY.encode(), 1.7e9, "")
     signature = headers["X-Twilio-Email-Event-Webhook-Signature"]
@@ -128,7 +124,7 @@ def test_sendgrid_verifies_what_we_sign() -> None:
 
 
 def test_we_verify_what_libsodium_signs_for_discord() -> None:
-    """Discord's own example verifies with PyNaCl; a signature of PyNaCl is accepted by our preset."""
+    """Discord's documented example uses PyNaCl."""
     key = nacl.signing.SigningKey.generate()
     signature = key.sign(b"1700000000" + BODY.encode()).signature.hex()
     headers = {"X-Signature-Ed25519": signature, "X-Signature-Timestamp": "1700000000"}
@@ -139,7 +135,7 @@ def test_we_verify_what_libsodium_signs_for_discord() -> None:
 
 
 def test_libsodium_verifies_what_we_sign_for_telnyx() -> None:
-    """Telnyx's library verifies with PyNaCl too: it accepts our signature of time, bar and body."""
+    """Telnyx's library uses PyNaCl, and signs time, bar and body."""
     public, private = make_keys(CATALOGUE["telnyx"])
     headers = signed_headers(scheme("telnyx"), private, BODY.encode(), 1.7e9, "")
     key = nacl.signing.VerifyKey(b64decode(public))

@@ -1,4 +1,4 @@
-"""For all bytes, verification returns or raises InvalidSignature, and costs little."""
+"""Properties of verification: for any bytes it accepts or raises InvalidSignature, in bounded work."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from config.providers import Provider, SchemeTable
 from receiver.signatures import InvalidSignature, Request, compile_scheme
-from tests.services.catalogue import DECLARED, compiled, make_keys, over, signing_places, with_values
+from tests.services.presets import DECLARED, compiled, make_keys, over, signing_places, with_values
 
 HEX_SIGNATURE = {"in": "header:X-Sig", "encoding": "hex"}
 SIGNED = {"type": "hmac", "hash": "sha256", "content": "{body}", "signature": HEX_SIGNATURE}
@@ -90,8 +90,10 @@ REQUESTS = st.builds(Request, st.text(), URLS, HEADERS.map(tuple), BODIES)
 @example(Request("POST", "https://x/", (("X-Sig", "0" * 64),), b""), ["key"], 0.0)
 @example(Request("POST", "https://x/", (("X-Sig", "0" * 64),), b""), ["\ud800", ""], 0.0)
 @example(Request("\ud800", "\ud800", (("X-Sig", "\ud800"),), b"\xff"), ["\ud800"], -1e308)
-def test_nothing_but_invalid_signature(request_: Request, secrets: list[str], now: float) -> None:
-    """Whatever headers, body, URL and secrets are, a scheme accepts or says InvalidSignature."""
+def test_verification_raises_only_invalid_signature(
+    request_: Request, secrets: list[str], now: float
+) -> None:
+    """For any headers, body, URL and secrets."""
     for scheme in SCHEMES:
         with suppress(InvalidSignature):
             scheme.verify(secrets, request_, now, None)
@@ -100,8 +102,8 @@ def test_nothing_but_invalid_signature(request_: Request, secrets: list[str], no
 @over(DECLARED)
 @settings(max_examples=8)
 @given(st.data())
-def test_a_providers_own_places_hold_anything(provider: Provider, data: st.DataObject) -> None:
-    """The same with values where the provider's own stand, so that each step of its scheme runs."""
+def test_any_values_at_a_providers_own_places(provider: Provider, data: st.DataObject) -> None:
+    """So that each step of its scheme runs."""
     request = data.draw(REQUESTS)
     for place in signing_places(provider.required_scheme):
         if place.kind == "header":
@@ -113,8 +115,8 @@ def test_a_providers_own_places_hold_anything(provider: Provider, data: st.DataO
 @given(
     st.binary(), st.text(st.characters(max_codepoint=255, exclude_characters="\0"), min_size=1, max_size=40)
 )
-def test_whatever_is_signed_verifies(body: bytes, event_id: str) -> None:
-    """Any body and any id that a header can carry come back verified, with whatever signs in headers."""
+def test_any_body_and_id_verify_once_signed(body: bytes, event_id: str) -> None:
+    """For all schemes that sign in headers alone."""
     for name in HEADERS_ALONE:
         scheme = compiled(name)
         request = scheme.sign("AAAA", Request("POST", "https://x/", (), body), 1e9, event_id)
@@ -122,13 +124,13 @@ def test_whatever_is_signed_verifies(body: bytes, event_id: str) -> None:
 
 
 CALLS_MAX = 250
-"""Function calls of one verification; the longest today takes 146, most take fewer than 100."""
+"""Upper bound on function calls of one verification; the longest takes 146, most take fewer than 100."""
 HMACS = [provider for provider in DECLARED if provider.required_scheme.type == "hmac"]
 
 
 @over(HMACS)
-def test_verification_takes_few_steps_however_long_the_body(provider: Provider) -> None:
-    """Verifying 100 kB makes as many calls as verifying 1 kB, and no more than `CALLS_MAX`."""
+def test_verification_work_does_not_grow_with_the_body(provider: Provider) -> None:
+    """100 kB take as many function calls as 1 kB, and no more than CALLS_MAX."""
     scheme, (secret, _) = compiled(provider.name), make_keys(provider)
 
     def calls_for(size: int) -> int:
@@ -137,7 +139,7 @@ def test_verification_takes_few_steps_however_long_the_body(provider: Provider) 
         signed = scheme.sign(secret, unsigned, 1e9, "evt_1")
 
         def run() -> None:
-            # A request of its own: what one has decoded, it keeps.
+            # A new request each time, because a request caches what it has decoded.
             scheme.verify((secret,), Request("POST", signed.url, signed.headers, signed.body), 1e9, None)
 
         return _calls(run)
@@ -146,7 +148,8 @@ def test_verification_takes_few_steps_however_long_the_body(provider: Provider) 
 
 
 def _calls(run: Callable[[], object]) -> int:
-    """Return how many functions `run` calls, in Python and C: the least of three tries, as finalizers add."""
+    """Return how many functions `run` calls, in Python and C: the least of three runs."""
+    # Finalizers may run in between and add calls.
     counted = []
     for _ in range(3):
         events: list[str] = []

@@ -1,4 +1,4 @@
-"""`worker.testing`: what a user's test of a handler can show, and that it follows the worker's own rules."""
+"""`worker.testing`: a user's test of a handler follows the worker's own rules."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,13 +28,13 @@ CONTACT, LETTER = "salesly POST /contacts", "stannp POST /letters/create"
 
 
 def welcome(event: Event, calls: Calls) -> None:
-    """Make a contact, then write to them."""
+    """Make a contact, then send a letter."""
     contact = calls.salesly.post("/contacts", json={"name": event.data["name"]}).json()
     calls.stannp.post("/letters/create", data={"recipient[id]": contact["id"]}, step="letter")
 
 
-def test_an_event_has_what_a_handler_reads() -> None:
-    """Everything but source and type has a default; `data` is what is parsed, as from a provider."""
+def test_an_event_has_defaults() -> None:
+    """Only source and type are required; `data` is parsed as from a provider."""
     assert (PAID.source, PAID.type, PAID.data) == ("stripe", "invoice.paid", {"name": "Jenny"})
     assert (PAID.event_id, PAID.attempt, PAID.generation) == ("evt_test", 1, 0)
     assert PAID.created_at == PAID.received_at
@@ -42,14 +42,14 @@ def test_an_event_has_what_a_handler_reads() -> None:
 
 
 def test_an_event_can_be_a_form() -> None:
-    """A body that is not JSON comes with its content type; other fields are set by their names."""
+    """A body that is not JSON comes with its content type; other fields are set by name."""
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     given = event("shop", "order", raw=b"id=7&tag=a", headers=form, event_id="7", attempt=3)
     assert (given.data, given.event_id, given.attempt) == ({"id": "7", "tag": "a"}, "7", 3)
 
 
-def test_what_was_made_is_told() -> None:
-    """Step, method, address, headers and body of each request stand in order, a GET without a step."""
+def test_requests_are_listed_in_order() -> None:
+    """With step, method, address, headers and body; a GET has no step."""
     outside = calls({CONTACT: {"id": "c_1"}, "salesly GET /contacts": []})
     outside.salesly.get("/contacts", params={"page": 2})
     response = outside.salesly.post("/contacts", json={"name": "Ms"}, step="new", headers={"X-Why": "test"})
@@ -61,8 +61,8 @@ def test_what_was_made_is_told() -> None:
     assert len(made.headers["Idempotency-Key"]) == 36
 
 
-def test_an_unscripted_call_is_told() -> None:
-    """The sentence names the call and what the test has instead."""
+def test_an_unscripted_call_raises() -> None:
+    """The message names the call and the test's answers."""
     with pytest.raises(Unscripted) as caught:
         welcome(PAID, calls({LETTER: 200}))
     assert str(caught.value) == (
@@ -75,7 +75,7 @@ def test_an_unscripted_call_is_told() -> None:
 
 
 def test_an_unscripted_call_cannot_be_swallowed() -> None:
-    """A handler that catches everything does not hide it from the test."""
+    """A handler that catches everything does not hide it."""
 
     def careless(_event: Event, calls: Calls) -> None:
         with suppress(Exception):
@@ -95,8 +95,8 @@ def test_an_unscripted_call_cannot_be_swallowed() -> None:
         (CONTACT, (200, "yes"), "is 'yes': write a status, JSON as a dict or list"),
     ],
 )
-def test_a_script_that_cannot_be_meant_is_refused(name: str, given: Any, sentence: str) -> None:
-    """A wrong name or answer is refused where it stands, not where it is missed."""
+def test_a_wrong_script_is_refused(name: str, given: Any, sentence: str) -> None:
+    """When it is written, not when the call is made."""
     with pytest.raises(ValueError, match=sentence):
         calls({name: given})
 
@@ -117,7 +117,7 @@ def test_a_script_that_cannot_be_meant_is_refused(name: str, given: Any, sentenc
     ],
 )
 def test_answers_are_read_by_dialect(api: str, given: Any, error: type[Exception]) -> None:
-    """Statuses, lost answers and the dialect's own errors raise what they raise in a worker."""
+    """Statuses, lost responses and the dialect's errors raise the same exceptions as in a worker."""
     with pytest.raises(error) as caught:
         getattr(calls({f"{api} POST /things": given}), api).post("/things", json={})
     assert type(caught.value) is error
@@ -136,22 +136,22 @@ def test_answers_are_read_by_dialect(api: str, given: Any, error: type[Exception
         (lambda calls: [calls.salesly.post("/a", step="x") for _ in "12"], "Two calls .* step 'x'"),
     ],
 )
-def test_what_a_worker_refuses_is_refused(call: Callable[[Any], object], sentence: str) -> None:
-    """Requests are built and checked as in a worker; an unsent one needs no answer."""
+def test_wrong_requests_are_refused_as_in_a_worker(call: Callable[[Any], object], sentence: str) -> None:
+    """A request that is not sent needs no answer."""
     outside = calls({"salesly POST /a": 200})
     with pytest.raises(CallRefused, match=sentence):
         call(outside)
     assert len(outside.made) <= 1
 
 
-def test_an_unknown_api_is_told() -> None:
-    """A name that apis.toml does not have is an error, as in a worker."""
+def test_an_unknown_api_raises() -> None:
+    """As in a worker."""
     with pytest.raises(AttributeError, match=r"calls\.shop: apis\.toml has no \[shop\]"):
         calls().shop.post("/a")
 
 
-def test_apis_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another apis.toml can be named, or is the deployment's; its credentials need not be there."""
+def test_the_apis_file_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an argument or by FIRSTSEEN_APIS; its credentials need not be set."""
     file = tmp_path / "apis.toml"
     auth = '{ type = "basic", value_env = "SHOP" }'
     file.write_text(f'[shop]\nbase_url = "https://shop.example/v1"\ndialect = "paypal"\nauth = {auth}\n')
@@ -164,7 +164,7 @@ def test_apis_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_finished_calls_come_from_the_journal() -> None:
-    """The second run sends nothing that has succeeded, and gets the same response."""
+    """A second run gets the same response without sending."""
     outside = calls({CONTACT: ({"id": "c_1"},), LETTER: ({"success": True},)})
     first = outside.salesly.post("/contacts", json={"name": "Jenny"})
     again = outside.again()
@@ -173,13 +173,13 @@ def test_finished_calls_come_from_the_journal() -> None:
 
 
 def test_values_are_computed_once() -> None:
-    """`calls.value` computes in the first run and remembers in the second."""
+    """`calls.value` returns the first run's value in the second."""
     outside = calls()
     assert outside.value("drawn", lambda: 7) == outside.again().value("drawn", lambda: 8) == 7
 
 
 def test_a_changed_handler_is_caught() -> None:
-    """Another step in the same place, or other bytes for an unfinished one, raises CallChanged unsent."""
+    """Another step in the same place, or other bytes of an unfinished call, raises CallChanged unsent."""
     outside = calls({CONTACT: 200})
     outside.salesly.post("/contacts", json={"name": "Jenny"}, step="a")
     with pytest.raises(CallChanged, match="was 'a' and is 'b' now"):
@@ -192,16 +192,16 @@ def test_a_changed_handler_is_caught() -> None:
     assert len(outside.made) == len(unsure.made) == 1
 
 
-def test_ends_like_a_worker() -> None:
-    """A call told to come later, tried again under its key after the wait, ends the event done."""
+def test_ends_retries_like_a_worker() -> None:
+    """A call for later is sent again under its key, and then the event is done."""
     outside = calls({CONTACT: {"id": "c_1"}, LETTER: (503, httpx.ReadTimeout(""), {"success": True})})
     assert [ends(welcome, PAID, outside) for _ in range(3)] == ["waiting", "waiting", "done"]
     assert [made.step for made in outside.made] == [CONTACT, "letter", "letter", "letter"]
     assert len({made.headers["X-Idempotency-Key"] for made in outside.made[1:]}) == 1
 
 
-def test_a_credential_that_is_mended_goes_on() -> None:
-    """A 401 waits, and the next attempt sends a successor under a key of its own."""
+def test_a_corrected_credential_makes_a_successor() -> None:
+    """A 401 waits; the next attempt's call has a key of its own."""
     outside = calls({CONTACT: (401, {"id": "c_1"}), LETTER: {"success": True}})
     assert [ends(welcome, PAID, outside) for _ in range(2)] == ["waiting", "done"]
     first, second, _ = outside.made
@@ -211,8 +211,8 @@ def test_a_credential_that_is_mended_goes_on() -> None:
 @pytest.mark.parametrize(
     ("given", "state"), [(400, "dead"), (answer(422, json={"t": "idempotency_conflict"}), "parked")]
 )
-def test_no_attempt_follows_an_end(given: Any, state: str) -> None:
-    """A rejected call ends its event, a mismatch parks it; the test is told instead of run once more."""
+def test_no_attempt_follows_a_final_state(given: Any, state: str) -> None:
+    """A rejected call ends its event and a mismatch parks it; another `ends` fails the test."""
     outside = calls({CONTACT: given})
     assert ends(welcome, PAID, outside) == state
     with pytest.raises(AssertionError, match=f"The event is {state}, so no attempt follows"):
@@ -220,7 +220,7 @@ def test_no_attempt_follows_an_end(given: Any, state: str) -> None:
 
 
 def test_a_swallowed_error_is_not_done() -> None:
-    """`except Exception: pass` around a call that comes later does not finish the event."""
+    """`except Exception: pass` around a call for later does not finish the event."""
 
     def careless(_event: Event, calls: Calls) -> None:
         with suppress(Exception):
@@ -231,12 +231,12 @@ def test_a_swallowed_error_is_not_done() -> None:
 
 
 def test_a_handlers_own_error_is_shown(caplog: pytest.LogCaptureFixture) -> None:
-    """What a handler raises by mistake is in the log that pytest shows with a failed assertion."""
+    """Its traceback is in the log that pytest shows."""
     assert ends(lambda event, _: event.data["nobody"], PAID, calls()) == "waiting"
     assert "KeyError: 'nobody'" in caplog.text
 
 
-def test_no_api_hides_behind_the_clients_own_names() -> None:
-    """Whatever `calls` has of its own is no name for an API: it could never be called."""
+def test_the_clients_own_names_are_reserved() -> None:
+    """An API of such a name could never be called."""
     own = {name for name in [*dir(calls()), *vars(calls())] if not name.startswith("_")}
     assert own == set(RESERVED)

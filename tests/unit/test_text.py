@@ -1,4 +1,4 @@
-"""What columns hold: row ids that sort by time, texts, hashes and times."""
+"""Row ids, storable texts, digests and times."""
 
 import time
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=600)
 
 @given(TIMES, NOISE)
 def test_a_row_id_is_a_version_7_uuid_with_its_time_in_front(milliseconds: int, noise: int) -> None:
-    """RFC 9562, section 5.7: 48 bits of milliseconds, the version, 12 bits, the variant, 62 bits."""
+    """RFC 9562, section 5.7: 48 bits of milliseconds, version, 12 bits, variant, 62 bits."""
     made = uuid7(milliseconds, noise)
     assert (made.version, made.variant) == (7, RFC_4122)
     assert made.int >> 80 == milliseconds
@@ -24,21 +24,20 @@ def test_a_row_id_is_a_version_7_uuid_with_its_time_in_front(milliseconds: int, 
 
 
 @given(TIMES, TIMES, NOISE, NOISE)
-def test_row_ids_sort_by_time(one: int, other: int, noise: int, more: int) -> None:
-    """An earlier millisecond sorts first, whatever the random bits are, as a number and as text."""
-    early, late = sorted((one, other))
+def test_row_ids_sort_by_time(first_at: int, second_at: int, noise: int, more: int) -> None:
+    """As numbers and as text, whatever the random bits."""
+    early, late = sorted((first_at, second_at))
     if early < late:
         first, second = uuid7(early, noise), uuid7(late, more)
         assert (first < second, str(first) < str(second)) == (True, True)
 
 
 def test_row_ids_come_from_the_clock_and_differ() -> None:
-    """Without arguments the time is now, and a thousand ids are a thousand."""
     before = time.time_ns() // 1_000_000
     made = {uuid7() for _ in range(1000)}
     after = time.time_ns() // 1_000_000
     assert len(made) == 1000
-    assert all(before <= one.int >> 80 <= after for one in made)
+    assert all(before <= row_id.int >> 80 <= after for row_id in made)
 
 
 def test_the_example_of_the_rfc() -> None:
@@ -49,7 +48,7 @@ def test_the_example_of_the_rfc() -> None:
 
 @given(ANY_TEXT)
 def test_any_text_becomes_storable(text: str) -> None:
-    """No U+0000 and no lone surrogate is left; a text without them is left as it is."""
+    """Without U+0000 and lone surrogates; a text that has none stays as it is."""
     made = plain(text)
     made.encode()
     assert "\x00" not in made
@@ -60,17 +59,17 @@ def test_any_text_becomes_storable(text: str) -> None:
 @given(ANY_TEXT, ANY_TEXT)
 @example("x" * TEXT_MAX + "1", "x" * TEXT_MAX + "2")
 @example("\x00", "\\x00")
-def test_two_ids_stay_two(one: str, other: str) -> None:
-    """Whatever an id holds, it fits its column, and different ids do not become one."""
-    made = storable(one)
+def test_different_ids_stay_different(first: str, second: str) -> None:
+    """Each fits its column."""
+    made = storable(first)
     made.encode()
     assert len(made) <= TEXT_MAX
     assert "\x00" not in made
-    assert (made == storable(other)) == (one == other)
+    assert (made == storable(second)) == (first == second)
 
 
 def test_an_id_is_kept_as_it_is_up_to_the_columns_length() -> None:
-    """255 characters stay, the 256th turns an id into its hash."""
+    """255 characters stay; a longer id becomes its hash."""
     assert storable("é" * TEXT_MAX) == "é" * TEXT_MAX
     assert storable("a" * (TEXT_MAX + 1)).startswith("sha256:")
 
@@ -86,13 +85,13 @@ def test_a_long_text_is_cut_and_none_stays_none() -> None:
 @example([b""], [b"", b""])
 @example([b"ab"], [b"a", b"b"])
 @example([b"", b"ab"], [b"ab", b""])
-def test_digests_keep_parts_apart(one: list[bytes], other: list[bytes]) -> None:
-    """Two lists of parts have one digest only if they are equal: `a, bc` is not `ab, c`."""
-    assert (digest(one) == digest(other)) == (one == other)
+def test_digests_keep_parts_apart(first: list[bytes], second: list[bytes]) -> None:
+    """Only equal lists of parts have equal digests: `a, bc` is not `ab, c`."""
+    assert (digest(first) == digest(second)) == (first == second)
 
 
-def test_times_end_with_a_z() -> None:
-    """RFC 3339 in UTC, with the fraction there is, or without it; no time stays none."""
+def test_times_are_rfc3339_in_utc() -> None:
+    """With the fraction that there is, or without."""
     at = datetime(2026, 5, 6, 7, 8, 9, 10, tzinfo=UTC)
     assert rfc3339(at) == "2026-05-06T07:08:09.000010Z"
     assert rfc3339(at.replace(microsecond=0)) == "2026-05-06T07:08:09Z"

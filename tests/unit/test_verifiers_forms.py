@@ -1,4 +1,4 @@
-"""Twilio, Mandrill and Adyen: their own libraries sign and ours verifies, and the other way round."""
+"""Twilio, Mandrill and Adyen: their libraries verify what we sign, and we verify what they sign."""
 
 import hashlib
 import json
@@ -25,20 +25,20 @@ TOKEN, KEY = "token-1f", "0a1b2c3d"
 
 
 def refused(verifier: Verifier, request: Request, *secrets: str) -> str:
-    """Return the reason for which a request is refused."""
+    """Return the reason of a rejection."""
     with pytest.raises(InvalidSignature) as caught:
         verifier.verify(secrets, request, 0, None)
     return caught.value.reason
 
 
 def sms(url: str = URL, signed_url: str | None = None, token: str = TOKEN, **how: Any) -> Request:
-    """Return a form that Twilio's own library signed."""
+    """Return a form signed by Twilio's library."""
     signature = RequestValidator(token).compute_signature(signed_url or url, FIELDS, **how)
     return Request("POST", url, (("X-Twilio-Signature", signature), FORM), urlencode(FIELDS).encode())
 
 
 def test_twilios_form_verifies() -> None:
-    """What Twilio's library signs verifies, with the second of two secrets too; any change does not."""
+    """Also with the second of two secrets; any change is refused."""
     request = sms()
     Twilio().verify(["other", TOKEN], request, 0, None)
     for changed in (
@@ -52,8 +52,8 @@ def test_twilios_form_verifies() -> None:
     assert refused(Twilio(), request) == "no_secret"
 
 
-def test_twilio_verifies_ours() -> None:
-    """Twilio's library accepts what we sign, form and JSON."""
+def test_twilio_verifies_what_we_sign() -> None:
+    """Form and JSON."""
     form = Twilio().sign(TOKEN, Request("POST", URL, (FORM,), urlencode(FIELDS).encode()), 0, "x")
     assert RequestValidator(TOKEN).validate(form.url, FIELDS, form.header("X-Twilio-Signature"))
     other = Twilio().sign(TOKEN, Request("POST", URL, (JSON,), b'{"a":1}'), 0, "x")
@@ -64,7 +64,7 @@ def test_twilio_verifies_ours() -> None:
 @pytest.mark.parametrize("signed", [URL, URL.replace("example.com", "example.com:443")])
 @pytest.mark.parametrize("called", [URL, URL.replace("example.com", "example.com:8443")])
 def test_twilio_signs_with_or_without_the_port(signed: str, called: str) -> None:
-    """The URL verifies with its port and without, whichever of them Twilio signed."""
+    """The URL verifies either way."""
     request = sms(called, signed)
     if ":443" in signed and ":8443" in called:
         assert refused(Twilio(), request, TOKEN) == "bad_signature"
@@ -73,7 +73,7 @@ def test_twilio_signs_with_or_without_the_port(signed: str, called: str) -> None
 
 
 def test_twilios_shared_keys_use_sha256() -> None:
-    """The settings header names the hash; one that is not known is refused."""
+    """The settings header names the hash; an unknown one is refused."""
     settings = ("X-Twilio-Webhooks-Signature-Settings", "key=webhooks_sharedkey_1,algorithm=HMAC_SHA256")
     request = sms(algorithm="HMAC_SHA256")
     assert refused(Twilio(), request, TOKEN) == "bad_signature"
@@ -84,8 +84,8 @@ def test_twilios_shared_keys_use_sha256() -> None:
     )
 
 
-def test_twilios_other_bodies_stand_in_the_url() -> None:
-    """A body that is no form must have the hash in the URL; without one nothing signs it."""
+def test_twilio_signs_other_bodies_by_their_hash_in_the_url() -> None:
+    """Without it the body is not signed, and refused."""
     body = b'{"a":1}'
     url = f"{URL}&bodySHA256={hashlib.sha256(body).hexdigest()}"
     signed = {
@@ -98,7 +98,7 @@ def test_twilios_other_bodies_stand_in_the_url() -> None:
 
 
 def test_mandrill_signs_user_and_password() -> None:
-    """The URL's user and password are signed and arrive as Basic auth."""
+    """They are part of the signed URL and arrive as Basic auth."""
     body = urlencode({"mandrill_events": '[{"event":"send"}]'}).encode()
     called = "https://hooks.example.com/webhooks/m"
     with_user = called.replace("://", "://user:pass@")
@@ -109,8 +109,8 @@ def test_mandrill_signs_user_and_password() -> None:
     assert refused(Mandrill(), replace(signed, body=body + b"+"), TOKEN) == "bad_signature"
 
 
-def test_mandrill_sends_forms() -> None:
-    """A body of another kind is not in the signed bytes, so it is refused, and nothing signs it."""
+def test_mandrill_signs_only_forms() -> None:
+    """Another body is not in the signed bytes."""
     signed = Mandrill().sign(TOKEN, Request("POST", URL, (FORM,), b""), 0, "x")
     changed = replace(signed, headers=(*signed.headers[1:], JSON), body=b'{"evil":1}')
     assert refused(Mandrill(), changed, TOKEN) == "unreadable_body"
@@ -119,8 +119,8 @@ def test_mandrill_sends_forms() -> None:
 
 
 def item(reference: str, *, key: str = KEY, **fields: Any) -> dict[str, Any]:
-    """Return an item that Adyen's library signed."""
-    said = {
+    """Return an item signed by Adyen's library."""
+    fields_sent = {
         "pspReference": reference,
         "merchantAccountCode": "Acme",
         "merchantReference": "order:1\\2",
@@ -128,8 +128,8 @@ def item(reference: str, *, key: str = KEY, **fields: Any) -> dict[str, Any]:
         "eventCode": "AUTHORISATION",
         "success": "true",
     } | fields
-    said["additionalData"] = {"hmacSignature": generate_notification_sig(said, key).decode()}
-    return {"NotificationRequestItem": said}
+    fields_sent["additionalData"] = {"hmacSignature": generate_notification_sig(fields_sent, key).decode()}
+    return {"NotificationRequestItem": fields_sent}
 
 
 def batch(*items: Any) -> Request:
@@ -138,8 +138,8 @@ def batch(*items: Any) -> Request:
     return Request("POST", URL, (JSON,), body)
 
 
-def test_every_item_of_adyen_is_looked_at() -> None:
-    """Items that Adyen's library signed verify; one bad one, wherever it stands, refuses all."""
+def test_every_item_of_adyen_is_verified() -> None:
+    """One forged item at any position refuses the whole batch."""
     Adyen().verify(["ff", KEY], batch(item("1"), item("2", originalReference="1")), 0, None)
     forged = item("2") | {}
     forged["NotificationRequestItem"]["success"] = "false"
@@ -162,13 +162,13 @@ def test_every_item_of_adyen_is_looked_at() -> None:
         (batch(*[item("1")] * 10_001), "unreadable_body"),
     ],
 )
-def test_what_adyen_never_sends(request_: Request, reason: str) -> None:
-    """A batch without items, an item without signature, and what does not parse are refused."""
+def test_malformed_adyen_notifications_are_refused(request_: Request, reason: str) -> None:
+    """No items, no signature, or unreadable."""
     assert refused(Adyen(), request_, KEY) == reason
 
 
-def test_adyen_verifies_ours() -> None:
-    """Adyen's library accepts what we sign; a body without items' places is not signed."""
+def test_adyen_verifies_what_we_sign() -> None:
+    """A body without a place for its signature is not signed."""
     bare = batch(
         {"NotificationRequestItem": {"pspReference": "1", "amount": {"value": 1, "currency": "EUR"}}}
     )
@@ -182,16 +182,16 @@ def test_adyen_verifies_ours() -> None:
         Adyen().sign("no hex", bare, 0, "x")
 
 
-def test_who_signs_nothing_is_let_in() -> None:
-    """A source that confirms it lets everything in."""
+def test_an_unverified_source_accepts_everything() -> None:
+    """The source has confirmed it."""
     request = Request("POST", URL, (), b"id=tr_1")
     Unverified().verify((), request, 0, None)
     assert Unverified().sign("", request, 0, "x") is request
 
 
 @pytest.mark.parametrize(("name", "verifier"), [("twilio", Twilio()), ("adyen", Adyen())])
-def test_a_made_up_secret_will_do(name: str, verifier: Verifier) -> None:
-    """What `make run` writes for a provider of code can sign and verify."""
+def test_generated_secrets_sign_and_verify(name: str, verifier: Verifier) -> None:
+    """As `make run` writes them."""
     secret = generate_secret(load_providers()[name])
     sent = verifier.sign(secret, batch({"NotificationRequestItem": {"pspReference": "1"}}), 0, "x")
     verifier.verify([secret], sent, 0, None)

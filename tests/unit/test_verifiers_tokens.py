@@ -1,4 +1,4 @@
-"""Plaid, Pub/Sub, PayPal and SNS: what is verified under a fetched key, and what no key is fetched for."""
+"""Plaid, Pub/Sub, PayPal and SNS: verifying with a fetched key, and refusing before one is fetched."""
 
 import hmac
 import json
@@ -45,24 +45,24 @@ PLAID = {"client_id": "client", "environment": "sandbox"}
 
 
 def refused(verifier: Verifier, request: Request, now: float = NOW) -> str:
-    """Return the reason for which a request is refused."""
+    """Return the reason of a rejection."""
     with pytest.raises(InvalidSignature) as caught:
         verifier.verify(["secret"], request, now, None)
     return caught.value.reason
 
 
 def to_plaid(token: str, body: bytes = BODY) -> Request:
-    """Return a delivery with this token."""
+    """Return a delivery with a Plaid token."""
     return Request("POST", URL, (("Plaid-Verification", token),), body)
 
 
 def to_google(token: str) -> Request:
-    """Return a delivery with this token."""
+    """Return a delivery with a Google token."""
     return Request("POST", URL, (("Authorization", f"Bearer {token}"),), BODY)
 
 
 def test_plaids_token_covers_the_body_for_five_minutes() -> None:
-    """A token verifies the body that it names, from a minute before it was made until five after."""
+    """From a minute before it was issued until five after."""
     keys = FixedKeys(plaid_answer())
     verifier, request = Plaid(PLAID, keys), to_plaid(plaid_token(BODY, NOW))
     verifier.verify(["secret"], request, NOW, None)
@@ -82,7 +82,7 @@ def test_plaids_token_covers_the_body_for_five_minutes() -> None:
 
 
 def unsigned(algorithm: str) -> str:
-    """Return a token that claims an algorithm and has no signature."""
+    """Return an unsigned token that names an algorithm."""
     parts = [{"alg": algorithm, "kid": "key-1"}, {"iat": int(NOW)}]
     return ".".join(urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
 
@@ -102,7 +102,7 @@ def unsigned(algorithm: str) -> str:
     ids=["none", "None", "HS256", "RS256", "no kid", "no token", "no ASCII", "too long"],
 )
 def test_no_key_is_fetched_for_another_algorithm(token: str, reason: str) -> None:
-    """Only the pinned algorithm is taken, and what is refused for it costs no request."""
+    """Only the pinned algorithm is accepted, and refusing costs no request."""
     keys = FixedKeys(plaid_answer())
     assert refused(Plaid(PLAID, keys), to_plaid(token)) == reason
     assert keys.asked == []
@@ -114,13 +114,13 @@ def test_no_key_is_fetched_for_another_algorithm(token: str, reason: str) -> Non
     ids=["none", "cut", "ES256"],
 )
 def test_googles_algorithm_is_pinned(token: str) -> None:
-    """No other algorithm is taken for Google's tokens, and no cut signature."""
+    """A cut signature is refused too."""
     verifier = GooglePubSub(PUBSUB, FixedKeys(google_keys()))
     assert refused(verifier, to_google(token)) in ("refused_algorithm", "bad_signature")
 
 
 def test_a_public_key_is_no_shared_secret() -> None:
-    """A token signed by HMAC with the public key as the secret is refused."""
+    """A token with an HMAC under the public key is refused."""
     signed = unsigned("HS256").rstrip(".")
     public = ec_private().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     signature = urlsafe_b64encode(hmac.digest(public, signed.encode(), "sha256")).decode().rstrip("=")
@@ -129,27 +129,25 @@ def test_a_public_key_is_no_shared_secret() -> None:
 
 
 def test_plaids_keys_expire() -> None:
-    """A key that has expired verifies nothing; one that expires later does."""
     request = to_plaid(plaid_token(BODY, NOW))
     Plaid(PLAID, FixedKeys(plaid_answer(expired_at=int(NOW) + 9))).verify(["s"], request, NOW, None)
     assert refused(Plaid(PLAID, FixedKeys(plaid_answer(expired_at=int(NOW) - 9))), request) == "foreign_key"
 
 
 @pytest.mark.parametrize("answer", [None, b"", b"[]", b'{"key": 1}', b'{"key": {"kty": "EC"}}', b"[" * 9_999])
-def test_without_a_key_nothing_is_decided(answer: bytes | None) -> None:
-    """An answer that is no key says nothing about the delivery."""
+def test_an_unusable_key_raises_cannot_verify(answer: bytes | None) -> None:
+    """It says nothing about the delivery."""
     with pytest.raises(CannotVerify):
         Plaid(PLAID, FixedKeys(answer)).verify(["s"], to_plaid(plaid_token(BODY, NOW)), NOW, None)
 
 
 def test_plaids_environment_is_one_of_two() -> None:
-    """Another one is refused with a sentence when web starts."""
+    """Another one stops web at its start."""
     with pytest.raises(ConfigError, match="production, sandbox"):
         Plaid(PLAID | {"environment": "development"}, FixedKeys(None))
 
 
-def test_pubsub_checks_who_and_for_whom() -> None:
-    """The token must be Google's, for our audience, of our service account, and in force."""
+def test_pubsub_checks_issuer_audience_account_and_time() -> None:
     verifier = GooglePubSub(PUBSUB, FixedKeys(google_keys()))
     verifier.verify((), to_google(google_token(NOW)), NOW, None)
     for wrong in (
@@ -168,34 +166,34 @@ def test_pubsub_checks_who_and_for_whom() -> None:
     assert refused(verifier, basic) == "malformed_signature"
 
 
-def test_pubsub_asks_again_for_a_key_it_does_not_know() -> None:
-    """Keys change: a list without the token's is asked for once more, then the delivery is refused."""
+def test_pubsub_refetches_keys_once_for_an_unknown_key() -> None:
+    """Keys rotate; if the new list lacks it too, the delivery is refused."""
     keys = FixedKeys(b'{"keys": [1, {"kid": "other"}]}')
     assert refused(GooglePubSub(PUBSUB, keys), to_google(google_token(NOW))) == "foreign_key"
     assert len(keys.asked) == 2
 
 
 def transmission(body: bytes = b"{}", webhook: str = "WH-1", **headers: str) -> Request:
-    """Return what PayPal sends."""
+    """Return a delivery as PayPal sends it."""
     content = f"id-1|2026-11-25T10:00:00Z|{webhook}|{zlib.crc32(body)}"
     signature = rsa_private().sign(content.encode(), padding.PKCS1v15(), hashes.SHA256())
-    said = {
+    default_headers = {
         "PAYPAL-TRANSMISSION-ID": "id-1",
         "PAYPAL-TRANSMISSION-TIME": "2026-11-25T10:00:00Z",
         "PAYPAL-CERT-URL": "https://api.paypal.com/v1/notifications/certs/CERT-1a",
         "PAYPAL-AUTH-ALGO": "SHA256withRSA",
         "PAYPAL-TRANSMISSION-SIG": b64encode(signature).decode(),
     }
-    return Request("POST", URL, tuple((said | headers).items()), body)
+    return Request("POST", URL, tuple((default_headers | headers).items()), body)
 
 
 def paypal_certificate(name: str = "messageverificationcerts.paypal.com", **how: Any) -> FixedKeys:
-    """Return a certificate of PayPal's."""
+    """Return keys with one of PayPal's certificates."""
     return FixedKeys(certificate(rsa_private().public_key(), name, **how))
 
 
 def test_paypal_signs_for_one_webhook() -> None:
-    """What PayPal signs for this webhook verifies; another webhook's, body or algorithm does not."""
+    """Another webhook's id, body or algorithm is refused."""
     verifier = PayPal({"webhook_id": "WH-1"}, paypal_certificate())
     verifier.verify((), transmission(), NOW, None)
     assert refused(verifier, transmission(webhook="WH-2")) == "bad_signature"
@@ -223,7 +221,7 @@ STRANGE_ADDRESSES = [
 
 @pytest.mark.parametrize("shape", STRANGE_ADDRESSES)
 def test_no_certificate_is_fetched_from_elsewhere(shape: str) -> None:
-    """An address that is not the provider's own by its whole text is refused, and nobody is asked."""
+    """An address that is not wholly the provider's own is refused without a request."""
     keys = paypal_certificate()
     address = shape.format("api.paypal.com") + "v1/notifications/certs/CERT-1a" if shape else ""
     found = refused(PayPal({"webhook_id": "WH-1"}, keys), transmission(**{"PAYPAL-CERT-URL": address}))
@@ -234,7 +232,7 @@ def test_no_certificate_is_fetched_from_elsewhere(shape: str) -> None:
 
 
 def test_a_certificate_must_be_in_force_and_the_providers() -> None:
-    """An old certificate, a strange name and another kind of key are refused; what is none says nothing."""
+    """Expired, of another name, of another kind; an unreadable one decides nothing."""
     past = datetime.now(UTC) - timedelta(days=9)
     for keys in (
         paypal_certificate(since=past, days=8),
@@ -251,7 +249,7 @@ def test_a_certificate_must_be_in_force_and_the_providers() -> None:
 
 
 def message(kind: str = "Notification", **fields: Any) -> Request:
-    """Return a message of SNS, sent as SNS sends it."""
+    """Return a message as SNS sends it."""
     body = json.dumps(sns_message(kind, **fields)).encode()
     return Request("POST", URL, (("Content-Type", "text/plain; charset=UTF-8"),), body)
 
@@ -259,7 +257,7 @@ def message(kind: str = "Notification", **fields: Any) -> Request:
 @pytest.mark.parametrize("version", ["1", "2"])
 @pytest.mark.parametrize("kind", ["Notification", "SubscriptionConfirmation", "UnsubscribeConfirmation"])
 def test_sns_signs_in_two_versions(version: str, kind: str) -> None:
-    """Each kind of message verifies under both; a changed field does not."""
+    """Each kind of message verifies in both; a changed field does not."""
     verifier = AwsSns({"topic_arn": f"arn:aws:sns:other, {SNS_TOPIC}"}, FixedKeys(sns_certificate()))
     verifier.verify((), message(kind, SignatureVersion=version, Subject="Hi"), NOW, None)
     changed = sns_message(kind, SignatureVersion=version) | {"Message": "evil"}
@@ -267,7 +265,7 @@ def test_sns_signs_in_two_versions(version: str, kind: str) -> None:
 
 
 def test_sns_signs_for_anybody() -> None:
-    """A topic of somebody else's is signed as well, and refused before its certificate is fetched."""
+    """A stranger's topic is signed as well, so it is refused before its certificate is fetched."""
     keys = FixedKeys(sns_certificate())
     verifier = AwsSns({"topic_arn": SNS_TOPIC}, keys)
     assert refused(verifier, message(TopicArn="arn:aws:sns:eu-west-1:666:evil")) == "unmet_claim"
@@ -288,14 +286,13 @@ def test_sns_signs_for_anybody() -> None:
     ],
     ids=["list", "no JSON", "nothing", "version", "type", "signature", "topic", "subject"],
 )
-def test_what_sns_never_sends(body: bytes, reason: str) -> None:
-    """Bodies of another shape are refused."""
+def test_malformed_sns_messages_are_refused(body: bytes, reason: str) -> None:
     verifier = AwsSns({"topic_arn": SNS_TOPIC}, FixedKeys(sns_certificate()))
     assert refused(verifier, Request("POST", URL, (), body)) == reason
 
 
 def test_a_subscription_is_confirmed_at_aws_only() -> None:
-    """The address in a confirmation is called when it is AWS's own; a notification confirms nothing."""
+    """Its address is called only if it is AWS's own; a notification confirms nothing."""
     keys = FixedKeys(b"<ConfirmSubscriptionResponse/>")
     verifier = AwsSns({"topic_arn": SNS_TOPIC}, keys)
     assert not verifier.confirm(message())

@@ -1,4 +1,4 @@
-"""The vectors of providers that are verified by code, where the collection is at hand."""
+"""Test vectors of providers verified by code; skipped without their file."""
 
 import json
 from datetime import UTC, datetime
@@ -25,13 +25,13 @@ VECTORS = [
 
 
 def held(pem: str, name: str) -> FixedKeys:
-    """Return a certificate of a vector's key, valid at NOW."""
+    """Return keys with a certificate of a vector's key, valid at NOW."""
     key = serialization.load_pem_public_key(pem.encode())
     return FixedKeys(certificate(key, name, since=datetime.fromtimestamp(NOW - 1, UTC)))
 
 
 def made(vector: dict[str, Any]) -> tuple[Verifier, list[str]]:
-    """Return the verifier with the vector's key where the fetched one would be, and its secrets."""
+    """Return a verifier with the vector's key in place of the fetched one, and its secrets."""
     name, secret = vector["provider"], vector["secret"]
     options: dict[str, str] = {}
     keys, secrets = FixedKeys(None), [secret] if isinstance(secret, str) else secret
@@ -51,8 +51,8 @@ def made(vector: dict[str, Any]) -> tuple[Verifier, list[str]]:
 
 @pytest.mark.skipif(not VECTORS, reason="the collection of vectors is not beside this checkout")
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["id"])
-def test_a_vector_has_its_verdict(vector: dict[str, Any]) -> None:
-    """What official signers made is verified; what was changed, forged or names a strange key is not."""
+def test_a_vector_is_accepted_or_rejected(vector: dict[str, Any]) -> None:
+    """As it says."""
     verifier, secrets = made(vector)
     url = vector.get("url") or "https://hooks.example.com/webhooks/a"
     body = vector["body"].encode()
@@ -68,11 +68,11 @@ def test_a_vector_has_its_verdict(vector: dict[str, Any]) -> None:
 @pytest.mark.skipif(not VECTORS, reason="the collection of vectors is not beside this checkout")
 @pytest.mark.parametrize(
     "vector",
-    [one for one in VECTORS if "event_type" in one.get("expect", {})],
+    [vector for vector in VECTORS if "event_type" in vector.get("expect", {})],
     ids=lambda vector: vector["id"],
 )
-def test_a_vector_has_its_event(vector: dict[str, Any]) -> None:
-    """The id and the type are those that the collection tells; of two halves of a type a dot makes one."""
+def test_a_vector_has_its_id_and_type(vector: dict[str, Any]) -> None:
+    """A type of two parts is joined with a dot."""
     source = Source(vector["provider"], load_providers()[vector["provider"]], ())
     url = "https://hooks.example.com/webhooks/a"
     request = Request(vector["method"], url, tuple(vector["headers"].items()), vector["body"].encode())

@@ -1,4 +1,4 @@
-"""What comes back from a send, read by dialect in one table of rules. Pure: no clock, database or network.
+"""The meaning of responses, read by dialect in one table of rules. Pure: no clock, database or network.
 
 `classify` gives the verdict of the first rule that fits, `protection` what makes a resend of a request safe,
 `retry_after` the wait that a reply asks for. docs/dialects.md has the same table for people.

@@ -93,7 +93,7 @@ class Calls:
         if step in self._steps:
             raise CallRefused(f"Two calls of this attempt are the step {step!r}: give each its own step=.")
         self._steps.add(step)
-        # Its place counts even if it fails: a handler may go on, and every attempt has the same order.
+        # A failed call keeps its position: the handler may go on, and every attempt must count alike.
         position, self._position = self._position, self._position + 1
         try:
             step_made = Step(api, request, protected_by, step, position, once)

@@ -1,4 +1,4 @@
-"""What a handler asks for, made into an exact request: address, headers, bytes, key. Pure.
+"""A handler's arguments made into an exact request: address, headers, bytes, key. Pure.
 
 `build` makes the request that the journal stores, `complete` adds key and credential to it for one send,
 `respond` shows a response as httpx does. `make_key` and `credential_marks` are HMACs under the secret keys.
@@ -35,7 +35,7 @@ FORM = "application/x-www-form-urlencoded"
 # How many times a path is percent-decoded to find `..` in it: more than any server on the way does.
 DECODINGS = 5
 
-# What a form or a query holds the same way in every run: the text of an object may hold its address.
+# Values whose text is the same in every run: that of any other object may contain its memory address.
 PLAIN = str | int | float | bool | None
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -82,10 +82,15 @@ def build(api: Api, method: str, path: str, arguments: CallArguments, boundary: 
     if len(body) > BODY_MAX:
         raise CallRefused(f"A body of {len(body)} bytes is not sent: {BODY_MAX} is the most that is kept.")
     headers = dict(api.headers)
+    forbidden = {(api.dialect.header or "").lower(), api.auth.header.lower()} | OURS | SECRETS
     if content_type:
         headers["Content-Type"] = content_type
     for name, value in (arguments.headers or {}).items():
-        _check_header(api, name, value)
+        if name.lower() in forbidden:
+            raise CallRefused(f"The header {name} is not a handler's to set: apis.toml or the client does.")
+        allowed = isinstance(value, str) and _HEADER_VALUE.fullmatch(value) and value == value.strip("\t ")
+        if not _HEADER_NAME.fullmatch(name) or not allowed:
+            raise CallRefused(f"The header {name!r} has a name or value that HTTP does not allow.")
         # The handler's header replaces the one in apis.toml, whatever its case.
         headers = {kept: old for kept, old in headers.items() if kept.lower() != name.lower()}
         headers[name] = value
@@ -199,14 +204,6 @@ def _address(api: Api, path: str, params: Any) -> httpx.URL:
     if (url.scheme, url.netloc, url.userinfo) != (base.scheme, base.netloc, base.userinfo):
         raise CallRefused(f"The path {path!r} leaves {base.host}, and only that host is called.")
     return url
-
-
-def _check_header(api: Api, name: str, value: str) -> None:
-    if name.lower() in {(api.dialect.header or "").lower(), api.auth.header.lower()} | OURS | SECRETS:
-        raise CallRefused(f"The header {name} is not a handler's to set: apis.toml or the client does.")
-    allowed = isinstance(value, str) and _HEADER_VALUE.fullmatch(value) and value == value.strip("\t ")
-    if not _HEADER_NAME.fullmatch(name) or not allowed:
-        raise CallRefused(f"The header {name!r} has a name or value that HTTP does not allow.")
 
 
 def _body(arguments: CallArguments, boundary: str) -> tuple[bytes, str | None]:

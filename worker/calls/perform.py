@@ -40,7 +40,7 @@ LOCKED_SHARE = 6
 # Seconds between tries to record a response while the ledger does not answer.
 RECORD_PAUSE = 0.5
 
-# What no send of ours can change is looked at again after a quarter of the time it has lasted, or this.
+# An obstacle that no send removes is checked again after a quarter of the time it has lasted, at most this.
 TRIED_SHARE, PATIENCE_MAX = 4, timedelta(minutes=5)
 
 # The wait before a call whose ledger did not answer.
@@ -115,7 +115,11 @@ class CallPerformer:
         while True:
             call = self._plan()
             if call.state == CallState.SUCCEEDED and not call.handler_changed:
-                return self._stored_response(call)
+                stored = call.response
+                if stored is None or stored.body is None:
+                    reason = f"Call {call.step!r} happened, but its answer is not kept any more."
+                    raise errors.CallParked(reason, call.id)
+                return respond(self._step.request, stored.status, stored.headers, stored.body)
             outgoing = self._sendable(call)
             with send_span(self._api.name, call.method, call.id) as span:
                 send, reply = self._begin_and_send(call, outgoing)
@@ -165,14 +169,6 @@ class CallPerformer:
         held = self._held
         names = (held.source, held.event_id, held.generation, self._step.name, successor)
         return make_key(self._context.secrets[0], names)
-
-    def _stored_response(self, call: journal.PlannedCall) -> httpx.Response:
-        stored = call.response
-        if stored is None or stored.body is None:
-            raise errors.CallParked(
-                f"Call {call.step!r} happened, but its answer is not kept any more.", call.id
-            )
-        return respond(self._step.request, stored.status, stored.headers, stored.body)
 
     def _sendable(self, call: journal.PlannedCall) -> Outgoing:
         """Return the stored request with key and credential; raise what keeps it from going out now."""

@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol, Self
@@ -162,23 +163,17 @@ def _read(response: httpcore.Response) -> Reply:
         response.close()
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
     encoding = next((value for name, value in headers if name.lower() == "content-encoding"), "")
-    # One byte more than is kept, which shows that there was more.
-    body = _decompressed(encoding, b"".join(parts), ANSWER_MAX + 1)
+    body = b"".join(parts)
+    if encoding.strip().lower() in COMPRESSED:
+        # 32 lets zlib tell gzip and deflate apart by itself.
+        reader = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        # A body that cannot be read stays as it came.
+        with suppress(zlib.error):
+            # One byte more than is kept, which shows that there was more.
+            text = reader.decompress(body, ANSWER_MAX + 1)
+            body = text if reader.eof or len(text) > ANSWER_MAX else body
     kept = tuple(header for header in headers if header[0].lower() not in HIDDEN)
     return Reply(response.status, kept, body[:ANSWER_MAX], max(size, len(body)) > ANSWER_MAX)
-
-
-def _decompressed(encoding: str, body: bytes, most: int) -> bytes:
-    """Return at most `most` bytes of a body's content; the body itself where it cannot be read."""
-    if encoding.strip().lower() not in COMPRESSED:
-        return body
-    # 32 lets zlib tell gzip and deflate apart by itself.
-    reader = zlib.decompressobj(32 + zlib.MAX_WBITS)
-    try:
-        text = reader.decompress(body, most)
-    except zlib.error:
-        return body
-    return text if reader.eof or len(text) == most else body
 
 
 class _Deadline(threading.local):

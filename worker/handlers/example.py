@@ -5,7 +5,7 @@ from worker import Calls, Event, handles
 
 @handles("stripe", "invoice.paid")
 def invoice_paid(event: Event, calls: Calls) -> None:
-    """Make who paid an invoice a contact, and thank them by letter. Each happens once."""
+    """Make the customer of a paid invoice a contact, and thank them by letter. Each happens once."""
     name = event.data["data"]["object"]["customer_name"]
     calls.salesly.post("/contacts", json={"name": name, "type": "client"})
     letter = {"recipient[lastname]": name, "pages": "Thank you for your payment."}
@@ -14,7 +14,7 @@ def invoice_paid(event: Event, calls: Calls) -> None:
 
 @handles("shopify", "orders/create")
 def order_created(event: Event, calls: Calls) -> None:
-    """Pass an order on, once for its number, however many events tell of it."""
+    """Pass an order on, once for each order number, however many events are about it."""
     order = event.data
     items = [{"product": item["title"], "quantity": item["quantity"]} for item in order["line_items"]]
     wanted = {"customerId": str(order["customer"]["id"]), "items": items}

@@ -28,7 +28,7 @@ NEVER_EXECUTED = (CallState.REJECTED, CallState.REPLACED)
 
 RESPONSE_ERASED = "Its answer is not kept any more: say that it happened, with the part you need."
 
-# What helps where the call that is asked for no more has ended: nobody can resolve it then.
+# The advice when the call that the handler no longer makes has ended, so that nobody can resolve it.
 RESTORE_ORDER = "Nothing was sent: let it make the calls in their first order and retry, or rerun the event."
 
 # Makes the key of a step's n-th successor; None where no key protects the call.
@@ -251,7 +251,7 @@ class _Planning:
                 with self.connection.begin_nested():
                     self._change(row, shares=None, once=self.request.once, **fresh)
             except IntegrityError:
-                # Another event was quicker: wait for its call.
+                # Another event was first: wait for its call.
                 self._change(row, shares=self._holder(row))
         elif first.state == CallState.SUCCEEDED:
             reason = f"The call {first.id} of another event did this once for all."

@@ -1,4 +1,4 @@
-"""How an event's calls decide the end of its attempt: it is never done while one of them is unfinished."""
+"""How an event's calls decide the outcome of its attempt: never done while one of them is unfinished."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -180,7 +180,16 @@ def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -
         # Event before call: the order in which every transaction locks them.
         connection.execute(select(EVENT.c.id).where(EVENT.c.id == held.event).with_for_update())
         row = connection.execute(select(CALL, store.now().label("now")).where(CALL.c.id == call)).one()
-        classification = result.classify(_context(connection, row, result), row.now)
+        protection, policy = Protection(row.protection), result.policy
+        lives = row.expires_at is not None and row.expires_at - policy.key_margin > row.now
+        context = SendContext(
+            open_before=open_until(connection, row.id, but=result.send) is not None,
+            live=lives and protection == Protection.KEYED,
+            protection=protection,
+            method=row.method,
+            path=urlsplit(row.url).path,
+        )
+        classification = result.classify(context, row.now)
         final = ENDS_CALL.get(classification.outcome)
         response = result.response
         # It happened, but its response was too long to keep: its sends stay open, and a person decides.
@@ -188,7 +197,11 @@ def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -
         _end_send(connection, held, row, result, classification, unreadable=unreadable)
         if final and not unreadable:
             connection.execute(update(SEND).where(SEND.c.call == row.id).values(open=False))
-        delay = _delay(connection, row, result, classification)
+        # Retry-After of 0 counts as none: it would be sent again as fast as a worker runs.
+        delay = classification.retry_after or result.backoff
+        until = open_until(connection, row.id)
+        if until and policy.one_at_a_time:
+            delay = max(delay, until + policy.settle_delay - row.now)
         state = _next_state(connection, row, final, unreadable=unreadable, park=classification.park)
         if state is not None:
             ended = state != CallState.PENDING
@@ -204,7 +217,11 @@ def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -
                 change |= {"answer_headers": json.dumps(response.headers), "answer": response.body}
             _change_call(connection, row, change)
             if state in ENDS_CALL.values():
-                _wake(connection, row)
+                # An event goes on that was parked for this call and for nothing else.
+                mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
+                move = {"state": enters(Move.RESOLVE), "due_at": row.now, "parked_call": None, "reason": LATE}
+                fresh = {"attempts": 0, "crashes": 0, "nudged_at": None, "nudges": 0}
+                connection.execute(update(EVENT).where(*mine).values(**move, **fresh))
         # Last, since other transactions wait for these rows.
         bump(store, connection, {(CounterKind.CALL, row.api, str(classification.outcome)): 1})
         return CallUpdate(state or CallState(row.state), classification, delay, applied=state is not None)
@@ -261,18 +278,6 @@ def _insert_send(
     return send
 
 
-def _context(connection: Connection, row: Row[Any], result: SendResult) -> SendContext:
-    protection = Protection(row.protection)
-    lives = row.expires_at is not None and row.expires_at - result.policy.key_margin > row.now
-    return SendContext(
-        open_before=open_until(connection, row.id, but=result.send) is not None,
-        live=lives and protection == Protection.KEYED,
-        protection=protection,
-        method=row.method,
-        path=urlsplit(row.url).path,
-    )
-
-
 def _end_send(
     connection: Connection,
     held: Claim,
@@ -299,18 +304,6 @@ def _end_send(
     connection.execute(update(CALL).where(CALL.c.id == row.id).values(sends=number))
 
 
-def _delay(
-    connection: Connection, row: Row[Any], result: SendResult, classification: Classification
-) -> timedelta:
-    """Return the wait before the next send."""
-    # Retry-After of 0 counts as none: it would be sent again as fast as a worker runs.
-    delay = classification.retry_after or result.backoff
-    until = open_until(connection, row.id)
-    if until and result.policy.one_at_a_time:
-        delay = max(delay, until + result.policy.settle_delay - row.now)
-    return delay
-
-
 def _next_state(
     connection: Connection, row: Row[Any], final: CallState | None, *, unreadable: bool, park: bool
 ) -> CallState | None:
@@ -321,18 +314,14 @@ def _next_state(
             return end or (CallState.PARKED if park else CallState.PENDING)
         case CallState.PARKED | CallState.GIVEN_UP:
             return end
-        case CallState.REPLACED if final == CallState.SUCCEEDED and not _has_successor(connection, row):
-            return end
+        case CallState.REPLACED if final == CallState.SUCCEEDED:
+            # A replaced step may move, and another one may take its place.
+            same = (CALL.c.position == row.position) | (CALL.c.step == row.step)
+            mine = (CALL.c.event == row.event, CALL.c.generation == row.generation, same)
+            successor = select(CALL.c.id).where(*mine, CALL.c.successor > row.successor).limit(1)
+            return None if connection.execute(successor).first() else end
         case _:
             return None
-
-
-def _has_successor(connection: Connection, row: Row[Any]) -> bool:
-    mine = (CALL.c.event == row.event, CALL.c.generation == row.generation)
-    # A replaced step may move, and another one may take its place.
-    same = (CALL.c.position == row.position) | (CALL.c.step == row.step)
-    later = select(CALL.c.id).where(*mine, same, CALL.c.successor > row.successor)
-    return connection.execute(later.limit(1)).first() is not None
 
 
 def _change_call(connection: Connection, row: Row[Any], change: dict[str, Any]) -> None:
@@ -343,11 +332,3 @@ def _change_call(connection: Connection, row: Row[Any], change: dict[str, Any]) 
     except IntegrityError:
         # While it counted as replaced, another event's call may have taken its `once`.
         connection.execute(statement.values(once=None))
-
-
-def _wake(connection: Connection, row: Row[Any]) -> None:
-    """Let an event go on that was parked for this call and for nothing else."""
-    mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
-    change = {"state": enters(Move.RESOLVE), "due_at": row.now, "parked_call": None, "reason": LATE}
-    fresh = {"attempts": 0, "crashes": 0, "nudged_at": None, "nudges": 0}
-    connection.execute(update(EVENT).where(*mine).values(**change, **fresh))

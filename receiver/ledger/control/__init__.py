@@ -1,6 +1,6 @@
 """What people do: retry, rerun, discard, promote, resolve, bulk operations."""
 
-from receiver.ledger.control.actions import ActionResult, Promotion, discard, promote, rerun, retry
+from receiver.ledger.control.actions import ActionResult, discard, promote, rerun, retry
 from receiver.ledger.control.bulk import (
     BulkStep,
     bulk_candidates,
@@ -9,14 +9,12 @@ from receiver.ledger.control.bulk import (
     step_bulk,
     unfinished_bulk,
 )
-from receiver.ledger.control.resolution import Resolution, StatedResponse, resolve
+from receiver.ledger.control.resolution import Resolution, resolve
 
 __all__ = [
     "ActionResult",
     "BulkStep",
-    "Promotion",
     "Resolution",
-    "StatedResponse",
     "bulk_candidates",
     "bulk_progress",
     "discard",

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, select, update
+from sqlalchemy import ColumnElement, Connection, select, update
 
 from receiver.ledger.calls import retry_calls
 from receiver.ledger.errors import NotAllowed, UnknownEvent
+from receiver.ledger.reports.models import PromotedView
 from receiver.ledger.states import UNFINISHED, Move, State, enters, leaves
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION, CONFLICT, EVENT, insert_for
@@ -43,15 +44,6 @@ class ActionResult:
         return self.state in UNFINISHED
 
 
-@dataclass(frozen=True)
-class Promotion:
-    """The event that a conflicting body became; `created` is false when it had become one before."""
-
-    event: UUID
-    event_id: str
-    created: bool
-
-
 def retry(store: Store, event: UUID, who: str, *, generation: int | None = None) -> ActionResult:
     """Run an event again now, in the same generation: its calls keep their keys, so nothing happens twice.
 
@@ -74,7 +66,7 @@ def discard(store: Store, event: UUID, who: str, *, generation: int | None = Non
     return _act(store, Move.DISCARD, event, who, generation)
 
 
-def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promotion:
+def promote(store: Store, event: UUID, body_hash: str, who: str) -> PromotedView:
     """Turn a kept conflicting body into an event of its own, `<event id>#<start of the hash>`, due now.
 
     Done again it returns the same event. Raises UnknownEvent, or NotAllowed when no such body is kept.
@@ -102,11 +94,11 @@ def promote(store: Store, event: UUID, body_hash: str, who: str) -> Promotion:
         if not created:
             same = (EVENT.c.source == origin.source, EVENT.c.event_id == event_id)
             there = connection.execute(select(EVENT.c.id).where(*same)).scalar_one()
-            return Promotion(there, event_id, created=False)
+            return PromotedView(id=there, event_id=event_id, created=False)
         connection.execute(update(CONFLICT).where(*mine).values(promoted_to=created))
         audit = {"event": origin.id, "generation": origin.generation, "what": PROMOTE, "was": origin.state}
         connection.execute(ACTION.insert().values(id=uuid7(), **audit, at=store.now(), who=clipped(who)))
-        return Promotion(created, event_id, created=True)
+        return PromotedView(id=created, event_id=event_id, created=True)
 
 
 def actable(move: Move) -> ColumnElement[bool]:
@@ -185,20 +177,17 @@ def _act(store: Store, move: Move, event: UUID, who: str, generation: int | None
             return results[0]
         columns = [EVENT.c.event_id, EVENT.c.state, EVENT.c.generation]
         row = connection.execute(select(*columns).where(EVENT.c.id == event)).first()
-        if row is None:
-            raise UnknownEvent(f"No event {event} is in the ledger.")
-        raise NotAllowed(_why_not(row, move, generation))
-
-
-def _why_not(row: Row[Any], move: Move, generation: int | None) -> str:
+    if row is None:
+        raise UnknownEvent(f"No event {event} is in the ledger.")
     name, state = f"Event {row.event_id}", State(row.state)
+    why = f"{name} cannot {move}: its payload was erased after payload_retention, so no handler could run."
+    if state not in leaves(move):
+        why = f"{name} is {state}; {_advice(move, state)}"
     if generation is not None and row.generation != generation:
-        return (
+        why = (
             f"{name} is in generation {row.generation}, not {generation}: it was rerun meanwhile; look again."
         )
-    if state not in leaves(move):
-        return f"{name} is {state}; {_advice(move, state)}"
-    return f"{name} cannot {move}: its payload was erased after payload_retention, so no handler could run."
+    raise NotAllowed(why)
 
 
 def _advice(move: Move, state: State) -> str:

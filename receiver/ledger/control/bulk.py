@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tu
 from receiver.ledger.control.actions import ACTIONS, act_on, actable
 from receiver.ledger.errors import NotAllowed, UnknownReplay
 from receiver.ledger.filter import EventFilter, conditions
-from receiver.ledger.reports import Progress
+from receiver.ledger.reports.models import Progress
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT, REPLAY, REPLAY_STEP
@@ -22,15 +22,6 @@ from receiver.ledger.text import clipped, uuid7
 
 # Outcomes of a step; an open one has none.
 DONE, SKIPPED = "done", "skipped"
-
-
-@dataclass(frozen=True)
-class BulkOperation:
-    """A bulk operation as planned: the move, and how many events it is for."""
-
-    id: UUID
-    move: Move
-    total: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ def bulk_candidates(store: Store, move: Move, which: EventFilter) -> int:
         return connection.execute(chosen).scalar_one()
 
 
-def plan_bulk(store: Store, move: Move, which: EventFilter, who: str) -> BulkOperation:
+def plan_bulk(store: Store, move: Move, which: EventFilter, who: str) -> Progress:
     """Write down a bulk operation and its full list, in one transaction; nothing is acted on yet.
 
     Raises NotAllowed for a move that is not a person's.
@@ -66,9 +57,8 @@ def plan_bulk(store: Store, move: Move, which: EventFilter, who: str) -> BulkOpe
         columns = [REPLAY_STEP.c.replay, REPLAY_STEP.c.event, REPLAY_STEP.c.generation]
         connection.execute(REPLAY_STEP.insert().from_select(columns, chosen))
         steps = select(func.count()).where(REPLAY_STEP.c.replay == bulk).scalar_subquery()
-        counted = update(REPLAY).where(REPLAY.c.id == bulk).values(total=steps).returning(REPLAY.c.total)
-        total = connection.execute(counted).scalar_one()
-    return BulkOperation(bulk, move, total)
+        connection.execute(update(REPLAY).where(REPLAY.c.id == bulk).values(total=steps))
+    return bulk_progress(store, bulk)
 
 
 def step_bulk(store: Store, bulk: UUID, *, batch: int = 100) -> BulkStep:

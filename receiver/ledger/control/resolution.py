@@ -1,14 +1,13 @@
 """Resolving: what a person says became of a call that nobody else can decide about, or shall."""
 
 import json
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Row, select, update
 
-from receiver.ledger.calls import retry_calls
+from receiver.ledger.calls import StoredResponse, retry_calls
 from receiver.ledger.control.actions import ActionResult, note_action
 from receiver.ledger.errors import NotAllowed, UnknownCall
 from receiver.ledger.states import UNFINISHED_CALLS, CallState, Move, State, enters
@@ -24,15 +23,6 @@ class Resolution(StrEnum):
     RESEND_AS_NEW = "resend-as-new"
     USE_STORED = "use-stored"
     GIVE_UP = "give-up"
-
-
-@dataclass(frozen=True)
-class StatedResponse:
-    """What the handler gets as the response of a call that happened."""
-
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-    body: bytes = field(default=b"", repr=False)
 
 
 # Where each resolution brings its call.
@@ -53,14 +43,22 @@ REASONS: Final = {
 
 
 def resolve(
-    store: Store, call: UUID, how: Resolution, who: str, *, response: StatedResponse | None = None
+    store: Store, call: UUID, how: Resolution, who: str, *, response: StoredResponse | None = None
 ) -> ActionResult:
     """Resolve a call of a parked event, and let the event go on; a call given up ends its event.
 
+    `response` is what the handler gets for a call that happened: by default a 200 without a body.
     Call and event change together or not at all. Raises UnknownCall, or NotAllowed with the reason.
     """
     with store.write() as connection:
-        row = _lock(store, connection, call)
+        event = connection.execute(select(CALL.c.event).where(CALL.c.id == call)).scalar()
+        if event is None:
+            raise UnknownCall(f"No call {call} is in the ledger.")
+        # Event before call: the order in which every transaction locks them.
+        connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
+        columns = EVENT.c.state.label("event_state"), EVENT.c.generation.label("present"), EVENT.c.event_id
+        joined = select(CALL, *columns, store.now().label("now")).join(EVENT, EVENT.c.id == CALL.c.event)
+        row = connection.execute(joined.where(CALL.c.id == call)).one()
         _refuse(row, how)
         change: dict[str, Any] = {
             "state": STATES[how],
@@ -72,28 +70,26 @@ def resolve(
         if how == Resolution.USE_STORED:
             change["use_stored"] = True
         if how == Resolution.HAPPENED:
-            stated = response or StatedResponse()
+            stated = response or StoredResponse(200, (), b"")
             change |= {"status": stated.status, "answer": stated.body}
             change["answer_headers"] = json.dumps(stated.headers)
             connection.execute(update(SEND).where(SEND.c.call == call).values(open=False))
         connection.execute(update(CALL).where(CALL.c.id == call).values(**change))
         if row.generation != row.present:
             # A call with `once` of an earlier generation: the present one may have parked behind it.
-            retry_calls(store, connection, [row.event])
-        result = _move_event(connection, row, how, who)
+            retry_calls(store, connection, [event])
+        # The event goes on, or ends with a call that was given up.
+        move = Move.DISCARD if how == Resolution.GIVE_UP else Move.RESOLVE
+        moved: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
+        if move == Move.DISCARD:
+            reason = f"Its call {row.step!r} was given up by {clipped(who)}."
+            moved |= {"finished_at": row.now, "discarded": True, "reason": reason}
+        else:
+            moved |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
+        connection.execute(update(EVENT).where(EVENT.c.id == event).values(**moved))
+        result = ActionResult(event, move, State(row.event_state), enters(move), row.generation)
         note_action(store, connection, who, [result], what=how, call=row.id)
         return result
-
-
-def _lock(store: Store, connection: Connection, call: UUID) -> Row[Any]:
-    event = connection.execute(select(CALL.c.event).where(CALL.c.id == call)).scalar()
-    if event is None:
-        raise UnknownCall(f"No call {call} is in the ledger.")
-    # Event before call: the order in which every transaction locks them.
-    connection.execute(select(EVENT.c.id).where(EVENT.c.id == event).with_for_update())
-    columns = EVENT.c.state.label("event_state"), EVENT.c.generation.label("present"), EVENT.c.event_id
-    joined = select(CALL, *columns, store.now().label("now")).join(EVENT, EVENT.c.id == CALL.c.event)
-    return connection.execute(joined.where(CALL.c.id == call)).one()
 
 
 def _refuse(row: Row[Any], how: Resolution) -> None:
@@ -113,16 +109,3 @@ def _refuse(row: Row[Any], how: Resolution) -> None:
     if how == Resolution.RESEND_AS_NEW and row.quiet_until and row.quiet_until > row.now:
         when = rfc3339(row.quiet_until, "seconds")
         raise NotAllowed(f"{name} may still be under way there; resend it as new after {when}.")
-
-
-def _move_event(connection: Connection, row: Row[Any], how: Resolution, who: str) -> ActionResult:
-    """Let the call's event go on, or end with a call that was given up."""
-    move = Move.DISCARD if how == Resolution.GIVE_UP else Move.RESOLVE
-    change: dict[str, Any] = {"state": enters(move), "parked_call": None, "nudged_at": None, "nudges": 0}
-    if move == Move.DISCARD:
-        reason = f"Its call {row.step!r} was given up by {clipped(who)}."
-        change |= {"finished_at": row.now, "discarded": True, "reason": reason}
-    else:
-        change |= {"due_at": row.now, "attempts": 0, "crashes": 0, "reason": None}
-    connection.execute(update(EVENT).where(EVENT.c.id == row.event).values(**change))
-    return ActionResult(row.event, move, State(row.event_state), enters(move), row.generation)

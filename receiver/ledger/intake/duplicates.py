@@ -1,4 +1,4 @@
-"""What a second delivery of an event leaves behind: counts, the last 20, conflicting bodies, a revival."""
+"""Second deliveries of an event: counts, the last 20, conflicting bodies, revival of dead events."""
 
 import json
 from collections.abc import Sequence
@@ -7,18 +7,17 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.intake.delivery import Delivery, Key
 from receiver.ledger.states import REVIVAL_PAUSE, Move, State, enters
 from receiver.ledger.store import MOMENT, Store
-from receiver.ledger.tables import CONFLICT, DUPLICATE, EVENT
+from receiver.ledger.tables import CONFLICT, DUPLICATE, EVENT, insert_for
 
 # Duplicates of one event that are kept with time and address; older ones are only counted.
 RING = 20
 
-# Other bodies kept beside one event: enough to see a pattern, too few to fill a disk with.
+# Other bodies kept beside one event: enough to see a pattern, too few to fill a disk.
 CONFLICTS_KEPT = 10
 
 
@@ -59,10 +58,9 @@ def note_duplicates(
             for number, address in enumerate(latest, start=first):
                 # Addresses are erased together with the body, so none is kept beside one that is gone.
                 kept = address if row.headers else None
-                slots.append({"event": row.id, "slot": number % RING, "address": kept})
+                slots.append({"event": row.id, "slot": number % RING, "address": kept} | moment)
     if slots:
-        at = {"at": moment["now"]} if store.sqlite else moment
-        connection.execute(_KEEP[store.sqlite], [slot | at for slot in slots])
+        connection.execute(store.built(_keep), slots)
     return found
 
 
@@ -131,12 +129,18 @@ _RETURNED = (
 )
 
 
-def _count_one() -> sa.Update:
-    now, over = (sa.bindparam(name, type_=UTCDateTime()) for name in ("now", "pause_over"))
-    mine = (EVENT.c.source == sa.bindparam("key_source"), EVENT.c.event_id == sa.bindparam("key_id"))
-    return (
-        sa.update(EVENT).where(*mine).values(_counted(now, over, sa.bindparam("more"))).returning(*_RETURNED)
+_COUNT_ONE = (
+    sa.update(EVENT)
+    .where(EVENT.c.source == sa.bindparam("key_source"), EVENT.c.event_id == sa.bindparam("key_id"))
+    .values(
+        _counted(
+            sa.bindparam("now", type_=UTCDateTime()),
+            sa.bindparam("pause_over", type_=UTCDateTime()),
+            sa.bindparam("more"),
+        )
     )
+    .returning(*_RETURNED)
+)
 
 
 def _count_all() -> sa.Update:
@@ -153,17 +157,12 @@ def _count_all() -> sa.Update:
     return sa.update(EVENT).where(EVENT.c.id == locked.c.id).values(change).returning(*_RETURNED)
 
 
-def _keep(insert: Any, at: Any) -> sa.Insert:
+_COUNT_ALL = _count_all()
+
+
+def _keep(store: Store) -> sa.Insert:
+    insert = insert_for(store, DUPLICATE)
     slot = {name: sa.bindparam(name, type_=DUPLICATE.c[name].type) for name in ("event", "slot", "address")}
-    statement: sa.Insert = insert.values(**slot, at=at).on_conflict_do_update(
-        index_elements=["event", "slot"],
-        set_={"at": insert.excluded.at, "address": insert.excluded.address},
-    )
-    return statement
-
-
-_COUNT_ONE, _COUNT_ALL = _count_one(), _count_all()
-_KEEP = {
-    True: _keep(sqlite.insert(DUPLICATE), sa.bindparam("at", type_=UTCDateTime())),
-    False: _keep(postgresql.insert(DUPLICATE), MOMENT),
-}
+    newer = {"at": insert.excluded.at, "address": insert.excluded.address}
+    keyed = insert.values(**slot, at=store.clock)
+    return keyed.on_conflict_do_update(index_elements=["event", "slot"], set_=newer)

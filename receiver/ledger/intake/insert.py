@@ -137,11 +137,10 @@ def _postgres_values(store: Store, rows: Rows) -> dict[str, Any]:
     return {"rows": encoded, "shift": store.shift}
 
 
-def _text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-_encode = json.JSONEncoder(default=_text, separators=(",", ":")).encode
+_encode = json.JSONEncoder(
+    default=lambda value: value.isoformat() if isinstance(value, datetime) else str(value),
+    separators=(",", ":"),
+).encode
 
 
 # SQLite prepares a statement once and runs it for each row: no single statement for all is faster.

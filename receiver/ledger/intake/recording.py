@@ -6,7 +6,7 @@ is first-seen and nothing special. Group commit tries the fast path first and re
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -59,7 +59,12 @@ def record_together(store: Store, deliveries: Sequence[Delivery]) -> list[Verdic
     rows = {batch[place].key: _new_row(batch[place]) for place in leaders}
     verdicts: dict[int, Verdict] = {}
     with store.write() as connection:
-        _lock_bodies(store, connection, [batch[place] for place in leaders])
+        if not store.sqlite:
+            # Two copies of one body under two ids must not miss each other: the second waits for the first.
+            guarded = [batch[place] for place in leaders if batch[place].replay_guard == "park"]
+            for body in sorted({f"{item.source}:{item.body_hash}" for item in guarded}):
+                lock = func.pg_advisory_xact_lock(func.hashtextextended(body, text("0")))
+                connection.execute(select(lock))
         new = insert_new(store, connection, list(rows.values()))
         first = sorted(place for place in leaders if rows[batch[place].key]["id"] in new)
         parked = _flag_replays(connection, [(batch[place], rows[batch[place].key]) for place in first])
@@ -152,15 +157,6 @@ def _duplicate(store: Store, connection: Connection, delivery: Delivery, row: Ro
 
 
 # Ids outside the signed bytes: a captured body that comes again under another id is flagged, or parked.
-
-
-def _lock_bodies(store: Store, connection: Connection, batch: Iterable[Delivery]) -> None:
-    """Let two copies of one body under two ids not miss each other: the second waits for the first."""
-    if store.sqlite:
-        return
-    bodies = {f"{item.source}:{item.body_hash}" for item in batch if item.replay_guard == "park"}
-    for body in sorted(bodies):
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(body, text("0")))))
 
 
 def _flag_replays(connection: Connection, first: Sequence[tuple[Delivery, Mapping[str, Any]]]) -> set[UUID]:

@@ -1,7 +1,7 @@
 """Events out: claim, renew, settle, expire; nudge, reopen, prune."""
 
 from receiver.ledger.queue.claims import claim, claim_due, expire, renew
-from receiver.ledger.queue.settlement import FINISHED, settle
+from receiver.ledger.queue.settlement import settle
 from receiver.ledger.queue.sweep import (
     Retention,
     forget_worker,
@@ -15,7 +15,6 @@ from receiver.ledger.queue.sweep import (
 )
 
 __all__ = [
-    "FINISHED",
     "Retention",
     "claim",
     "claim_due",

@@ -1,4 +1,4 @@
-"""What the sweeper asks of the ledger: which events to nudge, to reopen and to prune, and which workers live.
+"""The sweeper's queries: which events to nudge, to reopen and to prune, and which workers live.
 
 A nudge is a broker message that says that an event is due. It may be lost, so due events are nudged again,
 each time later; when two nudges of an event went unheard, a worker runs it without the broker.

@@ -1,4 +1,4 @@
-"""What to tell people: events that died or were parked, a backlog, and a spike of rejections.
+"""Alerts for people: events that died or were parked, a backlog, and a spike of rejections.
 
 `take_alert` gives one due alert to one worker, which sends it and then calls `mark_sent`. A worker that dies
 in between leaves it to the next one.
@@ -68,7 +68,7 @@ def take_alert(store: Store, backlog: timedelta) -> DueAlert | None:
         busy = or_(ALERT.c.taken_until > store.now(), ALERT.c.told_at > store.after(-AGAIN))
         rows = connection.execute(select(ALERT.c.kind, ALERT.c.name, ALERT.c.what).where(busy))
         resting = {Subject(Topic(topic), name, what) for topic, name, what in rows}
-        # A backlog is counted only if it may be told: with many events that takes longest.
+        # A backlog is counted only if its alert may be sent: with many events, counting takes longest.
         overdue = () if Subject(Topic.BACKLOG) in resting else _overdue(store, connection, backlog)
         found = (*_stuck(connection), *overdue, *_spikes(store, connection))
     candidates = [alert for alert in found if alert.subject not in resting]

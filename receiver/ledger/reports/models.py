@@ -1,6 +1,6 @@
 """Read models: the one shape of everything that people see of the ledger.
 
-The readers of this room return them, the service redacts them, `/v1`, the dashboard and the command line
+The readers of this package return them, the service redacts them, `/v1`, the dashboard and the command line
 render them, and OpenAPI documents them: docstrings are its descriptions, and names, without `View`, those of
 its components. Members stand in the order in which `--json` prints them.
 """

@@ -6,8 +6,7 @@ decides it for an event: the one it is parked for, waits for, or died of.
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Protocol
-from uuid import UUID
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row, exists, select
 
@@ -44,41 +43,6 @@ CALL_OUTLOOKS: Final[Mapping[CallState, str]] = {
 }
 
 
-class EventFacts(Protocol):
-    """The part of an event's row that tells what happens next."""
-
-    state: Any
-    type: str
-    generation: int
-    attempts: int
-    nudges: int
-    discarded: bool
-    reason: str | None
-    lease_until: datetime | None
-    due_at: datetime
-    finished_at: datetime | None
-    revived_at: datetime | None
-    body: bytes | None
-
-
-class CallFacts(Protocol):
-    """The part of a call's row that tells what happens next; `is_open` is the column of that name below."""
-
-    id: UUID
-    step: str
-    state: Any
-    api: str
-    outcome: Any
-    protection: Any
-    sends: int
-    shares: UUID | None
-    changed_to: str | None
-    use_stored: bool
-    quiet_until: datetime | None
-    expires_at: datetime | None
-    is_open: bool
-
-
 def is_open() -> Any:
     """Return the column that says whether a send of the call may have been executed."""
     return exists(select(SEND.c.id).where(SEND.c.call == CALL.c.id, SEND.c.open)).label("is_open")
@@ -96,7 +60,7 @@ def deciding(connection: Connection, event: Row[Any]) -> Row[Any] | None:
     return connection.execute(chosen.limit(1)).first()
 
 
-def outlook(event: EventFacts, now: datetime, call: CallFacts | None = None) -> str:
+def outlook(event: Row[Any], now: datetime, call: Row[Any] | None = None) -> str:
     """Say what happens next, when and why, at the ledger's time `now`; `call` is the one that decides it."""
     # An event that cannot run again takes no call up.
     if call is None or (event.state == State.DEAD and (event.discarded or event.body is None)):
@@ -118,7 +82,7 @@ def call_outlook(call: Row[Any], event: Row[Any]) -> str:
     return CALL_OUTLOOKS[state]
 
 
-def _event_outlook(event: EventFacts, now: datetime) -> str:
+def _event_outlook(event: Row[Any], now: datetime) -> str:
     """Say what happens next to an event that no call decides about."""
     match State(event.state):
         case State.RECEIVED:
@@ -139,7 +103,7 @@ def _event_outlook(event: EventFacts, now: datetime) -> str:
             return _ignored(event, now)
 
 
-def _running(event: EventFacts, now: datetime) -> str:
+def _running(event: Row[Any], now: datetime) -> str:
     lease = event.lease_until or now
     if lease <= now:
         return f"Another worker takes it over: the lease of attempt {event.attempts} ended at {_time(lease)}."
@@ -149,7 +113,7 @@ def _running(event: EventFacts, now: datetime) -> str:
     )
 
 
-def _waiting(event: EventFacts, now: datetime) -> str:
+def _waiting(event: Row[Any], now: datetime) -> str:
     number = event.attempts + 1
     if event.due_at <= now:
         since = f"{_time(event.due_at)}{_nudged(event)}"
@@ -162,7 +126,7 @@ def _waiting(event: EventFacts, now: datetime) -> str:
     return f"Attempt {number} runs at {when}.{_because(event)}"
 
 
-def _dead(event: EventFacts, now: datetime) -> str:
+def _dead(event: Row[Any], now: datetime) -> str:
     if event.discarded:
         return f"Nothing, not even at a new delivery.{_because(event)}"
     revival = (event.revived_at + REVIVAL_PAUSE) if event.revived_at else now
@@ -171,7 +135,7 @@ def _dead(event: EventFacts, now: datetime) -> str:
     return f"Nothing by itself.{_because(event)} {hope}"
 
 
-def _ignored(event: EventFacts, now: datetime) -> str:
+def _ignored(event: Row[Any], now: datetime) -> str:
     until = (event.finished_at or now) + REOPEN_WINDOW
     if until <= now:
         hope = ERASED if event.body is None else "Once one does, retry it."
@@ -180,7 +144,7 @@ def _ignored(event: EventFacts, now: datetime) -> str:
     return f"A worker that starts {when} with a handler for {event.type} runs it; later, retry it."
 
 
-def _prospect(event_state: Any, call: CallFacts, now: datetime) -> str:
+def _prospect(event_state: Any, call: Row[Any], now: datetime) -> str:
     """Say what the next attempt, or a retry, does with the call that decides."""
     if event_state == State.DEAD:
         return f"A retry sends its rejected call {call.step!r} as a successor, under a new key."
@@ -195,7 +159,7 @@ def _prospect(event_state: Any, call: CallFacts, now: datetime) -> str:
     return f"Its call {call.step!r} waits, and goes out {again}then{key}."
 
 
-def _choices(call: CallFacts, now: datetime) -> str:
+def _choices(call: Row[Any], now: datetime) -> str:
     """Say what is known of a call that waits for a person, and what each resolution does."""
     twice = ", so it happens twice if it did happen" if call.is_open else ""
     not_before = ""
@@ -212,7 +176,7 @@ def _choices(call: CallFacts, now: datetime) -> str:
     return f"{_known(call)} {'; '.join(ways)}."
 
 
-def _known(call: CallFacts) -> str:
+def _known(call: Row[Any]) -> str:
     if call.outcome is not None and ENDS_CALL.get(SendOutcome(call.outcome)) == CallState.SUCCEEDED:
         return "It happened."
     if call.is_open:
@@ -224,13 +188,13 @@ def _known(call: CallFacts) -> str:
     return "It has not happened, as far as its answers tell."
 
 
-def _because(event: EventFacts) -> str:
+def _because(event: Row[Any]) -> str:
     if not event.reason:
         return ""
     return f" {event.reason}" if event.reason.endswith((".", "!", "?")) else f" {event.reason}."
 
 
-def _nudged(event: EventFacts) -> str:
+def _nudged(event: Row[Any]) -> str:
     return f" and was nudged {event.nudges} times" if event.nudges > 1 else ""
 
 

@@ -14,12 +14,12 @@ from sqlalchemy import ColumnElement, Connection, and_, column, func, select, va
 from sqlalchemy.types import Integer
 
 from receiver.ledger.counters import ALL_TIME, CounterKind, Total, totals
-from receiver.ledger.filter import sources
+from receiver.ledger.filter import first_id, sources
 from receiver.ledger.reports import models
 from receiver.ledger.states import OPEN, UNFINISHED, CallState, SendOutcome, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, COUNTER, EVENT, SAMPLE, WORKER, in_state
-from receiver.ledger.text import plain, uuid7
+from receiver.ledger.text import plain
 
 # States that an event leaves only when a person, or for dead ones a new delivery, makes it.
 NEEDS_PERSON = (State.PARKED, State.DEAD)
@@ -156,7 +156,7 @@ def throughput(store: Store, minutes: int) -> models.Throughput:
     with store.read() as connection:
         now = connection.execute(select(store.now())).scalar_one()
         starts = [now.replace(second=0, microsecond=0) - MINUTE * back for back in range(minutes)][::-1]
-        ids = [(number, _first_id(start), _first_id(start + MINUTE)) for number, start in enumerate(starts)]
+        ids = [(number, first_id(start), first_id(start + MINUTE)) for number, start in enumerate(starts)]
         times = [(number, start, start + MINUTE) for number, start in enumerate(starts)]
         minute, total = COUNTER.c.minute, func.sum(COUNTER.c.count)
         counted = select(minute, total).where(DUPLICATES, minute >= starts[0]).group_by(minute)
@@ -190,7 +190,7 @@ def flow(store: Store, minutes: int) -> dict[str, models.Flow]:
         found: dict[str, models.Flow] = defaultdict(models.Flow)
         # Counted for each source by itself: its index begins with the source.
         known = sources().subquery()
-        mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= _first_id(since))
+        mine = and_(EVENT.c.source == known.c.source, EVENT.c.id >= first_id(since))
         accepted = select(func.count()).select_from(EVENT).where(mine).scalar_subquery()
         for source, count in connection.execute(select(known.c.source, accepted)):
             found[source].accepted = int(count)
@@ -207,11 +207,6 @@ def flow(store: Store, minutes: int) -> dict[str, models.Flow]:
         for source, reason, count in connection.execute(lately.group_by(COUNTER.c.name, COUNTER.c.what)):
             found[source].rejections[reason] = int(count)
     return dict(found)
-
-
-def _first_id(at: datetime) -> Any:
-    """Return the lowest id that an event of this millisecond can have."""
-    return uuid7(int(at.timestamp() * 1000), 0)
 
 
 def workers(store: Store) -> list[models.WorkerHeartbeat]:

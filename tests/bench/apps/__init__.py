@@ -1,1 +1,1 @@
-"""The applications that are measured beside Firstseen."""
+"""The applications that Firstseen is compared with."""

@@ -1,11 +1,11 @@
-"""A bare Flask view that reads the body and answers: the limit for every application on Flask."""
+"""A bare Flask view that reads the body and responds: the upper bound for any application on Flask."""
 
 from flask import Flask, jsonify, request
 from flask.typing import ResponseReturnValue
 
 
 def application() -> Flask:
-    """Build it."""
+    """Build the application."""
     app = Flask(__name__)
 
     @app.post("/webhooks/stripe")

@@ -1,4 +1,4 @@
-"""Flask with DBOS, as its documentation does it: verify, then start a workflow named by the event."""
+"""Flask with DBOS as its documentation shows it: verify, then start a workflow with the event's id."""
 
 import os
 
@@ -9,7 +9,7 @@ from flask.typing import ResponseReturnValue
 
 
 def application() -> Flask:
-    """Build it."""
+    """Build the application."""
     app = Flask(__name__)
     config: DBOSConfig = {"name": "bench", "system_database_url": os.environ["BENCH_DATABASE"]}
     DBOS(config=config)

@@ -1,4 +1,4 @@
-"""What one writes in an afternoon: verify, look, insert, commit, enqueue."""
+"""A receiver written in an afternoon: verify, look up, insert, commit, enqueue."""
 
 import os
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from sqlmodel import Field, Session, SQLModel, create_engine, select
 
 
 class Received(SQLModel, table=True):
-    """One event that came."""
+    """One received event."""
 
     id: int | None = Field(default=None, primary_key=True)
     event_id: str = Field(unique=True)
@@ -20,7 +20,7 @@ class Received(SQLModel, table=True):
 
 
 def application() -> Flask:
-    """Build it."""
+    """Build the application."""
     engine = create_engine(os.environ["BENCH_DATABASE"], pool_size=16)
     SQLModel.metadata.create_all(engine)
     app, celery = Flask(__name__), Celery("naive", broker=os.environ["BENCH_BROKER"])

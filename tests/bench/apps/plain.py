@@ -1,4 +1,4 @@
-"""A plain Celery application with a task that does nothing, and one that says how long it waited."""
+"""A plain Celery application with a task that does nothing and one that records its latency."""
 
 import os
 import time
@@ -16,7 +16,7 @@ def nothing(event_id: str) -> None:
 
 @app.task(name="plain.timed", ignore_result=True)
 def timed(sent_at: float) -> None:
-    """Write down the milliseconds from its sending to its start."""
+    """Record the milliseconds from the task's sending to its start."""
     waited = (time.time() - sent_at) * 1000
     with Path(os.environ["BENCH_TIMES"]).open("a") as times:
         times.write(f"{waited}\n")

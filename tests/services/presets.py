@@ -1,4 +1,4 @@
-"""The catalogue's entries as tests need them: with keys of their shape, and deliveries of each one's own."""
+"""Declared providers for tests: secrets of their format, and deliveries that each of them signs."""
 
 import inspect
 import re
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 def over(cases: Sequence[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make one test of a check and its cases: it tries them all, and names each that fails.
+    """Turn a check into one test that tries all cases and reports each one that fails.
 
-    A test for each case costs more than most checks, a hundred times over. The check takes a case as its
-    first argument, and fixtures as the others.
+    A test per case would cost a hundred times more than most checks. The check's first argument is a case,
+    the others are fixtures.
     """
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
@@ -62,7 +62,7 @@ def options(provider: Provider) -> dict[str, str]:
 
 @cache
 def compiled(name: str) -> Scheme:
-    """Compile an entry's scheme."""
+    """Compile a provider's scheme."""
     provider = load_providers()[name]
     return compile_scheme(provider.required_scheme, options(provider))
 
@@ -70,14 +70,14 @@ def compiled(name: str) -> Scheme:
 def signed_headers(
     scheme: Scheme, secret: str, body: bytes, now: float, event_id: str, *, url: str = URL
 ) -> dict[str, str]:
-    """Return the headers that sign a body as it is."""
+    """Return the headers that sign a body; fail if signing changes the body."""
     request = scheme.sign(secret, Request("POST", url, (), body), now, event_id)
     assert (request.url, request.body) == (url, body)
     return dict(request.headers)
 
 
 def make_keys(provider: Provider) -> tuple[str, str]:
-    """Return a secret to verify with and one to sign with: the same, but for public keys."""
+    """Return a secret to verify with and one to sign with; they differ for public keys only."""
     scheme = provider.required_scheme
     if scheme.type in PUBLIC_KEY:
         return _pair(scheme)
@@ -114,7 +114,7 @@ def _private(kind: str) -> ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKe
 
 
 def with_values(request: Request, place: Locator, values: Iterable[str]) -> Request:
-    """Return the request with what stands at a place replaced: by none, one, or several."""
+    """Return the request with the values at a place replaced by these: none, one or several."""
     if place.kind == "header":
         others = tuple(pair for pair in request.headers if pair[0].lower() != place.name.lower())
         return replace(request, headers=(*others, *((place.name, value) for value in values)))
@@ -127,7 +127,7 @@ def with_values(request: Request, place: Locator, values: Iterable[str]) -> Requ
 
 
 def flips(text: str) -> Iterable[tuple[int, str]]:
-    """Yield a text with one bit of one character changed, for each; changes of case alone are left out."""
+    """Yield the text with one bit of one character changed, for each character, except changes of case."""
     for position, character in enumerate(text):
         flipped = chr(ord(character) ^ 1)
         if flipped.lower() != character.lower():
@@ -135,10 +135,10 @@ def flips(text: str) -> Iterable[tuple[int, str]]:
 
 
 def signing_places(scheme: SchemeTable) -> list[Locator]:
-    """Name where this scheme's proof stands: signature, time, id, and whatever else its content takes."""
-    one = scheme.schemes[0] if scheme.schemes else scheme
-    places = [table.places.places[0] for table in (one.signature, one.timestamp) if table]
-    texts = [one.id or "", *one.require, *(str(part) for part in one.placeholders)]
+    """Return the places that this scheme reads: signature, time, id, and those that its content names."""
+    own = scheme.schemes[0] if scheme.schemes else scheme
+    places = [table.places.places[0] for table in (own.signature, own.timestamp) if table]
+    texts = [own.id or "", *own.require, *(str(part) for part in own.placeholders)]
     found = [Locator(*pair) for text in texts if (pair := re.split(r"[|]", text)[0].split(":", 1))[1:]]  # type: ignore[arg-type]
     kinds = {"header", "json", "query", "form"}
     return list(dict.fromkeys(place for place in [*places, *found] if place.kind in kinds))

@@ -1,4 +1,4 @@
-"""What happens next: one sentence for each state."""
+"""An event's next step: one sentence for each state."""
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-def seen(**change: Any) -> SimpleNamespace:
-    """Return a row with everything at rest."""
+def event_row(**change: Any) -> Any:
+    """Return an event's row with these changes."""
     row = {
         "state": State.RECEIVED,
         "type": "invoice.paid",
@@ -34,10 +34,9 @@ def seen(**change: Any) -> SimpleNamespace:
 
 @pytest.mark.parametrize("state", State)
 def test_every_state_has_a_sentence(state: State) -> None:
-    """No state is left without a word, and each says one that ends."""
-    told = outlook(seen(state=state), NOW)
-    assert told.endswith("."), told
-    assert told[0].isupper(), told
+    sentence = outlook(event_row(state=state), NOW)
+    assert sentence.endswith("."), sentence
+    assert sentence[0].isupper(), sentence
 
 
 @pytest.mark.parametrize(
@@ -61,4 +60,4 @@ def test_every_state_has_a_sentence(state: State) -> None:
 )  # fmt: skip
 def test_the_sentence_says_when_and_why(change: dict[str, Any], words: str) -> None:
     """Times, numbers and reasons are the row's own."""
-    assert words in outlook(seen(**change), NOW)
+    assert words in outlook(event_row(**change), NOW)

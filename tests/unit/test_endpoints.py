@@ -1,5 +1,6 @@
-"""What a verified delivery says: ids, types, times, batches."""
+"""Reading a verified delivery: ids, types, times, batches and compressed bodies."""
 
+import gzip
 import json
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -12,15 +13,16 @@ from hypothesis import strategies as st
 
 from config.providers import Provider, load_providers
 from config.sources import SOURCES, Source, load_sources
-from receiver.endpoints import MOST_ITEMS, Extractor, Item
+from receiver.endpoints import MOST_ITEMS, Extractor, build_endpoints, unpacked
+from receiver.ledger.intake import Delivery
 from receiver.payload import FORM
-from receiver.signatures import Request
+from receiver.signatures import InvalidSignature, Request
 
 SOURCES_BY_NAME = load_sources(SOURCES, load_providers(), {})
 
 
 def provider(**keys: Any) -> Provider:
-    """Make a provider that reads its events as told."""
+    """Make a provider with these keys in its entry."""
     scheme = {
         "type": "hmac",
         "hash": "sha256",
@@ -37,7 +39,7 @@ def extractor(**keys: Any) -> Extractor:
 
 
 def post(body: Any, url: str = "https://x.example/", **headers: str) -> Request:
-    """Make a POST; what is not bytes is sent as JSON. Underscores in header names are hyphens."""
+    """Make a POST; a body that is not bytes is sent as JSON, `_` in header names stands for `-`."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Request(
         "POST", url, tuple((name.replace("_", "-"), value) for name, value in headers.items()), raw
@@ -45,12 +47,12 @@ def post(body: Any, url: str = "https://x.example/", **headers: str) -> Request:
 
 
 def hash_of(body: bytes) -> str:
-    """Name a body by its hash."""
+    """Return the id that a body's hash gives."""
     return f"sha256:{sha256(body).hexdigest()}"
 
 
-def only(items: list[Item]) -> Item:
-    """Return the one item."""
+def only(items: list[Delivery]) -> Delivery:
+    """Return the only item."""
     (item,) = items
     return item
 
@@ -99,13 +101,13 @@ def only(items: list[Item]) -> Item:
 def test_the_presets_find_id_and_type(
     source: str, body: Any, headers: dict[str, str], expected: tuple[str, str]
 ) -> None:
-    """Each preset reads its provider's deliveries, forms included, with header names in any case."""
+    """Forms included, with header names in any case."""
     item = only(Extractor(SOURCES_BY_NAME[source]).items(post(body, **headers)))
     assert (item.event_id, item.type, item.problem) == (*expected, None)
 
 
 def test_the_body_of_a_single_event_is_exact() -> None:
-    """The raw bytes are kept, spaces and all, with their content type."""
+    """Byte for byte, with its content type."""
     body = b'{ "id" : "a" }\r\n'
     item = only(extractor().items(post(body, Content_Type="application/json")))
     assert (item.body, item.content_type) == (body, "application/json")
@@ -125,7 +127,7 @@ def test_the_body_of_a_single_event_is_exact() -> None:
     ],
 )
 def test_ids_are_read_where_the_entry_says(keys: dict[str, Any], request_: Request, expected: str) -> None:
-    """Headers, JSON into arrays, query and form; the first of alternatives; all parts of a composite."""
+    """In headers, JSON, arrays, query and form; the first of alternatives; all parts of a composite."""
     item = only(extractor(**keys).items(request_))
     assert (item.event_id, item.problem) == (expected, None)
 
@@ -146,8 +148,8 @@ def test_ids_are_read_where_the_entry_says(keys: dict[str, Any], request_: Reque
         ({"event_id": "header:A"}, Request("POST", "", (("A", "1"), ("a", "2")), b"{}")),
     ],
 )
-def test_what_has_no_id_has_a_problem(keys: dict[str, Any], request_: Request) -> None:
-    """A missing, empty, repeated or shapeless id is none: the body's hash names the item, with a reason."""
+def test_an_item_without_an_id_has_a_problem(keys: dict[str, Any], request_: Request) -> None:
+    """A missing, empty, repeated or unusable id: the item is named by its body's hash."""
     item = only(extractor(**keys).items(request_))
     assert item.event_id == hash_of(request_.body)
     assert item.problem is not None
@@ -164,8 +166,8 @@ def test_what_has_no_id_has_a_problem(keys: dict[str, Any], request_: Request) -
         (b'{"id":' + b"9" * 5_000 + b"}", "too long"),
     ],
 )
-def test_what_does_not_parse_has_a_problem(body: bytes, sentence: str) -> None:
-    """A verified body that cannot be read is kept under its hash, even where a header holds an id."""
+def test_an_unreadable_body_has_a_problem(body: bytes, sentence: str) -> None:
+    """It is kept under its hash, even where a header holds an id."""
     for keys in ({}, {"event_id": "header:X-Id", "event_type": "header:X-Type"}):
         item = only(extractor(**keys).items(post(body, X_Id="id-1", X_Type="a")))
         assert (item.event_id, item.body) == (hash_of(body), body)
@@ -174,21 +176,20 @@ def test_what_does_not_parse_has_a_problem(body: bytes, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "x" * 256])
-def test_what_cannot_be_stored_is_hashed(text: str) -> None:
-    """U+0000, lone surrogates and long texts become a hash of themselves and are never cut."""
+def test_an_id_that_cannot_be_stored_is_hashed(text: str) -> None:
+    """U+0000, lone surrogates and long texts are hashed, never cut."""
     item = only(extractor().items(post({"id": text, "type": text})))
     expected = hash_of(text.encode("utf-8", "surrogatepass"))
     assert (item.event_id, item.type, item.problem) == (expected, expected, None)
 
 
 def test_the_longest_id_is_kept_as_it_is() -> None:
-    """Exactly 255 characters fit, whatever their bytes."""
+    """255 characters fit, however many bytes they have."""
     item = only(extractor().items(post({"id": "\U0001f600" * 255})))
     assert item.event_id == "\U0001f600" * 255
 
 
-def test_a_type_that_is_not_there_is_unknown() -> None:
-    """An event without a type can still be handled and shown."""
+def test_a_missing_type_is_unknown() -> None:
     assert only(extractor().items(post({"id": "a"}))).type == "unknown"
 
 
@@ -209,7 +210,7 @@ def test_a_type_that_is_not_there_is_unknown() -> None:
     ],
 )
 def test_times_are_utc_or_none(unit: str, value: Any, expected: datetime | None) -> None:
-    """The provider's time is read by its unit; one that is no time harms nothing."""
+    """A text that is no time is no error."""
     found = extractor(created_at={"in": "json:at", "unit": unit}).items(post({"id": "a", "at": value}))
     assert only(found).created_at == expected
 
@@ -218,7 +219,7 @@ BATCH: dict[str, Any] = {"batch": "json:events", "event_id": "item:id", "event_t
 
 
 def test_a_batch_is_split() -> None:
-    """Each element is an event with its own id, type and body; the rest of the payload stays readable."""
+    """Each item is an event with its own id, type and body; the batch's own fields stay readable."""
     keys = {**BATCH, "created_at": {"in": "json:at", "unit": "s"}}
     body = {"at": 1_700_000_000, "events": [{"id": "a", "type": "t"}, {"id": "b", "n": "\ud800"}]}
     first, second = extractor(**keys).items(post(body, Content_Type="application/x-json"))
@@ -229,7 +230,7 @@ def test_a_batch_is_split() -> None:
 
 
 def test_an_item_without_an_id_does_not_stop_the_rest() -> None:
-    """It is named by its own hash, with a problem; its neighbours are events as usual."""
+    """It is named by its hash, with a problem; the others are events as usual."""
     first, second, third = extractor(**BATCH).items(post({"events": [{"id": "a"}, {}, "x"]}))
     assert (first.event_id, first.problem) == ("a", None)
     assert (second.event_id, third.event_id) == (hash_of(b"{}"), hash_of(b'"x"'))
@@ -237,15 +238,15 @@ def test_an_item_without_an_id_does_not_stop_the_rest() -> None:
 
 
 def test_an_empty_batch_has_no_events() -> None:
-    """Heartbeats and tests send empty lists; nothing is recorded."""
+    """Heartbeats send empty lists."""
     assert extractor(**BATCH).items(post({"events": []})) == []
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"events": {}}, {"events": None}, [], {"events": [0] * (MOST_ITEMS + 1)}]
 )
-def test_what_is_no_batch_is_kept_whole(body: Any) -> None:
-    """A payload without its list, or with too long a one, is one item with a problem."""
+def test_a_body_without_its_list_is_one_item(body: Any) -> None:
+    """Also one with too long a list; the item has a problem."""
     request = post(body)
     item = only(extractor(**BATCH).items(request))
     assert (item.event_id, item.body) == (hash_of(request.body), request.body)
@@ -253,14 +254,13 @@ def test_what_is_no_batch_is_kept_whole(body: Any) -> None:
     assert item.problem.startswith("It is not the list of events")
 
 
-def test_an_item_that_json_cannot_hold_keeps_the_batch_whole() -> None:
-    """A number beyond every float would be written as something that no JSON parser reads back."""
+def test_a_batch_with_an_infinite_number_is_one_item() -> None:
+    """Writing the number again would give invalid JSON."""
     request = post(b'{"events":[{"id":"a","n":1e999}]}')
     assert only(extractor(**BATCH).items(request)).body == request.body
 
 
 def test_the_largest_batch_is_split() -> None:
-    """Ten thousand events are ten thousand items."""
     events = [{"id": str(number)} for number in range(MOST_ITEMS)]
     found = extractor(**BATCH).items(post({"events": events}))
     assert [item.event_id for item in found] == [str(number) for number in range(MOST_ITEMS)]
@@ -274,14 +274,13 @@ def test_the_largest_batch_is_split() -> None:
         ("form:events", b'events=[{"id":"a"},{"id":"b"}]', FORM),
     ],
 )
-def test_batches_stand_in_several_places(place: str, body: Any, content_type: str) -> None:
-    """A batch is the whole payload, lists within lists, or JSON in a form's field."""
+def test_a_batch_is_found_where_the_entry_says(place: str, body: Any, content_type: str) -> None:
+    """The whole payload, lists within lists, or JSON in a form's field."""
     found = extractor(**{**BATCH, "batch": place}).items(post(body, Content_Type=content_type))
     assert [item.event_id for item in found] == ["a", "b"]
 
 
-def test_a_provider_without_ids_gets_new_ones() -> None:
-    """Where equal deliveries are different events, each has an id of its own."""
+def test_without_deduplication_each_delivery_gets_a_new_id() -> None:
     found = extractor(event_id=(), dedup="none")
     first, second = (only(found.items(post({}))) for _ in range(2))
     assert first.event_id != second.event_id
@@ -289,7 +288,7 @@ def test_a_provider_without_ids_gets_new_ones() -> None:
 
 
 def test_an_optional_part_may_be_missing() -> None:
-    """A composite id leaves out a part that ends with ? where it is not there."""
+    """A composite id leaves out a missing part that is marked with `?`."""
     found = extractor(event_id=["json:id", "json:status?"])
     assert only(found.items(post({"id": "m1", "status": "read"}))).event_id == "m1+read"
     assert only(found.items(post({"id": "m1"}))).event_id == "m1"
@@ -297,7 +296,7 @@ def test_an_optional_part_may_be_missing() -> None:
 
 
 def test_an_event_without_an_id_is_named_as_the_entry_says() -> None:
-    """By its hash, so that a retry is known again, or by a new name each time; neither is parked."""
+    """By its hash, so that a retry is recognized, or by a new id each time; neither is parked."""
     hashed = only(extractor(without_id="body_hash").items(post({"a": 1})))
     assert (hashed.event_id, hashed.problem) == (hash_of(b'{"a": 1}'), None)
     named = [only(extractor(without_id="none").items(post({"a": 1}))) for _ in range(2)]
@@ -305,23 +304,16 @@ def test_an_event_without_an_id_is_named_as_the_entry_says() -> None:
     assert named[0].problem is None
 
 
-def test_an_item_without_an_id_does_not_hold_up_the_rest() -> None:
-    """It is kept under its own hash with a reason, between others that have their ids."""
-    found = extractor(**BATCH).items(post({"events": [{"id": "a"}, {"x": 1}, {"id": "c"}]}))
-    assert [item.event_id for item in found] == ["a", hash_of(b'{"x":1}'), "c"]
-    assert [item.problem is None for item in found] == [True, False, True]
-
-
-def test_an_item_can_be_named_by_its_place() -> None:
-    """Where items have no ids, the delivery's and the place in it make one."""
+def test_an_items_id_may_be_its_position() -> None:
+    """The delivery's id and the position in it."""
     found = extractor(batch="json:events", event_id=["header:X-Id", "item:#"])
     items = found.items(post({"events": [{}, {}]}, X_Id="d1"))
     assert [item.event_id for item in items] == ["d1+0", "d1+1"]
     assert all(item.problem for item in found.items(post({"events": [{}, {}]})))
 
 
-def test_a_batch_may_be_told_by_its_content_type() -> None:
-    """CloudEvents come one by one, in two shapes, or as a batch."""
+def test_a_batch_may_be_recognized_by_its_content_type() -> None:
+    """CloudEvents are sent one at a time, in two shapes, or as a batch."""
     found = Extractor(Source("a", load_providers()["cloudevents-webhook"], ("k",)))
     event = {"id": "1", "source": "/s", "type": "t"}
     kind = "application/cloudevents-batch+json"
@@ -333,7 +325,7 @@ def test_a_batch_may_be_told_by_its_content_type() -> None:
 
 
 def test_an_event_may_have_no_body() -> None:
-    """Google's notifications are headers alone."""
+    """Google Calendar sends only headers."""
     found = Extractor(Source("a", load_providers()["google-calendar"], ("k",)))
     headers = {"X_Goog_Channel_ID": "c", "X_Goog_Message_Number": "7", "X_Goog_Resource_State": "exists"}
     item = only(found.items(post(b"", **headers)))
@@ -341,8 +333,7 @@ def test_an_event_may_have_no_body() -> None:
     assert only(found.items(post(b"{", **headers))).problem is not None
 
 
-def test_a_key_may_hold_a_dot() -> None:
-    """A backslash before a dot makes it part of the key."""
+def test_an_escaped_dot_is_part_of_a_key() -> None:
     assert (
         only(extractor(event_id=r"json:a.@odata\.etag").items(post({"a": {"@odata.etag": "e"}}))).event_id
         == "e"
@@ -413,7 +404,7 @@ HEADERS = st.lists(
 @settings(max_examples=300)
 @given(st.builds(Request, st.sampled_from(["POST", "GET"]), st.text(), HEADERS, JSON_BODIES | st.binary()))
 def test_no_bytes_raise(request_: Request) -> None:
-    """Whatever was sent becomes items whose id and type every database can keep."""
+    """Any request becomes items whose id and type both databases can store."""
     for found in EXTRACTORS:
         for item in found.items(request_):
             for text in (item.event_id, item.type):
@@ -421,8 +412,7 @@ def test_no_bytes_raise(request_: Request) -> None:
                 assert "\0" not in text
 
 
-def test_a_source_file_reaches_the_extractor(tmp_path: Path) -> None:
-    """The options of a described sender say where its events' ids and types are."""
+def test_a_sources_options_say_where_id_and_type_are(tmp_path: Path) -> None:
     file = tmp_path / "sources.toml"
     file.write_text(
         """
@@ -440,3 +430,54 @@ def test_a_source_file_reaches_the_extractor(tmp_path: Path) -> None:
     source = load_sources(file, load_providers(), {})["a"]
     item = only(Extractor(source).items(post({"meta": {"id": 7}, "kind": "order", "verb": "paid"})))
     assert (item.event_id, item.type) == ("7", "order.paid")
+
+
+CHAT = b'{"id":"a","type":"message.created"}'
+
+
+def encoded(body: bytes, encoding: str = "gzip") -> Request:
+    """Make a POST with a content encoding."""
+    return Request("POST", "https://x.example/", (("Content-Encoding", encoding),), body)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (encoded(gzip.compress(CHAT)), CHAT),
+        (encoded(gzip.compress(CHAT), " GZIP "), CHAT),
+        (encoded(gzip.compress(b"")), b""),
+        (encoded(gzip.compress(b"x" * 100)), b"x" * 100),
+    ],
+)
+def test_a_gzipped_body_is_unpacked(request_: Request, expected: bytes) -> None:
+    """Up to the limit, with the encoding's name in any case."""
+    assert unpacked(request_, 100).body == expected
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        encoded(gzip.compress(b"x" * 101)),
+        encoded(gzip.compress(b"0" * 10_000_000)),
+        encoded(gzip.compress(CHAT)[:-4]),
+        encoded(gzip.compress(CHAT) + b"more"),
+        encoded(CHAT),
+        encoded(b""),
+        encoded(gzip.compress(CHAT), "identity"),
+        Request("POST", "https://x.example/", (), gzip.compress(CHAT)),
+    ],
+)
+def test_a_body_that_cannot_be_unpacked_stays_as_it_is(request_: Request) -> None:
+    """Too large, truncated, with trailing bytes, or not compressed."""
+    assert unpacked(request_, 100) is request_
+
+
+def test_the_compressed_bytes_are_verified() -> None:
+    """Nylas signs the compressed bytes; the event keeps the unpacked body."""
+    endpoint = build_endpoints({"a": Source("a", load_providers()["nylas"], ("key",))})["a"]
+    signed = endpoint.scheme.sign("key", encoded(gzip.compress(CHAT)), 0, "")
+    endpoint.verify(signed, 0)
+    (delivery,) = endpoint.extract(signed, None)
+    assert (delivery.event_id, delivery.type, delivery.body) == ("a", "message.created", CHAT)
+    with pytest.raises(InvalidSignature):
+        endpoint.verify(unpacked(signed, 100), 0)

@@ -1,4 +1,4 @@
-"""The queue before the ledger's connections: no wider than told, in order, and no turn is ever lost."""
+"""`FifoSemaphore`: bounded, in order, and no turn is lost."""
 
 import threading
 import time
@@ -11,8 +11,8 @@ from receiver.ledger.pool import FifoSemaphore
 from tests.services.waiting import wait_until
 
 
-def test_no_more_than_its_width_are_in() -> None:
-    """Twenty threads through a turnstile of three: always three inside while others wait, never a fourth."""
+def test_no_more_than_its_width_hold_a_turn() -> None:
+    """Twenty threads share three turns: three are always held while others wait, never four."""
     gate, lock, full = FifoSemaphore(3), threading.Lock(), threading.Barrier(3)
     inside, most = [0], [0]
 
@@ -31,8 +31,7 @@ def test_no_more_than_its_width_are_in() -> None:
     assert most[0] == 3
 
 
-def test_who_came_first_goes_first() -> None:
-    """Threads that wait are let in by the order in which they came."""
+def test_turns_are_given_in_order_of_arrival() -> None:
     gate, order, threads = FifoSemaphore(1), [], []
     with gate.turn(1):
         for n in range(8):
@@ -49,8 +48,7 @@ def test_who_came_first_goes_first() -> None:
     assert order == list(range(8))
 
 
-def test_whoever_gives_its_turn_back_goes_to_the_end() -> None:
-    """A thread that comes again at once does not overtake one that waits."""
+def test_a_returning_thread_does_not_overtake_a_waiting_one() -> None:
     gate, order = FifoSemaphore(1), []
 
     def go() -> None:
@@ -67,8 +65,7 @@ def test_whoever_gives_its_turn_back_goes_to_the_end() -> None:
     assert order == ["waiting", "again"]
 
 
-def test_patience_ends_and_costs_no_turn() -> None:
-    """Whoever waited too long is told so; the turn is then free for the next."""
+def test_a_timeout_raises_and_loses_no_turn() -> None:
     gate = FifoSemaphore(1)
     with gate.turn(1):
         begun = time.monotonic()
@@ -79,16 +76,15 @@ def test_patience_ends_and_costs_no_turn() -> None:
         pass
 
 
-def test_an_error_inside_gives_the_turn_back() -> None:
-    """However a block ends, the next one gets in."""
+def test_an_error_releases_the_turn() -> None:
     gate = FifoSemaphore(1)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), gate.turn(0):
             raise ZeroDivisionError
 
 
-def test_no_turn_is_lost_when_patience_ends_at_the_same_moment() -> None:
-    """Many threads whose patience is as short as a turn: in the end all turns are free again."""
+def test_no_turn_is_lost_when_a_timeout_meets_a_release() -> None:
+    """Many threads whose timeout is as short as a turn: in the end all turns are free."""
     gate = FifoSemaphore(2)
 
     def go(_: int) -> None:

@@ -1,4 +1,4 @@
-"""Tables in Markdown, of what a run found."""
+"""Markdown tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the private servers share: a folder, a port, a process with its family, an end that leaves nothing."""
+"""Base of the private servers: a folder, a port, a process with its descendants, and complete clean-up."""
 
 import os
 import shutil
@@ -10,16 +10,17 @@ from tests.services.processes import Process, clean_environment
 from tests.services.waiting import free_port, wait_until
 
 QUEUE = "firstseen"
-"""The queue in which the product puts its nudges."""
+"""The queue of the product's nudges."""
 STARTS = 5
-"""Tries to start: between finding a free port and binding it, another program may take it."""
+"""Attempts to start: another program may take the free port before the server binds it."""
 PATIENCE = 60
-"""Seconds for a server to answer after its start, on a slow and busy machine."""
+"""Seconds for a server to answer after its start, long enough for a slow and busy machine."""
 
 
 def make_folder(name: str) -> Path:
     """Make a temporary folder for a server's files."""
-    # Under /tmp for root, as another user must reach it; short, as a socket's path has about 100 bytes.
+    # For root in /tmp, because another user must reach it; short, because a socket's path is limited to about
+    # 100 bytes.
     place = "/tmp" if os.geteuid() == 0 else None
     return Path(tempfile.mkdtemp(prefix=f"fs-{name}-", dir=place))
 
@@ -44,11 +45,11 @@ class Server:
         return clean_environment(HOME=str(self.folder), LC_ALL="C")
 
     def popen(self) -> dict[str, Any]:
-        """Return what Popen needs besides."""
+        """Return further arguments for Popen."""
         return {}
 
     def answers(self) -> bool:
-        """Whether it does its work now, not only listens."""
+        """Return whether it does its work, not only listens."""
         raise NotImplementedError
 
     @property
@@ -59,11 +60,11 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether it lives, frozen or not."""
+        """Whether its process exists, frozen or not."""
         return self._process is not None and self._process.running
 
     def start(self) -> Self:
-        """Start (again, on the same port once it ran) and wait for its answers."""
+        """Start it, on its earlier port if it had one, and wait until it answers."""
         tries = 1 if self.port else STARTS
         for _ in range(tries):
             self.port = self.port if tries == 1 else free_port()
@@ -74,20 +75,20 @@ class Server:
         raise AssertionError(f"{self.name} does not start:\n{self.log.read_text(errors='replace')[-3000:]}")
 
     def freeze(self) -> None:
-        """Stop answering without closing anything (SIGSTOP); the first process first, lest it add others."""
+        """Send SIGSTOP, which keeps connections open; to the first process first, lest it start others."""
         self.process.freeze(alone=True)
         self.process.freeze()
 
     def thaw(self) -> None:
-        """Answer again (SIGCONT)."""
+        """Continue it with SIGCONT."""
         self.process.thaw()
 
     def kill(self) -> None:
-        """Kill -9, with all of its family. `start()` brings it back on the same port."""
+        """Send SIGKILL to all its processes. `start()` brings it back on the same port."""
         self.process.kill()
 
     def restart(self) -> None:
-        """Kill and start again."""
+        """Kill it and start it again."""
         self.kill()
         self.start()
 

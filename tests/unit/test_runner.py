@@ -1,0 +1,118 @@
+"""A worker thread after a nudge: how many due events it claims, and when it returns unfinished ones."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, select
+
+from receiver.ledger.intake import Delivery, record
+from receiver.ledger.lease import Claim, Outcome
+from receiver.ledger.queue import claim_due
+from receiver.ledger.states import Move
+from receiver.ledger.store import Store
+from receiver.ledger.tables import EVENT
+from tests.services.clock import Clock
+from worker import runner as runner_module
+from worker.runner import AWAKE, TOGETHER, Limits, Runner
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Replace the runner's clock."""
+    made = Clock()
+    monkeypatch.setattr(runner_module, "time", made)
+    return made
+
+
+class TimedAttempt:
+    """An attempt that takes `usual` seconds of the test's clock, or the seconds given for its run number."""
+
+    def __init__(self, clock: Clock, usual: float = 0.0, **slow: float) -> None:
+        self.clock, self.usual, self.slow, self.ran = clock, usual, slow, 0
+
+    def __call__(self, _: Claim) -> Outcome:
+        """Advance the clock and finish."""
+        self.ran += 1
+        self.clock.now += self.slow.get(f"run_{self.ran}", self.usual)
+        return Outcome(Move.FINISH)
+
+
+@pytest.fixture
+def claimed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the `limit` of each claim."""
+    asked: list[int] = []
+
+    def several(*arguments: Any, limit: int, **terms: Any) -> list[Claim]:
+        asked.append(limit)
+        return claim_due(*arguments, limit=limit, **terms)
+
+    monkeypatch.setattr(runner_module, "claim_due", several)
+    return asked
+
+
+LIMITS = Limits(timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=5), 1)
+
+
+def wake(store: Store, attempt: TimedAttempt, count: int) -> None:
+    """Record this many events and nudge one thread for the first of them."""
+    Runner(store, attempt, LIMITS).run_nudged(recorded(store, count))
+
+
+def recorded(store: Store, count: int) -> UUID:
+    """Record this many events and return the first one's id."""
+    deliveries = [Delivery("stripe", f"evt_{number}", "invoice.paid", b"{}") for number in range(count)]
+    return record(store, deliveries)[0].event
+
+
+def states(store: Store) -> dict[str, int]:
+    """Return how many events are in each state."""
+    with store.read() as connection:
+        rows = connection.execute(select(EVENT.c.state, func.count()).group_by(EVENT.c.state))
+        return {str(state): number for state, number in rows}
+
+
+def test_a_nudged_thread_continues_with_due_events(store: Store, clock: Clock, claimed: list[int]) -> None:
+    """One nudge is enough for a hundred events of a quick handler; claims grow."""
+    wake(store, TimedAttempt(clock), 100)
+    assert states(store) == {"done": 100}
+    assert claimed[:7] == [1, 2, 4, 8, 16, TOGETHER, TOGETHER]
+    assert max(claimed) == TOGETHER
+
+
+def test_a_slow_handlers_events_are_claimed_one_by_one(
+    store: Store, clock: Clock, claimed: list[int]
+) -> None:
+    """After a few seconds the thread returns to the broker and leaves the rest to others."""
+    wake(store, TimedAttempt(clock, usual=1.0), 20)
+    assert set(claimed) == {1}
+    assert states(store) == {"done": 1 + int(AWAKE), "received": 19 - int(AWAKE)}
+
+
+def test_the_rest_of_a_slow_batch_is_released(store: Store, clock: Clock) -> None:
+    """Another worker can claim it, and no attempt is counted."""
+    attempt = TimedAttempt(clock, run_10=30.0)
+    wake(store, attempt, 40)
+    assert (attempt.ran, states(store)) == (10, {"done": 10, "waiting": 6, "received": 24})
+    with store.read() as connection:
+        given_back = connection.execute(select(EVENT.c.attempts).where(EVENT.c.state == "waiting")).scalars()
+        assert set(given_back) == {0}
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_finished_event_is_settled_at_shutdown(store: Store) -> None:
+    """Of a batch of two, the finished one is done and the other one is released."""
+    ran: list[Claim] = []
+
+    def attempt(held: Claim) -> Outcome:
+        ran.append(held)
+        # Claims take 1, 1 and 2 events, so this is the last event of the batch of two.
+        if len(ran) == 4:
+            runner.stopping.set()
+            runner.release()
+        return Outcome(Move.FINISH)
+
+    runner = Runner(store, attempt, LIMITS)
+    runner.run_nudged(recorded(store, 5))
+    assert (len(ran), states(store)) == (4, {"done": 3, "waiting": 1, "received": 1})
