@@ -14,7 +14,7 @@ import receiver.app
 from config.settings import Settings
 from receiver.ledger.schema import migrate
 from receiver.ledger.store import Store
-from tests.integration.office import Office
+from tests.integration.call_harness import CallHarness
 from tests.integration.steps import deliver
 from tests.services.api import Api
 from tests.services.databases import NO_BROKER, Databases, driver_url
@@ -72,9 +72,9 @@ def event(store: Store) -> UUID:
 
 
 @pytest.fixture
-def office(store: Store) -> Office:
+def harness(store: Store) -> CallHarness:
     """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
+    return CallHarness(store)
 
 
 @pytest.fixture

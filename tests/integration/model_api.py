@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from tests.integration.office import SILENCE, UNSENT, Crash, reply
+from tests.integration.call_harness import SILENCE, UNSENT, Crash, reply
 from worker.calls.transport import BeforeSend, NoReply, Outgoing, Reply
 
 LOCKED = b"idempotency_key_locked"

@@ -19,8 +19,8 @@ from receiver.ledger.lease import Claim
 from receiver.ledger.queue import claim, expire, settle
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
+from tests.integration.call_harness import CallHarness, Crash
 from tests.integration.model_api import FAULTS, MANNERS, ModelApi
-from tests.integration.office import Crash, Office
 from tests.integration.steps import LEASE, deliver, row
 from worker.calls.errors import CallError
 
@@ -59,10 +59,10 @@ class Journal(RuleBasedStateMachine):
     @initialize(dialect=st.sampled_from(sorted(MANNERS)), script=st.sampled_from(SCRIPTS))
     def begin(self, dialect: str, script: list[str]) -> None:
         """Choose an API and a handler."""
-        self.office, self.script = Office(self.store, dialect), script
-        life = self.office.api.key_life
+        self.harness, self.script = CallHarness(self.store, dialect), script
+        life = self.harness.api.key_life
         self.api = ModelApi(MANNERS[dialect], life, lambda: self.store.shift, self.marked, self.interlude)
-        self.office.transport = self.api  # type: ignore[assignment]
+        self.harness.transport = self.api  # type: ignore[assignment]
 
     def handle(self, _event: Any, calls: Any) -> None:
         """Make the calls of the script."""
@@ -70,7 +70,7 @@ class Journal(RuleBasedStateMachine):
             name = step.rstrip("!")
             once = "the one" if name == "o" else None
             body = {"step": name, "version": self.version}
-            bare = self.office.api.dialect_name == "none" or name == "u"
+            bare = self.harness.api.dialect_name == "none" or name == "u"
             call = calls.shop.put if name == "u" else calls.shop.post
             try:
                 call(f"/{name}", json=body, step=name, once=once, unprotected=bare)
@@ -88,7 +88,7 @@ class Journal(RuleBasedStateMachine):
             before = connection.execute(select(SEND).where(*others)).all()
         if before:
             self.may_be_resent(call)
-        self.used[call.id] = self.office.api.credential
+        self.used[call.id] = self.harness.api.credential
         return call.send, call.id
 
     def may_be_resent(self, call: Row[Any]) -> None:
@@ -96,9 +96,9 @@ class Journal(RuleBasedStateMachine):
         # Noted and not raised: a worker outlives whatever is raised in its handler.
         if call.protection == "unprotected":
             self.wrong.append("a call was resent unprotected")
-        if call.protection == "keyed" and call.now > call.expires_at - self.office.api.key_margin + SLACK:
+        if call.protection == "keyed" and call.now > call.expires_at - self.harness.api.key_margin + SLACK:
             self.wrong.append("a call was resent after the life of its key")
-        if self.used[call.id] != self.office.api.credential:
+        if self.used[call.id] != self.harness.api.credential:
             self.wrong.append("a call was resent under another credential")
 
     def interlude(self) -> None:
@@ -137,14 +137,14 @@ class Journal(RuleBasedStateMachine):
                 died.append(crash)
                 raise
 
-        end = self.office.perform(held, guarded)
+        end = self.harness.perform(held, guarded)
         return None if died else end
 
     def check_end(self, held: Claim) -> None:
         """See that an event that is done has made every call of its handler."""
         if row(self.store, held.event).state != "done":
             return
-        calls = [one for one in self.office.calls(held.event) if one.generation == held.generation]
+        calls = [one for one in self.harness.calls(held.event) if one.generation == held.generation]
         good = {"succeeded": set[str](), "rejected": set[str]()}
         for one in calls:
             good.setdefault(one.state, set()).add(one.step)
@@ -204,7 +204,7 @@ class Journal(RuleBasedStateMachine):
             joined = select(SEND, CALL.c.event).join(CALL, CALL.c.id == SEND.c.call)
             found = connection.execute(joined.where(SEND.c.id == send)).one()
         held = next(one for one in self.claims.values() if one.event == found.event)
-        self.office.late(held, found, answer)
+        self.harness.late(held, found, answer)
 
     @rule(changes=st.sampled_from(["credential", "handler"]))
     def deploy(self, changes: str) -> None:
@@ -212,8 +212,8 @@ class Journal(RuleBasedStateMachine):
         if changes == "handler":
             self.version = 3 - self.version
         else:
-            other = self.office.api.credential == "first-credential"
-            self.office.rotate("second-credential" if other else "first-credential")
+            other = self.harness.api.credential == "first-credential"
+            self.harness.rotate("second-credential" if other else "first-credential")
 
     @rule(seed=seeds)
     def a_person_acts(self, seed: int) -> None:
@@ -233,7 +233,7 @@ class Journal(RuleBasedStateMachine):
 
     def say(self, event: UUID, how: Resolution) -> None:
         """Resolve the first call that can be."""
-        unfinished = [one for one in self.office.calls(event) if one.state in ("pending", "parked")]
+        unfinished = [one for one in self.harness.calls(event) if one.state in ("pending", "parked")]
         if unfinished:
             resolve(self.store, unfinished[0].id, how, "ada", response=StatedResponse())
             if how == Resolution.HAPPENED:
@@ -249,7 +249,7 @@ class Journal(RuleBasedStateMachine):
         assert not twice, f"{len(twice)} calls had more than one effect"
         for event in self.events:
             state = row(self.store, event)
-            for call in self.office.calls(event):
+            for call in self.harness.calls(event):
                 if call.state == "succeeded" and call.shares is None and call.id not in self.told:
                     assert self.api.effects[call.id] == 1, f"{call.step} succeeded without an effect"
                 if state.state == "done" and call.generation == state.generation:

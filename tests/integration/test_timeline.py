@@ -1,22 +1,27 @@
 """Reading the ledger: filters, pages, and plans that search an index."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
+from receiver.ledger.control import rerun
 from receiver.ledger.errors import BadCursor, UnknownEvent
 from receiver.ledger.filter import EventFilter, conditions
-from receiver.ledger.reports import find_event, list_events
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import settle
+from receiver.ledger.reports import find_event, list_events, story
 from receiver.ledger.reports.models import EventsView
 from receiver.ledger.states import Move, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from receiver.ledger.text import rfc3339
-from tests.integration.steps import change, deliver, deliver_all, end, later, row
+from tests.integration.steps import change, deliver, deliver_all, end, later, row, take
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 EVERY_PART = {
@@ -207,3 +212,48 @@ def test_a_filter_by_state_sees_the_present_state(store: Store) -> None:
     change(store, event, state=State.PARKED)
     assert ids(list_events(store, EventFilter(state=State.PARKED))) == ["evt_1"]
     assert ids(list_events(store, EventFilter(state=State.RECEIVED))) == []
+
+
+def test_the_whole_story_of_an_event(store: Store) -> None:
+    """Duplicates, conflicts, attempts, actions and what is next stand in one JSON-ready answer."""
+    event = deliver(store, body=b"first", address="192.0.2.1").event
+    for number in range(25):
+        deliver(store, body=b"first", address=f"192.0.2.{number}")
+        later(store, seconds=1)
+    deliver(store, body=b"other", address="192.0.2.99")
+    failed = Outcome(Move.RETRY_LATER, reason="Attempt 1 failed.", error="Traceback: boom")
+    assert settle(store, [(take(store, event, worker="host:1"), failed)])
+    later(store, minutes=1)
+    end(store, event)
+    rerun(store, event, "ann", generation=0)
+    told = story(store, event).as_json()
+    json.dumps(told)
+    assert told["event"]["address"] == "192.0.2.1"
+    assert told["duplicates"]["count"] == 26
+    latest = told["duplicates"]["latest"]
+    assert [one["address"] for one in latest][:2] == ["192.0.2.99", "192.0.2.24"]
+    assert len(latest) == 20
+    assert latest == sorted(latest, key=lambda one: one["at"], reverse=True)
+    assert told["duplicates"]["first"] < told["duplicates"]["last"]
+    assert [(one["size"], one["promoted_to"]) for one in told["conflicts"]] == [(5, None)]
+    outcomes = [(one["number"], one["generation"], one["outcome"]) for one in told["attempts"]]
+    assert outcomes == [(1, 0, "retry later"), (2, 0, "finish")]
+    assert (told["attempts"][0]["error"], told["attempts"][0]["worker"]) == ("Traceback: boom", "host:1")
+    assert [(one["what"], one["who"], one["was"]) for one in told["actions"]] == [("rerun", "ann", "done")]
+    assert told["calls"] == []
+    assert told["next"].startswith("Attempt 1 runs as soon as a worker is free")
+
+
+def test_a_running_attempt_is_open(store: Store) -> None:
+    """While a worker holds an event its attempt has no end, and the next line says until when it may."""
+    event = deliver(store).event
+    take(store, event, worker="host:1")
+    told = story(store, event).as_json()
+    assert (told["attempts"][0]["ended_at"], told["attempts"][0]["outcome"]) == (None, None)
+    assert told["next"].startswith("A worker runs attempt 1 now")
+
+
+def test_an_unknown_event_has_no_story(store: Store) -> None:
+    """Asking for nothing says so."""
+    with pytest.raises(UnknownEvent):
+        story(store, uuid4()).as_json()

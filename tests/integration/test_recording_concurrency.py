@@ -28,7 +28,7 @@ TRIES = 50
 
 WORKER = """
 import sys
-from tests.integration.test_record_concurrency import record_batches
+from tests.integration.test_recording_concurrency import record_batches
 from receiver.ledger.store import Store
 store = Store(sys.stdin.readline().strip())
 print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""A worker's office for tests of calls: a ledger, a scripted API, attempts run by hand."""
+"""A worker's harness for tests of calls: a ledger, a scripted API, attempts run by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,7 +75,7 @@ class ScriptedTransport:
         return [value for one in self.sent for name, value in one.headers if name.lower() in names]
 
 
-class Office:
+class CallHarness:
     """One deployment's worker: `calls.shop` of a dialect."""
 
     def __init__(self, store: Store, dialect: str = "stripe", **terms: Any) -> None:

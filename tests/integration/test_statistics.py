@@ -1,12 +1,14 @@
 """What the overview reads: by minute, by source, what is pending, who lives."""
 
+import json
 from datetime import timedelta
 
 import pytest
 
+from receiver.ledger.control import discard
 from receiver.ledger.counters import ALL_TIME, Rejected, record_rejections
 from receiver.ledger.queue import forget_worker, prune, record_heartbeat
-from receiver.ledger.reports import flow, pending, throughput, workers
+from receiver.ledger.reports import flow, pending, stats, throughput, workers
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import COUNTER
@@ -137,3 +139,25 @@ def test_a_worker_lives_while_it_says_so(store: Store) -> None:
 def test_ids_begin_with_their_minute() -> None:
     """The bound of a minute is below every id of it."""
     assert uuid7(1_000, 0) <= uuid7(1_000) < uuid7(1_001, 0)
+
+
+def test_stats_count_by_source(store: Store) -> None:
+    """States, duplicates, conflicts, the oldest unfinished event and the rejections of each source."""
+    deliver(store, "evt_1")
+    later(store, seconds=90)
+    deliver(store, "evt_1", body=b"other")
+    discard(store, deliver(store, "evt_2").event, "ann")
+    end(store, deliver(store, "evt_1", source="github").event)
+    record_rejections(store, [Rejected("slack", "bad_signature")] * 3)
+    github, slack, stripe = stats(store).as_json()["data"]
+    assert (stripe["source"], stripe["accepted"], stripe["duplicates"], stripe["conflicts"]) == (
+        "stripe",
+        2,
+        1,
+        1,
+    )
+    assert (stripe["states"]["received"], stripe["states"]["dead"], stripe["states"]["done"]) == (1, 1, 0)
+    assert 89 < stripe["oldest_unfinished_seconds"] < 120
+    assert (github["states"]["done"], github["oldest_unfinished"]) == (1, None)
+    assert (slack["accepted"], slack["rejections"]) == (0, {"bad_signature": 3})
+    json.dumps(stats(store).as_json())
