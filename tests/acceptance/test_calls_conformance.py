@@ -224,9 +224,9 @@ def test_every_fault_ends_as_the_table_says(matrix: Matrix, case: Case) -> None:
     """Event, call, effects and requests of each dialect and fault are those of the table above."""
     assert case.end
     state, calls, effects, requests = matrix.end(case)
-    told = f"{matrix.ledger.event(case.event).get('reason')}; {matrix.ledger.sends(case.event)}"
-    assert (state, calls, effects) == (case.end.event, [case.end.call], case.end.effects), told
-    assert case.end.least <= requests <= case.end.most, told
+    context = f"{matrix.ledger.event(case.event).get('reason')}; {matrix.ledger.sends(case.event)}"
+    assert (state, calls, effects) == (case.end.event, [case.end.call], case.end.effects), context
+    assert case.end.least <= requests <= case.end.most, context
 
 
 def test_no_fault_has_two_effects(matrix: Matrix) -> None:

@@ -166,10 +166,10 @@ def test_an_interrupted_send_ends_as_the_table_says(interruption: Interruption, 
     requests = [row for row in sandbox.requests if row["api"] == api]
     (call,) = interruption.ledger.calls(case.event)
     _, end = INTERRUPTED[case.how]
-    told = f"{call['reason']}; {interruption.ledger.sends(case.event)}"
+    context = f"{call['reason']}; {interruption.ledger.sends(case.event)}"
     found = interruption.ledger.state(case.event), call["state"], len(effects)
-    assert found == (end.event, end.call, end.effects), told
-    assert end.least <= len(requests) <= end.most, told
+    assert found == (end.event, end.call, end.effects), context
+    assert end.least <= len(requests) <= end.most, context
     assert len({row["key"] for row in requests}) == 1, "a resend has the same key"
 
 

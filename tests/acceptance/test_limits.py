@@ -69,11 +69,11 @@ def test_a_dead_consumer_does_not_fill_the_broker(migrated_url: str, valkey: Val
     for number in range(10):
         for store in stores:
             store.shift = number * SWEEP
-        both = [threading.Thread(target=one.run_once) for one in sweepers]
-        for one in both:
-            one.start()
-        for one in both:
-            one.join()
+        both = [threading.Thread(target=item.run_once) for item in sweepers]
+        for item in both:
+            item.start()
+        for item in both:
+            item.join()
     assert 1000 <= valkey.queue_length(QUEUE) <= 2000
     nudged = Ledger(migrated_url).rows(
         "SELECT nudges, count(*) AS n FROM event GROUP BY nudges ORDER BY nudges"

@@ -115,8 +115,8 @@ def test_a_wheel_runs_elsewhere(tmp_path: Path, installed: Path, valkey: Valkey,
 
 def test_the_pins_satisfy_the_wheel(installed: Path) -> None:
     """What pyproject.toml asks for and what requirements.txt pins agree."""
-    said = run(sys.executable, "-m", "pip", "--python", installed, "check", cwd=installed.parent)
-    assert "No broken requirements found" in said
+    output = run(sys.executable, "-m", "pip", "--python", installed, "check", cwd=installed.parent)
+    assert "No broken requirements found" in output
 
 
 def pins() -> Iterator[str]:

@@ -99,11 +99,15 @@ def test_nonsense_stops_a_process_with_a_sentence(
     deployment = deploy(databases.migrated("sqlite"), valkey.url)
     (deployment.handlers.folder / "twice.py").write_text(TWICE)
     begun = [
-        (deployment.spawn(name, f"python -m {'receiver' if name == 'web' else 'worker'}", **env), env, said)
-        for name, env, said in MISTAKES
+        (
+            deployment.spawn(name, f"python -m {'receiver' if name == 'web' else 'worker'}", **env),
+            env,
+            sentence,
+        )
+        for name, env, sentence in MISTAKES
     ]
-    for process, env, said in begun:
+    for process, env, sentence in begun:
         assert process.wait_exit(60) == 1, f"{env}:\n{process.logs()}"
-        assert said in process.logs()
+        assert sentence in process.logs()
         assert len(process.logs().splitlines()) == 1, process.logs()
         assert CANARY not in process.logs()

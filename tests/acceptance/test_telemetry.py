@@ -58,9 +58,9 @@ class Running(Deployment):
         answer = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.status_code == 200, answer.text
         return {
-            (one.name, *sorted(one.labels.values())): one.value
+            (sample.name, *sorted(sample.labels.values())): sample.value
             for family in text_string_to_metric_families(answer.text)
-            for one in family.samples
+            for sample in family.samples
         }
 
 
@@ -85,8 +85,8 @@ def test_a_dead_event_is_told_once(running: Running) -> None:
         "1 event of stripe, type order.paid, is dead. `firstseen events --source stripe --state dead` lists"
     )
     assert text in json.loads(heard.body)["text"]
-    told = "SELECT told FROM alert WHERE kind = 'dead' AND told_at IS NOT NULL"
-    assert wait_until(lambda: running.ledger.rows(told), running.logs) == [{"told": 1}]
+    sent = "SELECT told FROM alert WHERE kind = 'dead' AND told_at IS NOT NULL"
+    assert wait_until(lambda: running.ledger.rows(sent), running.logs) == [{"told": 1}]
     running.wait_swept(30)
     assert len(running.alerts.heard) == 1
 

@@ -72,7 +72,7 @@ class ScriptedTransport:
     def keys(self) -> list[str]:
         """Return the key of each request that went out."""
         names = ("idempotency-key", "x-idempotency-key", "paypal-request-id")
-        return [value for one in self.sent for name, value in one.headers if name.lower() in names]
+        return [value for request in self.sent for name, value in request.headers if name.lower() in names]
 
 
 class CallHarness:
@@ -166,7 +166,7 @@ class CallHarness:
 
     def open_sends(self, call: UUID) -> int:
         """Return how many sends of a call may have been executed."""
-        return sum(one.open for one in self.sends(call))
+        return sum(send.open for send in self.sends(call))
 
     def terms(self) -> SendPolicy:
         """Return what the API's configuration says of its sends."""

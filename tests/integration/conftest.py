@@ -46,8 +46,8 @@ def ledgers(databases: Databases) -> Iterator[Callable[[str], Store]]:
         return made[kind]
 
     yield make
-    for one in made.values():
-        one.close()
+    for item in made.values():
+        item.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

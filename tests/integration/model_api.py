@@ -124,8 +124,8 @@ class ModelApi:
 
     def run_slow(self) -> None:
         """End the slow requests whose time has come."""
-        due = [one for one in self.slow if one[0] <= self.now()]
-        self.slow = [one for one in self.slow if one[0] > self.now()]
+        due = [item for item in self.slow if item[0] <= self.now()]
+        self.slow = [item for item in self.slow if item[0] > self.now()]
         for _, send, call, _, entry in due:
             self.effects[call] += 1
             answer = reply(201, b'{"success": true}')

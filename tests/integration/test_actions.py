@@ -183,12 +183,12 @@ def test_a_second_promotion_returns_the_same_event(store: Store) -> None:
     body_hash = conflicts(store, event)[0].body_hash
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(lambda _: promote(store, event, body_hash, "ann"), range(6)))
-    assert len({one.event for one in made}) == 1
-    assert sum(one.created for one in made) == 1
+    assert len({item.event for item in made}) == 1
+    assert sum(item.created for item in made) == 1
     assert count(store) == 2
-    told = story(store, event).as_json()
-    assert told["conflicts"][0]["promoted_to"] == str(made[0].event)
-    assert [action["what"] for action in told["actions"]] == ["promote"]
+    report = story(store, event).as_json()
+    assert report["conflicts"][0]["promoted_to"] == str(made[0].event)
+    assert [action["what"] for action in report["actions"]] == ["promote"]
 
 
 def test_an_id_at_the_limit_still_gets_its_suffix(store: Store) -> None:

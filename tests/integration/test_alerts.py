@@ -137,8 +137,8 @@ def test_what_is_not_taken_is_told_again_and_complained_of_once(
     """An address that answers with an error, or hangs up, gets it again in a minute; its name is secret."""
     kill(store, "evt_1")
     kill(store, "evt_2", type="other")
-    said = iter([(500, b""), None, (302, b"")])
-    listener.answer = lambda _: next(said, (200, b"ok"))
+    replies = iter([(500, b""), None, (302, b"")])
+    listener.answer = lambda _: next(replies, (200, b"ok"))
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             assert notifier.run_once() == 0

@@ -99,15 +99,15 @@ def test_an_event_is_listed_and_told(api: Api, store: Store) -> None:
     deliver(store)
     deliver(store, body=b'{"other": 1}')
     (listed,) = api.get("/v1/events").json["data"]
-    told = api.get(f"/v1/events/{event}").json
+    answer = api.get(f"/v1/events/{event}").json
     assert (listed["id"], listed["state"], listed["duplicates"], listed["conflicts"]) == (
         str(event), "parked", 2, 1,
     )  # fmt: skip
-    assert listed.items() <= told["event"].items()
-    assert told["duplicates"]["count"] == 2
-    assert [one["outcome"] for one in told["attempts"]] == ["park"]
-    assert told["calls"] == []
-    assert told["next"] == "Nothing until a person retries, reruns or discards it. Somebody must look."
+    assert listed.items() <= answer["event"].items()
+    assert answer["duplicates"]["count"] == 2
+    assert [attempt["outcome"] for attempt in answer["attempts"]] == ["park"]
+    assert answer["calls"] == []
+    assert answer["next"] == "Nothing until a person retries, reruns or discards it. Somebody must look."
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
@@ -135,7 +135,7 @@ def test_every_filter_narrows_the_list(api: Api, store: Store) -> None:
     before, after = ((now + timedelta(hours=h)).isoformat().replace("+00:00", "Z") for h in (-1, 1))
 
     def ids(**query: str) -> set[str]:
-        return {one["event_id"] for one in api.get("/v1/events", **query).json["data"]}
+        return {item["event_id"] for item in api.get("/v1/events", **query).json["data"]}
 
     assert ids(source="github") == {"evt_c"}
     assert ids(type="invoice.voided") == {"evt_b"}
@@ -203,7 +203,7 @@ def test_conflicting_bodies_are_shown_as_they_are(api: Api, store: Store) -> Non
     deliver(store, body='{"é": 1}'.encode(), content_type="application/json")
     deliver(store, body=b"\xff\x00")
     data = api.get(f"/v1/events/{event}/conflicts").json["data"]
-    assert [(one["encoding"], one["body"], one["size"]) for one in data] == [
+    assert [(item["encoding"], item["body"], item["size"]) for item in data] == [
         ("base64", "/wA=", 2), ("utf-8", '{"é": 1}', 9),
     ]  # fmt: skip
     assert data[1]["content_type"] == "application/json"
@@ -213,10 +213,10 @@ def test_rejections_and_stats_are_told(api: Api, store: Store) -> None:
     """What was refused is counted by source, and so are the events."""
     deliver(store)
     record_rejections(store, [Rejected("stripe", "no_match", "203.0.113.9"), Rejected("github", "too_old")])
-    told = api.get("/v1/rejections", source="stripe").json
-    assert [(one["reason"], one["count"]) for one in told["data"]] == [("no_match", 1)]
-    assert [(one["reason"], one["address"]) for one in told["latest"]] == [("no_match", "203.0.113.9")]
-    figures = {one["source"]: one for one in api.get("/v1/stats").json["data"]}
+    answer = api.get("/v1/rejections", source="stripe").json
+    assert [(item["reason"], item["count"]) for item in answer["data"]] == [("no_match", 1)]
+    assert [(item["reason"], item["address"]) for item in answer["latest"]] == [("no_match", "203.0.113.9")]
+    figures = {item["source"]: item for item in api.get("/v1/stats").json["data"]}
     assert figures["stripe"]["states"]["received"] == 1
     assert figures["github"]["rejections"] == {"too_old": 1}
 

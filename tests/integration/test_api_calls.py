@@ -23,11 +23,11 @@ def parked(store: Store) -> tuple[UUID, UUID]:
 def test_calls_are_listed_and_told(api: Api, parked: tuple[UUID, UUID]) -> None:
     """The list has its row, its own page all about it, in the documented shapes."""
     event, call = parked
-    listed, told = api.get("/v1/calls", state="parked").json, api.get(f"/v1/calls/{call}").json
+    listed, answer = api.get("/v1/calls", state="parked").json, api.get(f"/v1/calls/{call}").json
     assert CallsView.model_validate(listed).data[0].event == event
-    assert CallStory.model_validate(told).sends[0].open
-    assert listed["data"] == [told["call"]]
-    assert told["request"]["body"] == '{"to":"Ann"}'
+    assert CallStory.model_validate(answer).sends[0].open
+    assert listed["data"] == [answer["call"]]
+    assert answer["request"]["body"] == '{"to":"Ann"}'
     assert api.get("/v1/calls", state="succeeded").json == {"data": [], "next": None}
 
 
@@ -53,13 +53,13 @@ def test_what_happened_is_said_with_its_answer(api: Api, store: Store, parked: t
     """The call has the given response, its event is due and nudged, and the audit names the key."""
     event, call = parked
     given = {"status": 201, "content_type": "application/json", "body": '{"id": "é"}'}
-    told = api.post(f"/v1/calls/{call}/resolve", {"how": "happened", "response": given})
-    assert told.status_code == 200
-    answer = told.json["answer"]
-    assert (told.json["call"]["state"], told.json["call"]["status"]) == ("succeeded", 201)
+    response = api.post(f"/v1/calls/{call}/resolve", {"how": "happened", "response": given})
+    assert response.status_code == 200
+    answer = response.json["answer"]
+    assert (response.json["call"]["state"], response.json["call"]["status"]) == ("succeeded", 201)
     assert (answer["body"], answer["content_type"]) == (given["body"], "application/json")
-    assert (told.json["event"]["state"], api.nudged) == ("waiting", [event])
-    (action,) = told.json["actions"]
+    assert (response.json["event"]["state"], api.nudged) == ("waiting", [event])
+    (action,) = response.json["actions"]
     assert (action["what"], action["who"]) == ("happened", "api:ops")
     assert state(store, event) == "waiting"
 
@@ -69,9 +69,9 @@ def test_each_resolution_is_taken(api: Api, store: Store, parked: tuple[UUID, UU
     """A call given up ends its event and nudges nobody; the others let it go on."""
     event, call = parked
     change_call(store, call, changed_to="e" * 64)
-    told = api.post(f"/v1/calls/{call}/resolve", {"how": how})
+    answer = api.post(f"/v1/calls/{call}/resolve", {"how": how})
     ended = how == "give-up"
-    assert (told.status_code, told.json["event"]["state"]) == (200, "dead" if ended else "waiting")
+    assert (answer.status_code, answer.json["event"]["state"]) == (200, "dead" if ended else "waiting")
     assert api.nudged == ([] if ended else [event])
 
 

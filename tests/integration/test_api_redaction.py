@@ -51,8 +51,8 @@ def test_no_list_of_calls_has_it(store: Store, stage: Stage) -> None:
     shown, hidden = api(store), api(store, "$.data.object.email")
     for path in ("/v1/calls", f"/v1/calls/{stage.call}", f"/v1/events/{stage.done}"):
         assert quote(EMAIL) in shown.get(path).text, f"{path} never shows it, so this proves nothing"
-        told = hidden.get(path).text
-        assert (quote(EMAIL) in told, EMAIL in told, "[redacted]" in told) == (False, False, True), path
+        answer = hidden.get(path).text
+        assert (quote(EMAIL) in answer, EMAIL in answer, "[redacted]" in answer) == (False, False, True), path
 
 
 def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage: Stage) -> None:
@@ -67,9 +67,9 @@ def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage
     for path in ("/v1/events", f"/v1/events/{quoted}", f"/v1/calls/{stage.call}", "/v1/calls"):
         assert EMAIL in shown.get(path).text, f"{path} never shows it, so this proves nothing"
         assert EMAIL not in hidden.get(path).text, path
-    told = hidden.get(f"/v1/events/{quoted}").json
-    assert told["event"]["state"] == "dead"
-    assert told["next"].startswith("Nothing by itself. [redacted]")
+    answer = hidden.get(f"/v1/events/{quoted}").json
+    assert answer["event"]["state"] == "dead"
+    assert answer["next"].startswith("Nothing by itself. [redacted]")
 
 
 def test_the_rest_is_shown(store: Store, stage: Stage) -> None:

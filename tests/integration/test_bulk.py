@@ -61,7 +61,7 @@ def reruns(store: Store) -> list[tuple[UUID, int]]:
     """Return how many audit rows each event has."""
     with store.read() as connection:
         counted = select(ACTION.c.event, func.count()).group_by(ACTION.c.event)
-        return [(one, number) for one, number in connection.execute(counted)]
+        return [(item, number) for item, number in connection.execute(counted)]
 
 
 def start(store: Store, replay: UUID, batch: int) -> subprocess.Popen[bytes]:

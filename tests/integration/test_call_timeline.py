@@ -91,9 +91,9 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     assert planned(store, held, once="letter-7").id == call
     answered(store, held, call, YES)
     planned(store, held, "second", 1)
-    told = story(store, event).as_json()
-    json.dumps(told)
-    first, second = told["calls"]
+    report = story(store, event).as_json()
+    json.dumps(report)
+    first, second = report["calls"]
     assert (first["step"], first["state"], first["key"], first["once"]) == (
         "letter", "succeeded", "key-letter-0", "letter-7",
     )  # fmt: skip
@@ -102,10 +102,10 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     assert [(s["number"], s["attempt"], s["outcome"], s["status"], s["open"]) for s in first["sends"]] == [
         (1, 1, "unknown", None, False), (2, 2, "succeeded", 201, False),
     ]  # fmt: skip
-    claims = [attempt["claim"] for attempt in told["attempts"]]
+    claims = [attempt["claim"] for attempt in report["attempts"]]
     assert [send["claim"] for send in first["sends"]] == claims
     assert (second["state"], second["sends"], second["answer"]) == ("pending", [], None)
-    assert "body" not in json.dumps(told["calls"]), "a call's contents stand in its event's story"
+    assert "body" not in json.dumps(report["calls"]), "a call's contents stand in its event's story"
 
 
 def test_successors_and_generations_stand_in_order(store: Store) -> None:
@@ -118,14 +118,14 @@ def test_successors_and_generations_stand_in_order(store: Store) -> None:
     planned(store, held, "second", 1)
     change(store, event, generation=1)
     change_call(store, planned(store, held, "third", 2).id, generation=1, position=0)
-    told = story(store, event).as_json()["calls"]
-    assert [(c["generation"], c["position"], c["successor"], c["step"], c["state"]) for c in told] == [
+    report = story(store, event).as_json()["calls"]
+    assert [(c["generation"], c["position"], c["successor"], c["step"], c["state"]) for c in report] == [
         (0, 0, 0, "letter", "replaced"),
         (0, 0, 1, "letter", "succeeded"),
         (0, 1, 0, "second", "pending"),
         (1, 0, 0, "third", "pending"),
     ]
-    assert [c["key"] for c in told[:2]] == ["key-letter-0", "key-letter-1"]
+    assert [c["key"] for c in report[:2]] == ["key-letter-0", "key-letter-1"]
 
 
 def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,10 +138,10 @@ def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -
         call = planned(store, held, f"step {number}", number).id
     for _ in range(3):
         sent(store, held, call)
-    told = story(store, event).as_json()["calls"]
-    assert [one["step"] for one in told] == ["step 1", "step 2", "step 3"]
-    assert [send["number"] for send in told[-1]["sends"]] == [2, 3]
-    assert told[-1]["send_count"] == 3
+    report = story(store, event).as_json()["calls"]
+    assert [item["step"] for item in report] == ["step 1", "step 2", "step 3"]
+    assert [send["number"] for send in report[-1]["sends"]] == [2, 3]
+    assert report[-1]["send_count"] == 3
     assert len(call_story(store, call).as_json()["sends"]) == 3
 
 
@@ -150,14 +150,14 @@ def test_a_calls_story_has_what_went_out_and_came_back(store: Store) -> None:
     held = take(store, deliver(store).event)
     call = planned(store, held, body=b"\xff\x00").id
     answered(store, held, call, YES)
-    told = call_story(store, call).as_json()
-    assert told["request"] == {
+    report = call_story(store, call).as_json()
+    assert report["request"] == {
         "content_type": "application/json", "size": 2, "encoding": "base64", "body": "/wA=",
     }  # fmt: skip
-    assert told["answer"] == {
+    assert report["answer"] == {
         "content_type": "application/json", "size": 8, "encoding": "utf-8", "body": '{"id":7}',
     }  # fmt: skip
-    assert (told["event"]["event_id"], told["call"]["source"]) == ("evt_1", "stripe")
+    assert (report["event"]["event_id"], report["call"]["source"]) == ("evt_1", "stripe")
     change_call(store, call, body=None, answer=None, answer_headers=None, headers="{}")
     erased = call_story(store, call).as_json()
     assert (erased["request"], erased["answer"]) == (None, None)
@@ -173,9 +173,9 @@ def test_an_unknown_call_is_named(store: Store) -> None:
 def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
     """With the command for each, when the call may go out anew, and what is risked."""
     event, call = with_parked_call(store)
-    told = story(store, event).as_json()
-    assert (told["event"]["parked_call"], told["event"]["calls_changed"]) == (str(call), False)
-    said = told["next"]
+    report = story(store, event).as_json()
+    assert (report["event"]["parked_call"], report["event"]["calls_changed"]) == (str(call), False)
+    sentence = report["next"]
     for words in (
         "Nobody knows whether it happened: look at stannp.",
         f"`firstseen call resolve {call} --happened`",
@@ -183,9 +183,9 @@ def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
         "happens twice if it did happen, not before 20",
         "`--give-up` ends the event",
     ):
-        assert words in said, said
-    assert "--use-stored" not in said
-    assert call_story(store, call).as_json()["next"] in said
+        assert words in sentence, sentence
+    assert "--use-stored" not in sentence
+    assert call_story(store, call).as_json()["next"] in sentence
     later(store, minutes=2)
     assert "not before" not in story(store, event).as_json()["next"]
 
@@ -199,12 +199,12 @@ def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
     held = take(store, event)
     assert planned(store, held, fingerprint="e" * 64).handler_changed
     settle(store, [(held, Outcome(Move.PARK, call=call))])
-    told = story(store, event).as_json()
-    assert (told["calls"][0]["fingerprint"], told["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)
-    said = told["next"]
-    assert "It has not happened" in said
-    assert "`--use-stored` sends the stored bytes under the stored key" in said
-    assert "`--resend-as-new` sends what the handler asks for now in its place, under a new key;" in said
+    report = story(store, event).as_json()
+    assert (report["calls"][0]["fingerprint"], report["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)
+    sentence = report["next"]
+    assert "It has not happened" in sentence
+    assert "`--use-stored` sends the stored bytes under the stored key" in sentence
+    assert "`--resend-as-new` sends what the handler asks for now in its place, under a new key;" in sentence
 
 
 def test_other_bytes_of_a_call_that_succeeded_flag_the_event(store: Store) -> None:
@@ -222,8 +222,8 @@ def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
     held = take(store, event)
     answered(store, held, planned(store, held).id, SendOutcome.LATER, 429, retry_after=timedelta(minutes=5))
     settle(store, [(held, Outcome(Move.FINISH))])
-    told = story(store, event).as_json()["next"]
-    assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
+    report = story(store, event).as_json()["next"]
+    assert report.endswith("Its call 'letter' waits, and goes out again then, under the same key."), report
 
 
 def test_a_retry_after_the_life_of_a_key_says_that_it_parks_again(store: Store) -> None:
@@ -231,8 +231,8 @@ def test_a_retry_after_the_life_of_a_key_says_that_it_parks_again(store: Store) 
     event, _ = with_parked_call(store)
     later(store, days=2)
     retry(store, event, "ann")
-    told = story(store, event).as_json()["next"]
-    assert told.endswith("'letter' parks then: it may have happened, and its key's life is over."), told
+    report = story(store, event).as_json()["next"]
+    assert report.endswith("'letter' parks then: it may have happened, and its key's life is over."), report
 
 
 def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
@@ -258,9 +258,9 @@ def test_every_state_of_a_call_has_a_sentence(store: Store, state: CallState, *,
     change_call(store, call, state=state)
     if not parked:
         change(store, event, state="waiting")
-    told = call_story(store, call).as_json()["next"]
-    assert told.endswith("."), told
-    assert ("firstseen call resolve" in told) == (parked and state in ("pending", "parked"))
+    report = call_story(store, call).as_json()["next"]
+    assert report.endswith("."), report
+    assert ("firstseen call resolve" in report) == (parked and state in ("pending", "parked"))
 
 
 def test_a_call_of_an_earlier_generation_waits_for_nobody(store: Store) -> None:
@@ -276,8 +276,8 @@ def test_a_call_that_shares_another_events_answer_says_so(store: Store) -> None:
     holder = planned(store, first, once="order-1").id
     second = take(store, deliver(store, "evt_2").event)
     call = planned(store, second, once="order-1").id
-    told = call_story(store, call).as_json()
-    assert (told["call"]["shares"], told["next"]) == (
+    report = call_story(store, call).as_json()
+    assert (report["call"]["shares"], report["next"]) == (
         str(holder), f"It waits for the call {holder} of another event.",
     )  # fmt: skip
     settle(store, [(second, Outcome(Move.FINISH))])

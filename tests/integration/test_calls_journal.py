@@ -84,7 +84,11 @@ def test_a_succeeded_call_is_not_sent_again(harness: CallHarness, event: UUID) -
     assert harness.run(event, handle) == "done"
     (stored,) = seen
     assert (stored.status_code, stored.content, stored.headers["x-request"]) == (202, b"\x00\xffkept", "7")
-    assert [one.url.rpartition("/")[2] for one in harness.transport.sent] == ["letter", "order", "order"]
+    assert [request.url.rpartition("/")[2] for request in harness.transport.sent] == [
+        "letter",
+        "order",
+        "order",
+    ]
 
 
 def test_credentials_are_not_in_the_database(harness: CallHarness, event: UUID) -> None:
@@ -119,9 +123,9 @@ def test_another_step_parks_behind_a_finished_one_too(harness: CallHarness, even
     harness.run(event, posts("letter", "order"))
     assert harness.run(event, posts("parcel", "order")) == "parked"
     assert len(harness.transport.sent) == 2
-    told = story(harness.store, event).as_json()["next"]
-    assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in told
-    assert "firstseen call resolve" not in told
+    report = story(harness.store, event).as_json()["next"]
+    assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in report
+    assert "firstseen call resolve" not in report
 
 
 @pytest.mark.parametrize("caught", [True, False])
@@ -171,7 +175,7 @@ def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
     harness.transport.script = [reply(422)]
     assert harness.run(event, posts("order")) == "dead"
     assert harness.run_after_retry(event, posts("contact", "order")) == "done"
-    assert [(one.position, one.step, one.state) for one in harness.calls(event)] == [
+    assert [(call.position, call.step, call.state) for call in harness.calls(event)] == [
         (0, "order", "replaced"),
         (0, "contact", "succeeded"),
         (1, "order", "succeeded"),
@@ -182,17 +186,17 @@ def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
 def test_a_caught_change_names_the_call_that_it_is_about(harness: CallHarness, event: UUID) -> None:
     """The step stood in an earlier place and nothing stands in this one: that is what is said."""
     harness.run(event, _then(posts("letter"), _fail))
-    said: list[Exception] = []
+    raised: list[Exception] = []
 
     def moved(_event: Any, calls: Any) -> None:
         for step in ("order", "letter"):
             try:
                 posts(step)(_event, calls)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is looked at
-                said.append(error)
+                raised.append(error)
 
     assert harness.run(event, moved) == "parked"
-    assert [(type(one), getattr(one, "call", None)) for one in said] == [
+    assert [(type(item), getattr(item, "call", None)) for item in raised] == [
         (CallChanged, harness.call(event).id)
     ] * 2
 
@@ -211,11 +215,11 @@ def test_other_bytes_for_an_unfinished_step_park(harness: CallHarness, event: UU
     assert len(harness.transport.sent) == 1
     call = harness.call(event)
     assert (call.state, call.fingerprint) == ("parked", old)
-    told = str(row(harness.store, event).reason)
-    assert old[:12] in told
-    assert call.changed_to[:12] in told
-    assert "use the stored bytes" in told
-    assert "successor" in told
+    reason = str(row(harness.store, event).reason)
+    assert old[:12] in reason
+    assert call.changed_to[:12] in reason
+    assert "use the stored bytes" in reason
+    assert "successor" in reason
 
 
 def test_a_changed_call_is_what_the_handler_is_told(harness: CallHarness, event: UUID) -> None:
@@ -241,7 +245,7 @@ def test_other_bytes_for_a_succeeded_step_flag_the_event(harness: CallHarness, e
     handle = _then(posts("letter", json={"for": "eve"}), posts("order"))
     assert harness.run(event, handle) == "done"
     assert row(harness.store, event).calls_changed
-    assert [one.body for one in harness.transport.sent].count(b'{"for":"eve"}') == 0
+    assert [request.body for request in harness.transport.sent].count(b'{"for":"eve"}') == 0
 
 
 def _then(*parts: Handle) -> Handle:

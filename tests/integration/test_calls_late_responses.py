@@ -148,7 +148,7 @@ def test_a_late_success_changes_nothing_once_its_successor_stands_elsewhere(
     resolve(harness.store, first.id, Resolution.RESEND_AS_NEW, "ada")
     assert harness.run_after_retry(event, posts("letter")) == "done"
     harness.late(held, harness.sends(first.id)[0], reply())
-    assert [(one.step, one.position, one.state) for one in harness.calls(event)] == [
+    assert [(call.step, call.position, call.state) for call in harness.calls(event)] == [
         ("order", 0, "replaced"),
         ("letter", 0, "succeeded"),
         ("letter", 1, "replaced"),
@@ -176,7 +176,7 @@ def test_the_handler_gets_the_answer_that_is_kept(harness: CallHarness, event: U
     seen: list[Any] = []
     held = harness.take(event)
     assert settle(harness.store, [(held, harness.perform(held, _keeping(seen)))])
-    assert [(one.status_code, one.content) for one in seen] == [(201, b"first")]
+    assert [(item.status_code, item.content) for item in seen] == [(201, b"first")]
     assert state(harness.store, event) == "done"
 
 

@@ -133,9 +133,9 @@ def test_patience_with_the_first_ends(harness: CallHarness, first: UUID, second:
     later(harness.store, days=3, seconds=1)
     assert harness.run(second, order) == "parked"
     waits = f"`--resend-as-new` waits anew for the call {harness.call(first).id} of another event"
-    said = story(harness.store, second).as_json()["next"]
-    assert waits in said
-    assert "Nobody knows whether it happened: that is the matter of the call" in said
+    sentence = story(harness.store, second).as_json()["next"]
+    assert waits in sentence
+    assert "Nobody knows whether it happened: that is the matter of the call" in sentence
     resolve(harness.store, harness.call(second).id, Resolution.RESEND_AS_NEW, "ada")
     assert harness.run(second, order) == "waiting", "as it said"
 

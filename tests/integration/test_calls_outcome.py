@@ -150,10 +150,15 @@ def test_a_rejected_call_gets_a_successor_when_a_person_retries(harness: CallHar
     harness.transport.script = [reply(), reply(422), reply()]
     assert harness.run(event, posts("a", "b", "c")) == "dead"
     assert harness.run_after_retry(event, posts("a", "b", "c")) == "done"
-    assert [one.url.rpartition("/")[2] for one in harness.transport.sent] == ["a", "b", "b", "c"]
+    assert [request.url.rpartition("/")[2] for request in harness.transport.sent] == ["a", "b", "b", "c"]
     assert len(set(harness.transport.keys())) == 4
-    told = [(call.step, call.successor, call.state) for call in harness.calls(event)]
-    assert told == [("a", 0, "succeeded"), ("b", 0, "replaced"), ("b", 1, "succeeded"), ("c", 0, "succeeded")]
+    calls = [(call.step, call.successor, call.state) for call in harness.calls(event)]
+    assert calls == [
+        ("a", 0, "succeeded"),
+        ("b", 0, "replaced"),
+        ("b", 1, "succeeded"),
+        ("c", 0, "succeeded"),
+    ]
 
 
 def test_a_refused_credential_gets_a_successor_by_itself(harness: CallHarness, event: UUID) -> None:
@@ -162,7 +167,7 @@ def test_a_refused_credential_gets_a_successor_by_itself(harness: CallHarness, e
     assert harness.run(event, posts("a", "b", "c")) == "waiting"
     harness.rotate("mended")
     assert harness.run(event, posts("a", "b", "c")) == "done"
-    assert [one.url.rpartition("/")[2] for one in harness.transport.sent] == ["a", "b", "b", "c"]
+    assert [request.url.rpartition("/")[2] for request in harness.transport.sent] == ["a", "b", "b", "c"]
 
 
 def test_a_new_delivery_revives_a_rejected_call(harness: CallHarness, event: UUID) -> None:
@@ -278,7 +283,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(act, range(8))) == list(range(8))
-    numbers = [one.number for one in harness.sends(call.id)]
+    numbers = [item.number for item in harness.sends(call.id)]
     assert numbers == list(range(1, 23))
 
 
@@ -295,4 +300,4 @@ def test_what_a_handler_went_past_is_not_sent_by_a_retry(harness: CallHarness, e
     harness.transport.script = [reply(422), reply(201)]
     assert harness.run(event, handler) == "dead"
     assert harness.run_after_retry(event, handler) == "dead"
-    assert [one.url.rpartition("/")[2] for one in harness.transport.sent] == ["letter", "order"]
+    assert [request.url.rpartition("/")[2] for request in harness.transport.sent] == ["letter", "order"]

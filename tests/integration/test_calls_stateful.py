@@ -144,10 +144,10 @@ class Journal(RuleBasedStateMachine):
         """See that an event that is done has made every call of its handler."""
         if row(self.store, held.event).state != "done":
             return
-        calls = [one for one in self.harness.calls(held.event) if one.generation == held.generation]
+        calls = [call for call in self.harness.calls(held.event) if call.generation == held.generation]
         good = {"succeeded": set[str](), "rejected": set[str]()}
-        for one in calls:
-            good.setdefault(one.state, set()).add(one.step)
+        for call in calls:
+            good.setdefault(call.state, set()).add(call.step)
         for step in self.script:
             ends = ("succeeded", "rejected") if step.endswith("!") else ("succeeded",)
             assert any(step.rstrip("!") in good[state] for state in ends), f"{step} was not made"
@@ -203,7 +203,7 @@ class Journal(RuleBasedStateMachine):
         with self.store.read() as connection:
             joined = select(SEND, CALL.c.event).join(CALL, CALL.c.id == SEND.c.call)
             found = connection.execute(joined.where(SEND.c.id == send)).one()
-        held = next(one for one in self.claims.values() if one.event == found.event)
+        held = next(item for item in self.claims.values() if item.event == found.event)
         self.harness.late(held, found, answer)
 
     @rule(changes=st.sampled_from(["credential", "handler"]))
@@ -233,7 +233,7 @@ class Journal(RuleBasedStateMachine):
 
     def say(self, event: UUID, how: Resolution) -> None:
         """Resolve the first call that can be."""
-        unfinished = [one for one in self.harness.calls(event) if one.state in ("pending", "parked")]
+        unfinished = [call for call in self.harness.calls(event) if call.state in ("pending", "parked")]
         if unfinished:
             resolve(self.store, unfinished[0].id, how, "ada", response=StatedResponse())
             if how == Resolution.HAPPENED:

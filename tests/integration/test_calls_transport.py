@@ -209,13 +209,13 @@ def test_a_connection_that_never_stands_ends_in_time(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         address = full.getsockname()
         waiting = [socket.socket() for _ in range(4)]
-        for one in waiting:
-            one.settimeout(0)
-            one.connect_ex(address)
+        for item in waiting:
+            item.settimeout(0)
+            item.connect_ex(address)
         begun = time.monotonic()
         got = connect(f"http://127.0.0.1:{address[1]}", connect_timeout="300ms").send()
-        for one in waiting:
-            one.close()
+        for item in waiting:
+            item.close()
         assert isinstance(got, NoReply)
         assert not got.written
         assert time.monotonic() - begun < 0.3 + SLACK

@@ -51,7 +51,9 @@ def test_a_claim_carries_what_a_handler_needs(store: Store) -> None:
     assert (found.state, found.attempts) == ("processing", 1)
     assert LEASE - timedelta(seconds=5) < found.lease_until - found.received_at < LEASE + timedelta(seconds=5)
     story = attempts(store, first.event)
-    assert [(one.claim, one.number, one.worker, one.ended_at) for one in story] == [(1, 1, "worker-1", None)]
+    assert [(item.claim, item.number, item.worker, item.ended_at) for item in story] == [
+        (1, 1, "worker-1", None)
+    ]
 
 
 def test_a_claim_shows_no_payload_when_printed(store: Store) -> None:
@@ -106,7 +108,7 @@ def test_only_one_of_many_workers_gets_an_event(store: Store) -> None:
         return claim(store, first.event, lease=LEASE, worker=f"w{n}")
 
     with ThreadPoolExecutor(16) as pool:
-        held = [one for one in pool.map(grab, range(16)) if one]
+        held = [item for item in pool.map(grab, range(16)) if item]
     assert (len(held), row(store, first.event).attempts, len(attempts(store, first.event))) == (1, 1, 1)
 
 
@@ -117,11 +119,11 @@ def test_many_workers_empty_the_queue_without_meeting(store: Store) -> None:
     def drain(n: int) -> list[Any]:
         mine = []
         while held := claim_due(store, limit=1, lease=LEASE, worker=f"w{n}"):
-            mine += [one.event for one in held]
+            mine += [item.event for item in held]
         return mine
 
     with ThreadPoolExecutor(8) as pool:
-        taken = [one for mine in pool.map(drain, range(8)) for one in mine]
+        taken = [item for mine in pool.map(drain, range(8)) for item in mine]
     assert sorted(taken) == sorted(events)
     assert count(store, EVENT.c.attempts != 1) == 0
 
@@ -151,9 +153,13 @@ def test_a_settlement_ends_the_attempt(store: Store) -> None:
     found = row(store, first.event)
     assert (found.state, found.reason, found.lease_until) == ("dead", "No such customer.", None)
     assert found.finished_at is not None
-    told = attempts(store, first.event)[0]
-    assert (told.outcome, told.reason, told.error) == ("give up", "No such customer.", "Traceback ...")
-    assert told.ended_at >= told.started_at
+    attempt = attempts(store, first.event)[0]
+    assert (attempt.outcome, attempt.reason, attempt.error) == (
+        "give up",
+        "No such customer.",
+        "Traceback ...",
+    )
+    assert attempt.ended_at >= attempt.started_at
 
 
 @pytest.mark.parametrize("move", [move for move in Move if State.PROCESSING in leaves(move)])
@@ -176,7 +182,7 @@ def test_attempts_that_end_together_are_looked_at_each(store: Store) -> None:
     planned(store, held[1])
     later(store, minutes=2)
     take(store, lost, "worker-2")
-    assert settle(store, [(one, DONE) for one in held]) == {done, waits}
+    assert settle(store, [(item, DONE) for item in held]) == {done, waits}
     assert [state(store, event) for event in events] == ["done", "waiting", "processing"]
 
 
@@ -214,7 +220,9 @@ def test_settling_and_duplicates_do_not_deadlock(store: Store) -> None:
         try:
             for _ in range(5):
                 held = [take(store, event) for event in reversed(events)]
-                ends = [(one, Outcome(Move.RELEASE if n % 3 else Move.FINISH)) for n, one in enumerate(held)]
+                ends = [
+                    (item, Outcome(Move.RELEASE if n % 3 else Move.FINISH)) for n, item in enumerate(held)
+                ]
                 assert len(settle(store, ends)) == 30
                 with store.write() as connection:
                     connection.execute(text("SELECT 1 FROM event ORDER BY event_id FOR UPDATE"))
@@ -276,8 +284,8 @@ def test_an_expired_lease_keeps_the_attempt_and_counts_a_crash(store: Store) -> 
     assert expire(store) == 1
     found = row(store, first.event)
     assert (found.state, found.attempts, found.crashes, found.lease_until) == ("waiting", 1, 1, None)
-    told = attempts(store, first.event)[0]
-    assert (told.outcome, told.ended_at is not None) == ("expire", True)
+    attempt = attempts(store, first.event)[0]
+    assert (attempt.outcome, attempt.ended_at is not None) == ("expire", True)
     assert expire(store) == 0
     assert take(store, first.event).attempt == 2
 
@@ -289,7 +297,7 @@ def test_a_claim_takes_an_expired_lease_over_itself(store: Store) -> None:
     later(store, seconds=61)
     held = take(store, first.event, "successor")
     assert (held.attempt, held.token, row(store, first.event).crashes) == (2, 2, 1)
-    assert [one.outcome for one in attempts(store, first.event)] == ["expire", None]
+    assert [attempt.outcome for attempt in attempts(store, first.event)] == ["expire", None]
 
 
 def test_five_crashes_park(store: Store) -> None:
@@ -328,7 +336,7 @@ def test_renewal_keeps_a_lease_alive(store: Store) -> None:
 
 def test_a_stale_token_renews_nothing(store: Store) -> None:
     """The lost event is named, and its new holder's lease is not touched; the others are renewed."""
-    lost, kept = (take(store, one) for one in deliver_all(store, 2))
+    lost, kept = (take(store, event) for event in deliver_all(store, 2))
     later(store, seconds=61)
     renew(store, [kept], lease=LEASE)
     take(store, lost.event, "successor", lease=timedelta(seconds=30))
@@ -369,8 +377,8 @@ def test_renewals_and_duplicates_do_not_deadlock(store: Store) -> None:
 def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL may join so that a subquery with a limit runs for each row; the limit holds all the same."""
     monkeypatch.setattr("receiver.ledger.queue.claims.EXPIRE_BATCH", 5)
-    for one in deliver_all(store, 20):
-        take(store, one)
+    for event in deliver_all(store, 20):
+        take(store, event)
     later(store, seconds=61)
     with worst_plan(store):
         assert expire(store) == 5

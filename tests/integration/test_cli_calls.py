@@ -47,7 +47,7 @@ def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
     assert str(parked) in lines[2]
     for options in (["--state", "parked"], ["--api", "stannp"], ["--source", "stripe"], ["--event", "evt_1"]):
         found = json.loads(run("calls", "--json", *options).stdout)["data"]
-        assert [one["id"] for one in found] == [str(parked)], options
+        assert [item["id"] for item in found] == [str(parked)], options
     cursor = json.loads(run("calls", "--json", "--limit", "1").stdout)["next"]
     assert f"--cursor {cursor}" in run("calls", "--limit", "1").stderr
 
@@ -122,9 +122,9 @@ def test_what_happened_is_said_with_a_file(store: Store, run: Run, name: str, bo
     """Its bytes are what the handler gets; their type is told by its name or by what it holds."""
     event, call = with_parked_call(store)
     Path(name).write_bytes(body)
-    said = run("call", "resolve", str(call), "--happened", "--response", name, "--status", "201").stdout
-    assert said.startswith("Call letter: It happened, says ")
-    assert "Event evt_1 is waiting now." in said
+    output = run("call", "resolve", str(call), "--happened", "--response", name, "--status", "201").stdout
+    assert output.startswith("Call letter: It happened, says ")
+    assert "Event evt_1 is waiting now." in output
     found = planned(store, take(store, event))
     assert found.state == "succeeded"
     assert found.response == StoredResponse(201, (("content-type", kind),), body)
@@ -137,8 +137,8 @@ def test_each_resolution_is_said_in_somebodys_name(store: Store, run: Run, how: 
     change_call(store, call, changed_to="e" * 64)
     later(store, minutes=2)
     change_call(store, call, quiet_until=None)
-    told = json.loads(run("call", "resolve", str(call), how, "--who", "ann", "--json").stdout)
-    assert (told["actions"][0]["what"], told["actions"][0]["who"]) == (how.removeprefix("--"), "ann")
+    output = json.loads(run("call", "resolve", str(call), how, "--who", "ann", "--json").stdout)
+    assert (output["actions"][0]["what"], output["actions"][0]["who"]) == (how.removeprefix("--"), "ann")
     assert state(store, event) == ("dead" if how == "--give-up" else "waiting")
     refused = run("call", "resolve", str(call), "--give-up", expect=1)
     assert (refused.stdout, refused.stderr.count("\n")) == ("", 1)

@@ -123,7 +123,11 @@ def test_one_event_is_acted_on_at_once(store: Store, run: Run) -> None:
     assert "evt_1 is due again. Attempt 1" in run("retry", "stripe", "evt_1").stdout
     end(store, event)
     assert told(run("rerun", "stripe", "evt_1", "--json", "--generation", "0"))["generation"] == 1
-    assert [one["what"] for one in story(store, event).as_json()["actions"]] == ["rerun", "retry", "discard"]
+    assert [action["what"] for action in story(store, event).as_json()["actions"]] == [
+        "rerun",
+        "retry",
+        "discard",
+    ]
 
 
 def test_what_is_not_allowed_says_why(store: Store, run: Run) -> None:
@@ -207,7 +211,7 @@ def test_figures_and_sources_are_listed(store: Store, run: Run) -> None:
     record_rejections(store, [Rejected("stripe", "bad_signature")] * 2)
     assert "2 bad_signature" in run("stats").stdout
     assert told(run("stats", "--json"))["data"][0]["accepted"] == 1
-    listed = {one["name"]: one for one in told(run("sources", "--json"))["data"]}
+    listed = {item["name"]: item for item in told(run("sources", "--json"))["data"]}
     assert (listed["stripe"]["secrets"], listed["stripe"]["problem"]) == (1, None)
     assert "NOT_SET" in listed["github"]["problem"]
     assert "/webhooks/github" in run("sources").stdout
@@ -253,7 +257,7 @@ def test_what_a_source_leaves_out_is_not_printed(run: Run, store: Store, environ
     event = deliver(store, "evt_1", body=b'{"email": "ada@example.com"}').event
     end(store, event, Move.GIVE_UP, reason="No customer ada@example.com.", error="KeyError: ada@example.com")
     commands = [
-        [*one, *form] for one in (["events"], ["show", "stripe", "evt_1"]) for form in ([], ["--json"])
+        [*item, *form] for item in (["events"], ["show", "stripe", "evt_1"]) for form in ([], ["--json"])
     ]
     for command in commands:
         assert "ada@example.com" in run(*command).stdout

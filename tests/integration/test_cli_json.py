@@ -113,7 +113,7 @@ def test_resolutions_answer_alike(api: Api, store: Store, run: Run, how: str) ->
     assert printed["event"]["state"] == answered["event"]["state"]
     assert (printed["next"], printed["answer"]) == (answered["next"], answered["answer"])
     what = [
-        [(act["what"], act["who"], act["was"]) for act in told["actions"]] for told in (printed, answered)
+        [(act["what"], act["who"], act["was"]) for act in output["actions"]] for output in (printed, answered)
     ]
     assert what == [[(how, "api:ops", "parked")]] * 2
 
@@ -132,8 +132,8 @@ def test_counts_and_bulk_runs_are_the_same(api: Api, store: Store, run: Run) -> 
 
 def test_sources_are_told_without_their_secrets(api: Api) -> None:
     """How many there are, and what is wrong; none of their values."""
-    told = api.get("/v1/sources")
-    stripe, github = told.json["data"]
-    assert "whsec_tests" not in told.text
+    output = api.get("/v1/sources")
+    stripe, github = output.json["data"]
+    assert "whsec_tests" not in output.text
     assert (stripe["name"], stripe["path"], stripe["secrets"]) == ("stripe", "/webhooks/stripe", 1)
     assert (github["secrets"], "NOT_SET" in github["problem"]) == (0, True)

@@ -136,7 +136,7 @@ def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pyt
         finally:
             leave.set()
         assert sent_away.result().status_code == 503
-        assert {one.result(30).status_code for one in others} == {302}
+        assert {item.result(30).status_code for item in others} == {302}
     assert board.sign_in().status_code == 302
 
 
@@ -346,7 +346,7 @@ def test_an_action_bears_the_persons_name(board: Board, store: Store, stage: Sta
     answer = board.post(f"/events/{stage.dead}/retry", generation="0", back=f"/events/{stage.dead}")
     assert answer.headers["Location"] == f"/events/{stage.dead}"
     assert state(store, stage.dead) == "waiting"
-    assert [one["who"] for one in story(store, stage.dead).as_json()["actions"]] == ["ada"]
+    assert [action["who"] for action in story(store, stage.dead).as_json()["actions"]] == ["ada"]
     assert board.nudged == [stage.dead]
     page = board.get(f"/events/{stage.dead}").text
     assert "ada retried it" in page
@@ -519,11 +519,11 @@ def test_figures_are_asked_for_once_in_a_while(
     board.entered()
     with statements(store) as first:
         assert board.get("/figures").status_code == 200
-    assert any("FROM event" in one for one in first)
+    assert any("FROM event" in item for item in first)
     with statements(store) as asked:
         for _ in range(20):
             assert board.get("/figures").status_code == 200
-    assert not any("FROM event" in one for one in asked), asked
+    assert not any("FROM event" in item for item in asked), asked
 
 
 def test_rejections_are_shown_with_their_reason(board: Board, stage: Stage) -> None:

@@ -112,8 +112,8 @@ def everything(checkout: Path) -> Ended:
 
 def test_defects_are_caught(checkout: Path) -> None:
     """When each named test fails on the broken copy all is well, and the checkout itself is untouched."""
-    code, said = run(checkout, "caught")
-    assert (code, "2 of 2 defects caught" in said) == (0, True), said
+    code, output = run(checkout, "caught")
+    assert (code, "2 of 2 defects caught" in output) == (0, True), output
     assert (checkout / "shop" / "__init__.py").read_text() == "PRICE = 1\n"
 
 
@@ -129,10 +129,10 @@ def test_defects_are_caught(checkout: Path) -> None:
 )
 def test_a_defect_is_not_caught(everything: Ended, name: str, reason: str) -> None:
     """A test that passes, cannot be set up, or has no such case notices nothing; what does not fit fails."""
-    code, said = everything
-    assert (code, "2 of 7 defects caught" in said) == (1, True), said
-    told = re.search(
-        rf"^NOT CAUGHT {name}: (.*?)(?=^NOT CAUGHT|^caught|^\d of)", said, re.DOTALL | re.MULTILINE
+    code, output = everything
+    assert (code, "2 of 7 defects caught" in output) == (1, True), output
+    verdict = re.search(
+        rf"^NOT CAUGHT {name}: (.*?)(?=^NOT CAUGHT|^caught|^\d of)", output, re.DOTALL | re.MULTILINE
     )
-    assert told, said
-    assert reason in told[1], said
+    assert verdict, output
+    assert reason in verdict[1], output

@@ -131,7 +131,7 @@ def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.Monk
 def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) -> None:
     """Whoever waits is woken as soon as the transaction before theirs has ended, and all are counted."""
     batches = [[delivery(f"evt_{number}")] for number in range(3)]
-    threads = [threading.Thread(target=held.recorder.record, args=(one,), daemon=True) for one in batches]
+    threads = [threading.Thread(target=held.recorder.record, args=(item,), daemon=True) for item in batches]
     threads[0].start()
     assert held.begun.acquire(timeout=60)
     for thread in threads[1:]:
@@ -190,7 +190,7 @@ def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]
     assert len(commits) == 1
     found = row(store, record(store, [copy])[0].event)
     assert found.duplicates == STORM + 1 + 30 + 1
-    assert {one.address for one in duplicates(store, found.id)} == {"192.0.2.7"}
+    assert {duplicate.address for duplicate in duplicates(store, found.id)} == {"192.0.2.7"}
 
 
 @pytest.mark.parametrize("change", ["few", "body", "unfinished", "old", "source", "batch"])

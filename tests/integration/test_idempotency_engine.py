@@ -105,7 +105,7 @@ def test_concurrent_claims_have_one_holder(store: Store) -> None:
     """However many claim one key at the same moment, the database lets one of them have it."""
     for number in range(5):
         found = together([partial(opened, store, slot(f"key-{number}"))] * 8)
-        assert sum(isinstance(one, Held) for one in found) == 1, found
+        assert sum(isinstance(item, Held) for item in found) == 1, found
 
 
 def test_a_locked_policy_answers_at_once(guarded: Guarded) -> None:

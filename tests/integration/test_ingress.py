@@ -197,7 +197,7 @@ def test_a_source_without_a_secret(client: FlaskClient, ledger: Ledger) -> None:
     assert_problem(answer, 503, "unavailable")
     assert int(answer.headers["Retry-After"]) > 0
     wait_until(lambda: ledger.rows(REFUSED), "the refusal to be counted")
-    assert [one["reason"] for one in ledger.rows(REFUSED)] == ["no_secret"]
+    assert [row["reason"] for row in ledger.rows(REFUSED)] == ["no_secret"]
     assert ledger.states() == {}
 
 
@@ -249,7 +249,7 @@ def test_the_limit_is_exact(client: FlaskClient, ledger: Ledger, length: int, st
     else:
         assert_problem(answer, 413, "too-large")
         wait_until(lambda: ledger.rows(REFUSED), "the refusal to be counted")
-        assert [one["reason"] for one in ledger.rows(REFUSED)] == ["too_large"]
+        assert [row["reason"] for row in ledger.rows(REFUSED)] == ["too_large"]
         assert ledger.states() == {}
 
 

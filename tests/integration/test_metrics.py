@@ -42,9 +42,9 @@ def scrape(client: FlaskClient) -> Samples:
     assert answer.status_code == 200
     families = text_string_to_metric_families(answer.text)
     return {
-        (one.name, tuple(sorted(one.labels.values()))): one.value
+        (sample.name, tuple(sorted(sample.labels.values()))): sample.value
         for family in families
-        for one in family.samples
+        for sample in family.samples
     }
 
 
@@ -163,12 +163,12 @@ def test_no_event_that_is_done_is_read(store: Store) -> None:
     with hooked(store, "before_cursor_execute", lambda *given: asked.append((given[2], given[3]))):
         figures(store)
     explain = "EXPLAIN QUERY PLAN" if store.sqlite else "EXPLAIN"
-    questions = [(f"{explain} {one}", values) for one, values in asked if one.startswith("SELECT")]
+    questions = [(f"{explain} {item}", values) for item, values in asked if item.startswith("SELECT")]
     with store.read() as connection:
         if not store.sqlite:
             # Its tables are empty here, so that a scan would be the better plan.
             connection.execute(text("SET LOCAL enable_seqscan = off"))
-        steps = [str(step) for one in questions for step in connection.exec_driver_sql(*one)]
+        steps = [str(step) for item in questions for step in connection.exec_driver_sql(*item)]
     assert len(steps) > 5
     scans = ("SCAN event", "SCAN call", "Seq Scan on event", "Seq Scan on call")
     assert [step for step in steps if any(scan in step for scan in scans)] == []

@@ -72,7 +72,7 @@ def test_down_leaves_nothing(empty: Store) -> None:
 
 def test_every_step_goes_down_and_up(empty: Store) -> None:
     """Each revision can be left and entered by itself."""
-    revisions = [one.revision for one in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    revisions = [item.revision for item in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
     for revision in reversed(revisions):
         assert migrate(empty, revision) == revision
     for revision in revisions[1:]:

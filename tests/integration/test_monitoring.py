@@ -30,8 +30,8 @@ def test_rules_ask_for_figures_that_there_are(store: Store) -> None:
     record_rejections(store, [Rejected("stripe", "expired")])
     text = client_of(store).get("/metrics", headers=BEARER).text
     instruments = Instruments()
-    told = {family.name for family in text_string_to_metric_families(text)}
-    told |= {family.name for family in instruments.own.collect()}
+    report = {family.name for family in text_string_to_metric_families(text)}
+    report |= {family.name for family in instruments.own.collect()}
     asked = set(re.findall(r"\bfirstseen_[a-z_]+", (RULES / "alerts.yml").read_text()))
     assert len(asked) > 5
-    assert {name.removesuffix("_total") for name in asked} <= told
+    assert {name.removesuffix("_total") for name in asked} <= report

@@ -97,14 +97,14 @@ def test_no_thread_starves(store: Store) -> None:
     """Sixteen threads on two connections: when the first has recorded ten events, each other has two."""
     url = store.url.render_as_string(hide_password=False)
     narrow = Store(url, pool=2)
-    done, told = [0] * 16, list[list[int]]()
+    done, report = [0] * 16, list[list[int]]()
     queue, width = (narrow._writer, 1) if narrow._writer else (narrow._pool, 2)
 
     def work(n: int) -> None:
         for k in range(10):
             deliver(narrow, f"{n}-{k}")
             done[n] += 1
-        told.append(list(done))
+        report.append(list(done))
 
     try:
         with ThreadPoolExecutor(16) as pool:
@@ -119,4 +119,4 @@ def test_no_thread_starves(store: Store) -> None:
                 job.result()
     finally:
         narrow.close()
-    assert min(told[0]) >= 2, f"when the first thread ended, the others had recorded {told[0]}"
+    assert min(report[0]) >= 2, f"when the first thread ended, the others had recorded {report[0]}"

@@ -54,7 +54,10 @@ def test_the_payload_goes_first_and_the_id_stays(store: Store, move: Move) -> No
     found = row(store, made)
     assert (found.body, found.headers, found.address) == (None, None, None)
     assert (found.event_id, found.body_hash, found.state) == ("evt_1", before.body_hash, before.state)
-    assert (conflicts(store, made), [one.address for one in duplicates(store, made)]) == ([], [None])
+    assert (conflicts(store, made), [duplicate.address for duplicate in duplicates(store, made)]) == (
+        [],
+        [None],
+    )
     assert prune(store, WINDOWS)["payloads"] == 0, "an erased payload was counted again"
 
 
@@ -154,7 +157,7 @@ def test_another_body_that_came_after_the_erasure_goes_too(store: Store) -> None
     assert deliver(store, body=b"late").conflict
     later(store, days=29)
     prune(store, WINDOWS)
-    assert [one.body for one in conflicts(store, made)] == [b"late"]
+    assert [conflict.body for conflict in conflicts(store, made)] == [b"late"]
     later(store, days=2)
     prune(store, WINDOWS)
     assert conflicts(store, made) == []

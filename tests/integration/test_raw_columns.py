@@ -32,9 +32,9 @@ def test_states_are_stored_by_their_lower_case_values(store: Store) -> None:
     for name, move in moves.items():
         end(store, deliver(store, name).event, move)
     take(store, deliver(store, "g").event)
-    told = raw(store, "SELECT state FROM event ORDER BY event_id")
-    assert told == ["received", "done", "waiting", "parked", "dead", "ignored", "processing"]
-    assert set(told) == {state.value for state in State}
+    report = raw(store, "SELECT state FROM event ORDER BY event_id")
+    assert report == ["received", "done", "waiting", "parked", "dead", "ignored", "processing"]
+    assert set(report) == {state.value for state in State}
 
 
 def test_moves_are_stored_by_their_words(store: Store) -> None:
@@ -54,8 +54,8 @@ def test_times_are_utc(store: Store) -> None:
     assert utc(store, raw(store, "SELECT created_at FROM event")[0]) == AT
     now = datetime.now(UTC)
     for column in ("received_at", "due_at", "finished_at", "first_duplicate_at", "last_duplicate_at"):
-        told = utc(store, raw(store, f"SELECT {column} FROM event")[0])
-        assert abs(told - now) < timedelta(seconds=20), column
+        report = utc(store, raw(store, f"SELECT {column} FROM event")[0])
+        assert abs(report - now) < timedelta(seconds=20), column
     for column in ("started_at", "ended_at"):
         assert abs(utc(store, raw(store, f"SELECT {column} FROM attempt")[0]) - now) < timedelta(seconds=20)
 
@@ -67,7 +67,7 @@ def test_bytes_are_exact(store: Store, body: bytes) -> None:
     deliver(store, body=b"other" + body)
     assert raw(store, "SELECT body FROM event") == [body]
     assert raw(store, "SELECT body FROM conflict") == [b"other" + body]
-    assert [len(one) for one in raw(store, "SELECT body_hash FROM event")] == [64]
+    assert [len(item) for item in raw(store, "SELECT body_hash FROM event")] == [64]
 
 
 def test_text_is_text(store: Store) -> None:

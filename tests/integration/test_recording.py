@@ -66,7 +66,7 @@ def test_a_second_delivery_is_a_duplicate(store: Store) -> None:
     assert (found.duplicates, found.conflicts) == (1, 0)
     assert found.received_at <= min(found.first_duplicate_at, found.last_duplicate_at)
     assert abs(found.last_duplicate_at - found.first_duplicate_at) < timedelta(seconds=1)
-    assert [one.address for one in duplicates(store, first.event)] == ["b"]
+    assert [duplicate.address for duplicate in duplicates(store, first.event)] == ["b"]
 
 
 @pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.IGNORE, Move.RETRY_LATER])
@@ -88,7 +88,7 @@ def test_a_duplicate_of_what_is_being_processed_does_not_nudge(store: Store) -> 
 def test_the_same_id_of_two_sources_is_two_events(store: Store) -> None:
     """Ids are unique by source."""
     made = record(store, [delivery(source="a"), delivery(source="b")])
-    assert [one.first_seen for one in made] == [True, True]
+    assert [item.first_seen for item in made] == [True, True]
     assert made[0].event != made[1].event
 
 
@@ -96,8 +96,8 @@ def test_copies_within_a_batch_are_merged(store: Store) -> None:
     """Of three copies in one batch the first is first seen and two are duplicates, whatever is between."""
     batch = [delivery("b"), delivery("a"), delivery("b"), delivery("b")]
     made = record(store, batch)
-    assert [one.event_id for one in made] == ["b", "a", "b", "b"]
-    assert [one.first_seen for one in made] == [True, True, False, False]
+    assert [item.event_id for item in made] == ["b", "a", "b", "b"]
+    assert [item.first_seen for item in made] == [True, True, False, False]
     assert row(store, made[0].event).duplicates == 2
 
 
@@ -112,11 +112,11 @@ def test_one_object_twice_in_a_batch_is_first_seen_once(store: Store) -> None:
 def test_the_first_of_a_batch_wins_and_another_body_is_a_conflict(store: Store) -> None:
     """Two bodies under one id in one batch: the first is the event, the second is kept beside it."""
     made = record(store, [delivery(body=b"one"), delivery(body=b"two", headers={"h": "v"})])
-    assert [(one.first_seen, one.conflict) for one in made] == [(True, False), (False, True)]
+    assert [(item.first_seen, item.conflict) for item in made] == [(True, False), (False, True)]
     found = row(store, made[0].event)
     assert (found.body, found.conflicts, found.duplicates) == (b"one", 1, 1)
     kept = conflicts(store, made[0].event)
-    assert [(one.body, one.headers) for one in kept] == [(b"two", '{"h": "v"}')]
+    assert [(item.body, item.headers) for item in kept] == [(b"two", '{"h": "v"}')]
 
 
 def test_a_conflict_is_kept_once_and_ten_at_most(store: Store) -> None:
@@ -135,7 +135,7 @@ def test_only_the_last_twenty_duplicates_are_kept(store: Store) -> None:
     first = deliver(store)
     record(store, [delivery(address=str(n)) for n in range(45)])
     assert row(store, first.event).duplicates == 45
-    kept = {one.address for one in duplicates(store, first.event)}
+    kept = {duplicate.address for duplicate in duplicates(store, first.event)}
     assert kept == {str(n) for n in range(25, 45)}
 
 
@@ -155,7 +155,7 @@ BAD_TEXTS = {"nul": "\x00", "surrogate": "\ud800", "long": "x" * 300, "escapes":
 def test_an_id_that_no_column_holds_harms_nobody(store: Store, bad: str) -> None:
     """It is recorded under its hash, its copies are its duplicates, and its neighbours are untouched."""
     made = record(store, [delivery("a"), delivery(bad), delivery("z"), delivery(bad)])
-    assert [one.first_seen for one in made] == [True, True, True, False]
+    assert [item.first_seen for item in made] == [True, True, True, False]
     assert count(store) == 3
     assert made[1].event_id.startswith("sha256:")
     assert deliver(store, bad).event == made[1].event
@@ -169,7 +169,7 @@ def test_texts_that_no_column_holds_are_made_to_fit(store: Store, bad: str) -> N
     )
     found = row(store, made.event)
     assert (made.first_seen, found.body, found.state) == (True, b"kept", "parked")
-    assert all(0 < len(one) <= 255 for one in (found.type, found.address, found.content_type))
+    assert all(0 < len(item) <= 255 for item in (found.type, found.address, found.content_type))
     assert deliver(store, type=bad, address=bad, content_type=bad, headers={bad: bad}, body=b"2").conflict
 
 
@@ -204,9 +204,9 @@ def test_a_row_that_the_database_refuses_harms_nobody(store: Store) -> None:
 def test_a_thousand_and_more_in_one_batch(store: Store) -> None:
     """A batch larger than one statement's page is one transaction with a verdict for each, in order."""
     made = record(store, [delivery(f"evt_{n % 1200}") for n in range(1300)])
-    assert [one.first_seen for one in made] == [True] * 1200 + [False] * 100
-    assert [one.event_id for one in made] == [f"evt_{n % 1200}" for n in range(1300)]
-    assert len({one.event for one in made}) == 1200
+    assert [item.first_seen for item in made] == [True] * 1200 + [False] * 100
+    assert [item.event_id for item in made] == [f"evt_{n % 1200}" for n in range(1300)]
+    assert len({item.event for item in made}) == 1200
 
 
 def test_a_new_delivery_revives_a_dead_event_at_most_once_an_hour(store: Store) -> None:
@@ -255,7 +255,7 @@ def test_equal_bytes_under_a_new_id_are_flagged(store: Store) -> None:
         deliver(store, "f", b"same"),
     ]
     assert (copy.nudge, state(store, copy.event)) == (True, "received")
-    assert [row(store, one.event).suspected_replay for one in (copy, *others)] == [True, *[False] * 4]
+    assert [row(store, item.event).suspected_replay for item in (copy, *others)] == [True, *[False] * 4]
 
 
 def test_a_suspected_replay_parks_where_the_source_says_so(store: Store) -> None:
@@ -263,7 +263,7 @@ def test_a_suspected_replay_parks_where_the_source_says_so(store: Store) -> None
     first = deliver(store, "a", b"same", replay_guard="park")
     copy = deliver(store, "b", b"same", replay_guard="park")
     assert (first.nudge, copy.nudge, copy.first_seen) == (True, False, True)
-    assert [state(store, one.event) for one in (first, copy)] == ["received", "parked"]
+    assert [state(store, item.event) for item in (first, copy)] == ["received", "parked"]
     assert "replay" in row(store, copy.event).reason
 
 
@@ -272,8 +272,8 @@ def test_of_two_equal_bodies_in_one_batch_the_first_to_come_runs(store: Store) -
     made = record(
         store, [delivery("z", b"same", replay_guard="park"), delivery("a", b"same", replay_guard="park")]
     )
-    assert [one.nudge for one in made] == [True, False]
-    assert [state(store, one.event) for one in made] == ["received", "parked"]
+    assert [item.nudge for item in made] == [True, False]
+    assert [state(store, item.event) for item in made] == ["received", "parked"]
 
 
 def test_a_replay_of_an_erased_event_is_still_suspected(store: Store) -> None:
@@ -299,7 +299,7 @@ def test_of_concurrent_copies_under_many_ids_one_runs(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(one.nudge for one in verdicts) == [False] * 7 + [True]
+    assert sorted(verdict.nudge for verdict in verdicts) == [False] * 7 + [True]
     assert count(store, EVENT.c.state == "parked") == 7
 
 
@@ -312,7 +312,7 @@ def test_a_tombstone_still_knows_its_id(store: Store) -> None:
     assert prune(store, windows)["payloads"] == 1
     again = deliver(store, address="192.0.2.2")
     assert (again.first_seen, again.event, again.nudge, again.conflict) == (False, first.event, False, False)
-    assert [one.address for one in duplicates(store, first.event)] == [None]
+    assert [duplicate.address for duplicate in duplicates(store, first.event)] == [None]
     assert deliver(store, body=b"other").conflict
 
 

@@ -63,7 +63,7 @@ def record_batches(store: Store, seed: int) -> list[str]:
         gate.wait(60)
         for names in batches(number):
             verdicts = record_as_sent(store, names)
-            first.extend(one.event_id for one in verdicts if one.first_seen)
+            first.extend(verdict.event_id for verdict in verdicts if verdict.first_seen)
 
     with ThreadPoolExecutor(EACH) as pool:
         list(pool.map(work, range(seed * EACH, (seed + 1) * EACH)))

@@ -23,22 +23,22 @@ def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> Non
     later(store, minutes=2)
     record_rejections(store, first[:1])
     found = rejections(store).as_json()
-    counted = [(one["source"], one["reason"], one["count"]) for one in found["data"]]
+    counted = [(item["source"], item["reason"], item["count"]) for item in found["data"]]
     assert counted == [
         ("stripe", "bad_signature", 1),
         ("github", "too_large", 1),
         ("stripe", "bad_signature", 2),
         ("stripe", "too_old", 1),
     ]
-    assert {datetime.fromisoformat(one["minute"]).second for one in found["data"]} == {0}
+    assert {datetime.fromisoformat(item["minute"]).second for item in found["data"]} == {0}
 
 
 def test_a_source_can_be_asked_for_alone(store: Store) -> None:
     """Counts and samples of one source leave out the others."""
     record_rejections(store, [Rejected("stripe", "too_old", "192.0.2.1"), Rejected("github", "too_large")])
     found = rejections(store, "stripe").as_json()
-    assert [one["source"] for one in found["data"]] == ["stripe"]
-    assert [(one["reason"], one["address"]) for one in found["latest"]] == [("too_old", "192.0.2.1")]
+    assert [item["source"] for item in found["data"]] == ["stripe"]
+    assert [(item["reason"], item["address"]) for item in found["latest"]] == [("too_old", "192.0.2.1")]
 
 
 def test_the_last_hundred_of_each_source_are_kept(store: Store) -> None:
@@ -72,4 +72,4 @@ def test_what_columns_cannot_hold_is_cut(store: Store) -> None:
     record_rejections(store, [])
     record_rejections(store, [Rejected("stripe", "r" * 99, "a" * 999), Rejected("stripe", "too_old", "\x00")])
     latest = rejections(store).as_json()["latest"]
-    assert sorted((len(one["reason"]), len(one["address"])) for one in latest) == [(7, 4), (64, 255)]
+    assert sorted((len(sample["reason"]), len(sample["address"])) for sample in latest) == [(7, 4), (64, 255)]

@@ -66,7 +66,7 @@ def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> N
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(12)]
         wait_until(lambda: cache._waiting == 12, "the deliveries to wait")
         publisher.gate.set()
-    assert [one.result() for one in found] == [b"a key"] * 12
+    assert [item.result() for item in found] == [b"a key"] * 12
     assert len(publisher.asked) == 1
 
 
@@ -140,7 +140,7 @@ def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
         with pytest.raises(CannotVerify, match="too many deliveries wait"):
             keys.get(KEY, DAY)
         publisher.gate.set()
-    assert [one.result() for one in found] == [b"a key"] * WAITING
+    assert [item.result() for item in found] == [b"a key"] * WAITING
     assert cache._waiting == 0
     assert keys.get(KEY, DAY) == b"a key"
 

@@ -102,8 +102,8 @@ def test_each_resolution_leaves_an_audit_row(
     resolve(store, call, how, "ann")
     (action,) = story(store, event).as_json()["actions"]
     assert (action["what"], action["who"], action["was"], action["call"]) == (how, "ann", "parked", str(call))
-    (said,) = call_story(store, call).as_json()["actions"]
-    assert (said["what"], said["who"]) == (how, "ann")
+    (sentence,) = call_story(store, call).as_json()["actions"]
+    assert (sentence["what"], sentence["who"]) == (how, "ann")
     assert call_row(store, call).reason.endswith("ann.")
     assert row(store, event).parked_call is None
 
@@ -118,7 +118,7 @@ def refused(store: Store, call: UUID, how: Resolution, words: str) -> None:
     assert rows_of(store, ACTION, event) == []
 
 
-@pytest.mark.parametrize("start", [one for one in State if one != State.PARKED])
+@pytest.mark.parametrize("start", [item for item in State if item != State.PARKED])
 def test_only_a_parked_events_call_is_resolved(store: Store, parked: tuple[UUID, UUID], start: State) -> None:
     """While a worker may hold the event, or it has ended, nobody changes its calls."""
     event, call = parked
@@ -136,7 +136,7 @@ def test_a_call_of_another_generation_is_left_alone(store: Store, parked: tuple[
         refused(store, call, how, "is of generation 0; the event is in 1 now")
 
 
-@pytest.mark.parametrize("ended", [one for one in CallState if one not in ("pending", "parked")])
+@pytest.mark.parametrize("ended", [item for item in CallState if item not in ("pending", "parked")])
 def test_a_call_that_ended_is_not_resolved(store: Store, parked: tuple[UUID, UUID], ended: CallState) -> None:
     """What succeeded, was rejected, replaced or given up is no question any more."""
     _, call = parked
@@ -186,7 +186,7 @@ def test_of_several_people_at_once_one_decides(store: Store, parked: tuple[UUID,
             attempts = [pool.submit(attempt, how) for how in WAYS]
             if not store.sqlite:
                 wait_until(lambda: waiting(connection) == len(WAYS), "all of them to meet at the event")
-        (taken,) = [found for found in (one.result() for one in attempts) if found]
+        (taken,) = [found for found in (item.result() for item in attempts) if found]
     (action,) = rows_of(store, ACTION, event)
     assert action.what == taken
     assert call_row(store, call).reason.endswith(f"who says {taken}.")

@@ -61,7 +61,7 @@ def test_without_a_credential_it_is_401_and_nothing_is_stored(
     answer = uncredited(sandbox, client, credential)
     assert (answer.status_code, error(client, answer)[0]) == (401, "unauthorized")
     assert (sandbox.keys, sandbox.effects) == (0, [])
-    assert [(one["api"], one["status"]) for one in sandbox.requests] == [(client.name, 401)]
+    assert [(request["api"], request["status"]) for request in sandbox.requests] == [(client.name, 401)]
 
 
 @pytest.mark.parametrize("client", [STANNP, CHRONAPILOT], ids=lambda client: client.name)
@@ -107,11 +107,11 @@ def test_a_body_over_the_limit_is_413(sandbox: Sandbox, client: Client) -> None:
     body = client.body() + b" " * 1024 * 1024
     headers = {client.header: KEY, **client.credential("one")}
     path = f"{client.prefix}{client.path}"
-    told = client.send(sandbox, KEY, content=body)
+    report = client.send(sandbox, KEY, content=body)
     chunked = sandbox.http.post(
         path, content=(body[i : i + 100_000] for i in range(0, len(body), 100_000)), headers=headers
     )
-    for answer in (told, chunked):
+    for answer in (report, chunked):
         assert (answer.status_code, error(client, answer)[0]) == (413, "body_too_large"), answer.text
     assert (sandbox.keys, sandbox.effects) == (0, [])
 

@@ -55,8 +55,8 @@ def refused(*arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", "", "127.0.0.1.example.com"])
 def test_it_refuses_other_hosts_than_loopback(host: str) -> None:
     """It takes any credential, so nobody else may reach it unless it is told so."""
-    code, said = refused("--host", host)
-    assert (code, "add --allow-remote" in said) == (2, True), said
+    code, output = refused("--host", host)
+    assert (code, "add --allow-remote" in output) == (2, True), output
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
@@ -68,17 +68,17 @@ def test_loopback_has_several_names(host: str) -> None:
 def test_allow_remote_opens_it(tmp_path: Path) -> None:
     """Told so, it tries to listen; an address that is not this machine's is one sentence."""
     database = str(tmp_path / "box.db")
-    code, said = refused("--host", "192.0.2.1", "--allow-remote", "--database", database)
-    assert (code, said.startswith("Error: The sandbox cannot start: ")) == (1, True), said
+    code, output = refused("--host", "192.0.2.1", "--allow-remote", "--database", database)
+    assert (code, output.startswith("Error: The sandbox cannot start: ")) == (1, True), output
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     """The port is another program's: it says so and ends."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        code, said = refused("--port", port, "--database", str(tmp_path / "box.db"))
-    assert (code, said.startswith("Error: The sandbox cannot start: Address already in use")) == (1, True)
-    assert port in said, said
+        code, output = refused("--port", port, "--database", str(tmp_path / "box.db"))
+    assert (code, output.startswith("Error: The sandbox cannot start: Address already in use")) == (1, True)
+    assert port in output, output
 
 
 def test_it_does_not_touch_a_ledger(tmp_path: Path) -> None:
@@ -86,16 +86,16 @@ def test_it_does_not_touch_a_ledger(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path}/firstseen.db")
     migrate(store)
     store.close()
-    code, said = refused("--database", str(tmp_path / "firstseen.db"))
-    assert (code, "is a ledger" in said) == (1, True), said
+    code, output = refused("--database", str(tmp_path / "firstseen.db"))
+    assert (code, "is a ledger" in output) == (1, True), output
 
 
 def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
     """Somebody's notes stay as they are."""
     notes = tmp_path / "notes.txt"
     notes.write_text("not a database " * 100)
-    code, said = refused("--database", str(notes))
-    assert (code, said.startswith(f"Error: {notes} cannot be used: ")) == (1, True), said
+    code, output = refused("--database", str(notes))
+    assert (code, output.startswith(f"Error: {notes} cannot be used: ")) == (1, True), output
     assert notes.read_text().startswith("not a database")
 
 

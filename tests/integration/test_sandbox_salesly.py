@@ -57,7 +57,7 @@ def test_salesly_mismatch_is_422_idempotency_conflict(sandbox: Sandbox) -> None:
     """The key at another endpoint, or with another method, gets the document's own error."""
     path = made(sandbox)
     send(sandbox, KEY)
-    said = {
+    sentence = {
         "error": {
             "type": "idempotency_conflict",
             "message": "This Idempotency-Key has already been used with a different request.",
@@ -65,7 +65,7 @@ def test_salesly_mismatch_is_422_idempotency_conflict(sandbox: Sandbox) -> None:
     }
     for method, where in (("POST", f"{SALESLY.path}/batch"), ("PUT", path)):
         conflict = send(sandbox, KEY, method=method, path=where)
-        assert (conflict.status_code, conflict.json()) == (422, said), method
+        assert (conflict.status_code, conflict.json()) == (422, sentence), method
     assert len(sandbox.effects) == 2
 
 

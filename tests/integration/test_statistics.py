@@ -28,10 +28,10 @@ def test_each_minute_has_its_counts(store: Store) -> None:
         end(store, event)
     repeat(store, "evt_0", "evt_1")
     deliver(store, "evt_2", b"another body")
-    told = throughput(store, 5).as_json()
-    assert [sum(told[name]) for name in ("accepted", "duplicates", "done")] == [3, 3, 2]
-    assert [len(told[name]) for name in ("accepted", "duplicates", "done")] == [5, 5, 5]
-    assert sum(told["done"][-2:]) == 2
+    report = throughput(store, 5).as_json()
+    assert [sum(report[name]) for name in ("accepted", "duplicates", "done")] == [3, 3, 2]
+    assert [len(report[name]) for name in ("accepted", "duplicates", "done")] == [5, 5, 5]
+    assert sum(report["done"][-2:]) == 2
     later(store, minutes=10)
     assert [sum(throughput(store, 5).as_json()[name]) for name in ("accepted", "duplicates", "done")] == [
         0,
@@ -97,10 +97,10 @@ def test_what_is_pending_is_counted_by_source_and_state(store: Store) -> None:
     end(store, first)
     end(store, second, Move.PARK, reason="Look.")
     deliver(store, "evt_github", source="github")
-    told = pending(store).as_json()
-    assert told["states"] == {"stripe": {"parked": 1, "received": 1}, "github": {"received": 1}}
-    assert told["oldest"]["id"] == str(third)
-    assert told["due"]["count"] == 2
+    report = pending(store).as_json()
+    assert report["states"] == {"stripe": {"parked": 1, "received": 1}, "github": {"received": 1}}
+    assert report["oldest"]["id"] == str(third)
+    assert report["due"]["count"] == 2
     later(store, minutes=5)
     assert pending(store).as_json()["due"]["seconds"] == pytest.approx(300, abs=60)
 
@@ -109,15 +109,15 @@ def test_the_oldest_is_found_in_any_state(store: Store) -> None:
     """A waiting event may be older than a received one."""
     old, _new = deliver_all(store, 2)
     change(store, old, state="waiting", received_at=store.after(timedelta(hours=-2)))
-    told = pending(store).as_json()["oldest"]
-    assert (told["id"], told["state"]) == (str(old), "waiting")
-    assert told["seconds"] == pytest.approx(7200, abs=60)
+    report = pending(store).as_json()["oldest"]
+    assert (report["id"], report["state"]) == (str(old), "waiting")
+    assert report["seconds"] == pytest.approx(7200, abs=60)
 
 
 def test_an_empty_ledger_has_nothing_pending(store: Store) -> None:
     """Zeros, not errors."""
-    told = pending(store).as_json()
-    assert (told["states"], told["oldest"], told["due"]) == ({}, None, {"count": 0, "seconds": 0.0})
+    report = pending(store).as_json()
+    assert (report["states"], report["oldest"], report["due"]) == ({}, None, {"count": 0, "seconds": 0.0})
     assert flow(store, 60) == {}
 
 
@@ -126,9 +126,9 @@ def test_a_worker_lives_while_it_says_so(store: Store) -> None:
     record_heartbeat(store, "one:1")
     later(store, minutes=5)
     record_heartbeat(store, "two:2")
-    told = workers(store)
-    assert [worker.name for worker in told] == ["two:2", "one:1"]
-    assert told[1].silent_seconds == pytest.approx(300, abs=30)
+    report = workers(store)
+    assert [worker.name for worker in report] == ["two:2", "one:1"]
+    assert report[1].silent_seconds == pytest.approx(300, abs=30)
     later(store, minutes=58)
     record_heartbeat(store, "two:2")
     assert [worker.name for worker in workers(store)] == ["two:2"]

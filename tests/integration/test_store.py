@@ -52,8 +52,8 @@ def own() -> Iterator[Callable[..., Store]]:
         return opened[-1]
 
     yield make
-    for one in opened:
-        one.close()
+    for item in opened:
+        item.close()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_connection_that_dies_midway_records_nothing(store: Store, moment: str
     assert killed
     assert count(store, EVENT.c.event_id == "new") == 0
     assert count(store, EVENT.c.duplicates > 0) == 0
-    assert [one.first_seen for one in record(store, [delivery("new"), delivery("old")])] == [True, False]
+    assert [item.first_seen for item in record(store, [delivery("new"), delivery("old")])] == [True, False]
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
@@ -303,10 +303,10 @@ def test_the_clock_is_utc_and_can_be_shifted(store: Store) -> None:
     for shift in (timedelta(0), timedelta(days=400), timedelta(days=-3)):
         store.shift = shift
         with store.read() as connection:
-            told = connection.execute(select(store.now())).scalar_one()
+            report = connection.execute(select(store.now())).scalar_one()
             soon = connection.execute(select(store.after(timedelta(hours=1)))).scalar_one()
-        assert abs(told - datetime.now(UTC) - shift) < timedelta(seconds=10)
-        assert abs(soon - told - timedelta(hours=1)) < timedelta(seconds=5)
+        assert abs(report - datetime.now(UTC) - shift) < timedelta(seconds=10)
+        assert abs(soon - report - timedelta(hours=1)) < timedelta(seconds=5)
 
 
 def sqlite_file(store: Store) -> Path:
@@ -320,8 +320,8 @@ def test_sqlite_commits_to_disk(store: Store) -> None:
     with store.engine.connect() as one, store.engine.connect() as other:
         for connection in (one, other):
             pragmas = ("journal_mode", "synchronous", "foreign_keys")
-            told = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
-            assert told == ["wal", 2, 1]
+            report = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
+            assert report == ["wal", 2, 1]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -117,8 +117,8 @@ def test_room_in_the_broker_is_used(store: Store) -> None:
     """As nudged events are claimed, others are nudged in their place, exactly as many."""
     crowd(store, NUDGES_OPEN + 500)
     first = take_nudges(store, SWEEP)
-    for one in first[:7]:
-        end(store, one)
+    for item in first[:7]:
+        end(store, item)
     second = take_nudges(store, SWEEP)
     assert (len(first), len(second)) == (NUDGES_OPEN, 7)
     assert set(first).isdisjoint(second)
@@ -128,7 +128,7 @@ def test_sweepers_at_once_share_the_cap(store: Store) -> None:
     """Six workers that sweep at the same moment nudge a thousand events in all, none twice."""
     crowd(store, 5000)
     with ThreadPoolExecutor(6) as pool:
-        nudged = [one for mine in pool.map(lambda _: take_nudges(store, SWEEP), range(6)) for one in mine]
+        nudged = [item for mine in pool.map(lambda _: take_nudges(store, SWEEP), range(6)) for item in mine]
     assert (len(nudged), len(set(nudged))) == (NUDGES_OPEN, NUDGES_OPEN)
 
 
@@ -159,12 +159,12 @@ def test_a_locked_row_holds_no_sweep_up(store: Store) -> None:
 def test_starved_means_nudged_twice_and_nobody_came(store: Store) -> None:
     """After two nudges and another 30 s a worker is told to run events itself; a claim ends it."""
     made = deliver(store).event
-    told = []
+    report = []
     for second in (6, 12, 40, 46, 69, 75):
         store.shift = timedelta(seconds=second)
         take_nudges(store, SWEEP)
-        told.append(starved(store, SWEEP))
-    assert told == [False, False, False, False, False, True]
+        report.append(starved(store, SWEEP))
+    assert report == [False, False, False, False, False, True]
     end(store, made, Move.RETRY_LATER)
     assert not starved(store, SWEEP)
 
@@ -186,12 +186,12 @@ def test_what_was_ignored_reopens_for_a_day(store: Store) -> None:
     end(store, old, Move.IGNORE)
     later(store, hours=23)
     made, other = deliver(store, "new").event, deliver(store, "other", type="else").event
-    for one in (made, other):
-        end(store, one, Move.IGNORE)
+    for item in (made, other):
+        end(store, item, Move.IGNORE)
     assert sorted(ignored_types(store)) == [("stripe", "else"), ("stripe", "invoice.paid")]
     later(store, hours=2)
     assert reopen(store, "stripe", "invoice.paid") == 1
-    assert [state(store, one) for one in (old, made, other)] == ["ignored", "waiting", "ignored"]
+    assert [state(store, item) for item in (old, made, other)] == ["ignored", "waiting", "ignored"]
     assert row(store, made).finished_at is None
     assert take(store, made).attempt == 1
 
@@ -216,8 +216,8 @@ def test_more_ignored_events_than_a_batch_reopen(store: Store, monkeypatch: pyte
 def test_reopening_and_duplicates_do_not_deadlock(store: Store) -> None:
     """Both take many rows; they take them in one order, so neither is thrown out."""
     batch = [delivery(f"evt_{n:02}") for n in reversed(range(60))]
-    for one in batch:
-        record(store, [one])
+    for item in batch:
+        record(store, [item])
 
     def recording() -> None:
         for _ in range(8):
@@ -297,7 +297,7 @@ class Explained:
             other.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}", values)
             bad = list(self._wide(other.fetchone()[0][0]["Plan"]))
             other.execute("ROLLBACK TO SAVEPOINT explained")
-        self.complaints += [(statement, one) for one in bad]
+        self.complaints += [(statement, item) for item in bad]
 
     def _wide(self, node: dict[str, Any]) -> Any:
         read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)

@@ -89,7 +89,7 @@ def test_since_is_inclusive_and_until_is_not(store: Store) -> None:
     """Neighbouring spans share no event and lose none."""
     for number in range(3):
         deliver(store, f"evt_{number}")
-    times = {one.event_id: one.received_at for one in list_events(store, EventFilter()).data}
+    times = {event.event_id: event.received_at for event in list_events(store, EventFilter()).data}
     middle = times["evt_1"]
     assert "evt_1" in ids(list_events(store, EventFilter(since=middle)))
     assert "evt_1" not in ids(list_events(store, EventFilter(until=middle)))
@@ -188,10 +188,10 @@ def explained(store: Store, which: EventFilter) -> str:
     with store.read() as connection:
         if store.sqlite:
             rows = connection.execute(text(f"EXPLAIN QUERY PLAN {escaped(query)}")).all()
-            return "\n".join(one[3] for one in rows)
+            return "\n".join(item[3] for item in rows)
         for setting in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):
             connection.execute(text(f"SET LOCAL {setting} = off"))
-        return "\n".join(one[0] for one in connection.execute(text(f"EXPLAIN {escaped(query)}")))
+        return "\n".join(item[0] for item in connection.execute(text(f"EXPLAIN {escaped(query)}")))
 
 
 def escaped(query: str) -> str:
@@ -226,31 +226,31 @@ def test_the_whole_story_of_an_event(store: Store) -> None:
     later(store, minutes=1)
     end(store, event)
     rerun(store, event, "ann", generation=0)
-    told = story(store, event).as_json()
-    json.dumps(told)
-    assert told["event"]["address"] == "192.0.2.1"
-    assert told["duplicates"]["count"] == 26
-    latest = told["duplicates"]["latest"]
+    report = story(store, event).as_json()
+    json.dumps(report)
+    assert report["event"]["address"] == "192.0.2.1"
+    assert report["duplicates"]["count"] == 26
+    latest = report["duplicates"]["latest"]
     assert [one["address"] for one in latest][:2] == ["192.0.2.99", "192.0.2.24"]
     assert len(latest) == 20
     assert latest == sorted(latest, key=lambda one: one["at"], reverse=True)
-    assert told["duplicates"]["first"] < told["duplicates"]["last"]
-    assert [(one["size"], one["promoted_to"]) for one in told["conflicts"]] == [(5, None)]
-    outcomes = [(one["number"], one["generation"], one["outcome"]) for one in told["attempts"]]
+    assert report["duplicates"]["first"] < report["duplicates"]["last"]
+    assert [(one["size"], one["promoted_to"]) for one in report["conflicts"]] == [(5, None)]
+    outcomes = [(one["number"], one["generation"], one["outcome"]) for one in report["attempts"]]
     assert outcomes == [(1, 0, "retry later"), (2, 0, "finish")]
-    assert (told["attempts"][0]["error"], told["attempts"][0]["worker"]) == ("Traceback: boom", "host:1")
-    assert [(one["what"], one["who"], one["was"]) for one in told["actions"]] == [("rerun", "ann", "done")]
-    assert told["calls"] == []
-    assert told["next"].startswith("Attempt 1 runs as soon as a worker is free")
+    assert (report["attempts"][0]["error"], report["attempts"][0]["worker"]) == ("Traceback: boom", "host:1")
+    assert [(one["what"], one["who"], one["was"]) for one in report["actions"]] == [("rerun", "ann", "done")]
+    assert report["calls"] == []
+    assert report["next"].startswith("Attempt 1 runs as soon as a worker is free")
 
 
 def test_a_running_attempt_is_open(store: Store) -> None:
     """While a worker holds an event its attempt has no end, and the next line says until when it may."""
     event = deliver(store).event
     take(store, event, worker="host:1")
-    told = story(store, event).as_json()
-    assert (told["attempts"][0]["ended_at"], told["attempts"][0]["outcome"]) == (None, None)
-    assert told["next"].startswith("A worker runs attempt 1 now")
+    report = story(store, event).as_json()
+    assert (report["attempts"][0]["ended_at"], report["attempts"][0]["outcome"]) == (None, None)
+    assert report["next"].startswith("A worker runs attempt 1 now")
 
 
 def test_an_unknown_event_has_no_story(store: Store) -> None:

@@ -131,9 +131,9 @@ def test_one_trace_from_delivery_to_calls(
     """The attempt is below the delivery, each call below the attempt, and APIs get the trace."""
     deliver("evt_1")
     run(call_twice)
-    told = spans()
+    finished = spans()
     delivery, ran, read, sent = (
-        told[name] for name in ("POST /webhooks/<source>", "attempt", "GET shop", "POST shop")
+        finished[name] for name in ("POST /webhooks/<source>", "attempt", "GET shop", "POST shop")
     )
     assert len({ids(span)[0] for span in (delivery, ran, read, sent)}) == 1
     assert delivery.parent is None
@@ -212,9 +212,9 @@ def test_spans_hold_no_data(deliver: Deliver, run: Run, exporter: InMemorySpanEx
 
     deliver("evt_1")
     run(die)
-    told = " ".join(span.to_json() for span in exporter.get_finished_spans())
-    assert "jane" not in told.lower()
-    assert "give up" in told
+    finished = " ".join(span.to_json() for span in exporter.get_finished_spans())
+    assert "jane" not in finished.lower()
+    assert "give up" in finished
 
 
 def test_nothing_is_recorded_without_an_endpoint(tmp_path: Path) -> None:
