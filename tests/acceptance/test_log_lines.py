@@ -1,4 +1,4 @@
-"""The lines that web and worker write: what stands on each, and what never does."""
+"""The log lines of web and worker: the fields of each line, and no secret or payload in any."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
 MARK = "canary7d0c"
-"""Stands in every secret and in all personal data of this test."""
+"""Part of every secret and of all personal data in this test."""
 
 API_KEY, TOKEN, SECRET = f"{MARK}-api-key-0123", f"{MARK}-metrics-token", f"whsec_{MARK}"
 PERSON = {"email": f"jane@{MARK}.example", "name": f"Jane {MARK}", "iban": f"DE00{MARK}"}
@@ -78,7 +78,7 @@ HAPPENED = (
     "Broker unreachable",
     "Connection to broker lost",
 )
-"""What the lines tell of, so that no path of the test went another way."""
+"""Messages that must be logged, which proves that the test took every intended path."""
 
 LEAKY = """
 CREATE TRIGGER leaky_{table} BEFORE {verb} ON {table} WHEN {condition} BEGIN
@@ -88,7 +88,7 @@ END
 
 
 def answer(heard: Heard) -> tuple[int, bytes] | None:
-    """Answer a call by the first part of its path, and say back what it said."""
+    """Answer a call by the first segment of its path, and echo its body."""
     echo = json.dumps({"echo": heard.body.decode(), "you": PERSON}).encode()
     return {"drops": None, "rejects": (400, echo), "hook": (500, echo)}.get(
         heard.path.split("/")[1], (201, echo)
@@ -97,7 +97,7 @@ def answer(heard: Heard) -> tuple[int, bytes] | None:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Valkey]:
-    """Start a broker whose password is a canary."""
+    """Start a broker whose password is the canary."""
     server = Valkey().start()
     with server.client() as client:
         client.config_set("requirepass", MARK)
@@ -109,7 +109,7 @@ def broker() -> Iterator[Valkey]:
 def deployment(
     databases: Databases, broker: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Deploy on SQLite with a canary in everything secret, a handler for each way to fail, and an API."""
+    """Deploy on SQLite with the canary in every secret, a handler for each way to fail, and an API."""
     api = Listener(answer)
     url = broker.url.replace("://", f"://:{MARK}@")
     made = Deployment(tmp_path_factory.mktemp("logs"), databases.migrated("sqlite"), url)
@@ -133,7 +133,7 @@ def deployment(
 
 
 def lines(deployment: Deployment, name: str) -> list[dict[str, Any]]:
-    """Return every line that a process has ended: each is one JSON object."""
+    """Return every complete line of a process; each is one JSON object."""
     ended = deployment.logs(name).splitlines(keepends=True)
     return [json.loads(line) for line in ended if line.endswith("\n")]
 
@@ -148,7 +148,7 @@ def send(deployment: Deployment, kind: str, **headers: str) -> str:
 
 
 def knock(deployment: Deployment) -> None:
-    """Send what is refused: forged, too long, unreadable, elsewhere, without the right key."""
+    """Send requests that are refused: forged, too large, unparsable, to unknown paths, with wrong keys."""
     client, body = deployment.client, json.dumps(stripe_event("evt_forged", **PERSON)).encode()
     webhook = f"{deployment.url}/webhooks/stripe"
     answers = [
@@ -172,7 +172,7 @@ def knock(deployment: Deployment) -> None:
 
 
 def test_lines_say_what_they_are_about(deployment: Deployment) -> None:
-    """A good request id is kept, another one replaced; event, attempt and call stand on their lines."""
+    """A well-formed request id is kept and any other replaced; lines name their event, attempt and call."""
     ledger = Ledger(deployment.database_url)
     assert send(deployment, "good", **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
     made = send(deployment, "other", **{"X-Request-Id": f"{MARK} and more"})
@@ -190,7 +190,7 @@ def test_lines_say_what_they_are_about(deployment: Deployment) -> None:
     def requests() -> list[dict[str, Any]]:
         return [line for line in lines(deployment, "web") if line.get("request") == "router-0123456789"]
 
-    # A line is written after what it tells of: the answer, the send, the end of the attempt.
+    # A line is written after its subject: the response, the send, the end of the attempt.
     wait_until(lambda: len(mine()) >= 2 and requests(), deployment.logs)
     (asked,) = requests()
     assert (asked["event"].replace("-", ""), asked["event_id"]) == (event, "evt_good")
@@ -201,7 +201,7 @@ def test_lines_say_what_they_are_about(deployment: Deployment) -> None:
 
 
 def test_no_secret_and_no_payload_is_ever_logged(deployment: Deployment, broker: Valkey) -> None:
-    """Through every path, errors and tracebacks included, the lines name types and places, never values."""
+    """On every path, errors included, lines name types and places but no values."""
     ledger = Ledger(deployment.database_url)
     for table, verb, condition in (
         ("event", "INSERT", "NEW.event_id = 'evt_web_breaks'"),
@@ -233,7 +233,7 @@ def test_no_secret_and_no_payload_is_ever_logged(deployment: Deployment, broker:
 
 
 def test_a_stopping_web_loses_no_line(deployment: Deployment) -> None:
-    """Lines wait for a writer of their own; at SIGTERM all of them are written first."""
+    """Queued log lines are written before the process ends at SIGTERM."""
     web = deployment.webs[0]
     asked = [deployment.client.get(f"{deployment.url}/nothing").headers["X-Request-Id"] for _ in range(100)]
     web.terminate()

@@ -1,4 +1,4 @@
-"""What becomes of an event: done, tried again, dead, parked or ignored, by its handler and its history."""
+"""The final states of events: done, dead, parked, ignored, and the retries before them."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.services.waiting import wait_until
 
 
 def test_a_new_handler_reopens_what_was_ignored(deployment: Deployment) -> None:
-    """Events without a handler are ignored; a worker with one runs them, beside an older worker too."""
+    """A worker with a handler for ignored events runs them, while an older worker without one still runs."""
     deployment.start()
     assert deployment.deliver("evt_1", source="other").status_code == 200
     ledger = Ledger(deployment.database_url)
@@ -25,7 +25,7 @@ def test_a_new_handler_reopens_what_was_ignored(deployment: Deployment) -> None:
 
 @pytest.fixture
 def obedient(deployment: Deployment) -> Deployment:
-    """Start with short waits and few attempts."""
+    """Start with short waits and three attempts."""
     deployment.env |= {
         "FIRSTSEEN_SWEEP": "200ms",
         "FIRSTSEEN_BACKOFF_MAX": "200ms",
@@ -35,7 +35,7 @@ def obedient(deployment: Deployment) -> Deployment:
 
 
 def test_how_attempts_end(obedient: Deployment) -> None:
-    """What fails runs again until attempts are used up; Dead is final; an erased payload is parked."""
+    """Failures are retried until attempts are used up, Dead is final, and an erased payload parks."""
     for name, orders in {
         "evt_fails_twice": {"fail": 2},
         "evt_fails": {"fail": 9},
