@@ -91,7 +91,7 @@ class Interruption:
         self.ledger = Ledger(database_url)
 
     def run(self) -> "Interruption":
-        """Freeze one worker and kill another during their sends; wait until a third has finished all events."""
+        """Freeze one worker and kill another during their sends; wait until a third finishes all events."""
         for case in CASES:
             fault = INTERRUPTED[case.how][0]
             self.sandboxes[case.how].fault(case.client.prefix, fault, seconds=LINGER)

@@ -12,7 +12,7 @@ from worker.calls.transport import BeforeSend, NoReply, Outgoing, Reply
 
 LOCKED = b"idempotency_key_locked"
 SLOW = timedelta(seconds=30)
-"""How long the API takes for a slow request: as long as its deadline, and its sender has gone by then."""
+"""How long the API takes for a slow request: the sender's whole deadline."""
 
 FAULTS = (
     *("ok", "429", "401", "422", "503", "500", "500 done", "too long"),
@@ -23,19 +23,19 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Manners:
-    """What one dialect's server does with keys."""
+    """How one dialect's server treats idempotency keys."""
 
     by_credential: bool = False
-    """Whether another credential's key is another key."""
+    """Whether keys are scoped to the credential."""
     prints: Callable[[Outgoing], object] = lambda request: request.body
-    """What must be the same under a key."""
+    """The part of a request that must be equal under one key."""
     misused: Reply | None = None
     locked: Reply | None = None
-    """What a copy gets while the first one runs; without it both run."""
+    """The response to a copy while the first request runs; without it both run."""
     failures: bool = True
-    """Whether failures are stored too."""
+    """Whether failures are stored as well."""
     again: Callable[[Reply], Reply] = lambda first: first
-    """How a stored answer looks."""
+    """Turns a stored response into its replay."""
 
 
 def _marked(first: Reply) -> Reply:
@@ -65,7 +65,7 @@ MANNERS = {
 
 @dataclass
 class Entry:
-    """One key's row."""
+    """The row of one key."""
 
     at: timedelta
     prints: object
@@ -74,24 +74,24 @@ class Entry:
 
 @dataclass
 class ModelApi:
-    """Executes requests and counts their effects by call; `plan` holds the faults of the sends to come."""
+    """Executes requests and counts their effects by call; `plan` holds the faults of the next sends."""
 
     manners: Manners
     life: timedelta
     now: Callable[[], timedelta]
     marked: Callable[[], tuple[UUID, UUID]]
-    """The send that was marked last, and its call."""
+    """Returns the latest send that began, and its call."""
     interlude: Callable[[], None] = lambda: None
-    """What the others do while the sender is frozen."""
+    """Runs other workers while the sender is frozen."""
     plan: list[str] = field(default_factory=list)
     effects: Counter[UUID] = field(default_factory=Counter)
     table: dict[Any, Entry] = field(default_factory=dict)
     slow: list[tuple[timedelta, UUID, UUID, Outgoing, Entry | None]] = field(default_factory=list)
     late: list[tuple[UUID, Reply]] = field(default_factory=list)
-    """Answers that nobody waits for, by their send."""
+    """Responses that no worker waits for, with the id of their send."""
 
     def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
-        """Go through one send, with the next fault."""
+        """Execute one send with the next fault of the plan."""
         fault = self.plan.pop(0) if self.plan else "ok"
         if fault == "unsent":
             return UNSENT
@@ -123,7 +123,7 @@ class ModelApi:
         return answer
 
     def run_slow(self) -> None:
-        """End the slow requests whose time has come."""
+        """Finish the slow requests that are due."""
         due = [item for item in self.slow if item[0] <= self.now()]
         self.slow = [item for item in self.slow if item[0] > self.now()]
         for _, send, call, _, entry in due:
@@ -139,7 +139,7 @@ class ModelApi:
             entry = None if key is None else self._open(key, request)
             self.slow.append((self.now() + SLOW, send, call, request, entry))
         elif entry.answer is None and self.manners.locked is None:
-            # Nobody promised to notice that one runs already.
+            # This dialect does not detect a copy of a running request.
             self.slow.append((self.now() + SLOW, send, call, request, entry))
         return SILENCE
 

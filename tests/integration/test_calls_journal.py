@@ -1,4 +1,4 @@
-"""The row before the byte, the order of a handler's calls, their keys, and values that are computed once."""
+"""The journal: rows before bytes, the order of a handler's calls, keys, and values computed once."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +32,7 @@ from worker.calls.transport import Outgoing, Reply
 
 
 def test_call_and_send_are_committed_before_the_first_byte(harness: CallHarness, event: UUID) -> None:
-    """Whoever looks while the bytes leave sees the call, with key and request, and its send."""
+    """While the request leaves, the call with its key and the send are already committed."""
     seen: list[Any] = []
 
     def look(request: Outgoing) -> Reply:
@@ -53,7 +53,7 @@ def test_call_and_send_are_committed_before_the_first_byte(harness: CallHarness,
 
 
 def test_no_transaction_is_open_while_a_call_is_on_its_way(harness: CallHarness, event: UUID) -> None:
-    """A send holds no connection: others write, with the whole pool, while its answer is awaited."""
+    """No database connection is checked out during a send."""
 
     def busy(_request: Outgoing) -> Reply:
         assert harness.store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def test_no_transaction_is_open_while_a_call_is_on_its_way(harness: CallHarness,
 
 
 def test_a_resend_is_the_same_request(harness: CallHarness, event: UUID) -> None:
-    """A retry replays exactly those bytes under the same key."""
+    """A resend has the same bytes and the same key."""
     harness.transport.script = [SILENCE, SILENCE]
     assert [harness.run(event, letter) for _ in range(3)] == ["waiting", "waiting", "done"]
     first, *others = harness.transport.sent
@@ -72,7 +72,7 @@ def test_a_resend_is_the_same_request(harness: CallHarness, event: UUID) -> None
 
 
 def test_a_succeeded_call_is_not_sent_again(harness: CallHarness, event: UUID) -> None:
-    """An attempt after a crash gets the stored response, headers and body alike, and goes on behind it."""
+    """After a crash the handler gets the stored response and continues behind it."""
     harness.transport.script = [reply(202, b"\x00\xffkept", x_request="7"), crash]
     harness.die(event, posts("letter", "order"))
     seen: list[Any] = []
@@ -92,7 +92,7 @@ def test_a_succeeded_call_is_not_sent_again(harness: CallHarness, event: UUID) -
 
 
 def test_credentials_are_not_in_the_database(harness: CallHarness, event: UUID) -> None:
-    """What a call leaves in the ledger holds its credential only as an HMAC."""
+    """The ledger stores a credential only as an HMAC."""
     harness.transport.script = [SILENCE]
     harness.run(event, letter)
     assert "Bearer first-credential" in dict(harness.transport.sent[0].headers).values()
@@ -107,7 +107,7 @@ def test_credentials_are_not_in_the_database(harness: CallHarness, event: UUID) 
 def test_another_step_in_the_nth_place_parks(
     harness: CallHarness, event: UUID, answer: Reply, before: str
 ) -> None:
-    """A handler that changed between attempts sends nothing, whatever stood in that place."""
+    """A changed handler sends nothing if another step stood in that position."""
     harness.transport.script = [answer]
     harness.run(event, posts("letter"))
     sent = len(harness.transport.sent)
@@ -118,7 +118,7 @@ def test_another_step_in_the_nth_place_parks(
 
 
 def test_another_step_parks_behind_a_finished_one_too(harness: CallHarness, event: UUID) -> None:
-    """The first call succeeded under another name: the second is not sent either."""
+    """A finished call under another step name parks the event, and the second call is not sent."""
     harness.transport.script = [reply(), SILENCE]
     harness.run(event, posts("letter", "order"))
     assert harness.run(event, posts("parcel", "order")) == "parked"
@@ -132,7 +132,7 @@ def test_another_step_parks_behind_a_finished_one_too(harness: CallHarness, even
 def test_a_step_that_moved_to_another_place_is_not_sent_twice(
     harness: CallHarness, event: UUID, *, caught: bool
 ) -> None:
-    """A person retries, and the handler now begins with what was its second call: that one happened."""
+    """A retried handler that begins with its former second call does not resend it."""
     harness.transport.script = [reply(422), reply()]
     assert harness.run(event, _both_then_fail) == "waiting"
     retry(harness.store, event, "ada")
@@ -141,7 +141,7 @@ def test_a_step_that_moved_to_another_place_is_not_sent_twice(
 
 
 def test_a_step_is_not_begun_again_in_the_place_of_a_replaced_one(harness: CallHarness, event: UUID) -> None:
-    """The first call is to be sent as new, and the handler now begins with its second: that one happened."""
+    """A step that succeeded is not sent in the position of a replaced call."""
     harness.transport.script = [SILENCE, reply()]
     harness.run(event, posts("letter", "order", caught=True))
     later(harness.store, days=2)
@@ -160,7 +160,7 @@ def _both_then_fail(_event: Any, calls: Any) -> None:
 def test_a_step_of_an_earlier_place_is_not_begun_again(
     harness: CallHarness, event: UUID, *, caught: bool
 ) -> None:
-    """What was the first call is the second now, where nothing stood: it parks without a database's error."""
+    """A step that moved to a later position parks with a sentence, and not with a database error."""
     harness.transport.script = [SILENCE]
     harness.run(event, posts("letter"))
     assert harness.run(event, posts("order", "letter", caught=caught)) == "parked"
@@ -171,7 +171,7 @@ def test_a_step_of_an_earlier_place_is_not_begun_again(
 def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
     harness: CallHarness, event: UUID
 ) -> None:
-    """A handler is mended by a call before the rejected one: both go out at a retry, under new keys."""
+    """After a rejection a fixed handler may make a new call first; both are sent under new keys."""
     harness.transport.script = [reply(422)]
     assert harness.run(event, posts("order")) == "dead"
     assert harness.run_after_retry(event, posts("contact", "order")) == "done"
@@ -184,7 +184,7 @@ def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
 
 
 def test_a_caught_change_names_the_call_that_it_is_about(harness: CallHarness, event: UUID) -> None:
-    """The step stood in an earlier place and nothing stands in this one: that is what is said."""
+    """CallChanged has the id of the call whose step moved."""
     harness.run(event, _then(posts("letter"), _fail))
     raised: list[Exception] = []
 
@@ -192,7 +192,7 @@ def test_a_caught_change_names_the_call_that_it_is_about(harness: CallHarness, e
         for step in ("order", "letter"):
             try:
                 posts(step)(_event, calls)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is looked at
+            except Exception as error:  # noqa: BLE001 - the test inspects every error
                 raised.append(error)
 
     assert harness.run(event, moved) == "parked"
@@ -207,7 +207,7 @@ def _fail(_event: Any, _calls: Any) -> None:
 
 @pytest.mark.parametrize("answer", [SILENCE, reply(429)])
 def test_other_bytes_for_an_unfinished_step_park(harness: CallHarness, event: UUID, answer: Reply) -> None:
-    """Both fingerprints and both choices are told, and nothing goes out."""
+    """The reason has both fingerprints and both resolutions, and nothing is sent."""
     harness.transport.script = [answer]
     harness.run(event, posts("letter"))
     old = harness.call(event).fingerprint
@@ -223,7 +223,7 @@ def test_other_bytes_for_an_unfinished_step_park(harness: CallHarness, event: UU
 
 
 def test_a_changed_call_is_what_the_handler_is_told(harness: CallHarness, event: UUID) -> None:
-    """The exception is CallChanged; a handler that catches it does not save its event from parking."""
+    """The handler gets CallChanged; the event parks even if the handler catches it."""
     harness.transport.script = [SILENCE]
     harness.run(event, posts("letter"))
     caught: list[Exception] = []
@@ -239,7 +239,7 @@ def test_a_changed_call_is_what_the_handler_is_told(harness: CallHarness, event:
 
 
 def test_other_bytes_for_a_succeeded_step_flag_the_event(harness: CallHarness, event: UUID) -> None:
-    """The stored response is returned, nothing is sent, and the event says that its calls changed."""
+    """The stored response is returned, nothing is sent, and the event is flagged as changed."""
     harness.transport.script = [reply(201, b"stored"), crash]
     harness.die(event, posts("letter", "order"))
     handle = _then(posts("letter", json={"for": "eve"}), posts("order"))
@@ -257,7 +257,7 @@ def _then(*parts: Handle) -> Handle:
 
 
 def test_the_stored_bytes_go_out_when_a_person_says_so(harness: CallHarness, event: UUID) -> None:
-    """`use-stored` sends the first attempt's bytes under the first key, whatever the handler asks for."""
+    """`use-stored` sends the stored request under the stored key."""
     harness.transport.script = [reply(429)]
     harness.run(event, posts("letter"))
     changed = posts("letter", json={"for": "eve"})
@@ -269,7 +269,7 @@ def test_the_stored_bytes_go_out_when_a_person_says_so(harness: CallHarness, eve
 
 
 def test_a_successor_takes_the_new_bytes(harness: CallHarness, event: UUID) -> None:
-    """`resend-as-new` sends what the handler asks for now, under a key of its own."""
+    """`resend-as-new` sends the handler's present request under a new key."""
     harness.transport.script = [reply(429)]
     harness.run(event, posts("letter"))
     changed = posts("letter", json={"for": "eve"})
@@ -282,7 +282,7 @@ def test_a_successor_takes_the_new_bytes(harness: CallHarness, event: UUID) -> N
 
 
 def test_stored_bytes_do_not_go_to_another_host(harness: CallHarness, event: UUID) -> None:
-    """base_url was changed meanwhile: the stored request is for the old one, and is not sent there."""
+    """A stored request is not sent to another base_url than its own."""
     harness.transport.script = [reply(429)]
     harness.run(event, letter)
     harness.api = _moved(harness)
@@ -298,7 +298,7 @@ def _moved(harness: CallHarness) -> Any:
 
 
 def test_a_key_is_shaped_like_a_uuid_and_the_same_again(harness: CallHarness, event: UUID) -> None:
-    """A lost row, as after a restore, gets the same key from the same names."""
+    """Keys are derived: a lost row gets the same key again."""
     assert harness.run(event, letter) == "done"
     (key,) = harness.transport.keys()
     assert (str(UUID(key)), UUID(key).version, UUID(key).variant) == (key, 4, "specified in RFC 4122")
@@ -310,7 +310,7 @@ def test_a_key_is_shaped_like_a_uuid_and_the_same_again(harness: CallHarness, ev
 
 
 def test_keys_differ_by_all_that_names_a_call(harness: CallHarness, event: UUID) -> None:
-    """Source, event, generation, step and successor each make another key."""
+    """Source, event, generation, step and successor each change the key."""
     again = posts("letter", "order")
     harness.run(event, again)
     for source, name in (("stripe", "evt_2"), ("github", "evt_1")):
@@ -325,7 +325,7 @@ def test_keys_differ_by_all_that_names_a_call(harness: CallHarness, event: UUID)
 
 
 def test_a_rotated_secret_keeps_keys_and_parks_nothing(harness: CallHarness, event: UUID) -> None:
-    """The stored key wins over the new secret's, and an open send is resent under it."""
+    """A resend uses the stored key, also after FIRSTSEEN_SECRET_KEY was rotated."""
     harness.transport.script = [SILENCE]
     harness.run(event, letter)
     harness.secrets = (b"the next secret key", SECRET)
@@ -334,7 +334,7 @@ def test_a_rotated_secret_keeps_keys_and_parks_nothing(harness: CallHarness, eve
 
 
 def test_a_secret_that_is_gone_parks_what_is_open(harness: CallHarness, event: UUID) -> None:
-    """Without the old secret nobody can tell whether the credential is the same one."""
+    """Without the old secret the credential cannot be compared, so an open send parks."""
     harness.transport.script = [SILENCE]
     harness.run(event, letter)
     harness.secrets = (b"the next secret key",)
@@ -342,7 +342,7 @@ def test_a_secret_that_is_gone_parks_what_is_open(harness: CallHarness, event: U
 
 
 def test_two_calls_of_one_name_are_refused(harness: CallHarness, event: UUID) -> None:
-    """A step is one call of an attempt; without `step` the second of a kind is number 2."""
+    """A step names one call of an attempt; without `step` the second call of a kind is number 2."""
 
     def handle(_event: Any, calls: Any) -> None:
         calls.shop.post("/letters", json=1)
@@ -354,7 +354,7 @@ def test_two_calls_of_one_name_are_refused(harness: CallHarness, event: UUID) ->
 
 
 def test_a_value_is_computed_once_for_a_generation(harness: CallHarness, event: UUID) -> None:
-    """Every attempt sees what the first one computed; a rerun computes anew."""
+    """Every attempt of a generation gets the first attempt's value; a rerun computes it again."""
     numbers = iter(range(9))
     seen: list[Any] = []
 
@@ -370,7 +370,7 @@ def test_a_value_is_computed_once_for_a_generation(harness: CallHarness, event: 
 
 
 def test_a_value_that_two_compute_at_once_is_one(harness: CallHarness, event: UUID) -> None:
-    """Two threads of one attempt compute; both get what was stored first."""
+    """Concurrent threads of one attempt all get the value that was stored first."""
     held = harness.take(event)
 
     def compute(n: int) -> Any:
@@ -382,7 +382,7 @@ def test_a_value_that_two_compute_at_once_is_one(harness: CallHarness, event: UU
 
 
 def test_a_value_of_a_lost_claim_is_not_kept(harness: CallHarness, event: UUID) -> None:
-    """A worker that was taken over while it computed stores nothing and is told so."""
+    """A worker that lost its claim stores no value and gets ClaimLost."""
     held = harness.take(event)
     calls = Calls(harness.context(), held)
     with pytest.raises(ClaimLost):
@@ -391,7 +391,7 @@ def test_a_value_of_a_lost_claim_is_not_kept(harness: CallHarness, event: UUID) 
 
 
 def test_an_erased_request_is_not_sent(harness: CallHarness, event: UUID) -> None:
-    """Once the payload's time is over, bodies, answers and values are gone and facts stay; a retry parks."""
+    """Erasing deletes bodies, responses and values but keeps the key; a retry then parks."""
     harness.transport.script = [reply(429)]
     harness.run(event, letter)
     with harness.store.write() as connection:
@@ -403,7 +403,7 @@ def test_an_erased_request_is_not_sent(harness: CallHarness, event: UUID) -> Non
 
 
 def test_an_erased_answer_parks(harness: CallHarness, event: UUID) -> None:
-    """A retry that needs an answer which is gone waits for a person, and sends nothing again."""
+    """A retry that needs an erased response parks, and resends nothing."""
     harness.transport.script = [reply(), crash]
     harness.die(event, posts("letter", "order"))
     with harness.store.write() as connection:
@@ -413,7 +413,7 @@ def test_an_erased_answer_parks(harness: CallHarness, event: UUID) -> None:
 
 
 def test_nothing_else_is_in_the_place_of_a_call(harness: CallHarness, event: UUID) -> None:
-    """Positions are those of the calls alone: values and GETs between them count for nothing."""
+    """Values and GETs between calls do not count as positions."""
     harness.transport.script = [reply(200), reply()]
 
     def handle(_event: Any, calls: Any) -> None:

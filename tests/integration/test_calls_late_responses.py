@@ -1,4 +1,4 @@
-"""Answers that come late, by the id of their send, whoever holds the event by then."""
+"""Late responses, recorded by the id of their send, whichever worker holds the event."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ TOO_LONG = replace(reply(), truncated=True)
 
 
 def parked(harness: CallHarness, event: UUID) -> Any:
-    """Lose an answer until the key's life is over; return the claim that sent it."""
+    """Lose a response until the key has expired; return the claim that sent the call."""
     held = harness.die(event, _dying(harness))
     later(harness.store, days=2)
     assert harness.run(event, letter) == "parked"
@@ -32,7 +32,7 @@ def _dying(harness: CallHarness) -> Any:
 
 
 def _keeping(seen: list[Any]) -> Any:
-    """Return the handler of `letter`, which keeps its response."""
+    """Return a handler like `letter` that keeps its response."""
 
     def handle(_event: Any, calls: Any) -> None:
         seen.append(calls.shop.post("/letters", json={"to": "ada"}, step="letter"))
@@ -41,7 +41,7 @@ def _keeping(seen: list[Any]) -> Any:
 
 
 def test_a_late_success_closes_a_call_and_its_sends(harness: CallHarness, event: UUID) -> None:
-    """A 201 that comes after a takeover ends the call for whoever holds the event."""
+    """A 201 that arrives after a takeover ends the call for the present holder of the event."""
     frozen = harness.die(event, _dying(harness))
     later(harness.store, seconds=61)
     fresh = harness.take(event)
@@ -55,7 +55,7 @@ def test_a_late_success_closes_a_call_and_its_sends(harness: CallHarness, event:
 
 
 def test_a_late_answer_wakes_the_event_that_waited_for_it(harness: CallHarness, event: UUID) -> None:
-    """A parked event goes on by itself once its call's answer is there, and sends nothing."""
+    """A late response makes the event that is parked for its call due, and nothing is resent."""
     held = parked(harness, event)
     call = harness.call(event)
     harness.late(held, harness.sends(call.id)[0], reply())
@@ -66,14 +66,14 @@ def test_a_late_answer_wakes_the_event_that_waited_for_it(harness: CallHarness, 
 
 
 def test_a_late_rejection_ends_the_event(harness: CallHarness, event: UUID) -> None:
-    """A late 422 of the only send says that nothing happened: the woken event ends dead."""
+    """A late 422 of the only send rejects the call, and the woken event dies."""
     held = parked(harness, event)
     harness.late(held, harness.sends(harness.call(event).id)[0], reply(422))
     assert harness.run(event, letter) == "dead"
 
 
 def test_an_answer_that_tells_nothing_wakes_nobody(harness: CallHarness, event: UUID) -> None:
-    """A late 500 leaves call and event parked and the send open."""
+    """A late 500 leaves the call and the event parked and the send open."""
     held = parked(harness, event)
     call = harness.call(event)
     harness.late(held, harness.sends(call.id)[0], reply(500))
@@ -82,17 +82,17 @@ def test_an_answer_that_tells_nothing_wakes_nobody(harness: CallHarness, event: 
 
 
 def test_a_late_answer_wakes_only_what_waits_for_it(harness: CallHarness, event: UUID) -> None:
-    """An event that was parked for another reason stays parked when a call of it ends."""
+    """An event that is parked for another reason stays parked."""
     held = parked(harness, event)
     retry(harness.store, event, "ada")
     assert settle(harness.store, [(take(harness.store, event), Outcome(Move.PARK, reason="Look at this."))])
-    # Its unfinished call is pending again, and nothing parks the event for it.
+    # The retry made the unfinished call pending again, and the event is not parked for it.
     harness.late(held, harness.sends(harness.call(event).id)[0], reply())
     assert (harness.call(event).state, state(harness.store, event)) == ("succeeded", "parked")
 
 
 def test_an_event_that_a_late_answer_wakes_has_its_attempts_again(harness: CallHarness, event: UUID) -> None:
-    """Attempts were used up while the answer was lost: it still gets to its end, and not to the dead."""
+    """An event whose attempts were used up has fresh attempts when a late response wakes it."""
     harness.transport.script = [SILENCE]
     used_up(harness.store, event)
     held = harness.take(event)
@@ -103,7 +103,7 @@ def test_an_event_that_a_late_answer_wakes_has_its_attempts_again(harness: CallH
 
 
 def test_an_answer_between_parking_and_settling_is_not_overlooked(harness: CallHarness, event: UUID) -> None:
-    """The call ends after it parked and before the attempt does: the event is not parked for it."""
+    """A call that ends between its parking and the settlement does not park the event."""
     frozen = harness.die(event, _dying(harness))
     later(harness.store, days=2)
     held = harness.take(event)
@@ -116,7 +116,7 @@ def test_an_answer_between_parking_and_settling_is_not_overlooked(harness: CallH
 
 
 def test_a_late_success_stands_for_a_replaced_call(harness: CallHarness, event: UUID) -> None:
-    """A person wanted it sent as new, and before that it turns out to have happened: nothing is sent."""
+    """A late success of a call that was resolved as resend-as-new prevents the resend."""
     held = parked(harness, event)
     resolve(harness.store, harness.call(event).id, Resolution.RESEND_AS_NEW, "ada")
     harness.late(held, harness.sends(harness.call(event).id)[0], reply())
@@ -125,7 +125,7 @@ def test_a_late_success_stands_for_a_replaced_call(harness: CallHarness, event: 
 
 
 def test_a_late_success_changes_nothing_once_its_successor_stands(harness: CallHarness, event: UUID) -> None:
-    """The successor has its own key and its own end; the send of the first keeps its story."""
+    """Once a successor exists, a late success changes only the send of the first call."""
     held = parked(harness, event)
     resolve(harness.store, harness.call(event).id, Resolution.RESEND_AS_NEW, "ada")
     assert harness.run(event, letter) == "done"
@@ -138,7 +138,7 @@ def test_a_late_success_changes_nothing_once_its_successor_stands(harness: CallH
 def test_a_late_success_changes_nothing_once_its_successor_stands_elsewhere(
     harness: CallHarness, event: UUID
 ) -> None:
-    """The replaced step moved to the place of a rejected one: that call counts now."""
+    """The same holds for a successor in another position."""
     both = posts("order", "letter", caught=True)
     harness.transport.script = [reply(422), crash]
     held = harness.die(event, both)
@@ -156,7 +156,7 @@ def test_a_late_success_changes_nothing_once_its_successor_stands_elsewhere(
 
 
 def test_a_late_failure_opens_nothing_again(harness: CallHarness, event: UUID) -> None:
-    """The 500 of an earlier send comes after a replay closed the call: its send stays closed."""
+    """A late 500 does not reopen a send that a replay has closed."""
     held = harness.die(event, _dying(harness))
     assert harness.run(event, letter) == "done"
     call = harness.call(event)
@@ -165,7 +165,7 @@ def test_a_late_failure_opens_nothing_again(harness: CallHarness, event: UUID) -
 
 
 def test_the_handler_gets_the_answer_that_is_kept(harness: CallHarness, event: UUID) -> None:
-    """A late 201 is recorded while a resend is on its way, and the resend is refused: it happened."""
+    """A 201 recorded while a resend is in progress wins over the resend's 404."""
     frozen = harness.die(event, _dying(harness))
 
     def refused(_request: Outgoing) -> Reply:
@@ -182,7 +182,7 @@ def test_the_handler_gets_the_answer_that_is_kept(harness: CallHarness, event: U
 
 @pytest.mark.parametrize("dialect", ["stripe", "none"])
 def test_an_answer_that_is_too_long_is_no_reason_to_send_again(store: Store, dialect: str) -> None:
-    """It happened, but its answer is not kept: it parks, and a retry past the key's life sends nothing."""
+    """A success whose response is too long parks, and a retry after the key's expiry sends nothing."""
     harness, event = CallHarness(store, dialect), deliver(store).event
     harness.transport.script = [TOO_LONG]
 
@@ -197,7 +197,7 @@ def test_an_answer_that_is_too_long_is_no_reason_to_send_again(store: Store, dia
 
 
 def test_what_is_said_of_a_long_answer_ends_it(harness: CallHarness, event: UUID) -> None:
-    """A person gives the part of the answer that the handler needs."""
+    """Resolving the call as happened ends it and closes its send."""
     harness.transport.script = [TOO_LONG]
     assert harness.run(event, letter) == "parked"
     resolve(harness.store, harness.call(event).id, Resolution.HAPPENED, "ada")
@@ -206,7 +206,7 @@ def test_what_is_said_of_a_long_answer_ends_it(harness: CallHarness, event: UUID
 
 
 def test_a_late_answer_that_is_too_long_stops_the_successor(harness: CallHarness, event: UUID) -> None:
-    """It happened after all, before it was sent as new: it parks again, and nothing goes out."""
+    """A late response that is too long parks a call that waits to be resent as new."""
     held = parked(harness, event)
     resolve(harness.store, harness.call(event).id, Resolution.RESEND_AS_NEW, "ada")
     harness.late(held, harness.sends(harness.call(event).id)[0], TOO_LONG)
@@ -215,7 +215,7 @@ def test_a_late_answer_that_is_too_long_stops_the_successor(harness: CallHarness
 
 
 def test_a_late_success_yields_its_once_to_whoever_took_it(store: Store, harness: CallHarness) -> None:
-    """Another event took the `once` of a replaced call over: the late answer is recorded all the same."""
+    """A late success is recorded, although another event has taken over the call's `once`."""
     first, second = deliver(store, "evt_1").event, deliver(store, "evt_2").event
     handle = posts("order", once="order-1")
     harness.transport.script = [crash]
@@ -231,7 +231,7 @@ def test_a_late_success_yields_its_once_to_whoever_took_it(store: Store, harness
 
 @pytest.mark.parametrize("status", [201, 422])
 def test_an_answer_after_the_life_of_the_key_still_counts(store: Store, status: int) -> None:
-    """The answer of the call's one send is the truth about it, days later too."""
+    """The response to a call's only send counts, also days after the key expired."""
     harness, event = CallHarness(store), deliver(store).event
     held = parked(harness, event)
     later(store, days=3)

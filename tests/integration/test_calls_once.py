@@ -1,4 +1,4 @@
-"""`once`: unique per API over all events and sources, whoever comes first and whatever becomes of it."""
+"""`once`: one effect per API and name, over all events and sources."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +21,18 @@ order = posts("order", once="order-1")
 
 @pytest.fixture
 def first(store: Store) -> UUID:
-    """Give the test an event."""
+    """Record an event."""
     return deliver(store, "evt_1").event
 
 
 @pytest.fixture
 def second(store: Store) -> UUID:
-    """Give the test an event of another source."""
+    """Record an event of another source."""
     return deliver(store, "evt_2", source="github").event
 
 
 def test_a_second_event_gets_the_firsts_response(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """It is sent once, and both handlers see the same answer."""
+    """The call is sent once, and both handlers get the same response."""
     seen: list[Any] = []
 
     def handle(_event: Any, calls: Any) -> None:
@@ -44,14 +44,14 @@ def test_a_second_event_gets_the_firsts_response(harness: CallHarness, first: UU
 
 
 def test_another_once_is_another_effect(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """The name decides, not the step."""
+    """The `once` name decides, and not the step."""
     harness.run(first, order)
     harness.run(second, posts("order", once="order-2"))
     assert len(harness.transport.sent) == 2
 
 
 def test_a_second_event_waits_for_the_first(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """While nobody knows whether the first happened, the second sends nothing; it costs no attempts."""
+    """While the first event's result is unknown, the second waits, sends nothing, and uses no attempt."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
     assert [harness.run(second, order) for _ in range(5)] == ["waiting"] * 5
@@ -62,7 +62,7 @@ def test_a_second_event_waits_for_the_first(harness: CallHarness, first: UUID, s
 
 
 def test_whoever_waits_and_catches_it_does_not_spin(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """A handler that swallows the wait is not run again at once."""
+    """A handler that swallows the wait does not make its event due at once."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
     assert harness.run(second, posts("order", once="order-1", caught=True)) == "waiting"
@@ -72,7 +72,7 @@ def test_whoever_waits_and_catches_it_does_not_spin(harness: CallHarness, first:
 def test_whoever_waits_long_does_not_look_every_second(
     harness: CallHarness, first: UUID, second: UUID
 ) -> None:
-    """Each look is an attempt's row: the waits grow with what it has waited already."""
+    """The waits grow with the time already waited, because each costs an attempt's row."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
     harness.run(second, order)
@@ -83,7 +83,7 @@ def test_whoever_waits_long_does_not_look_every_second(
 
 
 def test_a_second_event_takes_a_rejected_ones_place(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """What was rejected did not happen: the next event does it, and the first one's retry follows that."""
+    """After a rejection the next event sends the call, and a retry of the first gets its response."""
     harness.transport.script = [reply(422)]
     assert harness.run(first, order) == "dead"
     assert harness.run(second, order) == "done"
@@ -93,7 +93,7 @@ def test_a_second_event_takes_a_rejected_ones_place(harness: CallHarness, first:
 
 
 def test_one_that_waited_takes_over(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """It waited for days, the first was rejected at last: it is sent then, and is not out of patience."""
+    """An event that waited longer than give_up_after sends the call once the first is rejected."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
     harness.run(second, order)
@@ -104,7 +104,7 @@ def test_one_that_waited_takes_over(harness: CallHarness, first: UUID, second: U
 
 
 def test_one_that_waited_long_still_gets_the_answer(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """The first succeeded after more than give_up_after: the second has its response and does not park."""
+    """An event that waited longer than give_up_after gets the first event's response and does not park."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
     harness.run(second, order)
@@ -114,7 +114,7 @@ def test_one_that_waited_long_still_gets_the_answer(harness: CallHarness, first:
 
 
 def test_a_second_event_waits_for_a_parked_first(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """A person says that it happened: that is the answer for both."""
+    """Resolving the parked call as happened gives both events their response."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
     harness.rotate("another")
@@ -126,7 +126,7 @@ def test_a_second_event_waits_for_a_parked_first(harness: CallHarness, first: UU
 
 
 def test_patience_with_the_first_ends(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """After give_up_after whoever waits for another event's call parks too."""
+    """After give_up_after an event that waits for another event's call parks."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
     harness.run(second, order)
@@ -137,11 +137,11 @@ def test_patience_with_the_first_ends(harness: CallHarness, first: UUID, second:
     assert waits in sentence
     assert "Nobody knows whether it happened: that is the matter of the call" in sentence
     resolve(harness.store, harness.call(second).id, Resolution.RESEND_AS_NEW, "ada")
-    assert harness.run(second, order) == "waiting", "as it said"
+    assert harness.run(second, order) == "waiting", "as the next step announced"
 
 
 def test_an_erased_answer_can_be_told_again(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """The first's answer went with its payload: the second parks, and a person can say what it was."""
+    """If the first event's response is erased, the second parks, and a person can give the response."""
     harness.run(first, order)
     with harness.store.write() as connection:
         erase_contents(connection, [first])
@@ -152,7 +152,7 @@ def test_an_erased_answer_can_be_told_again(harness: CallHarness, first: UUID, s
 
 
 def test_a_rerun_gets_what_was_done_once(harness: CallHarness, first: UUID) -> None:
-    """Once means once: the next generation has the stored response."""
+    """The next generation gets the stored response."""
     harness.run(first, order)
     rerun(harness.store, first, "ada", generation=0)
     assert harness.run(first, order) == "done"
@@ -160,7 +160,7 @@ def test_a_rerun_gets_what_was_done_once(harness: CallHarness, first: UUID) -> N
 
 
 def test_a_first_that_died_is_not_overtaken(harness: CallHarness, first: UUID, second: UUID) -> None:
-    """Its worker died after the bytes left: the second waits, whatever the time."""
+    """After a crash during the first event's send the second waits, for however long."""
     harness.transport.script = [crash]
     harness.die(first, order)
     later(harness.store, days=2)
@@ -170,7 +170,7 @@ def test_a_first_that_died_is_not_overtaken(harness: CallHarness, first: UUID, s
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_many_events_at_once_send_one(store: Store) -> None:
-    """Eight events of one `once` run at the same time: one effect, and all end done."""
+    """Eight concurrent events with one `once` have one effect, and all end done."""
     harness = CallHarness(store)
     events = [deliver(store, f"evt_{n}", source=f"source{n % 3}").event for n in range(8)]
     assert _at_once(harness, events) <= {"done", "waiting"}
@@ -180,7 +180,7 @@ def test_many_events_at_once_send_one(store: Store) -> None:
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_many_that_waited_take_over_one_at_a_time(store: Store) -> None:
-    """The first is rejected while seven wait for it: one of them takes its place, and none fails."""
+    """When the first is rejected while seven wait, exactly one of them sends the call."""
     harness = CallHarness(store)
     events = [deliver(store, f"evt_{n}").event for n in range(8)]
     harness.transport.script = [SILENCE]
@@ -194,7 +194,7 @@ def test_many_that_waited_take_over_one_at_a_time(store: Store) -> None:
 
 
 def _at_once(harness: CallHarness, events: list[UUID]) -> set[str]:
-    """Run one attempt of each event, all at the same time; return their states."""
+    """Run one attempt of each event concurrently; return their states."""
     held = [harness.take(event) for event in events]
     gate = threading.Barrier(len(events))
 
@@ -208,7 +208,7 @@ def _at_once(harness: CallHarness, events: list[UUID]) -> set[str]:
 
 
 def test_a_rerun_that_waits_for_its_own_past_can_be_resolved(harness: CallHarness, first: UUID) -> None:
-    """The unknown call of an earlier generation holds its `once`: a person says what became of it."""
+    """A call of an earlier generation that holds the `once` can be resolved after a rerun."""
     harness.transport.script = [crash]
     harness.die(first, order)
     later(harness.store, days=2)

@@ -1,4 +1,4 @@
-"""How an attempt ends, given its calls; and what a person's retry, rerun and word on a call do."""
+"""How open calls change the outcome of an attempt, and what retry, rerun and resolve do to calls."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ caught = posts("letter", caught=True)
 def test_a_swallowed_error_does_not_make_it_done(
     harness: CallHarness, event: UUID, answer: Any, attempts: int
 ) -> None:
-    """`except Exception: pass` around a call that is not finished: the event waits for it, and ends."""
+    """While a call is unfinished, an event whose handler swallows its error waits instead of being done."""
     harness.transport.script = [answer]
     assert harness.run(event, caught) == "waiting"
     found = row(harness.store, event)
@@ -38,7 +38,7 @@ def test_a_swallowed_error_does_not_make_it_done(
 
 
 def test_a_swallowed_park_parks(harness: CallHarness, event: UUID) -> None:
-    """The handler goes on to its other calls, and the event parks for the first all the same."""
+    """A call that parked parks its event, although the handler swallowed the error and made another call."""
     harness.transport.script = [reply(400, b"idempotency_error"), reply()]
     assert harness.run(event, posts("letter", "order", caught=True)) == "parked"
     first, second = harness.calls(event)
@@ -47,7 +47,7 @@ def test_a_swallowed_park_parks(harness: CallHarness, event: UUID) -> None:
 
 
 def test_a_forgotten_call_parks(harness: CallHarness, event: UUID) -> None:
-    """A handler that does not make a call any more that an earlier attempt began is not done."""
+    """An event parks if its handler no longer makes a call that an earlier attempt began."""
     harness.transport.script = [reply(), SILENCE]
     harness.run(event, posts("letter", "order"))
     assert harness.run(event, posts("letter")) == "parked"
@@ -59,7 +59,7 @@ def test_a_forgotten_call_parks(harness: CallHarness, event: UUID) -> None:
 
 
 def test_a_handler_that_gives_up_with_an_open_send_parks(harness: CallHarness, event: UUID) -> None:
-    """`Dead` is no word on whether the call happened."""
+    """`Dead` does not say whether the open call happened."""
 
     def handle(_event: Any, calls: Any) -> None:
         caught(_event, calls)
@@ -72,7 +72,7 @@ def test_a_handler_that_gives_up_with_an_open_send_parks(harness: CallHarness, e
 
 @pytest.mark.parametrize("answer", [SILENCE, reply(500), reply(503)])
 def test_attempts_used_up_with_an_open_send_park(harness: CallHarness, event: UUID, answer: Any) -> None:
-    """Nobody knows whether it happened: that is not the end of an event."""
+    """An unknown result needs a person, so the event is not dead."""
 
     def handle(_event: Any, calls: Any) -> None:
         caught(_event, calls)
@@ -86,7 +86,7 @@ def test_attempts_used_up_with_an_open_send_park(harness: CallHarness, event: UU
 
 @pytest.mark.parametrize("answer", [UNSENT, reply(429)])
 def test_attempts_used_up_with_nothing_open_end_it(harness: CallHarness, event: UUID, answer: Any) -> None:
-    """What certainly did not happen needs nobody."""
+    """A call that certainly did not happen lets the event die."""
 
     def handle(_event: Any, calls: Any) -> None:
         caught(_event, calls)
@@ -98,7 +98,7 @@ def test_attempts_used_up_with_nothing_open_end_it(harness: CallHarness, event: 
 
 
 def test_the_last_worker_that_vanishes_with_an_open_send_parks(harness: CallHarness, event: UUID) -> None:
-    """The next claim runs no handler and finds a send that nobody knows the end of."""
+    """The next claim runs no handler, and parks the event for its open send."""
     used_up(harness.store, event)
     harness.transport.script = [crash]
     harness.die(event, letter)
@@ -107,7 +107,7 @@ def test_the_last_worker_that_vanishes_with_an_open_send_parks(harness: CallHarn
 
 
 def test_a_release_leaves_a_send_under_way_alone(harness: CallHarness, event: UUID) -> None:
-    """At shutdown an event whose call is out is not handed on: its lease runs out first."""
+    """A shutdown does not release an event during a send: its lease must expire first."""
     held = harness.take(event)
     released: list[bool] = []
 
@@ -124,19 +124,19 @@ def test_a_release_leaves_a_send_under_way_alone(harness: CallHarness, event: UU
 
 @pytest.mark.parametrize("after", ["planned", "answered"])
 def test_a_release_gives_back_what_is_not_under_way(harness: CallHarness, event: UUID, after: str) -> None:
-    """Before the first send and after an answer it is released, and its attempt does not count."""
+    """Without a send in progress the event is released, and its attempt is not counted."""
     held = harness.take(event)
     harness.transport.script = [UNSENT if after == "planned" else reply(500)]
     harness.perform(held, letter)
     assert settle(harness.store, [(held, Outcome(Move.RELEASE))])
     found = row(harness.store, event)
     assert (found.state, found.attempts) == ("waiting", 0)
-    # The call itself may not be due at once: its back-off has jitter.
+    # The call may not be due in the first of these attempts: its back-off has jitter.
     assert harness.run(event, letter) == "done" or harness.run(event, letter) == "done"
 
 
 def test_a_call_for_later_after_a_crash_costs_the_crash_alone(harness: CallHarness, event: UUID) -> None:
-    """An attempt that ends with later gives its own count back and no other."""
+    """An attempt that ends with "call later" is not counted; the crash before it is."""
     harness.transport.script = [crash]
     harness.die(event, letter)
     harness.transport.script = [reply(503)] * 3
@@ -146,7 +146,7 @@ def test_a_call_for_later_after_a_crash_costs_the_crash_alone(harness: CallHarne
 
 
 def test_a_rejected_call_gets_a_successor_when_a_person_retries(harness: CallHarness, event: UUID) -> None:
-    """Three calls, the second rejected: the first is not sent again, the second has a new key."""
+    """Of three calls with the second rejected, a retry sends the second under a new key, and the third."""
     harness.transport.script = [reply(), reply(422), reply()]
     assert harness.run(event, posts("a", "b", "c")) == "dead"
     assert harness.run_after_retry(event, posts("a", "b", "c")) == "done"
@@ -162,7 +162,7 @@ def test_a_rejected_call_gets_a_successor_when_a_person_retries(harness: CallHar
 
 
 def test_a_refused_credential_gets_a_successor_by_itself(harness: CallHarness, event: UUID) -> None:
-    """The event waits after a 401; with the credential mended, effects 1, 2 and 3 happen once each."""
+    """After a 401 the event waits; with a new credential each of three calls has one effect."""
     harness.transport.script = [reply(), reply(401)]
     assert harness.run(event, posts("a", "b", "c")) == "waiting"
     harness.rotate("mended")
@@ -171,7 +171,7 @@ def test_a_refused_credential_gets_a_successor_by_itself(harness: CallHarness, e
 
 
 def test_a_new_delivery_revives_a_rejected_call(harness: CallHarness, event: UUID) -> None:
-    """It did not happen, and the provider sends the event again: a successor goes out."""
+    """A new delivery of the dead event sends a successor of its rejected call."""
     harness.transport.script = [reply(422)]
     assert harness.run(event, letter) == "dead"
     later(harness.store, hours=2)
@@ -181,7 +181,7 @@ def test_a_new_delivery_revives_a_rejected_call(harness: CallHarness, event: UUI
 
 
 def test_a_rerun_makes_new_keys_throughout(harness: CallHarness, event: UUID) -> None:
-    """Every effect happens again, on purpose, under keys of the next generation."""
+    """Every call of the next generation has a new key, so every effect happens again."""
     assert harness.run(event, posts("a", "b")) == "done"
     rerun(harness.store, event, "ada", generation=0)
     assert harness.run(event, posts("a", "b")) == "done"
@@ -190,7 +190,7 @@ def test_a_rerun_makes_new_keys_throughout(harness: CallHarness, event: UUID) ->
 
 
 def test_a_late_answer_for_an_earlier_generation_wakes_nobody(harness: CallHarness, event: UUID) -> None:
-    """The event was run again and parked for its new call: the old call's answer is that one's alone."""
+    """A late response to a call of an earlier generation does not wake the event."""
     harness.transport.script = [crash]
     held = harness.die(event, letter)
     later(harness.store, days=2)
@@ -208,7 +208,7 @@ def test_a_late_answer_for_an_earlier_generation_wakes_nobody(harness: CallHarne
 
 
 def test_given_up_is_the_end_until_a_retry(harness: CallHarness, event: UUID) -> None:
-    """A person leaves it as it is: the event is dead, a late answer is noted, a retry parks it again."""
+    """A given-up call ends its event; a late response is recorded, and a retry parks the event again."""
     harness.transport.script = [crash]
     held = harness.die(event, letter)
     later(harness.store, days=2)
@@ -227,7 +227,7 @@ def test_given_up_is_the_end_until_a_retry(harness: CallHarness, event: UUID) ->
 def test_only_a_parked_events_unfinished_call_is_resolved(
     harness: CallHarness, event: UUID, how: Resolution
 ) -> None:
-    """Call and event must both allow it, else nothing changes."""
+    """A resolution is refused unless the event is parked and the call unfinished."""
     harness.transport.script = [SILENCE]
     harness.run(event, letter)
     call = harness.call(event).id
@@ -242,7 +242,7 @@ def test_only_a_parked_events_unfinished_call_is_resolved(
 
 
 def test_a_crash_loop_with_a_call_can_be_resolved(harness: CallHarness, event: UUID) -> None:
-    """Five workers vanished: the event parks, and its pending call takes a person's word."""
+    """The pending call of an event parked for a crash loop can be resolved."""
     harness.transport.script = [crash] * 5
     for _ in range(5):
         harness.die(event, letter)
@@ -255,7 +255,7 @@ def test_a_crash_loop_with_a_call_can_be_resolved(harness: CallHarness, event: U
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) -> None:
-    """Everybody locks the event first: workers, late answers and people at one event all get through."""
+    """Concurrent writers of one event succeed, because each locks the event first."""
     harness = CallHarness(store)
     event = deliver(store).event
     harness.transport.script = [crash]
@@ -288,7 +288,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
 
 
 def test_what_a_handler_went_past_is_not_sent_by_a_retry(harness: CallHarness, event: UUID) -> None:
-    """A rejected letter was caught and an order made instead: a retry must not make both."""
+    """A retry does not resend a rejected call whose error the handler caught to make another call instead."""
 
     def handler(_event: Any, calls: Any) -> None:
         try:

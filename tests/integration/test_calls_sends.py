@@ -1,4 +1,4 @@
-"""What lets a request go out, and out again: claim, lease, the key's life, the credential, patience."""
+"""The guards of a send and of a resend: claim, lease, key expiry, credential, give_up_after."""
 
 import socket
 from dataclasses import replace
@@ -42,12 +42,12 @@ def unprotected(_event: Any, calls: Any) -> None:
 
 
 def replaced(_event: Any, calls: Any) -> None:
-    """Make a call that is idempotent by itself."""
+    """Make a call that is idempotent by its method."""
     calls.shop.put("/letters/1", json={})
 
 
 def test_past_the_life_of_its_key_nothing_is_resent(harness: CallHarness, event: UUID) -> None:
-    """Less the margin: one second before it a resend goes out, one after it call and event park."""
+    """A resend goes out shortly before the key's expiry less the margin; after it the event parks."""
     harness.transport.script = [SILENCE, SILENCE]
     harness.run(event, letter)
     end = harness.api.key_life - harness.api.key_margin
@@ -64,7 +64,7 @@ def test_past_the_life_of_its_key_nothing_is_resent(harness: CallHarness, event:
 
 
 def test_the_life_of_a_key_is_set_by_the_first_send(harness: CallHarness, event: UUID) -> None:
-    """Later sends move neither its beginning nor its end."""
+    """Later sends change neither the beginning nor the end of the key's life."""
     harness.transport.script = [SILENCE, SILENCE]
     harness.run(event, letter)
     before = harness.call(event)
@@ -76,7 +76,7 @@ def test_the_life_of_a_key_is_set_by_the_first_send(harness: CallHarness, event:
 
 
 def test_a_retry_by_a_person_sends_nothing_past_the_life(harness: CallHarness, event: UUID) -> None:
-    """The event goes on and parks again, however often."""
+    """Each retry parks again."""
     harness.transport.script = [SILENCE]
     harness.run(event, letter)
     later(harness.store, days=2)
@@ -89,7 +89,7 @@ def test_a_retry_by_a_person_sends_nothing_past_the_life(harness: CallHarness, e
 
 @pytest.mark.parametrize("handle", [letter, replaced])
 def test_under_another_credential_nothing_is_resent(store: Store, event: UUID, handle: Handle) -> None:
-    """A rotation while a send is open parks; with the old credential back, a retry goes out."""
+    """A rotation while a send is open parks; with the old credential restored, a retry is sent."""
     harness = CallHarness(store, "salesly")
     harness.transport.script = [SILENCE]
     harness.run(event, handle)
@@ -107,7 +107,7 @@ def test_under_another_credential_nothing_is_resent(store: Store, event: UUID, h
 def test_another_credential_is_no_obstacle_while_nothing_is_open(
     harness: CallHarness, event: UUID, answer: Any
 ) -> None:
-    """What certainly did not happen goes out again under the new one, days later too."""
+    """A call that certainly did not happen is sent under the new credential, also days later."""
     harness.transport.script = [answer]
     harness.run(event, letter)
     harness.rotate("second-credential")
@@ -117,7 +117,7 @@ def test_another_credential_is_no_obstacle_while_nothing_is_open(
 
 @pytest.mark.parametrize("dialect", ["none", "stripe"])
 def test_an_unprotected_call_is_sent_once(store: Store, event: UUID, dialect: str) -> None:
-    """Its answer is lost: it parks, and no retry sends it again."""
+    """If the response is lost the call parks, and no retry resends it."""
     harness = CallHarness(store, dialect)
     path = {"none": "post", "stripe": "put"}[dialect]
 
@@ -133,21 +133,21 @@ def test_an_unprotected_call_is_sent_once(store: Store, event: UUID, dialect: st
 
 
 def test_an_unprotected_call_that_was_not_executed_is_sent_again(store: Store, event: UUID) -> None:
-    """No byte left, or a 429 came: that is certain."""
+    """A failed connection and a 429 prove that nothing was executed."""
     harness = CallHarness(store, "none")
     harness.transport.script = [UNSENT, reply(429)]
     assert [harness.run(event, unprotected) for _ in range(3)] == ["waiting", "waiting", "done"]
 
 
 def test_an_unprotected_503_is_unknown(store: Store, event: UUID) -> None:
-    """Without a key a 503 says nothing: it is not sent again."""
+    """Without a key a 503 may have been executed, so the call is not resent."""
     harness = CallHarness(store, "none")
     harness.transport.script = [reply(503)]
     assert [harness.run(event, unprotected) for _ in range(2)] == ["waiting", "parked"]
 
 
 def test_what_nothing_protects_is_refused(store: Store, event: UUID) -> None:
-    """Without `unprotected=True` it is not even planned."""
+    """Without `unprotected=True` the call is refused before it is planned."""
     harness = CallHarness(store, "none")
     with pytest.raises(CallRefused, match="unprotected=True"):
         posts("letter")(None, Calls(harness.context(), harness.take(event)))
@@ -155,7 +155,7 @@ def test_what_nothing_protects_is_refused(store: Store, event: UUID) -> None:
 
 
 def test_quiet_time_keeps_copies_apart(store: Store, event: UUID) -> None:
-    """Where nobody says what two copies do, a resend waits for deadline and quiet, at no attempt's cost."""
+    """Where concurrent copies are undefined, a resend waits out deadline and settle delay, uncounted."""
     harness = CallHarness(store, "salesly")
     harness.transport.script = [crash]
     harness.die(event, letter)
@@ -175,7 +175,7 @@ def test_quiet_time_keeps_copies_apart(store: Store, event: UUID) -> None:
 
 
 def test_a_caught_wait_for_quiet_does_not_spin(store: Store, event: UUID) -> None:
-    """A handler that swallows it is not run again at once."""
+    """A handler that swallows the wait does not make its event due at once."""
     harness = CallHarness(store, "salesly")
     harness.transport.script = [crash]
     harness.die(event, letter)
@@ -190,7 +190,7 @@ def test_a_caught_wait_for_quiet_does_not_spin(store: Store, event: UUID) -> Non
 
 
 def test_a_locking_api_needs_no_quiet(harness: CallHarness, event: UUID) -> None:
-    """Where a copy under way is answered, the resend goes at once."""
+    """Where the API reports a locked key, the resend goes out at once."""
     harness.transport.script = [crash]
     harness.die(event, letter)
     change(harness.store, event, state="waiting", lease_until=None)
@@ -198,7 +198,7 @@ def test_a_locking_api_needs_no_quiet(harness: CallHarness, event: UUID) -> None
 
 
 def test_a_locked_call_is_waited_for_in_its_attempt(harness: CallHarness, event: UUID) -> None:
-    """It is sent again in the same attempt until it is free."""
+    """The same attempt resends a locked call until it succeeds."""
     harness.transport.script = [crash]
     harness.die(event, letter)
     harness.transport.script = [reply(409), reply(409), reply(201)]
@@ -210,7 +210,7 @@ def test_a_locked_call_is_waited_for_in_its_attempt(harness: CallHarness, event:
 def test_a_call_that_stays_locked_becomes_later(
     harness: CallHarness, event: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The wait in the attempt ends long before its lease; then it costs no attempt."""
+    """The attempt stops waiting well before its lease ends, and is not counted."""
     clock = Clock()
     monkeypatch.setattr(perform, "time", clock)
     harness.transport.script = [reply(409)] * 99
@@ -226,7 +226,7 @@ def test_a_call_that_stays_locked_becomes_later(
 
 @pytest.mark.parametrize(("status", "attempts"), [(429, 0), (503, 0), (500, 1)])
 def test_retry_after_says_when(harness: CallHarness, status: int, attempts: int) -> None:
-    """Seconds or a date, at no attempt's cost where it was not executed or a key protects it."""
+    """Retry-After is read in seconds and as a date; a call that was not executed costs no attempt."""
     with harness.store.read() as connection:
         now = connection.execute(select(harness.store.now())).scalar_one()
     date = format_datetime(now + timedelta(hours=2), usegmt=True)
@@ -240,7 +240,7 @@ def test_retry_after_says_when(harness: CallHarness, status: int, attempts: int)
 
 
 def test_retry_after_0_backs_off(harness: CallHarness, event: UUID) -> None:
-    """An API that asks for the next send at once does not get it at once for three days."""
+    """Retry-After: 0 still has a back-off."""
     harness.transport.script = [reply(429, retry_after="0")]
     assert harness.run(event, letter) == "waiting"
     call = harness.call(event)
@@ -248,7 +248,7 @@ def test_retry_after_0_backs_off(harness: CallHarness, event: UUID) -> None:
 
 
 def test_without_a_credential_it_waits_longer_and_longer(harness: CallHarness, event: UUID) -> None:
-    """Each wait is an attempt's row: one that lasts for hours is not asked after every second."""
+    """The waits for a missing credential grow, because each costs an attempt's row."""
     harness.api = replace(harness.api, problem="[shop] has no credential")
     assert harness.run(event, letter) == "waiting"
     later(harness.store, hours=1)
@@ -259,7 +259,7 @@ def test_without_a_credential_it_waits_longer_and_longer(harness: CallHarness, e
 
 
 def test_a_503_is_later_only_while_its_key_lives(harness: CallHarness, event: UUID) -> None:
-    """The answer comes when the key's life is over: nobody knows, and it parks."""
+    """A 503 received after the key's expiry is unknown, and the event parks."""
 
     def slow(_request: Outgoing) -> Reply:
         harness.store.shift += DAY
@@ -273,7 +273,7 @@ def test_a_503_is_later_only_while_its_key_lives(harness: CallHarness, event: UU
 
 
 def test_patience_ends(harness: CallHarness, event: UUID) -> None:
-    """Past give_up_after what is later parks, and a person's retry gives it as much again."""
+    """After give_up_after a postponed call parks; a retry by a person starts the time anew."""
     harness.transport.script = [reply(429, retry_after="86400")] * 4
     assert [harness.run(event, letter) for _ in range(2)] == ["waiting"] * 2
     later(harness.store, days=3)
@@ -283,20 +283,20 @@ def test_patience_ends(harness: CallHarness, event: UUID) -> None:
 
 
 def test_a_stored_rejection_ends_the_call(harness: CallHarness, event: UUID) -> None:
-    """A 4xx with the replay's marker is the end of all its sends: rejected, and the event is dead."""
+    """A replayed 4xx is the result of every send: the call is rejected, and the event dies."""
     harness.transport.script = [SILENCE, reply(402, idempotent_replayed="true")]
     assert [harness.run(event, letter) for _ in range(2)] == ["waiting", "dead"]
     assert (harness.call(event).state, harness.open_sends(harness.call(event).id)) == ("rejected", 0)
 
 
 def test_a_stored_failure_parks(harness: CallHarness, event: UUID) -> None:
-    """A 5xx with the marker would come back for as long as the key lives: a person must look."""
+    """A replayed 5xx would be replayed for the key's whole life, so the event parks."""
     harness.transport.script = [SILENCE, reply(500, idempotent_replayed="true")]
     assert [harness.run(event, letter) for _ in range(2)] == ["waiting", "parked"]
 
 
 def test_a_rejection_without_marker_parks_while_a_send_is_open(harness: CallHarness, event: UUID) -> None:
-    """Is it about the earlier send, or its result? Nobody knows."""
+    """An unmarked 4xx may concern only the resend, so the event parks."""
     harness.transport.script = [SILENCE, reply(422)]
     assert [harness.run(event, letter) for _ in range(2)] == ["waiting", "parked"]
     retry(harness.store, event, "ada")
@@ -306,7 +306,7 @@ def test_a_rejection_without_marker_parks_while_a_send_is_open(harness: CallHarn
 
 
 def test_a_claim_lost_before_the_plan_plans_nothing(harness: CallHarness, event: UUID) -> None:
-    """A worker that slept past its lease writes no row and sends nothing."""
+    """A worker whose lease expired writes no row and sends nothing."""
     held = harness.take(event)
     later(harness.store, seconds=61)
     with pytest.raises(ClaimLost):
@@ -318,7 +318,7 @@ def test_a_claim_lost_before_the_plan_plans_nothing(harness: CallHarness, event:
 def test_a_claim_lost_before_the_mark_sends_nothing(
     harness: CallHarness, event: UUID, *, taken: bool
 ) -> None:
-    """The lease ends while the connection is made, whether somebody else has the event yet or not."""
+    """Nothing is sent if the lease expires during the connect, with or without a new holder."""
     held = harness.take(event)
 
     def lose() -> None:
@@ -333,14 +333,14 @@ def test_a_claim_lost_before_the_mark_sends_nothing(
 
 
 def test_a_claim_lost_is_not_done(harness: CallHarness, event: UUID) -> None:
-    """A handler that catches it, past max_runtime, has not finished its event."""
+    """A handler past max_runtime that swallows ClaimLost does not finish its event."""
     harness.max_runtime = timedelta(seconds=-1)
     assert harness.run(event, posts("letter", caught=True)) == "waiting"
     assert harness.calls(event) == []
 
 
 def test_a_call_that_ended_before_the_mark_is_not_sent(harness: CallHarness, event: UUID) -> None:
-    """A late answer comes between plan and mark: the handler gets that one."""
+    """A late response recorded between plan and send is used instead of a resend."""
     harness.transport.script = [crash]
     frozen = harness.die(event, letter)
 
@@ -355,7 +355,7 @@ def test_a_call_that_ended_before_the_mark_is_not_sent(harness: CallHarness, eve
 
 
 def test_a_send_outlasts_no_lease(harness: CallHarness, event: UUID) -> None:
-    """A mark near the lease's end extends it beyond the send, and `renew` does not shorten it."""
+    """Beginning a send extends the lease beyond its deadline, and `renew` does not shorten it."""
     held = harness.take(event)
     later(harness.store, seconds=50)
     seen: list[Any] = []
@@ -376,7 +376,7 @@ def test_a_send_outlasts_no_lease(harness: CallHarness, event: UUID) -> None:
 
 
 def test_resending_as_new_waits_for_quiet(harness: CallHarness, event: UUID) -> None:
-    """Until deadline and quiet are over the last send may still be under way there."""
+    """Until deadline and settle delay are over, the last send may still be executed."""
     harness.transport.script = [SILENCE]
     harness.run(event, letter)
     harness.rotate("second-credential")
@@ -390,7 +390,7 @@ def test_resending_as_new_waits_for_quiet(harness: CallHarness, event: UUID) -> 
 
 
 def test_a_get_is_neither_kept_nor_keyed(harness: CallHarness, event: UUID) -> None:
-    """It goes out every time, and what it fails with uses attempts up."""
+    """A GET is sent each time, and its failures count as attempts."""
 
     def handle(_event: Any, calls: Any) -> None:
         calls.shop.get("/letters", params={"page": 2})
@@ -404,7 +404,7 @@ def test_a_get_is_neither_kept_nor_keyed(harness: CallHarness, event: UUID) -> N
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_get_waits_as_long_as_it_is_asked_to(harness: CallHarness, event: UUID, status: int) -> None:
-    """Retry-After counts for what is only read, too."""
+    """Retry-After is respected for GETs, too."""
     harness.transport.script = [reply(status, retry_after="3600")]
     assert harness.run(event, lambda _, calls: calls.shop.get("/letters")) == "waiting"
     found = row(harness.store, event)
@@ -412,7 +412,7 @@ def test_a_get_waits_as_long_as_it_is_asked_to(harness: CallHarness, event: UUID
 
 
 def test_a_handler_may_catch_a_rejection(harness: CallHarness, event: UUID) -> None:
-    """The answer is attached, live and stored, and the event is done."""
+    """CallRejected has the live or stored response, and the event can be done."""
     seen: list[Any] = []
 
     def handle(_event: Any, calls: Any) -> None:
@@ -430,7 +430,7 @@ def test_a_handler_may_catch_a_rejection(harness: CallHarness, event: UUID) -> N
 
 
 def test_a_header_of_any_kept_character_can_be_sent(harness: CallHarness) -> None:
-    """What is allowed in a header is written as Latin-1, and not refused once its call is planned."""
+    """Every character allowed in a header is sent as Latin-1."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     target = replace(harness.api, base_url=f"http://127.0.0.1:{port}")

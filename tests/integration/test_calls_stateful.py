@@ -1,4 +1,4 @@
-"""Calls against a model of the API: any answer, any crash, late answers, rotations, people, in any order."""
+"""Calls against a model of the API: responses, crashes, late responses, rotations and people in any order."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,19 +26,19 @@ from worker.calls.errors import CallError
 
 JUMPS = [timedelta(seconds=5), timedelta(seconds=50), timedelta(minutes=5), timedelta(days=1)]
 SCRIPTS = [["a"], ["a", "b"], ["a!", "b"], ["a", "b!", "c"], ["u!", "a"], ["o"], ["o!", "a"]]
-"""Steps in order; `!` swallows what the call raises, `u` goes without a key, `o` has a `once`."""
+"""Steps in order; `!` swallows the call's error, `u` is sent without a key, `o` has a `once`."""
 
 SLACK = timedelta(seconds=20)
-"""What the real time of a test may add to the model's clock."""
+"""The most that a test's real duration adds to the model's clock."""
 
 ROUNDS = 12
-"""Rounds of a day each in which everything must have come to an end."""
+"""Rounds, each of a day, after which every event must have ended."""
 
 seeds = st.integers(0, 2**16)
 
 
 class Journal(RuleBasedStateMachine):
-    """Does things to two events of one handler, and watches what the API sees."""
+    """Acts on two events of one handler and checks the effects at the API."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Journal(RuleBasedStateMachine):
         self.events = [deliver(store, "evt_1").event, deliver(store, "evt_2", source="github").event]
         self.claims: dict[int, Claim] = {}
         self.told: set[UUID] = set()
-        """Calls of which a person said that they happened."""
+        """Calls that a person resolved as happened."""
         self.version, self.frozen = 1, False
         self.drawn = 0
         self.used: dict[UUID, str] = {}
@@ -79,7 +79,7 @@ class Journal(RuleBasedStateMachine):
                     raise
 
     def marked(self) -> tuple[UUID, UUID]:
-        """Return the send that was marked last, and its call; no guard of the ledger may have slept."""
+        """Return the latest send and its call; check the guards if it is a resend."""
         columns = (SEND.c.id.label("send"), SEND.c.claim.label("by"), *CALL.c)
         joined = select(*columns, self.store.now().label("now")).join(CALL, CALL.c.id == SEND.c.call)
         with self.store.read() as connection:
@@ -92,8 +92,8 @@ class Journal(RuleBasedStateMachine):
         return call.send, call.id
 
     def may_be_resent(self, call: Row[Any]) -> None:
-        """Note a call with an open send that goes out again though nothing protects it any more."""
-        # Noted and not raised: a worker outlives whatever is raised in its handler.
+        """Note a resend of a call with an open send that nothing protects any more."""
+        # Noted, not raised: a worker survives every error of its handler.
         if call.protection == "unprotected":
             self.wrong.append("a call was resent unprotected")
         if call.protection == "keyed" and call.now > call.expires_at - self.harness.api.key_margin + SLACK:
@@ -111,12 +111,12 @@ class Journal(RuleBasedStateMachine):
             self.frozen = False
 
     def pass_time(self, span: timedelta) -> None:
-        """Move both clocks on."""
+        """Move the clocks of ledger and API forward."""
         self.store.shift += span
         self.api.run_slow()
 
     def attempt(self, event: UUID, *, settles: bool = True) -> None:
-        """Run one attempt, from claim to settlement or to a crash."""
+        """Run one attempt, from claim to settlement or crash."""
         expire(self.store)
         held = claim(self.store, event, lease=LEASE, worker="w")
         if held is None:
@@ -127,7 +127,7 @@ class Journal(RuleBasedStateMachine):
             self.check_end(held)
 
     def performed(self, held: Claim) -> Any:
-        """Run the handler; None when its worker died."""
+        """Run the handler; return None if its worker died."""
         died: list[Crash] = []
 
         def guarded(event: Any, calls: Any) -> None:
@@ -141,7 +141,7 @@ class Journal(RuleBasedStateMachine):
         return None if died else end
 
     def check_end(self, held: Claim) -> None:
-        """See that an event that is done has made every call of its handler."""
+        """Check that a done event has made every call of its handler."""
         if row(self.store, held.event).state != "done":
             return
         calls = [call for call in self.harness.calls(held.event) if call.generation == held.generation]
@@ -154,7 +154,7 @@ class Journal(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def work(self, seed: int) -> None:
-        """Run a few attempts, each once its event is due; now and then after a wait or a rotation."""
+        """Run three attempts, some after a wait or a rotation."""
         chance = self.chance(seed)
         for _ in range(3):
             if chance.random() < 0.2:
@@ -164,7 +164,7 @@ class Journal(RuleBasedStateMachine):
             self.work_once(chance)
 
     def work_once(self, chance: Random) -> None:
-        """Run an attempt with some faults; perhaps its worker dies at the end."""
+        """Run an attempt with some faults, when its event is due; sometimes its worker dies at the end."""
         event = self.events[chance.random() < 0.3]
         found = row(self.store, event)
         if found.state in ("received", "waiting"):
@@ -179,11 +179,11 @@ class Journal(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def work_on(self, seed: int) -> None:
-        """Do the same: workers do more than anybody else."""
+        """Run attempts, twice as often as any other rule."""
         self.work(seed)
 
     def chance(self, seed: int) -> Random:
-        """Return a source of chance: Hypothesis' own picks are too much alike to make long stories."""
+        """Return a random source; Hypothesis' own draws vary too little for long sequences."""
         self.drawn += 1
         return Random(f"{seed} {self.drawn}")
 
@@ -194,12 +194,12 @@ class Journal(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def answer_comes_late(self, seed: int) -> None:
-        """Record an answer that nobody waits for any more, in any order."""
+        """Record one of the late responses, in any order."""
         if self.api.late:
             self.record_late(*self.api.late.pop(self.chance(seed).randrange(len(self.api.late))))
 
     def record_late(self, send: UUID, answer: Any) -> None:
-        """Record an answer by its send, as the worker that sent it does."""
+        """Record a response by its send, as the worker that sent it does."""
         with self.store.read() as connection:
             joined = select(SEND, CALL.c.event).join(CALL, CALL.c.id == SEND.c.call)
             found = connection.execute(joined.where(SEND.c.id == send)).one()
@@ -208,7 +208,7 @@ class Journal(RuleBasedStateMachine):
 
     @rule(changes=st.sampled_from(["credential", "handler"]))
     def deploy(self, changes: str) -> None:
-        """Deploy another credential or a handler that asks for other bytes, or the first one again."""
+        """Switch between two credentials, or between two versions of the handler."""
         if changes == "handler":
             self.version = 3 - self.version
         else:
@@ -217,7 +217,7 @@ class Journal(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def a_person_acts(self, seed: int) -> None:
-        """Retry or rerun an event, or say what became of a call of it."""
+        """Retry or rerun an event, or resolve one of its calls."""
         event = self.chance(seed).choice(self.events)
         act = self.chance(seed).choice(["retry", "retry", "rerun", *Resolution])
         try:
@@ -228,11 +228,11 @@ class Journal(RuleBasedStateMachine):
             else:
                 self.say(event, Resolution(act))
         except NotAllowed:
-            # Which acts are allowed when is what other tests are for.
+            # Other tests check which actions are allowed.
             return
 
     def say(self, event: UUID, how: Resolution) -> None:
-        """Resolve the first call that can be."""
+        """Resolve the first unfinished call."""
         unfinished = [call for call in self.harness.calls(event) if call.state in ("pending", "parked")]
         if unfinished:
             resolve(self.store, unfinished[0].id, how, "ada", response=StatedResponse())
@@ -241,7 +241,7 @@ class Journal(RuleBasedStateMachine):
 
     @invariant()
     def effects_happen_once(self) -> None:
-        """No call has two effects, none that succeeded has none, and no event is done before its calls."""
+        """No call has two effects, every success has one, and a done event has no unfinished call."""
         if not hasattr(self, "api"):
             return
         assert not self.wrong
@@ -256,7 +256,7 @@ class Journal(RuleBasedStateMachine):
                     assert call.state not in ("pending", "parked"), f"done, and {call.step} is {call.state}"
 
     def teardown(self) -> None:
-        """Once the faults stop every event ends done, parked or dead within a bounded number of steps."""
+        """Without faults every event ends done, parked or dead within a bounded number of rounds."""
         if not hasattr(self, "api"):
             return
         for _ in range(ROUNDS):
@@ -270,7 +270,7 @@ class Journal(RuleBasedStateMachine):
 
 @contextmanager
 def hasty(store: Store) -> Iterator[Store]:
-    """Let SQLite not wait for the disk: thousands of commits, and no power cut among the faults."""
+    """Turn off SQLite's sync: there are thousands of commits, and no fault is a power cut."""
     if not store.sqlite:
         yield store
         return
@@ -288,14 +288,14 @@ def hasty(store: Store) -> Iterator[Store]:
 
 
 def test_calls_take_effect_once(store: Store) -> None:
-    """Any sequence of attempts, faults, late answers, waits, rotations, deployments and people's words."""
+    """Any order of attempts, faults, late responses, waits, rotations, deployments and people's actions."""
     often = settings(
         max_examples=40 if store.sqlite else 15,
         stateful_step_count=15,
         deadline=None,
         derandomize=True,
         database=None,
-        # Stories are short; to shorten them further would take minutes.
+        # Shrinking would take minutes, and the sequences are short.
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

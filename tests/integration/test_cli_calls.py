@@ -1,4 +1,4 @@
-"""Calls on the command line: lists, the chain of an event, and what a person says."""
+"""The command line's call commands: lists, the timeline of an event's calls, and resolutions."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ NOBODY = "0199c0de-0000-7000-8000-000000000000"
 
 @pytest.fixture
 def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command on the test's ledger, and checks its exit."""
+    """Return a function that runs a command on the test's ledger and checks its exit code."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str, expect: int = 0) -> Result:
@@ -37,7 +37,7 @@ def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
-    """A line for each call under a head; the next page is named."""
+    """The table has a header and a line for each call; stderr names the next page."""
     _, parked = with_parked_call(store)
     held = take(store, deliver(store, "evt_2", source="github").event)
     answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
@@ -55,7 +55,7 @@ def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
 def test_the_list_leaves_out_what_a_source_hides(
     store: Store, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step quotes what the handler put there."""
+    """A step that quotes a redacted value is redacted."""
     held = take(store, deliver(store, body=b'{"email": "ada@example.com"}').event)
     planned(store, held, "mail ada@example.com")
     assert "ada@example.com" in run("calls").stdout
@@ -67,7 +67,7 @@ def test_the_list_leaves_out_what_a_source_hides(
 
 
 def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
-    """Event, attempts, calls, their keys, sends and answers, and what a person may say."""
+    """The output has event, attempts, calls, keys, sends, responses and possible resolutions."""
     event = deliver(store).event
     held = take(store, event)
     answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
@@ -96,7 +96,7 @@ def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
 
 
 def test_one_call_is_told(store: Store, run: Run) -> None:
-    """What went out, what came back, and what people said; long and unreadable bodies are cut."""
+    """The output has request, response and actions; long and binary bodies are shortened."""
     _, call = with_parked_call(store)
     shown = run("call", "show", str(call)).stdout
     assert ("event       stripe evt_1, parked" in shown, '  {"to":"Ann"}' in shown) == (True, True), shown
@@ -119,7 +119,7 @@ def test_one_call_is_told(store: Store, run: Run) -> None:
     ],
 )
 def test_what_happened_is_said_with_a_file(store: Store, run: Run, name: str, body: bytes, kind: str) -> None:
-    """Its bytes are what the handler gets; their type is told by its name or by what it holds."""
+    """The file's bytes become the response; their type comes from its name or content."""
     event, call = with_parked_call(store)
     Path(name).write_bytes(body)
     output = run("call", "resolve", str(call), "--happened", "--response", name, "--status", "201").stdout
@@ -132,7 +132,7 @@ def test_what_happened_is_said_with_a_file(store: Store, run: Run, name: str, bo
 
 @pytest.mark.parametrize("how", ["--resend-as-new", "--use-stored", "--give-up", "--happened"])
 def test_each_resolution_is_said_in_somebodys_name(store: Store, run: Run, how: str) -> None:
-    """Call and event move, the name stands in the audit, and a second word is refused with exit 1."""
+    """The resolution is in the audit under the name; a second one gives exit code 1."""
     event, call = with_parked_call(store)
     change_call(store, call, changed_to="e" * 64)
     later(store, minutes=2)
@@ -160,7 +160,7 @@ def test_each_resolution_is_said_in_somebodys_name(store: Store, run: Run, how: 
     ],
 )
 def test_what_cannot_be_is_refused(store: Store, run: Run, options: list[str], code: int, words: str) -> None:
-    """Misuse exits 2, the ledger's no exits 1; the call stays parked."""
+    """Misuse gives exit code 2, a refusal of the ledger 1; the call stays parked."""
     _, call = with_parked_call(store)
     Path("big").write_bytes(b"x" * (1024 * 1024 + 1))
     assert words in run("call", "resolve", str(call), *options, expect=code).stderr
@@ -169,14 +169,14 @@ def test_what_cannot_be_is_refused(store: Store, run: Run, options: list[str], c
 
 @pytest.mark.parametrize("arguments", [["show", NOBODY], ["resolve", NOBODY, "--give-up"]], ids=" ".join)
 def test_an_unknown_call_is_named(run: Run, arguments: list[str]) -> None:
-    """One sentence on stderr, nothing on stdout; what is no id at all is misuse."""
+    """An unknown id gives one sentence on stderr and an empty stdout; a malformed one is misuse."""
     result: Any = run("call", *arguments, expect=1)
     assert (result.stdout, result.stderr) == ("", f"Error: No call {NOBODY} is in the ledger.\n")
     run("call", arguments[0], "letter", *arguments[2:], expect=2)
 
 
 def test_figures_have_a_table_of_apis(store: Store, run: Run) -> None:
-    """Calls by API and state stand under the sources."""
+    """Calls are counted by API and state."""
     with_parked_call(store)
     lines = run("stats").stdout.splitlines()
     assert lines[-1].split() == ["stannp", "1", "0", "0", "0", "1", "0", "0", "1", "unknown"]

@@ -1,4 +1,4 @@
-"""The command line on a real ledger: what it prints, what it changes, how it exits."""
+"""The command line's event commands on a real ledger: output, changes and exit codes."""
 
 import json
 import re
@@ -30,7 +30,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command and checks its exit code; no `.env` is near."""
+    """Return a function that runs a command and checks its exit code, in a folder without `.env`."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str, expect: int = 0, **env: str) -> Result:
@@ -43,12 +43,12 @@ def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def told(result: Result) -> Any:
-    """Return what a command printed as JSON."""
+    """Parse the JSON that a command printed."""
     return json.loads(result.stdout)
 
 
 def test_events_are_listed_newest_first(store: Store, run: Run) -> None:
-    """A line for each event under a head, or the agreed JSON."""
+    """The output is a table with a header, or the JSON of `/v1`."""
     deliver(store, "evt_1")
     end(store, deliver(store, "evt_2").event, Move.GIVE_UP, reason="It cannot be.")
     lines = run("events").stdout.splitlines()
@@ -85,7 +85,7 @@ def row_time(store: Store) -> Any:
 
 
 def test_pages_follow_the_printed_cursor(store: Store, run: Run) -> None:
-    """The next page starts after the last event of this one."""
+    """The printed cursor continues after the last event of the page."""
     deliver_all(store, 5)
     first = told(run("events", "--json", "--limit", "3"))
     second = told(run("events", "--json", "--limit", "3", "--cursor", first["next"]))
@@ -95,7 +95,7 @@ def test_pages_follow_the_printed_cursor(store: Store, run: Run) -> None:
 
 
 def test_show_tells_the_whole_story(store: Store, run: Run) -> None:
-    """What came, what was tried, who did what, and what is next; as JSON, the story itself."""
+    """The output has deliveries, attempts, actions and the next step; `--json` prints the timeline."""
     event = deliver(store, body=b"first", address="192.0.2.7").event
     deliver(store, body=b"other", address="192.0.2.8")
     end(store, event, Move.GIVE_UP, reason="All attempts failed.", error="Traceback:\n  boom\x1b[31m")
@@ -109,7 +109,7 @@ def test_show_tells_the_whole_story(store: Store, run: Run) -> None:
 
 
 def test_what_is_not_there_is_named(store: Store, run: Run) -> None:
-    """An unknown event exits 1 with one sentence on stderr and nothing on stdout."""
+    """An unknown event gives exit code 1, one sentence on stderr, and an empty stdout."""
     deliver(store)
     for command in ("show", "retry", "rerun", "discard"):
         result = run(command, "stripe", "evt_9", expect=1)
@@ -117,7 +117,7 @@ def test_what_is_not_there_is_named(store: Store, run: Run) -> None:
 
 
 def test_one_event_is_acted_on_at_once(store: Store, run: Run) -> None:
-    """Discard, retry and rerun of a named event need no --yes and say what happens next."""
+    """Actions on a named event need no --yes and print the next step."""
     event = deliver(store).event
     assert "evt_1 is discarded. Nothing" in run("discard", "stripe", "evt_1").stdout
     assert "evt_1 is due again. Attempt 1" in run("retry", "stripe", "evt_1").stdout
@@ -131,7 +131,7 @@ def test_one_event_is_acted_on_at_once(store: Store, run: Run) -> None:
 
 
 def test_what_is_not_allowed_says_why(store: Store, run: Run) -> None:
-    """A refused action exits 1, says what to do instead, and changes nothing."""
+    """A refused action gives exit code 1 and the alternative, and changes nothing."""
     event = deliver(store).event
     end(store, event)
     assert "rerun it if every effect" in run("retry", "stripe", "evt_1", expect=1).stderr
@@ -140,7 +140,7 @@ def test_what_is_not_allowed_says_why(store: Store, run: Run) -> None:
 
 
 def test_many_are_counted_before_anything_is_done(store: Store, run: Run) -> None:
-    """Without --yes a filter is only counted; with it every match is acted on once."""
+    """Without --yes the matches of a filter are only counted; with it each is changed once."""
     events = deliver_all(store, 3)
     deliver(store, "evt_x", source="github")
     assert "3 events to discard; nothing is done yet" in run("discard", "--source", "stripe").stdout
@@ -155,7 +155,7 @@ def test_many_are_counted_before_anything_is_done(store: Store, run: Run) -> Non
 
 
 def test_a_listed_run_is_resumed_by_its_id(store: Store, run: Run) -> None:
-    """An interrupted run goes on by its id, under its own action only, and once."""
+    """A bulk operation resumes by its id, under its own action only."""
     discard(store, deliver(store).event, "bob")
     replay = plan_bulk(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
     assert (
@@ -168,7 +168,7 @@ def test_a_listed_run_is_resumed_by_its_id(store: Store, run: Run) -> None:
 
 
 def test_a_killed_run_goes_on_where_it_was(store: Store, run: Run, environ: dict[str, str]) -> None:
-    """Kill -9 of the command in the middle; --resume does the rest and nothing twice."""
+    """After kill -9, --resume does the rest and nothing twice."""
     deliver_all(store, 4000)
     with store.write() as connection:
         connection.execute(update(EVENT).values(state=State.DONE, finished_at=store.now()))
@@ -201,12 +201,12 @@ def test_a_killed_run_goes_on_where_it_was(store: Store, run: Run, environ: dict
     ids=" ".join,
 )
 def test_misuse_exits_2(run: Run, arguments: list[str]) -> None:
-    """What cannot be meant is refused before anything is looked up."""
+    """Invalid arguments give exit code 2."""
     run(*arguments, expect=2)
 
 
 def test_figures_and_sources_are_listed(store: Store, run: Run) -> None:
-    """Counts by state and rejections by reason; sources with what is wrong with them."""
+    """Statistics count events and rejections; sources show their problems."""
     deliver(store)
     record_rejections(store, [Rejected("stripe", "bad_signature")] * 2)
     assert "2 bad_signature" in run("stats").stdout
@@ -218,7 +218,7 @@ def test_figures_and_sources_are_listed(store: Store, run: Run) -> None:
 
 
 def test_prune_does_all_there_is_to_do(store: Store, run: Run) -> None:
-    """Payloads past their window go in one call; the second has nothing left."""
+    """One call erases every payload past its window; a second erases nothing."""
     event = deliver(store).event
     end(store, event)
     change(store, event, finished_at=row_time(store) - timedelta(days=31))
@@ -228,7 +228,7 @@ def test_prune_does_all_there_is_to_do(store: Store, run: Run) -> None:
 
 
 def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -> None:
-    """Escape sequences in ids, types and reasons are shown, not sent."""
+    """Escape sequences in ids, types and reasons are printed escaped."""
     deliver(store, "evt_\x1b]0;x\x07", type="a\rb\u202e")
     shown = run("events").stdout
     assert not set(shown) & {"\x1b", "\x07", "\r", "\u202e"}, shown
@@ -236,7 +236,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -
 
 
 def test_wrong_sources_keep_nobody_from_acting(store: Store, run: Run, environ: dict[str, str]) -> None:
-    """One event is retried, many are counted; what would show payloads is refused."""
+    """With a broken sources file events can be retried and counted, but not shown."""
     end(store, deliver(store, "evt_1").event, Move.GIVE_UP)
     Path(environ["FIRSTSEEN_SOURCES"]).write_text("[stripe]\ncolour = 1\n")
     assert "evt_1 is due again." in run("retry", "stripe", "evt_1").stdout
@@ -245,7 +245,7 @@ def test_wrong_sources_keep_nobody_from_acting(store: Store, run: Run, environ: 
 
 
 def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
-    """A run that is over says so to whoever asks later."""
+    """A finished bulk operation has its end in the ledger."""
     deliver(store)
     replay = plan_bulk(store, Move.DISCARD, EventFilter(), "ann")
     run("discard", "--resume", str(replay.id))
@@ -253,7 +253,7 @@ def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
 
 
 def test_what_a_source_leaves_out_is_not_printed(run: Run, store: Store, environ: dict[str, str]) -> None:
-    """A terminal is a screen too: neither the list nor the story has it."""
+    """Redacted values are neither in the list nor in the timeline."""
     event = deliver(store, "evt_1", body=b'{"email": "ada@example.com"}').event
     end(store, event, Move.GIVE_UP, reason="No customer ada@example.com.", error="KeyError: ada@example.com")
     commands = [
