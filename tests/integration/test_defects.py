@@ -128,7 +128,7 @@ def test_defects_are_caught(checkout: Path) -> None:
     ],
 )
 def test_a_defect_is_not_caught(everything: Ended, name: str, reason: str) -> None:
-    """A named test that passes, fails in its set-up or does not exist is reported, and so is text not found."""
+    """A named test that passes, fails in set-up or does not exist is reported, and so is a missing text."""
     code, output = everything
     assert (code, "2 of 7 defects caught" in output) == (1, True), output
     verdict = re.search(

@@ -1,4 +1,4 @@
-"""What really stands in the columns, read without the models: an operator's SQL must be able to trust it."""
+"""The stored columns, read without the models, as an operator's SQL reads them."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -21,12 +21,12 @@ def raw(store: Store, query: str) -> list[Any]:
 
 
 def utc(store: Store, value: Any) -> datetime:
-    """Read a raw time: text without a zone on SQLite, an instant on PostgreSQL."""
+    """Parse a raw time: text without a zone on SQLite, an instant on PostgreSQL."""
     return datetime.fromisoformat(value).replace(tzinfo=UTC) if store.sqlite else value
 
 
 def test_states_are_stored_by_their_lower_case_values(store: Store) -> None:
-    """Not by the names of an enum's members."""
+    """States are stored by value, and not by the enum member's name."""
     moves = {"b": Move.FINISH, "c": Move.RETRY_LATER, "d": Move.PARK, "e": Move.GIVE_UP, "f": Move.IGNORE}
     deliver(store, "a")
     for name, move in moves.items():
@@ -38,7 +38,7 @@ def test_states_are_stored_by_their_lower_case_values(store: Store) -> None:
 
 
 def test_moves_are_stored_by_their_words(store: Store) -> None:
-    """Attempts end with the arrow's label, actions with the person's word and the state before it."""
+    """Attempts store the move's value; actions store it with the state before."""
     end(store, deliver(store, "a").event, Move.RETRY_LATER)
     discard(store, deliver(store, "b").event, "ada")
     assert raw(store, "SELECT outcome FROM attempt") == ["retry later"]
@@ -47,7 +47,7 @@ def test_moves_are_stored_by_their_words(store: Store) -> None:
 
 
 def test_times_are_utc(store: Store) -> None:
-    """The ledger's own, and a provider's in another zone."""
+    """The ledger's own times and a provider's time from another zone are stored in UTC."""
     made = deliver(store, created_at=AT).event
     end(store, made)
     deliver(store)
@@ -62,7 +62,7 @@ def test_times_are_utc(store: Store) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"\x00", bytes(range(256)) * 40, "ü😀".encode(), b"\xff\xfe{"])
 def test_bytes_are_exact(store: Store, body: bytes) -> None:
-    """A body is what was signed, byte for byte, beside its SHA-256 in hex."""
+    """A body is stored byte for byte, with its SHA-256 in hex."""
     deliver(store, body=body)
     deliver(store, body=b"other" + body)
     assert raw(store, "SELECT body FROM event") == [body]
@@ -71,14 +71,14 @@ def test_bytes_are_exact(store: Store, body: bytes) -> None:
 
 
 def test_text_is_text(store: Store) -> None:
-    """Ids, types and headers in any script are found by plain equality."""
+    """Non-ASCII ids, types and headers match plain equality."""
     deliver(store, "ид-ü-😀", type="größer", headers={"X": "é"})
     assert raw(store, "SELECT event_id FROM event WHERE type = 'größer'") == ["ид-ü-😀"]
     assert raw(store, "SELECT headers FROM event") == ['{"X": "\\u00e9"}']
 
 
 def test_flags_are_booleans(store: Store) -> None:
-    """`WHERE discarded` works on both."""
+    """`WHERE discarded` works on both databases."""
     discard(store, deliver(store, "a").event, "ada")
     deliver(store, "b")
     assert raw(store, "SELECT event_id FROM event WHERE discarded") == ["a"]

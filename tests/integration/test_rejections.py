@@ -1,4 +1,4 @@
-"""What was refused: counted by minute, remembered a little, never growing."""
+"""Rejections: counted by minute, with a bounded number of samples."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -13,7 +13,7 @@ from tests.integration.steps import later
 
 
 def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> None:
-    """A later batch adds to the same minute; another minute is another count."""
+    """Counts of one minute add up; another minute is counted separately."""
     first = [
         Rejected("stripe", "bad_signature"),
         Rejected("stripe", "too_old"),
@@ -34,7 +34,7 @@ def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> Non
 
 
 def test_a_source_can_be_asked_for_alone(store: Store) -> None:
-    """Counts and samples of one source leave out the others."""
+    """Counts and samples can be filtered by source."""
     record_rejections(store, [Rejected("stripe", "too_old", "192.0.2.1"), Rejected("github", "too_large")])
     found = rejections(store, "stripe").as_json()
     assert [item["source"] for item in found["data"]] == ["stripe"]
@@ -42,7 +42,7 @@ def test_a_source_can_be_asked_for_alone(store: Store) -> None:
 
 
 def test_the_last_hundred_of_each_source_are_kept(store: Store) -> None:
-    """A storm against one source neither grows the table nor pushes another source's samples out."""
+    """Each source keeps its last hundred samples, whatever arrives for others."""
     record_rejections(store, [Rejected("quiet", "too_old", "192.0.2.9")])
     for number in range(5):
         record_rejections(store, [Rejected("loud", "bad_signature", f"192.0.2.{number}")] * 90)
@@ -55,7 +55,7 @@ def test_the_last_hundred_of_each_source_are_kept(store: Store) -> None:
 
 
 def test_concurrent_batches_add_up(store: Store) -> None:
-    """Eight processes' worth of batches in all orders lose no count and do not deadlock."""
+    """Concurrent batches in different orders lose no count and do not deadlock."""
     batch = [Rejected(source, reason) for source in ("a", "b", "c") for reason in ("x", "y")]
 
     def one(turn: int) -> None:
@@ -68,7 +68,7 @@ def test_concurrent_batches_add_up(store: Store) -> None:
 
 
 def test_what_columns_cannot_hold_is_cut(store: Store) -> None:
-    """A long reason or address is cut rather than the batch lost; an empty batch is nothing."""
+    """A long reason or address is cut instead of failing the batch."""
     record_rejections(store, [])
     record_rejections(store, [Rejected("stripe", "r" * 99, "a" * 999), Rejected("stripe", "too_old", "\x00")])
     latest = rejections(store).as_json()["latest"]

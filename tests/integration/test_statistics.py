@@ -1,4 +1,4 @@
-"""What the overview reads: by minute, by source, what is pending, who lives."""
+"""Statistics: counts by minute, by source and by state, pending events, and worker heartbeats."""
 
 import json
 from datetime import timedelta
@@ -17,13 +17,13 @@ from tests.integration.steps import change, crowd, deliver, deliver_all, end, ho
 
 
 def repeat(store: Store, *names: str) -> None:
-    """Deliver these events once more, or for the first time."""
+    """Deliver these events once more."""
     for name in names:
         deliver(store, name)
 
 
 def test_each_minute_has_its_counts(store: Store) -> None:
-    """The minute under way is the last one; what is older than the span is left out."""
+    """The present minute is the last one, and older ones than the span are left out."""
     for event in deliver_all(store, 3)[:2]:
         end(store, event)
     repeat(store, "evt_0", "evt_1")
@@ -41,14 +41,14 @@ def test_each_minute_has_its_counts(store: Store) -> None:
 
 
 def test_only_done_events_count_as_done(store: Store) -> None:
-    """A dead one has an end too."""
+    """A dead event is not counted as done."""
     end(store, deliver(store, "evt_1").event)
     end(store, deliver(store, "evt_2").event, Move.GIVE_UP)
     assert sum(throughput(store, 5).as_json()["done"]) == 1
 
 
 def test_sources_are_told_apart(store: Store) -> None:
-    """Each one's accepted, duplicates, done and rejections of the span."""
+    """Each source has its own accepted, duplicates, done and rejections."""
     end(store, deliver(store, "evt_1").event)
     deliver(store, "evt_2", source="github")
     deliver(store, "evt_1")
@@ -62,7 +62,7 @@ def test_sources_are_told_apart(store: Store) -> None:
 
 
 def test_a_span_reads_no_older_rows(store: Store) -> None:
-    """A search by index for each minute: a table that grows does not slow it down."""
+    """The query searches an index, whatever the table's size."""
     crowd(store, 2_000, state="done", finished_at=store.after(timedelta(days=-9)))
     plans = list[str]()
 
@@ -80,7 +80,7 @@ def test_a_span_reads_no_older_rows(store: Store) -> None:
 
 
 def test_old_minutes_are_forgotten(store: Store) -> None:
-    """Duplicates of days ago are no longer counted by the minute, but in all."""
+    """Counts by minute are deleted after days, and totals stay."""
     repeat(store, "evt_0", "evt_0")
     later(store, days=3)
     repeat(store, "evt_0")
@@ -92,7 +92,7 @@ def test_old_minutes_are_forgotten(store: Store) -> None:
 
 
 def test_what_is_pending_is_counted_by_source_and_state(store: Store) -> None:
-    """Done events are not among it; the oldest unfinished one is named."""
+    """Done events are not counted, and the oldest unfinished event is named."""
     first, second, third = deliver_all(store, 3)
     end(store, first)
     end(store, second, Move.PARK, reason="Look.")
@@ -106,7 +106,7 @@ def test_what_is_pending_is_counted_by_source_and_state(store: Store) -> None:
 
 
 def test_the_oldest_is_found_in_any_state(store: Store) -> None:
-    """A waiting event may be older than a received one."""
+    """A waiting event can be older than a received one."""
     old, _new = deliver_all(store, 2)
     change(store, old, state="waiting", received_at=store.after(timedelta(hours=-2)))
     report = pending(store).as_json()["oldest"]
@@ -115,14 +115,14 @@ def test_the_oldest_is_found_in_any_state(store: Store) -> None:
 
 
 def test_an_empty_ledger_has_nothing_pending(store: Store) -> None:
-    """Zeros, not errors."""
+    """The counts are zero."""
     report = pending(store).as_json()
     assert (report["states"], report["oldest"], report["due"]) == ({}, None, {"count": 0, "seconds": 0.0})
     assert flow(store, 60) == {}
 
 
 def test_a_worker_lives_while_it_says_so(store: Store) -> None:
-    """Its last word and how long ago; an hour later it is forgotten, and at an orderly stop at once."""
+    """A worker is listed for an hour after its last heartbeat, or until it stops in order."""
     record_heartbeat(store, "one:1")
     later(store, minutes=5)
     record_heartbeat(store, "two:2")
@@ -137,12 +137,12 @@ def test_a_worker_lives_while_it_says_so(store: Store) -> None:
 
 
 def test_ids_begin_with_their_minute() -> None:
-    """The bound of a minute is below every id of it."""
+    """The lower bound of a minute is below every id of it."""
     assert uuid7(1_000, 0) <= uuid7(1_000) < uuid7(1_001, 0)
 
 
 def test_stats_count_by_source(store: Store) -> None:
-    """States, duplicates, conflicts, the oldest unfinished event and the rejections of each source."""
+    """Each source has its states, duplicates, conflicts, oldest unfinished event and rejections."""
     deliver(store, "evt_1")
     later(store, seconds=90)
     deliver(store, "evt_1", body=b"other")

@@ -1,4 +1,4 @@
-"""The worker's parts on real ledgers and brokers."""
+"""The worker's runner, sweeper, reopener and nudges, on real ledgers and brokers."""
 
 import logging
 import threading
@@ -43,7 +43,7 @@ def store(migrated_url: str) -> Iterator[Store]:
 
 
 class Hands:
-    """An attempt that notes its claims and, once told to hold, waits to be let go."""
+    """An attempt that notes its claims and waits while `go_on` is cleared."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -61,7 +61,7 @@ class Hands:
 
 @pytest.fixture
 def hands() -> Hands:
-    """Give the test hands of its own."""
+    """Return new hands."""
     return Hands()
 
 
@@ -82,24 +82,24 @@ def make_runner(store: Store) -> Iterator[MakeRunner]:
 
 
 def add(store: Store, *event_ids: str) -> list[UUID]:
-    """Record events and return their row ids."""
+    """Record events and return their ids in the ledger."""
     deliveries = [Delivery("stripe", name, "invoice.paid", b"{}") for name in event_ids]
     return [verdict.event for verdict in record(store, deliveries)]
 
 
 def no_calls(_held: Claim) -> None:
-    """Give handlers nothing to call out with."""
+    """Give handlers no call context."""
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
-    """Start this on a thread of its own."""
+    """Run a function in a new thread."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
 
 
 def test_an_event_runs_once(store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger) -> None:
-    """A nudge runs its event to the end; the same nudge again, or one for no event, does nothing."""
+    """A nudge runs its event; a repeated nudge, and one for an unknown event, does nothing."""
     runner = make_runner(hands)
     (event,) = add(store, "evt_1")
     assert [runner.run(event), runner.run(event), runner.run(UUID(int=1))] == [True, False, False]
@@ -109,7 +109,7 @@ def test_an_event_runs_once(store: Store, make_runner: MakeRunner, hands: Hands,
 
 
 def test_many_nudges_at_once_run_it_once(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
-    """Threads that are nudged for the same event at the same moment run it once."""
+    """Concurrent nudges of one event run it once."""
     runner = make_runner(hands, concurrency=8)
     (event,) = add(store, "evt_1")
     threads = [in_thread(lambda: runner.run(event)) for _ in range(8)]
@@ -121,7 +121,7 @@ def test_many_nudges_at_once_run_it_once(store: Store, make_runner: MakeRunner, 
 def test_no_more_run_at_once_than_there_are_slots(
     store: Store, make_runner: MakeRunner, hands: Hands
 ) -> None:
-    """Nudges and the sweeper share the slots: with all of them taken, nothing more is claimed."""
+    """With every slot taken, neither a nudge nor the sweeper claims another event."""
     runner = make_runner(hands, concurrency=2)
     events = add(store, *(f"evt_{number}" for number in range(6)))
     store.shift = timedelta(hours=1)
@@ -140,7 +140,7 @@ def test_no_more_run_at_once_than_there_are_slots(
 def test_unattended_events_are_drained(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
 ) -> None:
-    """Idle threads run everything that nobody fetches; being told twice starts no second crowd."""
+    """Idle threads run every unattended event; a second call starts no further threads."""
     runner = make_runner(hands)
     names = [f"evt_{number}" for number in range(20)]
     add(store, *names)
@@ -159,7 +159,7 @@ def test_unattended_events_are_drained(
 def test_a_claim_in_the_making_is_not_idle(
     store: Store, make_runner: MakeRunner, hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is just claiming is busy: a shutdown that missed it would leave the claim to expire."""
+    """A runner is busy during a claim, so that a shutdown does not miss it."""
     claiming, go_on = threading.Event(), threading.Event()
     real = runner_module.claim
 
@@ -183,7 +183,7 @@ def test_a_claim_in_the_making_is_not_idle(
 def test_a_stopping_process_claims_nothing(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
 ) -> None:
-    """Once told to stop, neither a nudge nor the sweeper claims anything."""
+    """After `stopping` is set, neither a nudge nor the sweeper claims an event."""
     runner = make_runner(hands)
     (event,) = add(store, "evt_1")
     store.shift = timedelta(hours=1)
@@ -197,7 +197,7 @@ def test_a_stopping_process_claims_nothing(
 def test_release_gives_the_attempt_back(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
 ) -> None:
-    """A released event waits with no attempt counted, can be claimed at once; its old run settles nothing."""
+    """A released event can be claimed at once, its attempt is uncounted, and its old run settles nothing."""
     runner = make_runner(hands)
     (event,) = add(store, "evt_1")
     hands.go_on.clear()
@@ -214,7 +214,7 @@ def test_release_gives_the_attempt_back(
 
 
 def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
-    """A renewed claim outlives its first lease; one past max_runtime is not renewed and may be taken over."""
+    """A renewed claim outlives its first lease; one past max_runtime is not renewed."""
     runner = make_runner(hands)
     (event,) = add(store, "evt_1")
     hands.go_on.clear()
@@ -236,7 +236,7 @@ def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Han
 def test_a_lost_claim_is_said_once(
     store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that lost its claim says so once, not at every renewal for as long as the handler runs."""
+    """A lost claim is logged once, and not at every renewal."""
     runner = make_runner(hands)
     (event,) = add(store, "evt_1")
     hands.go_on.clear()
@@ -253,7 +253,7 @@ def test_a_lost_claim_is_said_once(
 
 
 def test_a_retry_waits_in_the_ledger(store: Store, make_runner: MakeRunner, ledger: Ledger) -> None:
-    """A failed event is not to be had before its time, whoever nudges it; then it is."""
+    """A failed event cannot be claimed before it is due, whoever nudges it."""
     ends = iter([Outcome(Move.RETRY_LATER, timedelta(minutes=5)), DONE])
     runner = make_runner(lambda _held: next(ends))
     (event,) = add(store, "evt_1")
@@ -269,7 +269,7 @@ def test_a_retry_waits_in_the_ledger(store: Store, make_runner: MakeRunner, ledg
 def test_settling_outlasts_an_outage(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the ledger does not answer an ended attempt is kept, longer than a lease, then written down."""
+    """During an outage an attempt's outcome is kept, even beyond its lease, and settled afterwards."""
     failures = iter([LedgerUnavailable()] * 3)
     real = settling.settle
 
@@ -287,12 +287,12 @@ def test_settling_outlasts_an_outage(
 
 
 def make_sweeper(store: Store, runner: Runner, nudge: Callable[[UUID], bool]) -> Sweeper:
-    """Make a sweeper with this way to nudge."""
+    """Make a sweeper that nudges with this function."""
     return Sweeper(store, SWEEP, nudge, runner)
 
 
 def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
-    """A pass nudges what waited for a sweep, nothing newer, and nothing again before its back-off."""
+    """A pass nudges events that waited for a sweep, and again only after their back-off."""
     nudged: list[UUID] = []
     sweeper = make_sweeper(store, make_runner(hands), lambda event: nudged.append(event) is None)
     events = add(store, "evt_1", "evt_2")
@@ -309,7 +309,7 @@ def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, hands
 def test_a_sweep_takes_expired_leases_back(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
 ) -> None:
-    """A vanished worker's event is taken back once its lease is over, and nudged in the same pass."""
+    """An expired lease is taken back and its event nudged in one pass."""
     (event,) = add(store, "evt_1")
     hands.go_on.clear()
     runner = make_runner(hands)
@@ -327,7 +327,7 @@ def test_a_sweep_takes_expired_leases_back(
 def test_a_deaf_broker_starves_nothing(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
 ) -> None:
-    """What was nudged twice and fetched by nobody runs on the worker's own threads."""
+    """Events that were nudged twice without a claim run on the worker's own threads."""
     sweeper = make_sweeper(store, make_runner(hands), lambda _event: True)
     add(store, "evt_1", "evt_2")
     for sweeps in (1, 8):
@@ -341,7 +341,7 @@ def test_a_deaf_broker_starves_nothing(
 def test_a_refusing_broker_stops_no_sweep(
     store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
 ) -> None:
-    """A broker that takes nothing is asked once in a pass, and starves nothing either."""
+    """A broker that refuses nudges is tried once per pass, and every event still runs."""
     asked: list[UUID] = []
 
     def refuse(event: UUID) -> bool:
@@ -359,7 +359,7 @@ def test_a_refusing_broker_stops_no_sweep(
 
 @pytest.fixture
 def worker(migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    """Wire a worker, not started, on the test's own broker."""
+    """Wire a worker, not started, to the test's own broker."""
     monkeypatch.setenv("DATABASE_URL", migrated_url)
     monkeypatch.setenv("BROKER_URL", valkey.url)
     monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
@@ -370,7 +370,7 @@ def worker(migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_nudge_never_raises(worker: Worker, valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that is full, or gone, makes a nudge fail with a word in the log, and works again later."""
+    """A nudge to a full or stopped broker returns False and is logged; later nudges work."""
     assert worker.nudge(UUID(int=1))
     with valkey.client() as client:
         client.config_set("maxmemory", 1)
@@ -385,7 +385,7 @@ def test_a_nudge_never_raises(worker: Worker, valkey: Valkey, caplog: pytest.Log
 
 
 def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -> None:
-    """A frozen broker holds a nudge for about a second, not a minute."""
+    """A nudge to a frozen broker fails within its timeout."""
     assert worker.nudge(UUID(int=1))
     valkey.freeze()
     begun = time.monotonic()
@@ -398,7 +398,7 @@ def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -
 def test_what_no_handler_worked_on_is_ignored_again(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
-    """While releases overlap, a worker without a handler ignores a reopened event again and parks nothing."""
+    """A worker without a handler ignores a reopened event again."""
     policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     (event,) = add(store, "evt_1")
@@ -414,7 +414,7 @@ def test_what_no_handler_worked_on_is_ignored_again(
 def test_what_a_handler_worked_on_is_parked_without_it(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
-    """An event whose handler is gone after a shutdown's release waits for a person: calls may be open."""
+    """An event whose handler is gone after an attempt is parked: calls may be open."""
     hands = Hands()
     hands.go_on.clear()
     runner = make_runner(hands)
@@ -432,7 +432,7 @@ def test_what_a_handler_worked_on_is_parked_without_it(
 def test_everything_ignored_is_reopened(
     store: Store, make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reopening takes all batches, and only what has a handler here; a second time there is nothing to do."""
+    """All batches are reopened, and only types with a handler; a second pass reopens nothing."""
     monkeypatch.setattr(sweep, "REOPEN_BATCH", 2)
     policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
