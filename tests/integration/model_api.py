@@ -22,23 +22,23 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Manners:
+class KeyRules:
     """How one dialect's server treats idempotency keys."""
 
     by_credential: bool = False
     """Whether keys are scoped to the credential."""
-    prints: Callable[[Outgoing], object] = lambda request: request.body
+    fingerprint: Callable[[Outgoing], object] = lambda request: request.body
     """The part of a request that must be equal under one key."""
-    misused: Reply | None = None
+    mismatch: Reply | None = None
     locked: Reply | None = None
     """The response to a copy while the first request runs; without it both run."""
-    failures: bool = True
+    stores_failures: bool = True
     """Whether failures are stored as well."""
-    again: Callable[[Reply], Reply] = lambda first: first
+    replayed: Callable[[Reply], Reply] = lambda first: first
     """Turns a stored response into its replay."""
 
 
-def _marked(first: Reply) -> Reply:
+def _with_marker(first: Reply) -> Reply:
     return reply(first.status, first.body, idempotent_replayed="true")
 
 
@@ -50,16 +50,20 @@ def _with_credential(request: Outgoing) -> object:
     return request.body, dict(request.headers)["Authorization"]
 
 
-MANNERS = {
-    "stripe": Manners(misused=reply(400, b"idempotency_error"), locked=reply(409, b"locked"), again=_marked),
-    "telness": Manners(
-        prints=_with_credential,
-        misused=reply(409, b"idempotency_key_mismatch"),
+KEY_RULES = {
+    "stripe": KeyRules(
+        mismatch=reply(400, b"idempotency_error"), locked=reply(409, b"locked"), replayed=_with_marker
+    ),
+    "telness": KeyRules(
+        fingerprint=_with_credential,
+        mismatch=reply(409, b"idempotency_key_mismatch"),
         locked=reply(409, LOCKED),
     ),
-    "stannp": Manners(by_credential=True, again=_conflict),
-    "salesly": Manners(by_credential=True, prints=lambda _: None, failures=False, again=_marked),
-    "none": Manners(),
+    "stannp": KeyRules(by_credential=True, replayed=_conflict),
+    "salesly": KeyRules(
+        by_credential=True, fingerprint=lambda _: None, stores_failures=False, replayed=_with_marker
+    ),
+    "none": KeyRules(),
 }
 
 
@@ -68,7 +72,7 @@ class Entry:
     """The row of one key."""
 
     at: timedelta
-    prints: object
+    fingerprint: object
     answer: Reply | None = None
 
 
@@ -76,10 +80,10 @@ class Entry:
 class ModelApi:
     """Executes requests and counts their effects by call; `plan` holds the faults of the next sends."""
 
-    manners: Manners
+    rules: KeyRules
     life: timedelta
     now: Callable[[], timedelta]
-    marked: Callable[[], tuple[UUID, UUID]]
+    last_send: Callable[[], tuple[UUID, UUID]]
     """Returns the latest send that began, and its call."""
     interlude: Callable[[], None] = lambda: None
     """Runs other workers while the sender is frozen."""
@@ -100,16 +104,16 @@ class ModelApi:
         if fault == "frozen before mark":
             self.interlude()
         before_send()
-        send, call = self.marked()
+        send, call = self.last_send()
         if fault == "dies before bytes":
             raise Crash
         if fault == "lost before":
             return SILENCE
         if fault == "slow":
             return self._begin_slowly(send, call, request)
-        return self._came(fault, send, self._answer(fault, call, request))
+        return self._respond(fault, send, self._answer(fault, call, request))
 
-    def _came(self, fault: str, send: UUID, answer: Reply) -> Reply | NoReply:
+    def _respond(self, fault: str, send: UUID, answer: Reply) -> Reply | NoReply:
         match fault:
             case "lost after":
                 return SILENCE
@@ -138,7 +142,7 @@ class ModelApi:
         if entry is None:
             entry = None if key is None else self._open(key, request)
             self.slow.append((self.now() + SLOW, send, call, request, entry))
-        elif entry.answer is None and self.manners.locked is None:
+        elif entry.answer is None and self.rules.locked is None:
             # This dialect does not detect a copy of a running request.
             self.slow.append((self.now() + SLOW, send, call, request, entry))
         return SILENCE
@@ -148,21 +152,21 @@ class ModelApi:
             return reply(int(fault))
         key, entry = self._entry(request)
         if entry is not None:
-            if entry.prints != self.manners.prints(request) and self.manners.misused:
-                return self.manners.misused
+            if entry.fingerprint != self.rules.fingerprint(request) and self.rules.mismatch:
+                return self.rules.mismatch
             if entry.answer is not None:
-                return self.manners.again(entry.answer)
-            if self.manners.locked:
-                return self.manners.locked
+                return self.rules.replayed(entry.answer)
+            if self.rules.locked:
+                return self.rules.locked
         answer = self._execute(fault, call)
-        if key is not None and (self.manners.failures or answer.status < 400):
+        if key is not None and (self.rules.stores_failures or answer.status < 400):
             self._open(key, request).answer = answer
         return answer
 
     def _execute(self, fault: str, call: UUID) -> Reply:
         if fault == "422":
             return reply(422, b'{"success": false}')
-        if fault == "500" or (fault == "500 done" and not self.manners.failures):
+        if fault == "500" or (fault == "500 done" and not self.rules.stores_failures):
             return reply(500, b'{"success": false}')
         self.effects[call] += 1
         return reply(500, b"{}") if fault == "500 done" else reply(201, b'{"success": true}')
@@ -172,11 +176,11 @@ class ModelApi:
         key = headers.get("idempotency-key") or headers.get("x-idempotency-key")
         if key is None:
             return None, None
-        scope = headers["authorization"] if self.manners.by_credential else None
+        scope = headers["authorization"] if self.rules.by_credential else None
         where = (scope, key)
         entry = self.table.get(where)
         return where, entry if entry and self.now() - entry.at < self.life else None
 
     def _open(self, where: Any, request: Outgoing) -> Entry:
-        self.table[where] = Entry(self.now(), self.manners.prints(request))
+        self.table[where] = Entry(self.now(), self.rules.fingerprint(request))
         return self.table[where]

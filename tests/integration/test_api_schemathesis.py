@@ -38,7 +38,7 @@ OTHER_HASH = hashlib.sha256(OTHER).hexdigest()
 HEADERS = {"Authorization": f"Bearer {OPS.secret}"}
 
 
-class Door:
+class AppUnderTest:
     """The application under test: set when a test runs, while the document is read at collection."""
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class Door:
         return self.app(environ, start_response)
 
 
-DOOR = Door()
+APP = AppUnderTest()
 SOURCES = load_sources(SHIPPED, load_providers(), {})
 NOWHERE = Store("postgresql+psycopg://127.0.0.1:1/none")
 schema = schemathesis.openapi.from_dict(document(list_operations(Service(NOWHERE, {}))))
-schema.app = DOOR
+schema.app = APP
 
 
 class World:
@@ -95,7 +95,7 @@ def credentials(case: schemathesis.Case) -> dict[str, str]:
 @pytest.fixture
 def world(store: Store) -> World:
     """Fill the ledger, and set the application under test."""
-    DOOR.app = Api(store, sources=SOURCES).app
+    APP.app = Api(store, sources=SOURCES).app
     return World(store)
 
 

@@ -217,11 +217,11 @@ def test_progress_tells_what_was_asked_and_by_whom(store: Store) -> None:
     found = bulk_progress(store, replay.id).as_json()
     assert found["filter"] == {"source": "stripe", "state": "dead"}
     assert (found["what"], found["who"], found["open"], found["finished_at"]) == ("retry", "ann", 1, None)
-    assert retry(store, row_of_only(store), "ann").was == State.DEAD
+    assert retry(store, only_event(store), "ann").was == State.DEAD
     assert finish(store, replay.id) == (1, 0), "a waiting event may be retried too"
 
 
-def row_of_only(store: Store) -> UUID:
+def only_event(store: Store) -> UUID:
     """Return the id of the only event."""
     with store.read() as connection:
         found: UUID = connection.execute(select(EVENT.c.id)).scalar_one()

@@ -20,7 +20,7 @@ from receiver.ledger.queue import claim, expire, settle
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
 from tests.integration.call_harness import CallHarness, Crash
-from tests.integration.model_api import FAULTS, MANNERS, ModelApi
+from tests.integration.model_api import FAULTS, KEY_RULES, ModelApi
 from tests.integration.steps import LEASE, deliver, row
 from worker.calls.errors import CallError
 
@@ -48,7 +48,7 @@ class Journal(RuleBasedStateMachine):
             connection.execute(delete(EVENT))
         self.events = [deliver(store, "evt_1").event, deliver(store, "evt_2", source="github").event]
         self.claims: dict[int, Claim] = {}
-        self.told: set[UUID] = set()
+        self.confirmed: set[UUID] = set()
         """Calls that a person resolved as happened."""
         self.version, self.frozen = 1, False
         self.drawn = 0
@@ -56,12 +56,14 @@ class Journal(RuleBasedStateMachine):
         """The credential of each call's latest send."""
         self.wrong: list[str] = []
 
-    @initialize(dialect=st.sampled_from(sorted(MANNERS)), script=st.sampled_from(SCRIPTS))
+    @initialize(dialect=st.sampled_from(sorted(KEY_RULES)), script=st.sampled_from(SCRIPTS))
     def begin(self, dialect: str, script: list[str]) -> None:
         """Choose an API and a handler."""
         self.harness, self.script = CallHarness(self.store, dialect), script
         life = self.harness.api.key_life
-        self.api = ModelApi(MANNERS[dialect], life, lambda: self.store.shift, self.marked, self.interlude)
+        self.api = ModelApi(
+            KEY_RULES[dialect], life, lambda: self.store.shift, self.last_send, self.interlude
+        )
         self.harness.transport = self.api  # type: ignore[assignment]
 
     def handle(self, _event: Any, calls: Any) -> None:
@@ -78,7 +80,7 @@ class Journal(RuleBasedStateMachine):
                 if name == step:
                     raise
 
-    def marked(self) -> tuple[UUID, UUID]:
+    def last_send(self) -> tuple[UUID, UUID]:
         """Return the latest send and its call; check the guards if it is a resend."""
         columns = (SEND.c.id.label("send"), SEND.c.claim.label("by"), *CALL.c)
         joined = select(*columns, self.store.now().label("now")).join(CALL, CALL.c.id == SEND.c.call)
@@ -226,18 +228,18 @@ class Journal(RuleBasedStateMachine):
             elif act == "rerun":
                 rerun(self.store, event, "ada", generation=row(self.store, event).generation)
             else:
-                self.say(event, Resolution(act))
+                self.resolve_first(event, Resolution(act))
         except NotAllowed:
             # Other tests check which actions are allowed.
             return
 
-    def say(self, event: UUID, how: Resolution) -> None:
+    def resolve_first(self, event: UUID, how: Resolution) -> None:
         """Resolve the first unfinished call."""
         unfinished = [call for call in self.harness.calls(event) if call.state in ("pending", "parked")]
         if unfinished:
             resolve(self.store, unfinished[0].id, how, "ada", response=StatedResponse())
             if how == Resolution.HAPPENED:
-                self.told.add(unfinished[0].id)
+                self.confirmed.add(unfinished[0].id)
 
     @invariant()
     def effects_happen_once(self) -> None:
@@ -250,7 +252,7 @@ class Journal(RuleBasedStateMachine):
         for event in self.events:
             state = row(self.store, event)
             for call in self.harness.calls(event):
-                if call.state == "succeeded" and call.shares is None and call.id not in self.told:
+                if call.state == "succeeded" and call.shares is None and call.id not in self.confirmed:
                     assert self.api.effects[call.id] == 1, f"{call.step} succeeded without an effect"
                 if state.state == "done" and call.generation == state.generation:
                     assert call.state not in ("pending", "parked"), f"done, and {call.step} is {call.state}"

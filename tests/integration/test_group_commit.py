@@ -162,11 +162,12 @@ def test_an_id_that_somebody_holds_is_unavailable(store: Store, monkeypatch: pyt
     monkeypatch.setattr(insert_module, "_ALONE", insert_module._ALONE.replace("'5s'", "'300ms'"))
     with store.engine.connect() as other:
         insert_new(store, other, [_new_row(delivery())])
-        release = threading.Timer(5, other.rollback)
+        release = threading.Timer(60, other.rollback)
         release.start()
         with pytest.raises(LedgerUnavailable):
             Recorder(store).record([delivery()])
         release.cancel()
+        release.join()
 
 
 def done(store: Store, copies: int) -> Delivery:

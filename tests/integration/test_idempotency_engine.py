@@ -55,8 +55,12 @@ def url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def make(url: str) -> Iterator[Make]:
-    """Build applications on an empty database: `make(policy, lease=...)`."""
+def make(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Build applications on an empty database: `make(policy, lease=...)`.
+
+    Duplicates wait for minutes, because on a busy machine a short lease is over before its second look.
+    """
+    monkeypatch.setattr(engine_module, "PATIENCE", 300)
     made: list[Guarded] = []
 
     def build(*arguments: Any, **named: Any) -> Guarded:

@@ -202,21 +202,21 @@ def test_a_source_without_a_secret(client: FlaskClient, ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "sentence"),
     [
         (b'{"type": "invoice.paid"}', "no event id"),
         (b"\xff\x00not json", "does not parse"),
         (b"", "does not parse"),
     ],
 )
-def test_what_verified_is_kept(client: FlaskClient, ledger: Ledger, body: bytes, said: str) -> None:
+def test_what_verified_is_kept(client: FlaskClient, ledger: Ledger, body: bytes, sentence: str) -> None:
     """A verified delivery that has no id or does not parse is parked and answered 200."""
     first, second = [deliver(client, body, stripe_headers(body)) for _ in range(2)]
     assert (first.status_code, second.status_code) == (200, 200)
     assert second.headers["Idempotent-Replayed"] == "true"
     event = ledger.event(f"sha256:{hashlib.sha256(body).hexdigest()}")
     assert (event["state"], bytes(event["body"]), event["duplicates"]) == ("parked", body, 1)
-    assert said in event["reason"]
+    assert sentence in event["reason"]
 
 
 def test_a_handshake_is_answered_and_not_recorded(client: FlaskClient, ledger: Ledger) -> None:

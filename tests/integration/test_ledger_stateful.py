@@ -272,7 +272,7 @@ class Ledger(RuleBasedStateMachine):
         """Check that the rows equal the models, and that there is no other row."""
         with self.store.read() as connection:
             rows = {row.event_id: row for row in connection.execute(select(EVENT))}
-        assert {name: told(row) for name, row in rows.items()} == {
+        assert {name: observed(row) for name, row in rows.items()} == {
             name: expected(model) for name, model in self.models.items()
         }
 
@@ -291,7 +291,7 @@ class Ledger(RuleBasedStateMachine):
         assert left <= {*FINAL, State.PARKED}, f"after {ROUNDS} rounds there are still events {left}"
 
 
-def told(row: Any) -> dict[str, Any]:
+def observed(row: Any) -> dict[str, Any]:
     """Return the compared columns of a row."""
     return {
         "event": row.id,

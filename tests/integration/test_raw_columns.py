@@ -55,9 +55,9 @@ def test_times_are_utc(store: Store) -> None:
     now = datetime.now(UTC)
     for column in ("received_at", "due_at", "finished_at", "first_duplicate_at", "last_duplicate_at"):
         report = utc(store, raw(store, f"SELECT {column} FROM event")[0])
-        assert abs(report - now) < timedelta(seconds=20), column
+        assert abs(report - now) < timedelta(minutes=5), column
     for column in ("started_at", "ended_at"):
-        assert abs(utc(store, raw(store, f"SELECT {column} FROM attempt")[0]) - now) < timedelta(seconds=20)
+        assert abs(utc(store, raw(store, f"SELECT {column} FROM attempt")[0]) - now) < timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("body", [b"", b"\x00", bytes(range(256)) * 40, "ü😀".encode(), b"\xff\xfe{"])

@@ -55,7 +55,7 @@ def test_the_first_delivery_is_first_seen(store: Store) -> None:
     assert (found.body, found.created_at, found.address) == (every_byte, at, "192.0.2.1")
     assert found.headers == '{"X-Shop": "a\\u0000b \\u00fc"}'
     assert found.due_at <= datetime.now(UTC)
-    assert abs(found.received_at - datetime.now(UTC)) < timedelta(seconds=10)
+    assert abs(found.received_at - datetime.now(UTC)) < timedelta(minutes=5)
 
 
 def test_a_second_delivery_is_a_duplicate(store: Store) -> None:

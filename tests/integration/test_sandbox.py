@@ -24,11 +24,11 @@ from tests.services.sandbox import (
 
 every_api = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 WORDS = {
-    "celper": lambda said: (said["error"]["code"], said["error"]["message"]),
-    "chronapilot": lambda said: (said["error"]["code"], said["error"]["message"]),
-    "salesly": lambda said: (said["error"]["type"], said["error"]["message"]),
-    "stannp": lambda said: (said["code"], said["error"]),
-    "telness": lambda said: (said["error"], said["message"]),
+    "celper": lambda body: (body["error"]["code"], body["error"]["message"]),
+    "chronapilot": lambda body: (body["error"]["code"], body["error"]["message"]),
+    "salesly": lambda body: (body["error"]["type"], body["error"]["message"]),
+    "stannp": lambda body: (body["code"], body["error"]),
+    "telness": lambda body: (body["error"], body["message"]),
 }
 """The code and the sentence in each API's error."""
 

@@ -305,7 +305,7 @@ def test_the_clock_is_utc_and_can_be_shifted(store: Store) -> None:
         with store.read() as connection:
             report = connection.execute(select(store.now())).scalar_one()
             soon = connection.execute(select(store.after(timedelta(hours=1)))).scalar_one()
-        assert abs(report - datetime.now(UTC) - shift) < timedelta(seconds=10)
+        assert abs(report - datetime.now(UTC) - shift) < timedelta(minutes=5)
         assert abs(soon - report - timedelta(hours=1)) < timedelta(seconds=5)
 
 

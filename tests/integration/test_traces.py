@@ -56,6 +56,8 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     with pytest.MonkeyPatch.context() as patch:
         # The public setter works once per process, and would trace the tests of other files too.
         patch.setattr(trace, "_TRACER_PROVIDER", provider)
+        # The product's tracer would stay with the first provider that it ever met.
+        patch.setattr("config.tracing._tracer", provider.get_tracer("firstseen"))
         yield kept
     provider.shutdown()
 

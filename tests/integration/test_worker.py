@@ -22,7 +22,6 @@ from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 from worker import runner as runner_module
-from worker import runner as settling
 from worker.attempt import AttemptPolicy, attempt
 from worker.consumer import Worker
 from worker.registry import Handler, Registry
@@ -271,15 +270,15 @@ def test_settling_outlasts_an_outage(
 ) -> None:
     """During an outage an attempt's outcome is kept, even beyond its lease, and settled afterwards."""
     failures = iter([LedgerUnavailable()] * 3)
-    real = settling.settle
+    real = runner_module.settle
 
     def brittle(*arguments: Any) -> bool:
         for error in failures:
             raise error
         return real(*arguments)
 
-    monkeypatch.setattr(settling, "settle", brittle)
-    monkeypatch.setattr(settling, "SETTLE_PAUSE", 0.01)
+    monkeypatch.setattr(runner_module, "settle", brittle)
+    monkeypatch.setattr(runner_module, "SETTLE_PAUSE", 0.01)
     runner = make_runner(hands, lease=timedelta(microseconds=1))
     (event,) = add(store, "evt_1")
     assert runner.run(event)
