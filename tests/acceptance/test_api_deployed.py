@@ -38,7 +38,7 @@ def test_a_rerun_is_nudged_after_its_commit(deployment: Deployment) -> None:
     wait_until(lambda: deployment.handlers.lines().count("evt_1") == 2, lambda: "the second run")
 
 
-def test_copies_at_several_webs_are_one(deployment: Deployment) -> None:
+def test_copies_at_several_web_processes_have_one_effect(deployment: Deployment) -> None:
     """Copies under one idempotency key, sent to two processes by many threads, start one bulk operation."""
     deployment.start(web=2, worker=0)
 

@@ -126,7 +126,7 @@ def pages_of(stage: Stage) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", PHONE)])
-def test_every_page_can_be_used_by_everybody(
+def test_every_page_is_accessible(
     browser: Browser, deployment: Deployment, stage: Stage, scheme: str, size: dict[str, int]
 ) -> None:
     """No page, light or dark, has a serious axe-core violation, a sideways scroll or a layout shift."""
@@ -165,7 +165,7 @@ def test_pages_are_pictured(browser: Browser, deployment: Deployment, stage: Sta
         assert 5_000 < picture.stat().st_size < 150_000
 
 
-def test_a_wrong_password_stays_outside(tab: Tab) -> None:
+def test_a_wrong_password_is_refused(tab: Tab) -> None:
     """A wrong password shows an error beside the form, keeps the name, and signs nobody in."""
     page = tab.sign_in("ada", "wrong password")
     expect(page.get_by_role("alert")).to_have_text("Name or password is wrong.")
@@ -252,7 +252,7 @@ def test_a_form_without_the_token_does_nothing(tab: Tab, stage: Stage) -> None:
     expect(page.locator("#story")).to_have_attribute("data-state", "done")
 
 
-def test_the_overview_lives(tab: Tab, deployment: Deployment) -> None:
+def test_the_overview_updates_itself(tab: Tab, deployment: Deployment) -> None:
     """A new delivery appears without a reload, and a lost connection is shown."""
     page = tab.sign_in("ada", PASSWORD, "/?minutes=1440")
     # No other test delivers to this source: figures are cached, and these must not change meanwhile.

@@ -136,7 +136,7 @@ def test_make_run_ends_with_its_terminal(clone: Path, make_run: MakeRun) -> None
     check_nothing_left(family, port)
 
 
-def test_make_run_says_who_died(make_run: MakeRun) -> None:
+def test_make_run_names_the_process_that_died(make_run: MakeRun) -> None:
     """When one process dies, the log names it, the others end, and make fails."""
     port = free_port()
     make = make_run(port)

@@ -77,7 +77,7 @@ def running(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> I
     broker.stop()
 
 
-def test_a_dead_event_is_told_once(running: Running) -> None:
+def test_a_dead_event_sends_one_alert(running: Running) -> None:
     """One of two workers sends the alert, and the other does not, though the first send is slow."""
     running.deliver("evt_dead", type="order.paid", dead=True).raise_for_status()
     (heard,) = running.alerts.wait(1)

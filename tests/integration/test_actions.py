@@ -199,7 +199,7 @@ def test_an_id_at_the_limit_still_gets_its_suffix(store: Store) -> None:
     assert len(row(store, made.event).event_id) == 255
 
 
-def test_what_is_not_kept_cannot_be_promoted(store: Store) -> None:
+def test_an_unknown_body_cannot_be_promoted(store: Store) -> None:
     """An unknown body is refused, and so is an unknown event."""
     event = deliver(store).event
     with pytest.raises(NotAllowed, match="keeps no conflicting body abc"):

@@ -39,7 +39,7 @@ def tell(store: Store) -> list[DueAlert]:
     return taken
 
 
-def test_the_first_dead_event_is_told_and_then_a_count_an_hour(store: Store) -> None:
+def test_the_first_dead_event_is_sent_at_once_and_then_a_count_per_hour(store: Store) -> None:
     """The first dead event of a source and type is sent at once, later ones as one count per hour."""
     kill(store, "evt_1")
     assert tell(store) == [DueAlert(DEAD, 1, 1)]
@@ -52,7 +52,7 @@ def test_the_first_dead_event_is_told_and_then_a_count_an_hour(store: Store) -> 
     assert tell(store) == [], "nothing new, so no alert"
 
 
-def test_each_source_and_type_is_told_by_itself(store: Store) -> None:
+def test_each_source_and_type_has_its_own_alert(store: Store) -> None:
     """Parked events count too, whether a worker or an unparsable delivery parked them."""
     kill(store, "evt_1")
     kill(store, "evt_2", type="other")
@@ -67,7 +67,7 @@ def test_each_source_and_type_is_told_by_itself(store: Store) -> None:
     }
 
 
-def test_of_many_workers_one_gets_it(store: Store) -> None:
+def test_one_of_many_workers_takes_an_alert(store: Store) -> None:
     """Of many concurrent takers the database gives an alert to one."""
     kill(store, "evt_1")
     with ThreadPoolExecutor(4) as pool:
@@ -75,7 +75,7 @@ def test_of_many_workers_one_gets_it(store: Store) -> None:
     assert given == [DueAlert(DEAD, 1, 1)]
 
 
-def test_what_a_dead_worker_took_is_given_out_again(store: Store) -> None:
+def test_an_alert_of_a_dead_worker_is_taken_again(store: Store) -> None:
     """An alert that is not marked sent within a minute is given to another worker."""
     kill(store, "evt_1")
     assert take_alert(store, BACKLOG) == DueAlert(DEAD, 1, 1)
@@ -85,7 +85,7 @@ def test_what_a_dead_worker_took_is_given_out_again(store: Store) -> None:
     assert take_alert(store, BACKLOG) == DueAlert(DEAD, 2, 2)
 
 
-def test_a_backlog_is_told_once_it_is_old(store: Store) -> None:
+def test_an_old_backlog_is_an_alert(store: Store) -> None:
     """An event due for longer than the threshold is a backlog; one that waits for its back-off is not."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
@@ -100,7 +100,7 @@ def test_a_backlog_is_told_once_it_is_old(store: Store) -> None:
     assert tell(store) == []
 
 
-def test_a_spike_of_rejections_is_told(store: Store) -> None:
+def test_a_spike_of_rejections_is_an_alert(store: Store) -> None:
     """A spike is many more rejections in five minutes than in the hour before."""
     for _ in range(12):
         record_rejections(store, [Rejected("noisy", "bad_signature")] * SPIKE_LEAST)
@@ -131,7 +131,7 @@ def test_alerts_are_posted_as_slack_takes_them(store: Store, notifier: Notifier,
     }
 
 
-def test_what_is_not_taken_is_told_again_and_complained_of_once(
+def test_a_failed_alert_is_sent_again_and_logged_once(
     store: Store, notifier: Notifier, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failed alert is sent again after a minute; failures are logged once, without the address."""

@@ -55,7 +55,7 @@ def parked(store: Store, event_id: str = "evt_1") -> UUID:
         ("Bearer kéy-\xff", "api-key-unknown"),
     ],
 )
-def test_nobody_comes_in_without_a_key(api: Api, path: str, header: str | None, kind: str) -> None:
+def test_every_endpoint_needs_a_key(api: Api, path: str, header: str | None, kind: str) -> None:
     """Every endpoint answers 401 and says how to send a key."""
     headers = {} if header is None else {"Authorization": header}
     method = "POST" if path in ACTING else "GET"
@@ -93,7 +93,7 @@ def test_without_any_key_the_api_is_off(store: Store, path: str) -> None:
     assert "FIRSTSEEN_API_KEYS" in refused.json["detail"]
 
 
-def test_an_event_is_listed_and_told(api: Api, store: Store) -> None:
+def test_an_event_is_listed_and_shown(api: Api, store: Store) -> None:
     """The list has the event's row, and its own page the whole timeline."""
     event = parked(store)
     deliver(store)
@@ -209,7 +209,7 @@ def test_conflicting_bodies_are_shown_as_they_are(api: Api, store: Store) -> Non
     assert data[1]["content_type"] == "application/json"
 
 
-def test_rejections_and_stats_are_told(api: Api, store: Store) -> None:
+def test_rejections_and_stats_are_reported(api: Api, store: Store) -> None:
     """Rejections and events are counted by source."""
     deliver(store)
     record_rejections(store, [Rejected("stripe", "no_match", "203.0.113.9"), Rejected("github", "too_old")])
@@ -240,7 +240,7 @@ def test_rejections_and_stats_are_told(api: Api, store: Store) -> None:
         ("OPTIONS", "/v1/events", 405, "method-not-allowed"),
     ],
 )
-def test_what_is_not_there_is_a_problem(api: Api, method: str, path: str, status: int, kind: str) -> None:
+def test_an_unknown_resource_is_a_problem(api: Api, method: str, path: str, status: int, kind: str) -> None:
     """Each problem has a stable type and a sentence about the next step."""
     refused = api.send(method, path)
     assert problem(refused) == (status, kind)
@@ -307,7 +307,7 @@ def test_the_generation_may_guard_the_others_too(api: Api, store: Store, what: s
     assert api.post(f"/v1/events/{event}/{what}", {"generation": 0}).status_code == 200
 
 
-def test_a_discard_ends_the_event_and_nudges_nobody(api: Api, store: Store) -> None:
+def test_a_discard_ends_the_event_without_a_nudge(api: Api, store: Store) -> None:
     """The event is dead, its reason names the key, and no worker is nudged."""
     event = parked(store)
     answer = api.post(f"/v1/events/{event}/discard", {})
@@ -316,7 +316,7 @@ def test_a_discard_ends_the_event_and_nudges_nobody(api: Api, store: Store) -> N
     assert api.nudged == []
 
 
-def test_what_the_state_forbids_is_refused_with_the_reason(api: Api, store: Store) -> None:
+def test_an_action_that_the_state_forbids_is_refused(api: Api, store: Store) -> None:
     """The refusal to retry a done event says what to do instead."""
     event = deliver(store).event
     end(store, event)

@@ -20,7 +20,7 @@ def parked(store: Store) -> tuple[UUID, UUID]:
     return found
 
 
-def test_calls_are_listed_and_told(api: Api, parked: tuple[UUID, UUID]) -> None:
+def test_calls_are_listed_and_shown(api: Api, parked: tuple[UUID, UUID]) -> None:
     """The list has the call's row, its own page the whole timeline, both as documented."""
     event, call = parked
     listed, answer = api.get("/v1/calls", state="parked").json, api.get(f"/v1/calls/{call}").json
@@ -49,7 +49,7 @@ def test_a_wrong_query_is_refused_with_a_sentence(api: Api, query: str, sentence
     assert sentence in refused.json["detail"]
 
 
-def test_what_happened_is_said_with_its_answer(api: Api, store: Store, parked: tuple[UUID, UUID]) -> None:
+def test_happened_is_resolved_with_a_response(api: Api, store: Store, parked: tuple[UUID, UUID]) -> None:
     """The call gets the given response, its event is nudged, and the audit names the key."""
     event, call = parked
     given = {"status": 201, "content_type": "application/json", "body": '{"id": "é"}'}
@@ -98,7 +98,7 @@ def test_a_wrong_resolution_is_refused(
     assert call_row(store, call).state == "parked"
 
 
-def test_what_the_states_forbid_is_refused_with_the_reason(
+def test_a_resolution_that_the_states_forbid_is_refused(
     api: Api, store: Store, parked: tuple[UUID, UUID]
 ) -> None:
     """A resolved call, and a call whose event is not parked, are 409."""

@@ -64,9 +64,7 @@ def each_mutation(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @each_mutation
-def test_sent_again_it_is_answered_from_memory(
-    api: Api, store: Store, event: UUID, path: str, body: Any
-) -> None:
+def test_a_repeated_request_is_replayed(api: Api, store: Store, event: UUID, path: str, body: Any) -> None:
     """The second response has the same status and bytes and is marked as a replay; nothing is done twice."""
     url = address(store, path, event)
     first, again = (api.post(url, body, once="k1") for _ in range(2))
@@ -81,7 +79,7 @@ def test_sent_again_it_is_answered_from_memory(
 
 
 @each_mutation
-def test_many_at_once_are_one(api: Api, store: Store, event: UUID, path: str, body: Any) -> None:
+def test_concurrent_copies_have_one_effect(api: Api, store: Store, event: UUID, path: str, body: Any) -> None:
     """Concurrent copies get one response, or 409 while it is being made, and have one effect."""
     url = address(store, path, event)
     with ThreadPoolExecutor(8) as pool:

@@ -25,7 +25,7 @@ def api(store: Store, *paths: str) -> Api:
     return Api(store, sources={"stripe": replace(source, redact=tuple(map(parse_json_path, paths)))})
 
 
-def test_no_answer_has_it(store: Store, stage: Stage) -> None:
+def test_no_response_has_a_redacted_value(store: Store, stage: Stage) -> None:
     """Redaction covers timelines, lists, conflicting bodies and calls."""
     quoted = deliver(store, "evt_quoted")
     end(store, quoted, Move.GIVE_UP, reason=f"No customer {EMAIL}.", error=f"KeyError: {EMAIL}")
@@ -43,7 +43,7 @@ def test_no_answer_has_it(store: Store, stage: Stage) -> None:
     assert original(store, quoted).body == body_of("evt_quoted")
 
 
-def test_no_list_of_calls_has_it(store: Store, stage: Stage) -> None:
+def test_no_list_of_calls_has_a_redacted_value(store: Store, stage: Stage) -> None:
     """Redaction covers the escaped value in a call's URL, too."""
     with store.write() as connection:
         mine = update(CALL).where(CALL.c.id == stage.call)
@@ -55,7 +55,7 @@ def test_no_list_of_calls_has_it(store: Store, stage: Stage) -> None:
         assert (quote(EMAIL) in answer, EMAIL in answer, "[redacted]" in answer) == (False, False, True), path
 
 
-def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage: Stage) -> None:
+def test_redaction_outlives_the_payload(store: Store, stage: Stage) -> None:
     """Without the payload the values are unknown, so every text that may quote them is redacted whole."""
     quoted = deliver(store, "evt_quoted")
     end(store, quoted, Move.GIVE_UP, reason=f"No customer {EMAIL}.")
@@ -72,7 +72,7 @@ def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage
     assert answer["next"].startswith("Nothing by itself. [redacted]")
 
 
-def test_the_rest_is_shown(store: Store, stage: Stage) -> None:
+def test_other_values_are_shown(store: Store, stage: Stage) -> None:
     """A redacted conflicting body is still JSON with all other values."""
     (one,) = api(store, "$.data.object.email").get(f"/v1/events/{stage.done}/conflicts").json["data"]
     assert '"amount_paid": 4300' in one["body"]

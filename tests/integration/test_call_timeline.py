@@ -263,7 +263,7 @@ def test_every_state_of_a_call_has_a_sentence(store: Store, state: CallState, *,
     assert ("firstseen call resolve" in report) == (parked and state in ("pending", "parked"))
 
 
-def test_a_call_of_an_earlier_generation_waits_for_nobody(store: Store) -> None:
+def test_a_call_of_an_earlier_generation_needs_no_resolution(store: Store) -> None:
     """Its next step names the event's present generation."""
     event, call = with_parked_call(store)
     change(store, event, generation=1)

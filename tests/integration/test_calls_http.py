@@ -137,7 +137,9 @@ def no_tls(server: RawServer) -> str:
 
 
 @pytest.mark.parametrize("address", [refused, no_tls])
-def test_what_was_never_sent_is_not_open(prepare: Prepare, address: Callable[[RawServer], str]) -> None:
+def test_a_failed_connection_leaves_no_open_send(
+    prepare: Prepare, address: Callable[[RawServer], str]
+) -> None:
     """A failed connection leaves no open send, and the attempt is not counted."""
     with RawServer(reads=False) as server:
         attempts = prepare(address(server), CHRONAPILOT)

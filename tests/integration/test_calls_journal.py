@@ -222,7 +222,7 @@ def test_other_bytes_for_an_unfinished_step_park(harness: CallHarness, event: UU
     assert "successor" in reason
 
 
-def test_a_changed_call_is_what_the_handler_is_told(harness: CallHarness, event: UUID) -> None:
+def test_the_handler_gets_call_changed(harness: CallHarness, event: UUID) -> None:
     """The handler gets CallChanged; the event parks even if the handler catches it."""
     harness.transport.script = [SILENCE]
     harness.run(event, posts("letter"))

@@ -72,7 +72,7 @@ def test_a_late_rejection_ends_the_event(harness: CallHarness, event: UUID) -> N
     assert harness.run(event, letter) == "dead"
 
 
-def test_an_answer_that_tells_nothing_wakes_nobody(harness: CallHarness, event: UUID) -> None:
+def test_a_late_unknown_response_does_not_wake_the_event(harness: CallHarness, event: UUID) -> None:
     """A late 500 leaves the call and the event parked and the send open."""
     held = parked(harness, event)
     call = harness.call(event)
@@ -196,7 +196,7 @@ def test_an_answer_that_is_too_long_is_no_reason_to_send_again(store: Store, dia
     assert len(harness.transport.sent) == 1
 
 
-def test_what_is_said_of_a_long_answer_ends_it(harness: CallHarness, event: UUID) -> None:
+def test_a_call_with_a_truncated_response_can_be_resolved(harness: CallHarness, event: UUID) -> None:
     """Resolving the call as happened ends it and closes its send."""
     harness.transport.script = [TOO_LONG]
     assert harness.run(event, letter) == "parked"
@@ -214,7 +214,7 @@ def test_a_late_answer_that_is_too_long_stops_the_successor(harness: CallHarness
     assert len(harness.transport.sent) == 1
 
 
-def test_a_late_success_yields_its_once_to_whoever_took_it(store: Store, harness: CallHarness) -> None:
+def test_a_late_success_leaves_its_once_to_the_call_that_took_it(store: Store, harness: CallHarness) -> None:
     """A late success is recorded, although another event has taken over the call's `once`."""
     first, second = deliver(store, "evt_1").event, deliver(store, "evt_2").event
     handle = posts("order", once="order-1")

@@ -61,7 +61,7 @@ def test_a_second_event_waits_for_the_first(harness: CallHarness, first: UUID, s
     assert len(harness.transport.sent) == 2
 
 
-def test_whoever_waits_and_catches_it_does_not_spin(harness: CallHarness, first: UUID, second: UUID) -> None:
+def test_a_swallowed_wait_does_not_spin(harness: CallHarness, first: UUID, second: UUID) -> None:
     """A handler that swallows the wait does not make its event due at once."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
@@ -69,9 +69,7 @@ def test_whoever_waits_and_catches_it_does_not_spin(harness: CallHarness, first:
     assert claim(harness.store, second, lease=LEASE, worker="w") is None
 
 
-def test_whoever_waits_long_does_not_look_every_second(
-    harness: CallHarness, first: UUID, second: UUID
-) -> None:
+def test_waits_for_another_event_back_off(harness: CallHarness, first: UUID, second: UUID) -> None:
     """The waits grow with the time already waited, because each costs an attempt's row."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
@@ -92,7 +90,7 @@ def test_a_second_event_takes_a_rejected_ones_place(harness: CallHarness, first:
     assert len(harness.transport.sent) == 2
 
 
-def test_one_that_waited_takes_over(harness: CallHarness, first: UUID, second: UUID) -> None:
+def test_a_waiting_event_takes_over(harness: CallHarness, first: UUID, second: UUID) -> None:
     """An event that waited longer than give_up_after sends the call once the first is rejected."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
@@ -103,7 +101,9 @@ def test_one_that_waited_takes_over(harness: CallHarness, first: UUID, second: U
     assert len(harness.transport.sent) == 2
 
 
-def test_one_that_waited_long_still_gets_the_answer(harness: CallHarness, first: UUID, second: UUID) -> None:
+def test_an_event_that_waited_long_still_gets_the_response(
+    harness: CallHarness, first: UUID, second: UUID
+) -> None:
     """An event that waited longer than give_up_after gets the first event's response and does not park."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
@@ -125,7 +125,9 @@ def test_a_second_event_waits_for_a_parked_first(harness: CallHarness, first: UU
     assert len(harness.transport.sent) == 1
 
 
-def test_patience_with_the_first_ends(harness: CallHarness, first: UUID, second: UUID) -> None:
+def test_a_wait_for_another_event_parks_after_give_up_after(
+    harness: CallHarness, first: UUID, second: UUID
+) -> None:
     """After give_up_after an event that waits for another event's call parks."""
     harness.transport.script = [SILENCE]
     harness.run(first, order)
@@ -140,7 +142,7 @@ def test_patience_with_the_first_ends(harness: CallHarness, first: UUID, second:
     assert harness.run(second, order) == "waiting", "as the next step announced"
 
 
-def test_an_erased_answer_can_be_told_again(harness: CallHarness, first: UUID, second: UUID) -> None:
+def test_an_erased_response_can_be_given_again(harness: CallHarness, first: UUID, second: UUID) -> None:
     """If the first event's response is erased, the second parks, and a person can give the response."""
     harness.run(first, order)
     with harness.store.write() as connection:

@@ -189,7 +189,7 @@ def test_a_rerun_makes_new_keys_throughout(harness: CallHarness, event: UUID) ->
     assert [call.generation for call in harness.calls(event)] == [0, 0, 1, 1]
 
 
-def test_a_late_answer_for_an_earlier_generation_wakes_nobody(harness: CallHarness, event: UUID) -> None:
+def test_a_late_response_for_an_earlier_generation_does_not_wake(harness: CallHarness, event: UUID) -> None:
     """A late response to a call of an earlier generation does not wake the event."""
     harness.transport.script = [crash]
     held = harness.die(event, letter)
@@ -287,7 +287,7 @@ def test_recording_marking_resolving_and_settling_do_not_deadlock(store: Store) 
     assert numbers == list(range(1, 23))
 
 
-def test_what_a_handler_went_past_is_not_sent_by_a_retry(harness: CallHarness, event: UUID) -> None:
+def test_a_caught_rejection_is_not_resent_by_a_retry(harness: CallHarness, event: UUID) -> None:
     """A retry does not resend a rejected call whose error the handler caught to make another call instead."""
 
     def handler(_event: Any, calls: Any) -> None:

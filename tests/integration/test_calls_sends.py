@@ -146,7 +146,7 @@ def test_an_unprotected_503_is_unknown(store: Store, event: UUID) -> None:
     assert [harness.run(event, unprotected) for _ in range(2)] == ["waiting", "parked"]
 
 
-def test_what_nothing_protects_is_refused(store: Store, event: UUID) -> None:
+def test_an_unprotected_call_needs_consent(store: Store, event: UUID) -> None:
     """Without `unprotected=True` the call is refused before it is planned."""
     harness = CallHarness(store, "none")
     with pytest.raises(CallRefused, match="unprotected=True"):
@@ -258,7 +258,7 @@ def test_without_a_credential_it_waits_longer_and_longer(harness: CallHarness, e
     assert harness.transport.sent == []
 
 
-def test_a_503_is_later_only_while_its_key_lives(harness: CallHarness, event: UUID) -> None:
+def test_a_503_after_the_keys_expiry_is_unknown(harness: CallHarness, event: UUID) -> None:
     """A 503 received after the key's expiry is unknown, and the event parks."""
 
     def slow(_request: Outgoing) -> Reply:

@@ -181,7 +181,7 @@ def test_a_refused_connection_sends_nothing(connect: Connect) -> None:
     assert (got.written, line.marks) == (False, [])
 
 
-def test_a_host_that_nobody_knows_sends_nothing(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_sends_nothing(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown host leaves the send unbegun and unwritten."""
 
     def unknown(*_: object, **__: object) -> None:

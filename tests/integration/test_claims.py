@@ -62,7 +62,7 @@ def test_a_claim_shows_no_payload_when_printed(store: Store) -> None:
     assert "secret" not in shown
 
 
-def test_a_held_event_is_not_to_be_had(store: Store) -> None:
+def test_a_held_event_cannot_be_claimed(store: Store) -> None:
     """While the lease lasts no other worker can claim the event, by id or by turn."""
     first = deliver(store)
     take(store, first.event)
@@ -72,7 +72,7 @@ def test_a_held_event_is_not_to_be_had(store: Store) -> None:
 
 
 @pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.GIVE_UP, Move.IGNORE])
-def test_an_event_that_ended_is_not_to_be_had(store: Store, move: Move) -> None:
+def test_an_ended_event_cannot_be_claimed(store: Store, move: Move) -> None:
     """A repeated or late nudge claims nothing."""
     first = deliver(store)
     end(store, first.event, move)
@@ -80,7 +80,7 @@ def test_an_event_that_ended_is_not_to_be_had(store: Store, move: Move) -> None:
     assert claim_due(store, limit=1, lease=LEASE, worker="other") == []
 
 
-def test_an_unknown_event_is_not_to_be_had(store: Store) -> None:
+def test_an_unknown_event_cannot_be_claimed(store: Store) -> None:
     """A nudge for a pruned event claims nothing."""
     first = deliver(store)
     with store.write() as connection:
@@ -240,7 +240,7 @@ def test_a_second_settlement_changes_nothing(store: Store) -> None:
     assert state(store, held.event) == "done"
 
 
-def test_an_expired_lease_that_nobody_took_still_settles(store: Store) -> None:
+def test_an_expired_lease_without_another_claim_still_settles(store: Store) -> None:
     """A token is valid until another claim."""
     held = take(store, deliver(store).event)
     later(store, minutes=10)
@@ -345,7 +345,7 @@ def test_a_stale_token_renews_nothing(store: Store) -> None:
     assert row(store, lost.event).lease_until == before
 
 
-def test_what_was_settled_is_not_renewed(store: Store) -> None:
+def test_a_settled_claim_is_not_renewed(store: Store) -> None:
     """A renewal after the settlement does not restore the lease."""
     held = take(store, deliver(store).event)
     settle(store, [(held, DONE)])

@@ -52,7 +52,7 @@ def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
     assert f"--cursor {cursor}" in run("calls", "--limit", "1").stderr
 
 
-def test_the_list_leaves_out_what_a_source_hides(
+def test_the_list_of_calls_is_redacted(
     store: Store, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step that quotes a redacted value is redacted."""
@@ -95,7 +95,7 @@ def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
     assert not set(run("show", "stripe", "evt_1").stdout) & {"\x1b", "\x07"}
 
 
-def test_one_call_is_told(store: Store, run: Run) -> None:
+def test_one_call_is_shown(store: Store, run: Run) -> None:
     """The output has request, response and actions; long and binary bodies are shortened."""
     _, call = with_parked_call(store)
     shown = run("call", "show", str(call)).stdout
@@ -118,7 +118,7 @@ def test_one_call_is_told(store: Store, run: Run) -> None:
         ("answer", b"\xff\x00", "application/octet-stream"),
     ],
 )
-def test_what_happened_is_said_with_a_file(store: Store, run: Run, name: str, body: bytes, kind: str) -> None:
+def test_happened_is_resolved_with_a_file(store: Store, run: Run, name: str, body: bytes, kind: str) -> None:
     """The file's bytes become the response; their type comes from its name or content."""
     event, call = with_parked_call(store)
     Path(name).write_bytes(body)
@@ -131,7 +131,7 @@ def test_what_happened_is_said_with_a_file(store: Store, run: Run, name: str, bo
 
 
 @pytest.mark.parametrize("how", ["--resend-as-new", "--use-stored", "--give-up", "--happened"])
-def test_each_resolution_is_said_in_somebodys_name(store: Store, run: Run, how: str) -> None:
+def test_each_resolution_has_a_name_in_the_audit(store: Store, run: Run, how: str) -> None:
     """The resolution is in the audit under the name; a second one gives exit code 1."""
     event, call = with_parked_call(store)
     change_call(store, call, changed_to="e" * 64)
@@ -159,7 +159,9 @@ def test_each_resolution_is_said_in_somebodys_name(store: Store, run: Run, how: 
         (["--use-stored"], 1, "was never asked for with other bytes"),
     ],
 )
-def test_what_cannot_be_is_refused(store: Store, run: Run, options: list[str], code: int, words: str) -> None:
+def test_an_impossible_resolution_is_refused(
+    store: Store, run: Run, options: list[str], code: int, words: str
+) -> None:
     """Misuse gives exit code 2, a refusal of the ledger 1; the call stays parked."""
     _, call = with_parked_call(store)
     Path("big").write_bytes(b"x" * (1024 * 1024 + 1))

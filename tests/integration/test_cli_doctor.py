@@ -126,7 +126,7 @@ def test_a_server_that_does_not_sync_fails(
     assert postgres.url("x").split(":")[2].split("@")[0] not in json.dumps(found)
 
 
-def test_a_durable_server_is_well(examine: Examine) -> None:
+def test_a_durable_server_has_no_fault(examine: Examine) -> None:
     """Server-wide synchronous_commit = off is no fault: each commit sets its own."""
     server = Postgres(fsync=True, synchronous_commit="off")
     try:
@@ -226,7 +226,7 @@ def test_rabbitmq_gives_the_message_back(examine: Examine, rabbit_url: str) -> N
     assert faults(examine(expect=0, BROKER_URL=rabbit_url)) == {}
 
 
-def test_what_proves_a_sender(examine: Examine, tmp_path: Path) -> None:
+def test_sources_without_proof_of_the_sender_are_warnings(examine: Examine, tmp_path: Path) -> None:
     """Unverified sources, and signed URLs without a public URL, are warnings."""
     text = (
         '[strava]\nprovider = "strava"\nunverified = true\n[sms]\nprovider = "twilio"\nsecrets_env = "SMS"\n'

@@ -127,7 +127,7 @@ def test_show_tells_the_whole_story(store: Store, run: Run) -> None:
     )
 
 
-def test_what_is_not_there_is_named(store: Store, run: Run) -> None:
+def test_an_unknown_name_gives_one_sentence(store: Store, run: Run) -> None:
     """An unknown event gives exit code 1, one sentence on stderr, and an empty stdout."""
     deliver(store)
     for command in ("show", "retry", "rerun", "discard"):
@@ -149,7 +149,7 @@ def test_one_event_is_acted_on_at_once(store: Store, run: Run) -> None:
     ]
 
 
-def test_what_is_not_allowed_says_why(store: Store, run: Run) -> None:
+def test_a_refused_action_gives_the_reason(store: Store, run: Run) -> None:
     """A refused action gives exit code 1 and the alternative, and changes nothing."""
     event = deliver(store).event
     end(store, event)
@@ -243,7 +243,7 @@ def test_prune_does_all_there_is_to_do(store: Store, run: Run) -> None:
     assert from_json(run("prune", "--json"))["payloads"] == 0
 
 
-def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -> None:
+def test_escape_sequences_are_printed_escaped(store: Store, run: Run) -> None:
     """Escape sequences in ids, types and reasons are printed escaped."""
     deliver(store, "evt_\x1b]0;x\x07", type="a\rb\u202e")
     shown = run("events").stdout
@@ -251,7 +251,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey(store: Store, run: Run) -
     assert "evt_\\x1b]0;x\\x07" in shown
 
 
-def test_wrong_sources_keep_nobody_from_acting(store: Store, run: Run, environ: dict[str, str]) -> None:
+def test_wrong_sources_do_not_prevent_actions(store: Store, run: Run, environ: dict[str, str]) -> None:
     """With a broken sources file events can be retried and counted, but not shown."""
     end(store, deliver(store, "evt_1").event, Move.GIVE_UP)
     Path(environ["FIRSTSEEN_SOURCES"]).write_text("[stripe]\ncolour = 1\n")
@@ -268,7 +268,7 @@ def test_progress_stands_in_the_ledger(store: Store, run: Run) -> None:
     assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
-def test_what_a_source_leaves_out_is_not_printed(run: Run, store: Store, environ: dict[str, str]) -> None:
+def test_redacted_values_are_not_printed(run: Run, store: Store, environ: dict[str, str]) -> None:
     """Redacted values are neither in the list nor in the timeline."""
     event = deliver(store, "evt_1", body=b'{"email": "ada@example.com"}').event
     end(store, event, Move.GIVE_UP, reason="No customer ada@example.com.", error="KeyError: ada@example.com")

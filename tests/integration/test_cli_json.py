@@ -130,7 +130,7 @@ def test_counts_and_bulk_runs_are_the_same(api: Api, store: Store, run: Run) -> 
     assert shapes.Progress.model_validate(ran).done == 3
 
 
-def test_sources_are_told_without_their_secrets(api: Api) -> None:
+def test_sources_are_shown_without_their_secrets(api: Api) -> None:
     """A source shows the number of its secrets and its problem, and no secret."""
     output = api.get("/v1/sources")
     stripe, github = output.json["data"]

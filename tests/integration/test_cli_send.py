@@ -91,7 +91,7 @@ def test_a_wrong_secret_is_refused(run: Run) -> None:
     assert "has no secret" in run("send", "stripe", expect=1, STRIPE_WEBHOOK_SECRETS="")
 
 
-def test_what_is_not_there_is_named(run: Run) -> None:
+def test_an_unknown_name_gives_one_sentence(run: Run) -> None:
     """An unknown source and an unreachable address give exit code 1; a malformed address gives 2."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     assert "There is no source 'nobody'" in run("send", "nobody", expect=1)

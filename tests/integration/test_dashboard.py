@@ -61,7 +61,7 @@ def test_without_users_it_is_off(store: Store) -> None:
         assert off.get(path).status_code == 404, path
 
 
-def test_nobody_comes_in_unsigned(board: Board, stage: Stage) -> None:
+def test_every_page_needs_a_sign_in(board: Board, stage: Stage) -> None:
     """Pages redirect to the sign-in, which returns to the requested page."""
     for path in pages_of(stage):
         answer = board.get(path)
@@ -71,7 +71,7 @@ def test_nobody_comes_in_unsigned(board: Board, stage: Stage) -> None:
     assert board.get(f"/events/{stage.done}/raw").status_code == 302
 
 
-def test_a_right_password_opens(board: Board) -> None:
+def test_a_right_password_signs_in(board: Board) -> None:
     """The sign-in leads to the requested page, but never to another site."""
     given = {"name": "ada", "password": PASSWORD}
     assert board.post("/sign-in", **given, next="/queue").headers["Location"] == "/queue"
@@ -96,7 +96,7 @@ def test_no_link_leads_away(board: Board, place: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "password"), [("ada", "wrong"), ("ada", ""), ("nobody", PASSWORD), ("", "")]
 )
-def test_a_wrong_one_does_not(board: Board, name: str, password: str) -> None:
+def test_a_wrong_password_does_not_sign_in(board: Board, name: str, password: str) -> None:
     """A wrong name and a wrong password get the same response."""
     refused = board.sign_in(name, password)
     assert refused.status_code == 401
@@ -120,7 +120,7 @@ def test_only_a_form_is_a_try(board: Board) -> None:
     assert {board.client.head("/sign-in").status_code for _ in range(TRIES_OF_BOTH + 1)} == {200}
 
 
-def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_concurrent_sign_ins_are_limited(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """While four passwords are checked, a fifth sign-in gets 503 at once."""
     leave, token = threading.Event(), board.token()
     monkeypatch.setattr("receiver.dashboard.auth.check_password_hash", lambda *_: leave.wait(60))
@@ -155,7 +155,7 @@ def test_an_address_cannot_try_many_names(board: Board) -> None:
     assert answers == [401] * 20 + [429] * 2
 
 
-def test_whoever_knows_the_password_is_never_slowed_down(board: Board) -> None:
+def test_right_passwords_are_never_slowed_down(board: Board) -> None:
     """Right passwords do not count as tries."""
     assert {board.sign_in().status_code for _ in range(25)} == {302}
 
@@ -171,7 +171,7 @@ def test_the_cookie_is_for_this_site_alone(board: Board) -> None:
     assert "Strict-Transport-Security" in behind.headers
 
 
-def test_a_forged_cookie_is_nobody(board: Board) -> None:
+def test_a_forged_cookie_does_not_sign_in(board: Board) -> None:
     """A cookie with a wrong signature does not sign in."""
     board.entered()
     cookie = board.client.get_cookie("firstseen")
@@ -282,7 +282,7 @@ def redacting(store: Store) -> Board:
     return Board(store, sources={"stripe": replace(source, redact=(parse_json_path("$.data.object.email"),))})
 
 
-def test_what_a_source_leaves_out_is_on_no_page(store: Store, stage: Stage) -> None:
+def test_redacted_values_are_on_no_page(store: Store, stage: Stage) -> None:
     """Calls are redacted as well; only the raw download is exact."""
     board = redacting(store).entered()
     for path in pages_of(stage):
@@ -456,7 +456,7 @@ def test_a_page_that_polls_gets_nothing_while_nothing_changes(board: Board, stor
 
 
 @pytest.mark.parametrize("path", ["/events/{0}", "/calls/{0}", "/replays/{0}", "/events/{0}/raw"])
-def test_what_is_not_there_is_404(board: Board, path: str) -> None:
+def test_an_unknown_id_is_404(board: Board, path: str) -> None:
     """An unknown id gives a page with a sentence."""
     answer = board.entered().get(path.format("01a213c9-d9d6-7fc5-a4a2-7db46818623b"))
     assert answer.status_code == 404

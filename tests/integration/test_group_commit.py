@@ -78,7 +78,7 @@ def held(store: Store, monkeypatch: pytest.MonkeyPatch) -> Held:
     return Held(store, monkeypatch)
 
 
-def test_a_lone_request_waits_for_nobody(store: Store, commits: list[int]) -> None:
+def test_a_lone_request_is_one_transaction(store: Store, commits: list[int]) -> None:
     """One request is one transaction."""
     assert Recorder(store).record([delivery()])[0].first_seen
     assert len(commits) == 1
@@ -112,7 +112,7 @@ def test_a_bad_row_fails_its_own_request_alone(store: Store, held: Held) -> None
     assert count(store) == 3
 
 
-def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_ledger_fails_every_waiting_request(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every waiting request gets the error, and the next one tries again."""
 
     def alone(_: Store) -> Any:
@@ -128,7 +128,7 @@ def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.Monk
     assert held.recorder.record([delivery("evt_0")])[0].first_seen
 
 
-def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) -> None:
+def test_the_first_waiting_request_records_for_the_others(store: Store, held: Held) -> None:
     """The first waiting request writes the next batch as soon as the transaction before it ends."""
     batches = [[delivery(f"evt_{number}")] for number in range(3)]
     threads = [threading.Thread(target=held.recorder.record, args=(item,), daemon=True) for item in batches]
@@ -157,7 +157,7 @@ def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(**steps.ONLY_POSTGRES)
-def test_an_id_that_somebody_holds_is_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_in_an_open_transaction_is_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """An open transaction with the same id gives LedgerUnavailable within the lock timeout."""
     monkeypatch.setattr(insert_module, "_ALONE", insert_module._ALONE.replace("'5s'", "'300ms'"))
     with store.engine.connect() as other:
@@ -221,7 +221,7 @@ def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert storms.flush() == 2
 
 
-def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
+def test_learning_an_event_again_keeps_its_counts(store: Store) -> None:
     """Learning an event again keeps the counts that are not written yet."""
     storms, copy = DuplicateCache(store), done(store, STORM)
     for _ in range(2):

@@ -207,7 +207,7 @@ def test_zero_rows_settled_is_a_takeover(store: Store) -> None:
     assert opened(store) == ANSWER
 
 
-def test_a_deserted_key_runs_again_for_the_same_request_only(make: Make) -> None:
+def test_an_expired_key_runs_again_for_the_same_request_only(make: Make) -> None:
     """After a crash the expired key runs the same request again; a different one is still a misuse."""
     guarded = make(WAITS, lease=0.2)
     opened(guarded.store, _slot_of(guarded), lease=-1)
@@ -216,7 +216,7 @@ def test_a_deserted_key_runs_again_for_the_same_request_only(make: Make) -> None
 
 
 @pytest.mark.parametrize("status", [500, 503, 404])
-def test_what_is_not_stored_runs_again(guarded: Guarded, status: int) -> None:
+def test_responses_that_are_not_stored_run_again(guarded: Guarded, status: int) -> None:
     """5xx and 404 are not stored: the same request runs again, and its success is stored."""
     guarded.view = lambda: ("not now", status)
     assert (guarded.send().status_code, guarded.keys) == (status, 0)

@@ -209,7 +209,9 @@ def test_a_source_without_a_secret(client: FlaskClient, ledger: Ledger) -> None:
         (b"", "does not parse"),
     ],
 )
-def test_what_verified_is_kept(client: FlaskClient, ledger: Ledger, body: bytes, sentence: str) -> None:
+def test_a_verified_delivery_with_a_problem_is_parked(
+    client: FlaskClient, ledger: Ledger, body: bytes, sentence: str
+) -> None:
     """A verified delivery that has no id or does not parse is parked and answered 200."""
     first, second = [deliver(client, body, stripe_headers(body)) for _ in range(2)]
     assert (first.status_code, second.status_code) == (200, 200)
@@ -319,7 +321,7 @@ def test_a_frozen_broker_holds_no_answer(
     wait_until(lambda: valkey.queue_length("firstseen") == 5, "all nudges")
 
 
-def test_a_full_broker_is_said_once(
+def test_a_full_broker_is_logged_once(
     make_app: MakeApp, migrated_url: str, valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broker out of memory is logged once, however many deliveries arrive."""

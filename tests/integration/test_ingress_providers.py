@@ -89,7 +89,9 @@ def test_a_source_without_a_secret_can_shake_hands(client: FlaskClient, ledger: 
         ("closed", "PUT", 405),
     ],
 )
-def test_what_is_no_handshake_is_refused(client: FlaskClient, path: str, method: str, status: int) -> None:
+def test_other_methods_without_a_handshake_are_refused(
+    client: FlaskClient, path: str, method: str, status: int
+) -> None:
     """Without opt-in, challenge or token, methods other than POST are refused."""
     answer = client.open(f"/webhooks/{path}?hub.mode=subscribe&hub.challenge=c1&challenge=c1", method=method)
     assert answer.status_code == status

@@ -128,7 +128,7 @@ def test_one_revision_behind_is_refused(empty: Store, monkeypatch: pytest.Monkey
         check_schema(empty)
 
 
-def test_a_newer_schema_is_fine(empty: Store) -> None:
+def test_a_newer_schema_is_accepted(empty: Store) -> None:
     """An unknown, newer revision is accepted: the previous release works on during a deploy."""
     migrate(empty)
     with empty.write() as connection:

@@ -103,7 +103,7 @@ def test_an_id_that_is_still_sent_stays(store: Store) -> None:
 
 
 @pytest.mark.parametrize("shape", ["received", "processing", "waiting", "parked", "parked at once"])
-def test_what_is_unfinished_or_parked_is_never_touched(store: Store, shape: str) -> None:
+def test_unfinished_and_parked_events_are_never_pruned(store: Store, shape: str) -> None:
     """Unfinished and parked events keep their payload, however old they are."""
     problem = "It has no id." if shape == "parked at once" else None
     made = deliver(store, body=b"precious", headers={"h": "v"}, problem=problem).event
@@ -139,7 +139,7 @@ def test_each_source_has_its_own_windows(store: Store) -> None:
     assert count(store, EVENT.c.body.is_not(None)) == 2
 
 
-def test_a_tombstone_is_not_to_be_had(store: Store) -> None:
+def test_a_tombstone_cannot_be_claimed(store: Store) -> None:
     """An erased event cannot be claimed."""
     made = ended(store, move=Move.GIVE_UP)
     later(store, days=31)

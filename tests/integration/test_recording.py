@@ -152,7 +152,7 @@ BAD_TEXTS = {"nul": "\x00", "surrogate": "\ud800", "long": "x" * 300, "escapes":
 
 
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
-def test_an_id_that_no_column_holds_harms_nobody(store: Store, bad: str) -> None:
+def test_an_unstorable_id_is_stored_by_its_hash(store: Store, bad: str) -> None:
     """The event is stored under the hash of its id, and the rest of the batch is unaffected."""
     made = record(store, [delivery("a"), delivery(bad), delivery("z"), delivery(bad)])
     assert [item.first_seen for item in made] == [True, True, True, False]
@@ -188,7 +188,7 @@ def test_an_absurd_time_of_the_provider_is_dropped(store: Store, created: dateti
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
-def test_a_row_that_the_database_refuses_harms_nobody(store: Store) -> None:
+def test_a_row_that_the_database_refuses_fails_alone(store: Store) -> None:
     """The rest of the batch is recorded before the refused row's error is raised."""
     with store.write() as connection:
         connection.execute(text("ALTER TABLE event ADD CONSTRAINT no_bad CHECK (event_id <> 'bad')"))
@@ -335,7 +335,7 @@ def test_an_id_that_is_pruned_in_the_midst_is_first_seen(store: Store) -> None:
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
-def test_whoever_inserts_first_is_first_seen(store: Store) -> None:
+def test_the_first_insert_is_first_seen(store: Store) -> None:
     """If another process inserts the id just before our INSERT, ours is the duplicate."""
     theirs = []
 

@@ -67,7 +67,7 @@ def test_concurrent_batches_add_up(store: Store) -> None:
     assert sum(one["count"] for one in rejections(store).as_json()["data"]) == 8 * 5 * 6
 
 
-def test_what_columns_cannot_hold_is_cut(store: Store) -> None:
+def test_long_reasons_and_addresses_are_cut(store: Store) -> None:
     """A long reason or address is cut instead of failing the batch."""
     record_rejections(store, [])
     record_rejections(store, [Rejected("stripe", "r" * 99, "a" * 999), Rejected("stripe", "too_old", "\x00")])

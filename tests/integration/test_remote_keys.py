@@ -57,7 +57,7 @@ def test_a_key_is_fetched_once_and_again_when_it_is_old(publisher: Publisher) ->
     assert publisher.asked[2] == "POST https://keys.example.com/one.pem"
 
 
-def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> None:
+def test_concurrent_deliveries_share_one_request(publisher: Publisher) -> None:
     """Twelve concurrent deliveries that need one key make one request."""
     publisher.gate.clear()
     cache = KeyCache(patience=60)
@@ -70,7 +70,7 @@ def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> N
     assert len(publisher.asked) == 1
 
 
-def test_what_fails_is_not_asked_again_at_once(publisher: Publisher) -> None:
+def test_a_failed_fetch_is_not_repeated_at_once(publisher: Publisher) -> None:
     """A failure is cached for a few seconds, then the fetch is tried again."""
     clock = Clock()
     keys = FetchedKeys(publisher.transport(), KeyCache(clock))
@@ -103,7 +103,7 @@ def test_an_answer_is_short(publisher: Publisher) -> None:
         FetchedKeys(publisher.transport()).get(KEY, DAY)
 
 
-def test_nobody_waits_for_a_server_that_drips(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dripping_server_is_given_up(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     """A delivery waits a few seconds at most, and the request ends at its deadline."""
     monkeypatch.setattr(fetching, "DEADLINE", 1.0)
     publisher.body, publisher.drip = bytes(10_000), 0.05
@@ -155,7 +155,7 @@ def test_the_cache_is_bounded() -> None:
     assert made == [*range(ROOM + 1), "again"]
 
 
-def test_a_publisher_must_prove_who_it_is(publisher: Publisher) -> None:
+def test_a_publisher_needs_a_trusted_certificate(publisher: Publisher) -> None:
     """A certificate without a trusted authority is refused, and so is plain http."""
     with pytest.raises(CannotVerify, match="ConnectError"):
         FetchedKeys(publisher.transport(trusted=False)).get(KEY, DAY)

@@ -47,7 +47,7 @@ def test_only_done_events_count_as_done(store: Store) -> None:
     assert sum(throughput(store, 5).as_json()["done"]) == 1
 
 
-def test_sources_are_told_apart(store: Store) -> None:
+def test_counts_are_separate_by_source(store: Store) -> None:
     """Each source has its own accepted, duplicates, done and rejections."""
     end(store, deliver(store, "evt_1").event)
     deliver(store, "evt_2", source="github")
@@ -91,7 +91,7 @@ def test_old_minutes_are_forgotten(store: Store) -> None:
     assert sum(row.count for row in kept if row.minute == ALL_TIME) == 2
 
 
-def test_what_is_pending_is_counted_by_source_and_state(store: Store) -> None:
+def test_pending_events_are_counted_by_source_and_state(store: Store) -> None:
     """Done events are not counted, and the oldest unfinished event is named."""
     first, second, third = deliver_all(store, 3)
     end(store, first)

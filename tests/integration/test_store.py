@@ -165,7 +165,7 @@ def test_a_connection_that_died_idle_is_replaced(store: Store) -> None:
         {"host": "127.0.0.1", "username": "nobody"},
     ],
 )
-def test_whatever_keeps_a_connection_from_opening_is_unavailable(
+def test_a_connection_that_cannot_open_is_unavailable(
     store: Store, own: Callable[..., Store], wrong: dict[str, Any]
 ) -> None:
     """Wrong passwords, missing databases and closed ports are LedgerUnavailable."""

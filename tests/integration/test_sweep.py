@@ -53,7 +53,7 @@ def test_a_new_event_is_left_to_the_web_process_for_one_sweep(store: Store) -> N
     assert take_nudges(store, SWEEP) == [made]
 
 
-def test_what_became_due_is_nudged_at_once(store: Store) -> None:
+def test_a_due_retry_is_nudged_at_once(store: Store) -> None:
     """Only the sweeper nudges a retry that became due."""
     made = deliver(store).event
     end(store, made, Move.RETRY_LATER, delay=timedelta(minutes=1))
@@ -63,14 +63,14 @@ def test_what_became_due_is_nudged_at_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.GIVE_UP, Move.IGNORE])
-def test_what_ended_is_not_nudged(store: Store, move: Move) -> None:
+def test_ended_events_are_not_nudged(store: Store, move: Move) -> None:
     """Ended and parked events are not nudged."""
     end(store, deliver(store).event, move)
     later(store, days=1)
     assert take_nudges(store, SWEEP) == []
 
 
-def test_what_is_being_processed_is_not_nudged(store: Store) -> None:
+def test_held_events_are_not_nudged(store: Store) -> None:
     """An event that a worker holds is not nudged."""
     take(store, deliver(store).event)
     later(store, days=1)
@@ -156,7 +156,7 @@ def test_a_locked_row_holds_no_sweep_up(store: Store) -> None:
         other.rollback()
 
 
-def test_starved_means_nudged_twice_and_nobody_came(store: Store) -> None:
+def test_starved_means_nudged_twice_without_a_claim(store: Store) -> None:
     """The queue is starved 30 s after an event's second nudge without a claim."""
     made = deliver(store).event
     report = []
@@ -169,7 +169,7 @@ def test_starved_means_nudged_twice_and_nobody_came(store: Store) -> None:
     assert not starved(store, SWEEP)
 
 
-def test_what_nobody_fetches_is_unattended(store: Store) -> None:
+def test_events_without_a_claim_are_unattended(store: Store) -> None:
     """Unattended events include those that the cap kept from being nudged."""
     crowd(store, NUDGES_OPEN + 1)
     take_nudges(store, SWEEP)
@@ -180,7 +180,7 @@ def test_what_nobody_fetches_is_unattended(store: Store) -> None:
     assert claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP))
 
 
-def test_what_was_ignored_reopens_for_a_day(store: Store) -> None:
+def test_ignored_events_reopen_for_a_day(store: Store) -> None:
     """A new handler reopens ignored events of the last 24 hours, with fresh attempts."""
     old = deliver(store, "old").event
     end(store, old, Move.IGNORE)

@@ -171,7 +171,7 @@ def test_a_function_of_the_user_verifies(make_client: MakeClient, ledger: Ledger
 
 
 @pytest.mark.parametrize("word", ["boom", "false"])
-def test_a_mistake_in_it_loses_nothing(
+def test_a_failing_verifier_is_503(
     make_client: MakeClient, ledger: Ledger, caplog: pytest.LogCaptureFixture, word: str
 ) -> None:
     """Any other error or return value is 503 and one log line without the compared values."""
@@ -203,7 +203,7 @@ def test_a_verifier_that_is_none_stops_web(make_client: MakeClient, verifier: st
     assert "\n" not in str(caught.value)
 
 
-def test_an_unverified_source_lets_everybody_in(make_client: MakeClient, ledger: Ledger) -> None:
+def test_an_unverified_source_accepts_every_delivery(make_client: MakeClient, ledger: Ledger) -> None:
     """With `unverified = true` every delivery is an event of its own."""
     client = make_client()
     for _ in range(2):
@@ -249,7 +249,9 @@ def test_forwarded_headers_are_not_trusted_unasked(make_client: MakeClient, ledg
 @pytest.mark.parametrize(
     ("hops", "address"), [("1", "203.0.113.9"), ("2", "198.51.100.7"), ("3", "127.0.0.1")]
 )
-def test_hops_say_whom_to_believe(make_client: MakeClient, ledger: Ledger, hops: str, address: str) -> None:
+def test_proxy_hops_select_the_forwarded_value(
+    make_client: MakeClient, ledger: Ledger, hops: str, address: str
+) -> None:
     """The value of the proxy so many hops away is used, and none if there are fewer values."""
     client = make_client(FIRSTSEEN_PROXY_HOPS=hops)
     headers = FORWARDED | {

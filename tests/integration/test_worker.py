@@ -232,7 +232,7 @@ def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Han
     thread.join(60)
 
 
-def test_a_lost_claim_is_said_once(
+def test_a_lost_claim_is_logged_once(
     store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A lost claim is logged once, and not at every renewal."""
@@ -394,7 +394,7 @@ def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -
     assert worker.nudge(UUID(int=3))
 
 
-def test_what_no_handler_worked_on_is_ignored_again(
+def test_a_reopened_event_without_a_handler_is_ignored_again(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
     """A worker without a handler ignores a reopened event again."""
@@ -410,7 +410,7 @@ def test_what_no_handler_worked_on_is_ignored_again(
     assert ledger.event("evt_1")["attempts"] == 0
 
 
-def test_what_a_handler_worked_on_is_parked_without_it(
+def test_an_attempted_event_without_its_handler_is_parked(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
     """An event whose handler is gone after an attempt is parked: calls may be open."""
