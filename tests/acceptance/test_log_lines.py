@@ -147,7 +147,7 @@ def send(deployment: Deployment, kind: str, **headers: str) -> str:
     return str(answer.headers["X-Request-Id"])
 
 
-def knock(deployment: Deployment) -> None:
+def send_refused_requests(deployment: Deployment) -> None:
     """Send requests that are refused: forged, too large, unparsable, to unknown paths, with wrong keys."""
     client, body = deployment.client, json.dumps(stripe_event("evt_forged", **PERSON)).encode()
     webhook = f"{deployment.url}/webhooks/stripe"
@@ -208,7 +208,7 @@ def test_no_secret_and_no_payload_is_ever_logged(deployment: Deployment, broker:
         ("attempt", "UPDATE", "NEW.event IN (SELECT id FROM event WHERE event_id = 'evt_worker_breaks')"),
     ):
         ledger.change(LEAKY.format(table=table, verb=verb, condition=condition, mark=MARK))
-    knock(deployment)
+    send_refused_requests(deployment)
     for kind in ("web_breaks", "worker_breaks", "raises", "dies", "thread", "refused", "rejects", "drops"):
         send(deployment, kind, traceparent=MARK)
     wait_until(

@@ -29,7 +29,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 @dataclass
-class Line:
+class CountingTransport:
     """A transport to one server that notes when each send began."""
 
     transport: HttpTransport
@@ -49,7 +49,7 @@ class Line:
         return self.transport.send(Outgoing("POST", self.url + path, headers, body), noted)
 
 
-Connect = Callable[..., Line]
+Connect = Callable[..., CountingTransport]
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def connect(tmp_path: Path) -> Iterator[Connect]:
     """Make transports to a URL: `connect(url, **settings)`."""
     made: list[HttpTransport] = []
 
-    def make(url: str, **settings: Any) -> Line:
+    def make(url: str, **settings: Any) -> CountingTransport:
         given = {"deadline": "60s"} | settings
         target = Target("orders", TELNESS, url, {k: v for k, v in given.items() if k != "max_connections"})
         api: Api = apis_of(tmp_path, target)["orders"]
         if "max_connections" in settings:
             api = Api(**{**vars(api), "max_connections": settings["max_connections"]})
         made.append(HttpTransport.for_api(api))
-        return Line(made[-1], url)
+        return CountingTransport(made[-1], url)
 
     yield make
     for transport in made:

@@ -57,7 +57,7 @@ def own() -> Iterator[Callable[..., Store]]:
 
 
 @pytest.fixture(scope="module")
-def mortal() -> Iterator[Postgres]:
+def stoppable() -> Iterator[Postgres]:
     """Run a PostgreSQL that tests may stop."""
     server = Postgres()
     try:
@@ -86,31 +86,33 @@ def refuses(store: Store, uses: dict[str, Callable[[Store], Any]] = USES) -> Non
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_stopped_server_is_unavailable_and_comes_back(mortal: Postgres, own: Callable[..., Store]) -> None:
+def test_a_stopped_server_is_unavailable_and_comes_back(
+    stoppable: Postgres, own: Callable[..., Store]
+) -> None:
     """Dead pooled connections are detected, and the ledger works once the server is back."""
-    store = own(driver_url(mortal.create_database()))
+    store = own(driver_url(stoppable.create_database()))
     migrate(store)
-    mortal.halt()
+    stoppable.halt()
     try:
         refuses(store)
     finally:
-        mortal.start()
+        stoppable.start()
     assert deliver(store).first_seen
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_killed_server_is_unavailable_and_keeps_what_was_committed(
-    mortal: Postgres, own: Callable[..., Store]
+    stoppable: Postgres, own: Callable[..., Store]
 ) -> None:
     """An acknowledged event survives kill -9 and a restart."""
-    store = own(driver_url(mortal.create_database()))
+    store = own(driver_url(stoppable.create_database()))
     migrate(store)
     deliver(store)
-    mortal.kill()
+    stoppable.kill()
     try:
         refuses(store)
     finally:
-        mortal.start()
+        stoppable.start()
     assert not deliver(store).first_seen
 
 
@@ -381,15 +383,15 @@ def test_sqlite_makes_its_folder(tmp_path: Path, own: Callable[..., Store]) -> N
 def test_two_processes_that_read_and_then_write_do_not_fail(store: Store, own: Callable[..., Store]) -> None:
     """A deferred SQLite transaction would fail here, because its snapshot is stale at the write."""
     made = deliver(store).event
-    doors = [own(store.url.render_as_string(hide_password=False)) for _ in range(2)]
+    stores = [own(store.url.render_as_string(hide_password=False)) for _ in range(2)]
 
-    def work(door: Store) -> None:
+    def work(opened: Store) -> None:
         for _ in range(40):
-            with door.write() as connection:
-                one = EVENT.c.id == made
-                connection.execute(select(EVENT.c.duplicates).where(one)).scalar_one()
-                connection.execute(EVENT.update().where(one).values(duplicates=EVENT.c.duplicates + 1))
+            with opened.write() as connection:
+                this = EVENT.c.id == made
+                connection.execute(select(EVENT.c.duplicates).where(this)).scalar_one()
+                connection.execute(EVENT.update().where(this).values(duplicates=EVENT.c.duplicates + 1))
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, doors))
+        list(pool.map(work, stores))
     assert count(store, EVENT.c.duplicates == 80) == 1

@@ -41,7 +41,7 @@ def store(migrated_url: str) -> Iterator[Store]:
     opened.close()
 
 
-class Hands:
+class GatedHandler:
     """An attempt that notes its claims and waits while `go_on` is cleared."""
 
     def __init__(self) -> None:
@@ -59,9 +59,9 @@ class Hands:
 
 
 @pytest.fixture
-def hands() -> Hands:
-    """Return new hands."""
-    return Hands()
+def handler() -> GatedHandler:
+    """Return a new gated handler."""
+    return GatedHandler()
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def make_runner(store: Store) -> Iterator[MakeRunner]:
     """Make runners with a lease of a minute and four slots; their threads end with the test."""
     made: list[Runner] = []
 
-    def make(hands: Callable[[Claim], Outcome], **changes: Any) -> Runner:
+    def make(handler: Callable[[Claim], Outcome], **changes: Any) -> Runner:
         limits = {"lease": LEASE, "max_runtime": timedelta(minutes=10), "sweep": SWEEP, "concurrency": 4}
-        made.append(Runner(store, hands, Limits(**limits | changes)))
+        made.append(Runner(store, handler, Limits(**limits | changes)))
         return made[-1]
 
     yield make
@@ -97,66 +97,70 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_an_event_runs_once(store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger) -> None:
+def test_an_event_runs_once(
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
+) -> None:
     """A nudge runs its event; a repeated nudge, and one for an unknown event, does nothing."""
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     assert [runner.run(event), runner.run(event), runner.run(UUID(int=1))] == [True, False, False]
-    assert hands.ran == ["evt_1"]
+    assert handler.ran == ["evt_1"]
     assert ledger.state("evt_1") == "done"
     assert runner.idle
 
 
-def test_many_nudges_at_once_run_it_once(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
+def test_many_nudges_at_once_run_it_once(
+    store: Store, make_runner: MakeRunner, handler: GatedHandler
+) -> None:
     """Concurrent nudges of one event run it once."""
-    runner = make_runner(hands, concurrency=8)
+    runner = make_runner(handler, concurrency=8)
     (event,) = add(store, "evt_1")
     threads = [in_thread(lambda: runner.run(event)) for _ in range(8)]
     for thread in threads:
         thread.join(60)
-    assert hands.ran == ["evt_1"]
+    assert handler.ran == ["evt_1"]
 
 
 def test_no_more_run_at_once_than_there_are_slots(
-    store: Store, make_runner: MakeRunner, hands: Hands
+    store: Store, make_runner: MakeRunner, handler: GatedHandler
 ) -> None:
     """With every slot taken, neither a nudge nor the sweeper claims another event."""
-    runner = make_runner(hands, concurrency=2)
+    runner = make_runner(handler, concurrency=2)
     events = add(store, *(f"evt_{number}" for number in range(6)))
     store.shift = timedelta(hours=1)
-    hands.go_on.clear()
+    handler.go_on.clear()
     threads = [in_thread(lambda event=event: runner.run(event)) for event in events[:3]]
     for _ in range(2):
-        assert hands.begun.acquire(timeout=60)
+        assert handler.begun.acquire(timeout=60)
     assert runner.run_unattended() == 0, "no thread is idle"
-    assert not hands.begun.acquire(timeout=0.3), "a third one runs"
-    hands.go_on.set()
+    assert not handler.begun.acquire(timeout=0.3), "a third one runs"
+    handler.go_on.set()
     for thread in threads:
         thread.join(60)
-    assert len(hands.ran) == 3
+    assert len(handler.ran) == 3
 
 
 def test_unattended_events_are_drained(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
     """Idle threads run every unattended event; a second call starts no further threads."""
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     names = [f"evt_{number}" for number in range(20)]
     add(store, *names)
     store.shift = timedelta(hours=1)
-    hands.go_on.clear()
+    handler.go_on.clear()
     assert runner.run_unattended() == 4
     for _ in range(4):
-        assert hands.begun.acquire(timeout=60)
+        assert handler.begun.acquire(timeout=60)
     assert runner.run_unattended() == 0
-    hands.go_on.set()
+    handler.go_on.set()
     wait_until(lambda: ledger.states() == {"done": 20}, "all to be done")
-    assert sorted(hands.ran) == sorted(names)
+    assert sorted(handler.ran) == sorted(names)
     wait_until(lambda: runner.run_unattended() == 4, "the threads to be idle again")
 
 
 def test_a_claim_in_the_making_is_not_idle(
-    store: Store, make_runner: MakeRunner, hands: Hands, monkeypatch: pytest.MonkeyPatch
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner is busy during a claim, so that a shutdown does not miss it."""
     claiming, go_on = threading.Event(), threading.Event()
@@ -169,7 +173,7 @@ def test_a_claim_in_the_making_is_not_idle(
         return held
 
     monkeypatch.setattr(runner_module, "claim", slow)
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     thread = in_thread(lambda: runner.run(event))
     assert claiming.wait(60)
@@ -180,74 +184,74 @@ def test_a_claim_in_the_making_is_not_idle(
 
 
 def test_a_stopping_process_claims_nothing(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
     """After `stopping` is set, neither a nudge nor the sweeper claims an event."""
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     store.shift = timedelta(hours=1)
     runner.stopping.set()
     assert not runner.run(event)
     runner.run_unattended()
     wait_until(lambda: runner.run_unattended() == 4, "the threads to come back")
-    assert (hands.ran, ledger.state("evt_1"), runner.idle) == ([], "received", True)
+    assert (handler.ran, ledger.state("evt_1"), runner.idle) == ([], "received", True)
 
 
 def test_release_gives_the_attempt_back(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
     """A released event can be claimed at once, its attempt is uncounted, and its old run settles nothing."""
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
+    handler.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     assert runner.release() == 1
     found = ledger.event("evt_1")
     assert (found["state"], found["attempts"], found["crashes"]) == ("waiting", 0, 0)
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
     assert ledger.state("evt_1") == "waiting", "the old run settles nothing"
-    assert make_runner(hands).run(event)
+    assert make_runner(handler).run(event)
     assert ledger.outcomes("evt_1") == ["release", "finish"]
 
 
-def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
+def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, handler: GatedHandler) -> None:
     """A renewed claim outlives its first lease; one past max_runtime is not renewed."""
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
+    handler.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     store.shift = LEASE * 0.9
     assert runner.renew() == 1
     store.shift = LEASE * 1.5
-    other = make_runner(Hands())
+    other = make_runner(GatedHandler())
     assert not other.run(event), "it was renewed"
     runner.limits = Limits(LEASE, timedelta(0), SWEEP, 4)
     assert runner.renew() == 0
     store.shift = LEASE * 3
     assert other.run(event)
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
 
 
 def test_a_lost_claim_is_logged_once(
-    store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A lost claim is logged once, and not at every renewal."""
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
+    handler.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     store.shift = LEASE * 2
     assert make_runner(lambda _held: DONE).run(event)
     with caplog.at_level(logging.WARNING):
         assert [runner.renew(), runner.renew()] == [0, 0]
     assert caplog.text.count("taken over") == 1
     assert not runner.idle, "its handler still runs"
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
 
 
@@ -266,7 +270,11 @@ def test_a_retry_waits_in_the_ledger(store: Store, make_runner: MakeRunner, ledg
 
 
 def test_settling_outlasts_an_outage(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    make_runner: MakeRunner,
+    handler: GatedHandler,
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """During an outage an attempt's outcome is kept, even beyond its lease, and settled afterwards."""
     failures = iter([LedgerUnavailable()] * 3)
@@ -279,7 +287,7 @@ def test_settling_outlasts_an_outage(
 
     monkeypatch.setattr(runner_module, "settle", brittle)
     monkeypatch.setattr(runner_module, "SETTLE_PAUSE", 0.01)
-    runner = make_runner(hands, lease=timedelta(microseconds=1))
+    runner = make_runner(handler, lease=timedelta(microseconds=1))
     (event,) = add(store, "evt_1")
     assert runner.run(event)
     assert (ledger.state("evt_1"), ledger.outcomes("evt_1")) == ("done", ["finish"])
@@ -290,10 +298,10 @@ def make_sweeper(store: Store, runner: Runner, nudge: Callable[[UUID], bool]) ->
     return Sweeper(store, SWEEP, nudge, runner)
 
 
-def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
+def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, handler: GatedHandler) -> None:
     """A pass nudges events that waited for a sweep, and again only after their back-off."""
     nudged: list[UUID] = []
-    sweeper = make_sweeper(store, make_runner(hands), lambda event: nudged.append(event) is None)
+    sweeper = make_sweeper(store, make_runner(handler), lambda event: nudged.append(event) is None)
     events = add(store, "evt_1", "evt_2")
     assert sweeper.run_once() == Swept(), "web nudges what is new"
     store.shift = SWEEP
@@ -306,28 +314,28 @@ def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, hands
 
 
 def test_a_sweep_takes_expired_leases_back(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
     """An expired lease is taken back and its event nudged in one pass."""
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
-    runner = make_runner(hands)
+    handler.go_on.clear()
+    runner = make_runner(handler)
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
-    sweeper = make_sweeper(store, make_runner(Hands()), lambda _event: True)
+    assert handler.begun.acquire(timeout=60)
+    sweeper = make_sweeper(store, make_runner(GatedHandler()), lambda _event: True)
     assert sweeper.run_once() == Swept()
     store.shift = LEASE
     assert sweeper.run_once() == Swept(expired=1, nudged=1)
     assert ledger.event("evt_1")["crashes"] == 1
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
 
 
 def test_a_deaf_broker_starves_nothing(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
     """Events that were nudged twice without a claim run on the worker's own threads."""
-    sweeper = make_sweeper(store, make_runner(hands), lambda _event: True)
+    sweeper = make_sweeper(store, make_runner(handler), lambda _event: True)
     add(store, "evt_1", "evt_2")
     for sweeps in (1, 8):
         store.shift = SWEEP * sweeps
@@ -338,7 +346,7 @@ def test_a_deaf_broker_starves_nothing(
 
 
 def test_a_refusing_broker_stops_no_sweep(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
     """A broker that refuses nudges is tried once per pass, and every event still runs."""
     asked: list[UUID] = []
@@ -347,7 +355,7 @@ def test_a_refusing_broker_stops_no_sweep(
         asked.append(event)
         return False
 
-    sweeper = make_sweeper(store, make_runner(hands), refuse)
+    sweeper = make_sweeper(store, make_runner(handler), refuse)
     add(store, *(f"evt_{number}" for number in range(5)))
     for sweeps, times in ((1, 1), (8, 2), (15, 2)):
         store.shift = SWEEP * sweeps
@@ -414,14 +422,14 @@ def test_an_attempted_event_without_its_handler_is_parked(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
     """An event whose handler is gone after an attempt is parked: calls may be open."""
-    hands = Hands()
-    hands.go_on.clear()
-    runner = make_runner(hands)
+    handler = GatedHandler()
+    handler.go_on.clear()
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     runner.release()
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
     policy = AttemptPolicy(3, timedelta(seconds=1))
     assert make_runner(lambda held: attempt(held, Registry([]), policy, no_calls)).run(event)
