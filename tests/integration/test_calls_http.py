@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import pytest
 
 from receiver.ledger.calls.sends import SLACK
 from receiver.ledger.intake import Delivery, record
-from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue import claim
 from receiver.ledger.schema import migrate
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -345,22 +343,6 @@ def test_a_lost_claim_sends_nothing(prepare: Prepare) -> None:
     assert attempts.calls == []
 
 
-def test_a_swallowed_error_does_not_end_the_event(prepare: Prepare) -> None:
-    """An event is not done while a call is unfinished, even if the handler swallows its error."""
-
-    def careless(_event: Any, calls: Any) -> None:
-        with suppress(Exception):
-            calls.api.post("/orders", json={})
-
-    with RawServer(reply("429 Too many", Retry_After="0"), CREATED) as server:
-        attempts = prepare(server.url)
-        attempts.run(careless)
-        assert attempts.state == "waiting"
-        attempts.run(careless)
-        assert attempts.state == "done"
-        assert len(server.requests) == 2
-
-
 def test_a_silent_server_costs_its_read_timeout(prepare: Prepare) -> None:
     """A read timeout leaves the send open, and the call is resent under its key."""
     with RawServer(stay, CREATED) as server:
@@ -404,22 +386,6 @@ def test_a_locked_call_is_waited_for(prepare: Prepare) -> None:
         assert len(server.requests) == 3
     assert len({tuple(significant(request)) for request in server.requests}) == 1
     assert [send["outcome"] for send in attempts.sends] == ["locked", "locked", "succeeded"]
-
-
-def test_a_release_leaves_a_send_on_its_way_alone(prepare: Prepare, store: Store) -> None:
-    """A claim is not released during a send."""
-    release, released = Outcome(Move.RELEASE, reason="It shuts down."), []
-
-    def look(connection: Any) -> None:
-        released.append(bool(settle(store, [(held, release)])))
-        connection.sendall(CREATED)
-
-    with RawServer(look) as server:
-        attempts = prepare(server.url)
-        held = attempts.claim()
-        post(None, Calls(attempts.context, held))
-        released.append(bool(settle(store, [(held, release)])))
-    assert released == [False, True]
 
 
 def test_a_get_is_neither_journaled_nor_keyed(prepare: Prepare) -> None:
