@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from flask import Flask
+from sqlalchemy import text
 from sqlalchemy.event import listen
 
 import receiver.app
@@ -60,9 +61,17 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
 
 
 @pytest.fixture
-def ledger(migrated_url: str) -> Ledger:
-    """Read the database of `migrated_url` with plain SQL."""
-    return Ledger(migrated_url)
+def ledger(migrated_url: str) -> Iterator[Ledger]:
+    """Read the database of `migrated_url` with plain SQL.
+
+    A connection stays open meanwhile: whenever SQLite's last connection closes it locks the file for a
+    checkpoint, which on a busy disk takes so many seconds that the product's own write gives up.
+    """
+    found = Ledger(migrated_url)
+    with found.engine.connect() as connection:
+        connection.execute(text("SELECT 1 FROM event"))
+        connection.rollback()
+        yield found
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_a_forgery_is_refused_and_counted(
     """An unverified delivery gets 401, is counted and leaves no event; its content is logged nowhere."""
     body = json.dumps(stripe_event("evt_1", note=CANARY)).encode()
     assert_problem(deliver(client, *FORGERIES[reason](body)), 401, "invalid-signature")
-    wait_until(lambda: ledger.rows(REFUSED), "the refusal to be counted")
+    wait_until(lambda: ledger.rows(REFUSED), lambda: f"the refusal to be counted:\n{caplog.text}")
     (counted,) = ledger.rows(REFUSED)
     assert counted == {"source": "stripe", "reason": reason, "count": 1}
     (sample,) = ledger.rows("SELECT * FROM rejection_sample")
