@@ -349,7 +349,7 @@ def test_a_deaf_broker_starves_nothing(
 
 
 def test_a_pass_is_logged_with_its_counts(
-    store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
+    store: Store, make_runner: MakeRunner, hands: GatedHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a pass did stands on its line in fields of their own, for searches and sums."""
     stopping = threading.Event()
