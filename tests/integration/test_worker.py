@@ -349,7 +349,7 @@ def test_a_deaf_broker_starves_nothing(
 
 
 def test_a_pass_is_logged_with_its_counts(
-    store: Store, make_runner: MakeRunner, hands: GatedHandler, caplog: pytest.LogCaptureFixture
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a pass did stands on its line in fields of their own, for searches and sums."""
     stopping = threading.Event()
@@ -360,7 +360,7 @@ def test_a_pass_is_logged_with_its_counts(
 
     add(store, "evt_1")
     store.shift = SWEEP
-    sweeper = make_sweeper(store, make_runner(hands), nudge)
+    sweeper = make_sweeper(store, make_runner(handler), nudge)
     pruner, reopener = Pruner(store, {}), Reopener(store, Registry([]))
     caplog.handler.setFormatter(line_formatter("json"))
     with caplog.at_level(logging.INFO, logger="worker.sweeper"):
