@@ -1,4 +1,4 @@
-"""The broker freezes, forgets, dies or drops its connections: no answer is slow and no event is lost."""
+"""The broker freezes, loses its data, dies or drops connections: responses stay fast and no event is lost."""
 
 import time
 from collections import Counter
@@ -35,10 +35,10 @@ def names(prefix: str, count: int) -> list[str]:
 
 
 def deliver_quickly(deployment: Deployment, ids: list[str]) -> None:
-    """Deliver these events from several threads; every answer is 200, and none has waited for the broker.
+    """Deliver these events from several threads; every response is 200, and none waited for the broker.
 
-    A wait would last for its timeout, a second and more, and so would most answers' then; a busy machine
-    delays a few.
+    The median is compared: a wait for the broker would delay most responses by its timeout, a second or
+    more, while a busy machine delays only a few.
     """
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda name: timed(deployment.deliver, name), ids))
@@ -47,13 +47,13 @@ def deliver_quickly(deployment: Deployment, ids: list[str]) -> None:
 
 
 def warm_up(deployment: Deployment) -> None:
-    """Send one event all the way, so that every connection stands."""
+    """Deliver one event and wait for its handler, so that every connection is open."""
     deployment.deliver("evt_warm").raise_for_status()
     deployment.wait_handled(["evt_warm"])
 
 
 def assert_once(deployment: Deployment, ids: list[str]) -> None:
-    """Each of these events was handled once and is done."""
+    """Check that each of these events was handled once and is done."""
     lines = Counter(deployment.handlers.lines())
     assert {name: lines[name] for name in ids} == dict.fromkeys(ids, 1)
     ledger = Ledger(deployment.database_url)
@@ -62,7 +62,7 @@ def assert_once(deployment: Deployment, ids: list[str]) -> None:
 
 @ON_EVERY_BROKER
 def test_a_frozen_broker_slows_no_answer(site: Site, deployment: Deployment) -> None:
-    """While the broker is frozen every answer is 200 without a wait; after it thaws all events are done."""
+    """Responses do not wait for a frozen broker, and all events are done after it thaws."""
     deployment.start()
     warm_up(deployment)
     ids = names("thaw", FROZEN)
@@ -86,7 +86,7 @@ def test_a_broker_frozen_for_good_starves_nothing(site: Site, deployment: Deploy
 
 @ON_EVERY_BROKER
 def test_a_wiped_broker_loses_nothing(site: Site, deployment: Deployment) -> None:
-    """Nudges that are wiped before anybody fetched them, or under a running worker, cost no event."""
+    """Wiped nudges cost no event, whether no worker runs yet or one is running."""
     before, after = names("before", 10), names("after", 30)
     deliver_quickly(deployment, before)
     wait_until(lambda: site.waiting() >= len(before), "every nudge to wait in the broker")
@@ -102,7 +102,7 @@ def test_a_wiped_broker_loses_nothing(site: Site, deployment: Deployment) -> Non
 
 @ON_POSTGRES
 def test_a_web_killed_before_it_dispatched_loses_nothing(site: Site, deployment: Deployment) -> None:
-    """Events that were acknowledged while the broker was down are done later, though web died."""
+    """Events accepted while the broker was down are handled later, although the web process was killed."""
     (web,) = deployment.start_web()
     ids = names("undispatched", 20)
     site.broker.kill()
@@ -116,7 +116,7 @@ def test_a_web_killed_before_it_dispatched_loses_nothing(site: Site, deployment:
 
 
 def test_dropped_connections_run_nothing_twice(site: Site, deployment: Deployment) -> None:
-    """Two workers whose broker drops every connection, again and again, never run one event twice."""
+    """Two workers run no event twice although the broker drops every connection again and again."""
     deployment.start(worker=2)
     ids = names("dropped", 60)
     deployment.deliver_many(ids, sleep=0.5)
@@ -132,7 +132,7 @@ def test_dropped_connections_run_nothing_twice(site: Site, deployment: Deploymen
 def test_a_broker_that_refuses_starves_nothing(
     databases: Databases, rabbitmq: RabbitMQ, deploy: Deploy
 ) -> None:
-    """A worker whose password the broker refuses goes on sweeping, and ends in order when it is told to."""
+    """A worker whose password the broker refuses keeps sweeping, and exits 0 at SIGTERM."""
     refusing = rabbitmq.url().replace("guest:guest", "guest:wrong")
     deployment = deploy(databases.migrated("sqlite"), refusing, env=QUICK).start()
     ids = names("refused", 5)
@@ -146,7 +146,7 @@ def test_a_broker_that_refuses_starves_nothing(
 
 
 def test_a_worker_starts_without_a_broker(postgres_deployment: Deployment, valkey: Valkey) -> None:
-    """A worker that finds no broker still gets everything done, and uses the broker once it is there."""
+    """A worker without a broker handles every event, and uses the broker once it is there."""
     deployment = postgres_deployment
     deployment.env |= QUICK
     valkey.kill()

@@ -1,4 +1,4 @@
-"""Five dialects by every fault, through real processes: never two effects, one where the event is done."""
+"""Five dialects times every fault, in real processes: never two effects, and one if the event is done."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,11 +24,11 @@ ENV = {
     "WORKER_CONCURRENCY": "64",
 }
 FOREIGN = "somebody-elses"
-"""What stands in the body of a request that is not the handler's."""
+"""Marks the body of a request that the test sends in place of the handler."""
 
 
 class End(NamedTuple):
-    """What becomes of an event and its one call: states, effects, and requests from the least to the most."""
+    """The expected end of an event and its call: states, effects, and the range of the number of requests."""
 
     event: str
     call: str
@@ -40,12 +40,12 @@ class End(NamedTuple):
 ONCE = End("done", "succeeded", 1, 1, 1)
 TWICE = End("done", "succeeded", 1, 2, 2)
 WAITED = End("done", "succeeded", 1, 2, 99)
-"""It had to ask at least once again; how often depends on the machine."""
+"""At least one resend; their number depends on the machine's speed."""
 HAPPENED = End("parked", "parked", 1, 1, 1)
-"""It took effect, nobody here can know, and nothing is sent again."""
+"""The effect happened, but its response was lost: the call parks and is not sent again."""
 MISUSED = End("parked", "parked", 0, 2, 2)
 NOTHING = None
-"""The sandbox has no such fault there."""
+"""The sandbox does not have this fault for this API."""
 
 ENDS = {
     #               celper, chronapilot, salesly, stannp, telness
@@ -59,8 +59,8 @@ ENDS = {
     "429": (TWICE, TWICE, TWICE, TWICE, TWICE),
     "503": (TWICE, TWICE, TWICE, TWICE, TWICE),
     "500": (
-        End("parked", "parked", 0, ATTEMPTS, ATTEMPTS),  # stored and unmarked: every resend gets it again
-        End("parked", "parked", 0, 2, 2),  # stored, and a marker says so
+        End("parked", "parked", 0, ATTEMPTS, ATTEMPTS),  # stored, unmarked: each resend gets the 500
+        End("parked", "parked", 0, 2, 2),  # stored, and replayed with a marker
         TWICE,  # not stored: the key is free
         End("dead", "rejected", 0, 2, 2),  # stored; its body says that the letter failed
         End("parked", "parked", 0, ATTEMPTS, ATTEMPTS),
@@ -73,7 +73,7 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """How a row of the table is brought about: what is armed in its sandbox, and how its APIs are set."""
+    """How one row of the table is set up: the fault armed in its sandbox, and the settings of its APIs."""
 
     armed: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=lambda: PATIENT)
@@ -93,7 +93,7 @@ FAULTS = {
     "drop after": Fault({"kind": "drop_after"}, BRIEF),
     "slow": Fault({"kind": "slow", "seconds": 2}, IMPATIENT),
     "held": Fault({"kind": "hold", "seconds": 1.5}, IMPATIENT),
-    # Its second request would run beside the first, if it came within these 2 s.
+    # A second request within these 2 s would run concurrently with the first.
     "race": Fault({"kind": "race", "seconds": 2}, IMPATIENT | {"quiet": "3s"}),
     "429": Fault({"kind": "429", "retry_after": 1}),
     "503": Fault({"kind": "503", "retry_after": 1}, BRIEF),
@@ -112,17 +112,17 @@ class Case(NamedTuple):
 
     @property
     def event(self) -> str:
-        """The id of its event, which stands in the body of its call too."""
+        """The id of the event, which is in the body of its call too."""
         return f"evt_{self.target}"
 
     @property
     def target(self) -> str:
-        """The name of its API in apis.toml."""
+        """The name of the case's API in apis.toml."""
         return f"{self.client.name}_{self.fault.replace(' ', '_')}"
 
     @property
     def end(self) -> End | None:
-        """What is expected."""
+        """The expected end; None if the sandbox does not have the fault."""
         return ENDS[self.fault][CLIENTS.index(self.client)]
 
 
@@ -130,7 +130,7 @@ CASES = [case for fault in FAULTS for client in CLIENTS if (case := Case(fault, 
 
 
 class Matrix:
-    """All cases at once in one deployment: a sandbox for each fault, an API for each case."""
+    """All cases in one deployment: a sandbox for each fault, an API for each case."""
 
     def __init__(self, folder: Path, database_url: str, broker_url: str, cleanup: ExitStack) -> None:
         self.sandboxes: dict[str, Sandbox] = {}
@@ -151,7 +151,7 @@ class Matrix:
         self.ledger = Ledger(database_url)
 
     def run(self) -> "Matrix":
-        """Arm every fault, deliver every event, and wait until each is at an end."""
+        """Arm every fault, deliver every event, and wait until each has ended."""
         self.deployment.start()
         for case in CASES:
             fault = FAULTS[case.fault]
@@ -174,7 +174,7 @@ class Matrix:
         return [case for case in CASES if case.fault == fault]
 
     def misuse(self, case: Case) -> None:
-        """Send another request under the key of a call that its 429 put off; then let it be sent again."""
+        """Send a different request under the key of a postponed call; then let the call be resent."""
         wait_until(lambda: self.ledger.state(case.event) == "waiting", lambda: f"{case.event} to be put off")
         assert self.outcome(case) == "later"
         (call,) = self.ledger.calls(case.event)
@@ -188,7 +188,7 @@ class Matrix:
         self.ledger.change("UPDATE event SET due_at = received_at WHERE event_id = :id", id=case.event)
 
     def expire(self) -> None:
-        """Let keys come to the end of their life, here and there, and the second attempts go on."""
+        """Let the keys expire in the ledger and in the sandbox, then release the second attempts."""
         for case in self.of("expired"):
             wait_until(lambda case=case: self.outcome(case) == "unknown", f"{case.event} to lose its answer")
             self.ledger.change("UPDATE call SET expires_at = first_sent_at WHERE api = :api", api=case.target)
@@ -196,11 +196,11 @@ class Matrix:
         self.handlers.release()
 
     def outcome(self, case: Case) -> str | None:
-        """Return what the latest answer to a case's call meant."""
+        """Return the outcome of the latest response to a case's call."""
         return next((call["outcome"] for call in self.ledger.calls(case.event)), None)
 
     def end(self, case: Case) -> tuple[str | None, list[str], int, int]:
-        """Return event's state, calls' states, effects and requests of a case."""
+        """Return the event's state, the calls' states, and the numbers of effects and requests of a case."""
         sandbox, api = self.sandboxes[case.fault], case.client.name
         effects = [row for row in sandbox.effects if row["api"] == api and FOREIGN not in row["body"]]
         requests = [row for row in sandbox.requests if row["api"] == api and FOREIGN not in row["body"]]
@@ -210,7 +210,7 @@ class Matrix:
 
 @pytest.fixture(scope="module")
 def matrix(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
-    """Run all cases, at once."""
+    """Run all cases at once."""
     with ExitStack() as cleanup:
         valkey = Valkey()
         cleanup.callback(valkey.stop)
@@ -221,16 +221,16 @@ def matrix(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.target)
 def test_every_fault_ends_as_the_table_says(matrix: Matrix, case: Case) -> None:
-    """Event, call, effects and requests of each dialect and fault are those of the table above."""
+    """The event, call, effects and requests of each dialect and fault are those of the table ENDS."""
     assert case.end
     state, calls, effects, requests = matrix.end(case)
-    told = f"{matrix.ledger.event(case.event).get('reason')}; {matrix.ledger.sends(case.event)}"
-    assert (state, calls, effects) == (case.end.event, [case.end.call], case.end.effects), told
-    assert case.end.least <= requests <= case.end.most, told
+    context = f"{matrix.ledger.event(case.event).get('reason')}; {matrix.ledger.sends(case.event)}"
+    assert (state, calls, effects) == (case.end.event, [case.end.call], case.end.effects), context
+    assert case.end.least <= requests <= case.end.most, context
 
 
 def test_no_fault_has_two_effects(matrix: Matrix) -> None:
-    """No case took effect twice, and each resend was the first request's twin, key and all."""
+    """No case has two effects, and every resend equals the first request, key included."""
     for fault, sandbox in matrix.sandboxes.items():
         effects = [row["api"] for row in sandbox.effects if FOREIGN not in row["body"]]
         assert len(effects) == len(set(effects)), f"{fault}: {effects}"
@@ -241,7 +241,7 @@ def test_no_fault_has_two_effects(matrix: Matrix) -> None:
 
 @pytest.mark.parametrize("fault", ["429", "503", "swallowed"])
 def test_being_put_off_costs_no_attempt(matrix: Matrix, fault: str) -> None:
-    """An API that asks to wait is waited for, also when the handler swallows what the call raised."""
+    """A 429 or 503 costs no attempt, even if the handler swallows the call's exception."""
     for case in matrix.of(fault):
         assert matrix.ledger.outcomes(case.event) == ["call later", "finish"]
         assert matrix.ledger.event(case.event)["attempts"] == 1

@@ -1,4 +1,4 @@
-"""Workers are killed and frozen between send and answer, in all five dialects: no effect happens twice."""
+"""Workers are killed or frozen between send and response, in five dialects: no effect happens twice."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +20,13 @@ from tests.services.waiting import wait_until
 
 ENV = {"FIRSTSEEN_LEASE": "6s", "FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_BACKOFF_MAX": "300ms"}
 SENDING = {"deadline": "9s", "quiet": "300ms"}
-"""Time enough on a busy machine to be interrupted; a lease lasts 5 s longer, and is waited out."""
+"""The deadline leaves a busy machine time to interrupt the send; the lease lasts 5 s longer."""
 LINGER = 12
-"""Seconds for which the sandbox keeps a request: longer than a send lasts, shorter than a lease then."""
+"""Seconds for which the sandbox holds a request: longer than the deadline, shorter than the lease."""
 
 
 class End(NamedTuple):
-    """What becomes of an event and its one call: states, effects, and requests from the least to the most."""
+    """The expected end of an event and its call: states, effects, and the range of the number of requests."""
 
     event: str
     call: str
@@ -36,17 +36,17 @@ class End(NamedTuple):
 
 
 INTERRUPTED = {
-    # The sandbox's fault, and the end, the same in all five dialects. The third request is a busy machine's:
-    # the worker that took over is killed in turn, or was killed only when it had asked again. Where the key
-    # is held and the API says so, it is asked again and again.
+    # The sandbox's fault and the expected end, equal in all five dialects. A third request happens on a busy
+    # machine, where the second worker is killed too, or only after its resend. "killed before" has more: an
+    # API that reports a held key is polled.
     "frozen": ("slow", End("done", "succeeded", 1, 2, 3)),
     "killed after": ("slow", End("done", "succeeded", 1, 2, 3)),
     "killed before": ("hold", End("done", "succeeded", 1, 2, 9)),
-    # A busy machine can resend under the old credential first; under the new one, that would be an effect.
+    # A busy machine can resend under the old credential first, which has no second effect.
     "rotated": ("slow", End("parked", "parked", 1, 1, 3)),
 }
 STEPS = (1, 2, 3)
-"""The calls of one handler, and after which of them it pauses to be killed."""
+"""The calls of one handler, which pauses after one of them so that its worker can be killed."""
 
 
 class Case(NamedTuple):
@@ -91,7 +91,7 @@ class Interruption:
         self.ledger = Ledger(database_url)
 
     def run(self) -> "Interruption":
-        """Freeze one worker and kill another in the middle of their sends; wait for what the third does."""
+        """Freeze one worker and kill another during their sends; wait until a third finishes all events."""
         for case in CASES:
             fault = INTERRUPTED[case.how][0]
             self.sandboxes[case.how].fault(case.client.prefix, fault, seconds=LINGER)
@@ -113,7 +113,7 @@ class Interruption:
         return self
 
     def deliver(self, *ways: str) -> None:
-        """Deliver these ways' events, and wait until each one's request is there and unanswered."""
+        """Deliver the events of these interruptions, and wait until each has a request without a response."""
         chosen = [case for case in CASES if case.how in ways]
         with ThreadPoolExecutor(len(chosen)) as pool:
             answers = list(pool.map(self.deliver_one, chosen))
@@ -126,30 +126,30 @@ class Interruption:
         return self.deployment.deliver(case.event, calls=[self.targets[case.target].order(case.event)])
 
     def is_under_way(self, how: str) -> bool:
-        """Whether each dialect has the request, and did what it does before it lingers."""
+        """Whether the sandbox has received, or for "slow" executed, the request of every dialect."""
         sandbox = self.sandboxes[how]
         there = sandbox.effects if INTERRUPTED[how][0] == "slow" else sandbox.requests
         return len(there) == len(CLIENTS)
 
     def thaw(self, frozen: Process) -> None:
-        """Let the frozen worker go on, and wait until it has seen that all of its events were taken over."""
+        """Thaw the frozen worker, and wait until its sends have ended."""
         self.before = [self.ledger.calls(case.event) for case in CASES]
         frozen.thaw()
         self.wait(lambda: self.ended_late() == len(CLIENTS), "the frozen worker's sends to end")
 
     def ended_late(self) -> int:
-        """Return how many sends of frozen attempts have ended."""
+        """Return how many of the frozen worker's sends have ended."""
         first = [self.ledger.sends(case.event)[0] for case in CASES if case.how == "frozen"]
         return sum(send["ended_at"] is not None for send in first)
 
     def wait(self, condition: object, what: str) -> None:
-        """Wait; the workers' output says why it failed."""
+        """Wait; on failure, show the workers' output."""
         wait_until(condition, lambda: f"{what}:\n{self.deployment.logs('worker')[-4000:]}")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def interruption(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interruption]:
-    """Interrupt everything, at once."""
+    """Run all interruptions at once."""
     with ExitStack() as cleanup:
         valkey = Valkey()
         cleanup.callback(valkey.stop)
@@ -160,21 +160,21 @@ def interruption(databases: Databases, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.target)
 def test_an_interrupted_send_ends_as_the_table_says(interruption: Interruption, case: Case) -> None:
-    """A worker that dies or sleeps between send and answer leaves one effect, or a person is asked."""
+    """A worker killed or frozen between send and response leaves one effect, or a parked call."""
     sandbox, api = interruption.sandboxes[case.how], case.client.name
     effects = [row for row in sandbox.effects if row["api"] == api]
     requests = [row for row in sandbox.requests if row["api"] == api]
     (call,) = interruption.ledger.calls(case.event)
     _, end = INTERRUPTED[case.how]
-    told = f"{call['reason']}; {interruption.ledger.sends(case.event)}"
+    context = f"{call['reason']}; {interruption.ledger.sends(case.event)}"
     found = interruption.ledger.state(case.event), call["state"], len(effects)
-    assert found == (end.event, end.call, end.effects), told
-    assert end.least <= len(requests) <= end.most, told
+    assert found == (end.event, end.call, end.effects), context
+    assert end.least <= len(requests) <= end.most, context
     assert len({row["key"] for row in requests}) == 1, "a resend has the same key"
 
 
 def test_a_worker_that_wakes_up_changes_nothing(interruption: Interruption) -> None:
-    """What a frozen worker brings back after its events were taken over closes its sends and no more."""
+    """The late responses of a thawed worker end its own sends and change nothing else."""
     assert [interruption.ledger.calls(case.event) for case in CASES] == interruption.before
     for case in CASES:
         if case.how == "frozen":
@@ -184,7 +184,7 @@ def test_a_worker_that_wakes_up_changes_nothing(interruption: Interruption) -> N
 
 @pytest.mark.parametrize("number", STEPS)
 def test_finished_calls_are_not_sent_again(interruption: Interruption, number: int) -> None:
-    """Three calls, the worker killed after the first, second or third: each is sent and happens once."""
+    """Of three calls, whichever the worker is killed after, each is sent once and has one effect."""
     event, sandbox = f"evt_step_{number}", interruption.sandboxes["steps"]
     for asked in (sandbox.effects, sandbox.requests):
         mine = [row["body"] for row in asked if f"{number}-" in row["body"]]

@@ -1,4 +1,4 @@
-"""The database stops, locks or refuses to be written: nobody is told 200 for what is not recorded."""
+"""The database stops, locks or becomes read-only: no delivery is answered 200 unless it is recorded."""
 
 import sqlite3
 import threading
@@ -49,13 +49,13 @@ def assert_unavailable(answer: httpx.Response) -> None:
 
 
 def assert_first(answer: httpx.Response) -> None:
-    """Check that this delivery was recorded and nothing of it had been before."""
+    """Check that this delivery is recorded as first seen."""
     assert answer.status_code == 200
     assert "Idempotent-Replayed" not in answer.headers
 
 
 def test_a_stopped_postgres(on_postgres: Deployment, own_postgres: Postgres) -> None:
-    """PostgreSQL is down: 503. Back again: recorded afresh, and a handler that ended meanwhile is done."""
+    """Deliveries get 503 while PostgreSQL is down; a handler that ended meanwhile is settled afterwards."""
     on_postgres.start()
     on_postgres.deliver("evt_running", hold=True).raise_for_status()
     wait_until(lambda: on_postgres.handlers.started("evt_running"), "the handler to start")
@@ -79,7 +79,7 @@ def test_a_stopped_postgres(on_postgres: Deployment, own_postgres: Postgres) -> 
 def test_a_killed_postgres_keeps_what_was_acknowledged(
     on_postgres: Deployment, own_postgres: Postgres
 ) -> None:
-    """What got its 200 before PostgreSQL was killed under load is there afterwards, and is done."""
+    """Every delivery answered 200 before PostgreSQL was killed under load is recorded and handled."""
     on_postgres.start()
     acknowledged: list[str] = []
     others: set[int] = set()
@@ -114,7 +114,7 @@ def test_a_killed_postgres_keeps_what_was_acknowledged(
 
 
 def test_a_locked_sqlite(on_sqlite: Deployment) -> None:
-    """While another process holds SQLite's lock: 503. Once it lets go: recorded afresh, and done."""
+    """Deliveries get 503 while another process holds SQLite's lock, and are recorded once it is released."""
     on_sqlite.start()
     on_sqlite.deliver("evt_running", hold=True).raise_for_status()
     wait_until(lambda: on_sqlite.handlers.started("evt_running"), "the handler to start")
@@ -131,7 +131,7 @@ def test_a_locked_sqlite(on_sqlite: Deployment) -> None:
 
 
 def test_a_read_only_sqlite(on_sqlite: Deployment) -> None:
-    """A SQLite file that may only be read gives 503 to every delivery and loses none of what it holds."""
+    """A read-only SQLite file gives 503 to every delivery, and works again once it is writable."""
     make_read_only(path(on_sqlite), yes=True)
     on_sqlite.start()
     assert_unavailable(on_sqlite.deliver("evt_1"))

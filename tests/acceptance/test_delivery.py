@@ -1,4 +1,4 @@
-"""Deliveries in, handlers run: each event once, however often it is delivered."""
+"""From delivery to handler: each event runs once, however often it is delivered."""
 
 import random
 from collections import Counter
@@ -17,7 +17,7 @@ EVENTS, COPIES, THREADS = 400, 3, 16
 
 
 class Answer(NamedTuple):
-    """What one delivery got."""
+    """The response to one delivery."""
 
     event_id: str
     status: int
@@ -42,7 +42,7 @@ def deliver_copies(deployment: Deployment, ids: list[str]) -> list[Answer]:
 
 
 def deliver(url: str, deliveries: list[tuple[str, bytes, dict[str, str]]]) -> list[Answer]:
-    """Post these one after the other over one connection."""
+    """Post these deliveries one after another over one connection."""
     answers = []
     with closing(HTTPConnection(url.removeprefix("http://"), timeout=30)) as connection:
         for event_id, body, headers in deliveries:
@@ -55,7 +55,7 @@ def deliver(url: str, deliveries: list[tuple[str, bytes, dict[str, str]]]) -> li
 
 @ON_EVERY_BROKER
 def test_every_event_runs_once(deployment: Deployment) -> None:
-    """400 events delivered 3 times each, concurrently: every answer is 200, every handler ran once."""
+    """400 events delivered three times each, concurrently, get 200 and run their handler once."""
     deployment.start(worker=2)
     ids = [f"evt_{number}" for number in range(EVENTS)]
     answers = deliver_copies(deployment, ids)

@@ -1,4 +1,4 @@
-"""Many rows, few connections: what is bounded stays bounded."""
+"""Limits under load: messages in the broker, and connections to the database."""
 
 import threading
 from collections import Counter
@@ -47,7 +47,7 @@ def fill(store: Store, count: int) -> None:
 
 
 def sweeper(store: Store, broker: str) -> Sweeper:
-    """Make a sweeper with a real broker and hands that must stay idle."""
+    """Make a sweeper with a real broker; its runner fails if it runs anything."""
     publisher = Celery("test", **publisher_options(broker), set_as_current=False)
 
     def nudge(event: UUID) -> bool:
@@ -62,18 +62,18 @@ def sweeper(store: Store, broker: str) -> Sweeper:
 
 
 def test_a_dead_consumer_does_not_fill_the_broker(migrated_url: str, valkey: Valkey) -> None:
-    """10,000 waiting rows and ten sweeps, by two sweepers at once, leave at most 2,000 messages."""
+    """10,000 waiting events and ten sweeps of two sweepers at once leave at most 2,000 messages."""
     stores = [Store(driver_url(migrated_url), pool=2) for _ in range(SWEEPERS)]
     fill(stores[0], WAITING)
     sweepers = [sweeper(store, valkey.url) for store in stores]
     for number in range(10):
         for store in stores:
             store.shift = number * SWEEP
-        both = [threading.Thread(target=one.run_once) for one in sweepers]
-        for one in both:
-            one.start()
-        for one in both:
-            one.join()
+        both = [threading.Thread(target=item.run_once) for item in sweepers]
+        for item in both:
+            item.start()
+        for item in both:
+            item.join()
     assert 1000 <= valkey.queue_length(QUEUE) <= 2000
     nudged = Ledger(migrated_url).rows(
         "SELECT nudges, count(*) AS n FROM event GROUP BY nudges ORDER BY nudges"
@@ -85,7 +85,7 @@ def test_a_dead_consumer_does_not_fill_the_broker(migrated_url: str, valkey: Val
 
 @pytest.fixture
 def small_postgres() -> Iterator[Postgres]:
-    """Start a PostgreSQL that takes as many connections as the smallest plans."""
+    """Start a PostgreSQL with as few connections as the smallest hosting plans allow."""
     server = Postgres(max_connections=CONNECTIONS)
     try:
         yield server.start()
@@ -94,7 +94,7 @@ def small_postgres() -> Iterator[Postgres]:
 
 
 def ordinary(server: Postgres) -> str:
-    """Return the URL of a new database of an ordinary role, who has no part in reserved connections."""
+    """Return the URL of a new database owned by a role that may not use reserved connections."""
     url = server.create_database()
     name = url.rpartition("/")[2]
     with psycopg.connect(url, autocommit=True) as connection:
@@ -106,7 +106,7 @@ def ordinary(server: Postgres) -> str:
 def test_four_processes_share_twenty_connections(
     small_postgres: Postgres, valkey: Valkey, deploy: Deploy
 ) -> None:
-    """Two web and two worker processes under load, as an ordinary role: no error answer, everything done."""
+    """Two web and two worker processes under load stay within 20 connections, without an error response."""
     deployment = deploy(ordinary(small_postgres), valkey.url)
     deployment.migrate()
     deployment.start(web=2, worker=2)
@@ -122,11 +122,11 @@ def test_four_processes_share_twenty_connections(
     assert Counter(answer.status_code for answer in answers) == {200: len(ids)}
     assert Counter(deployment.handlers.lines()) == Counter(ids)
     assert "does not answer" not in deployment.logs()
-    assert 8 <= peak[0] <= CONNECTIONS - 3, "PostgreSQL keeps three for its owner"
+    assert 8 <= peak[0] <= CONNECTIONS - 3, "PostgreSQL reserves three for superusers"
     wait_until(lambda: Ledger(deployment.database_url).states() == {"done": len(ids)}, "all to be done")
 
 
 def watch_connections(server: Postgres, peak: list[int], over: threading.Event) -> None:
-    """Note the most connections seen."""
+    """Keep the highest number of connections seen."""
     while not over.wait(0.2):
         peak[0] = max(peak[0], server.connections())

@@ -1,4 +1,4 @@
-"""`make run` on a machine that just cloned the project: one command up, Ctrl-C down, nothing left."""
+"""`make run` in a fresh clone: one command starts everything, Ctrl-C stops it, no process is left."""
 
 import re
 import signal
@@ -27,13 +27,13 @@ MakeRun = Callable[[int], Process]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the checkout as a clone, in a folder whose name has a blank."""
+    """Copy the checkout, without what git ignores, into a folder whose name has a space."""
     return copy_checkout(tmp_path_factory.mktemp("make run") / "clone")
 
 
 @pytest.fixture
 def make_run(clone: Path, tmp_path: Path) -> Iterator[MakeRun]:
-    """Run `make run` on a port; whatever is left of it at the end is killed."""
+    """Start `make run` on a port; kill what is left of it after the test."""
     started: list[Process] = []
 
     def start(port: int) -> Process:
@@ -47,20 +47,20 @@ def make_run(clone: Path, tmp_path: Path) -> Iterator[MakeRun]:
 
 
 def wait_listening(make: Process) -> list[psutil.Process]:
-    """Wait until it greets; return all of its processes, which are in sessions of their own."""
+    """Wait until it listens; return all of its processes, each in a session of its own."""
     wait_until(lambda: "listens at" in make.logs() or not make.running, make.logs, timeout=INSTALL)
     assert make.running, make.logs()
     return make.family()
 
 
 def check_nothing_left(family: list[psutil.Process], port: int) -> None:
-    """Check that every process of that run is gone, and that its port is free."""
+    """Check that every process of that run has ended and that its port is free."""
     wait_until(lambda: not [process for process in family if lives(process)], "all processes to be gone")
     assert not answers(port)
 
 
 def run_here(clone: Path, command: str) -> str:
-    """Run a shell command as a second terminal in the clone would; return what it prints."""
+    """Run a shell command in the clone, as a second terminal would; return its output."""
     argv, env = ["/bin/sh", "-c", command], users_environment()
     ended = subprocess.run(argv, cwd=clone, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -68,14 +68,14 @@ def run_here(clone: Path, command: str) -> str:
 
 
 def next_command(make: Process) -> str:
-    """Return the command that `make run` says to try next."""
+    """Return the command that `make run` suggests to try next."""
     found = re.search(r"in this folder: (.*)", make.logs())
     assert found, make.logs()
     return found[1]
 
 
 def effects(make: Process) -> list[tuple[str, str]]:
-    """Return API and method of what happened in the sandbox, wherever `make run` put it."""
+    """Return API and method of each effect in the sandbox that `make run` started."""
     found = re.search(r"(http\S+/_effects) says what happened", make.logs())
     assert found, make.logs()
     listed = httpx.get(found[1], trust_env=False).json()["effects"]
@@ -93,7 +93,7 @@ def deliver(clone: Path, port: int) -> httpx.Response:
 
 
 def check_one_effect(make: Process, clone: Path) -> None:
-    """Run what it says to try next: five deliveries are one contact and one letter, and `show` says so."""
+    """Run the suggested command: its five deliveries cause one contact and one letter, which `show` lists."""
     wait_until(lambda: "says what happened" in make.logs(), make.logs)
     sent = run_here(clone, next_command(make))
     assert (sent.count("first seen"), sent.count("duplicate")) == (1, 4)
@@ -104,7 +104,7 @@ def check_one_effect(make: Process, clone: Path) -> None:
 
 
 def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
-    """The first run installs, writes secrets, migrates and serves, handlers call; Ctrl-C ends all of it."""
+    """The first run installs, writes secrets, migrates and serves; Ctrl-C ends every process."""
     port = free_port()
     make = make_run(port)
     family = wait_listening(make)
@@ -123,7 +123,7 @@ def test_make_run_from_nothing(clone: Path, make_run: MakeRun) -> None:
 
 
 def test_make_run_ends_with_its_terminal(clone: Path, make_run: MakeRun) -> None:
-    """A closed terminal ends all of it too, and what `.env` has stays."""
+    """A closed terminal ends every process, and the lines of an existing `.env` stay."""
     own = "STANDARD_WEBHOOK_SECRETS='whsec_bXkgb3duIHNlY3JldCwga2VwdA=='\n"
     (clone / ".env").write_text(own)
     port = free_port()
@@ -136,8 +136,8 @@ def test_make_run_ends_with_its_terminal(clone: Path, make_run: MakeRun) -> None
     check_nothing_left(family, port)
 
 
-def test_make_run_says_who_died(make_run: MakeRun) -> None:
-    """When one process dies, it is named, the others end, and make fails."""
+def test_make_run_names_the_process_that_died(make_run: MakeRun) -> None:
+    """When one process dies, the log names it, the others end, and make fails."""
     port = free_port()
     make = make_run(port)
     family = wait_listening(make)
@@ -149,7 +149,7 @@ def test_make_run_says_who_died(make_run: MakeRun) -> None:
 
 
 def test_make_run_refuses_a_taken_port(make_run: MakeRun) -> None:
-    """A taken port is one clear sentence, and nothing was started."""
+    """A taken port gives one sentence, and nothing is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         make = make_run(port)

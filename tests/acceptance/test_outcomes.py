@@ -1,4 +1,4 @@
-"""What becomes of an event: done, tried again, dead, parked or ignored, by its handler and its history."""
+"""The final states of events: done, dead, parked, ignored, and the retries before them."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.services.waiting import wait_until
 
 
 def test_a_new_handler_reopens_what_was_ignored(deployment: Deployment) -> None:
-    """Events without a handler are ignored; a worker with one runs them, beside an older worker too."""
+    """A worker with a handler for ignored events runs them, while an older worker without one still runs."""
     deployment.start()
     assert deployment.deliver("evt_1", source="other").status_code == 200
     ledger = Ledger(deployment.database_url)
@@ -24,8 +24,8 @@ def test_a_new_handler_reopens_what_was_ignored(deployment: Deployment) -> None:
 
 
 @pytest.fixture
-def obedient(deployment: Deployment) -> Deployment:
-    """Start with short waits and few attempts."""
+def quick_deployment(deployment: Deployment) -> Deployment:
+    """Start with short waits and three attempts."""
     deployment.env |= {
         "FIRSTSEEN_SWEEP": "200ms",
         "FIRSTSEEN_BACKOFF_MAX": "200ms",
@@ -34,8 +34,8 @@ def obedient(deployment: Deployment) -> Deployment:
     return deployment.start()
 
 
-def test_how_attempts_end(obedient: Deployment) -> None:
-    """What fails runs again until attempts are used up; Dead is final; an erased payload is parked."""
+def test_how_attempts_end(quick_deployment: Deployment) -> None:
+    """Failures are retried until attempts are used up, Dead is final, and an erased payload parks."""
     for name, orders in {
         "evt_fails_twice": {"fail": 2},
         "evt_fails": {"fail": 9},
@@ -43,9 +43,9 @@ def test_how_attempts_end(obedient: Deployment) -> None:
         "evt_dies": {"dead": True},
         "evt_erased": {"retry": 1, "after": 3600},
     }.items():
-        obedient.deliver(name, **orders).raise_for_status()
-    ledger = Ledger(obedient.database_url)
-    wait_until(lambda: ledger.outcomes("evt_erased") == ["retry later"], obedient.logs)
+        quick_deployment.deliver(name, **orders).raise_for_status()
+    ledger = Ledger(quick_deployment.database_url)
+    wait_until(lambda: ledger.outcomes("evt_erased") == ["retry later"], quick_deployment.logs)
     erased = "UPDATE event SET body = NULL, due_at = received_at WHERE event_id = 'evt_erased'"
     assert ledger.change(erased) == 1
     wait_until(lambda: ledger.states() == {"done": 2, "dead": 2, "parked": 1}, lambda: str(ledger.states()))
@@ -57,4 +57,4 @@ def test_how_attempts_end(obedient: Deployment) -> None:
     assert (ledger.outcomes("evt_dies"), ledger.event("evt_dies")["reason"]) == (["give up"], "told to die")
     assert ledger.outcomes("evt_erased") == ["retry later", "park"]
     assert "erased" in ledger.event("evt_erased")["reason"]
-    assert sorted(obedient.handlers.lines()) == ["evt_fails_twice", "evt_retries"]
+    assert sorted(quick_deployment.handlers.lines()) == ["evt_fails_twice", "evt_retries"]

@@ -1,4 +1,4 @@
-"""What the pins and the wheel promise: each alone is enough to run the three lines of the Procfile."""
+"""The pinned requirements, and the wheel alone, are each enough to run the Procfile's three lines."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pinned")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
-    # Compiled when it is imported: most of it never is.
+    # Modules are compiled when they are imported, and most never are.
     pins = ["--quiet", "--no-compile", "--require-hashes", "--requirement", CHECKOUT / "requirements.txt"]
     run(sys.executable, "-m", "pip", "--python", python, "install", *pins, cwd=folder)
     return python
@@ -57,7 +57,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path, pinned: Path, wheel: Path) -> Path:
-    """Make a venv with the wheel alone, over the pinned venv's packages; return its python."""
+    """Make a venv with the wheel alone, on top of the pinned venv's packages; return its python."""
     run(pinned, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     packages = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
@@ -79,7 +79,7 @@ def installed(tmp_path: Path, pinned: Path, wheel: Path) -> Path:
 
 
 def check_delivery(deployment: Deployment) -> None:
-    """Check that a signed delivery is accepted, its copy known as one, and handled once."""
+    """Check that a signed delivery is accepted, its copy is a duplicate, and its handler runs once."""
     first = deployment.deliver("evt_packaged")
     second = deployment.deliver("evt_packaged")
     assert (first.status_code, second.status_code) == (200, 200), first.text
@@ -89,7 +89,7 @@ def check_delivery(deployment: Deployment) -> None:
 
 
 def test_a_checkout_and_its_pins_run(tmp_path: Path, pinned: Path, valkey: Valkey, deploy: Deploy) -> None:
-    """With requirements.txt alone, the Procfile's lines run in a clean checkout as on a platform."""
+    """With requirements.txt alone, the Procfile's lines run in a clean checkout."""
     clone = copy_checkout(tmp_path / "clone")
     deployment = deploy(
         f"sqlite:///{tmp_path}/events.db", valkey.url, python=pinned, checkout=clone, cwd=clone
@@ -99,7 +99,7 @@ def test_a_checkout_and_its_pins_run(tmp_path: Path, pinned: Path, valkey: Valke
 
 
 def test_a_wheel_runs_elsewhere(tmp_path: Path, installed: Path, valkey: Valkey, deploy: Deploy) -> None:
-    """The wheel carries everything, data and migrations too, and its console script migrates."""
+    """The wheel contains its data and migrations, and its console script migrates."""
     deployment = deploy(f"sqlite:///{tmp_path}/events.db", valkey.url, python=installed)
     deployment.env["PYTHONPATH"] = str(deployment.handlers.folder)
     deployment.env["FIRSTSEEN_USERS"] = user_entry("ada", "correct horse battery")
@@ -114,9 +114,9 @@ def test_a_wheel_runs_elsewhere(tmp_path: Path, installed: Path, valkey: Valkey,
 
 
 def test_the_pins_satisfy_the_wheel(installed: Path) -> None:
-    """What pyproject.toml asks for and what requirements.txt pins agree."""
-    said = run(sys.executable, "-m", "pip", "--python", installed, "check", cwd=installed.parent)
-    assert "No broken requirements found" in said
+    """The pins of requirements.txt satisfy the requirements of pyproject.toml."""
+    output = run(sys.executable, "-m", "pip", "--python", installed, "check", cwd=installed.parent)
+    assert "No broken requirements found" in output
 
 
 def pins() -> Iterator[str]:
@@ -125,7 +125,7 @@ def pins() -> Iterator[str]:
 
 
 def test_the_pins_name_no_place() -> None:
-    """Pins are exact versions with hashes, without the address of any index or machine."""
+    """Pins are exact versions with hashes, and name no index and no path."""
     text = (CHECKOUT / "requirements.txt").read_text() + (CHECKOUT / "constraints.txt").read_text()
     assert not [mark for mark in ("://", "--index", "--extra", "--find-links", "file:") if mark in text]
     assert all(line.endswith("\\") for line in pins()), "a pin without a hash"

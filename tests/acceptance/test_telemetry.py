@@ -1,4 +1,4 @@
-"""What an operator gets of two server processes and two workers: one set of metrics, one alert."""
+"""Telemetry of two server processes and two workers: one set of metrics, one alert."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SWEEPING = "SELECT count(*) AS n FROM worker"
 
 
 class Running(Deployment):
-    """Two server processes and two workers on PostgreSQL; an alert takes long to tell."""
+    """Two server processes and two workers on PostgreSQL; the alert's address answers slowly."""
 
     def __init__(self, folder: Path, databases: Databases, broker: Valkey) -> None:
         super().__init__(folder, databases.migrated("postgres"), broker.url)
@@ -40,7 +40,7 @@ class Running(Deployment):
         }
 
     def _answer(self, _: Heard) -> tuple[int, bytes]:
-        # Enough for the other worker to look for news too; the sender's own patience is 5 s.
+        # Slow enough for the other worker to look for alerts too; the sender's own timeout is 5 s.
         with suppress(AssertionError):
             self.wait_swept(3)
         return 200, b"ok"
@@ -54,19 +54,19 @@ class Running(Deployment):
         )
 
     def scrape(self) -> dict[tuple[str, ...], float]:
-        """Return the samples by name and label values, over a connection of its own."""
+        """Return the samples by name and label values, fetched over a new connection."""
         answer = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.status_code == 200, answer.text
         return {
-            (one.name, *sorted(one.labels.values())): one.value
+            (sample.name, *sorted(sample.labels.values())): sample.value
             for family in text_string_to_metric_families(answer.text)
-            for one in family.samples
+            for sample in family.samples
         }
 
 
 @pytest.fixture(scope="module")
 def running(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Run all of it."""
+    """Start the deployment."""
     broker = Valkey().start()
     made = Running(tmp_path_factory.mktemp("telemetry"), databases, broker)
     made.start(worker=2)
@@ -77,26 +77,26 @@ def running(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> I
     broker.stop()
 
 
-def test_a_dead_event_is_told_once(running: Running) -> None:
-    """One of two workers tells of it, and the other does not, however long it takes to be told."""
+def test_a_dead_event_sends_one_alert(running: Running) -> None:
+    """One of two workers sends the alert, and the other does not, though the first send is slow."""
     running.deliver("evt_dead", type="order.paid", dead=True).raise_for_status()
     (heard,) = running.alerts.wait(1)
     text = (
         "1 event of stripe, type order.paid, is dead. `firstseen events --source stripe --state dead` lists"
     )
     assert text in json.loads(heard.body)["text"]
-    told = "SELECT told FROM alert WHERE kind = 'dead' AND told_at IS NOT NULL"
-    assert wait_until(lambda: running.ledger.rows(told), running.logs) == [{"told": 1}]
+    sent = "SELECT told FROM alert WHERE kind = 'dead' AND told_at IS NOT NULL"
+    assert wait_until(lambda: running.ledger.rows(sent), running.logs) == [{"told": 1}]
     running.wait_swept(30)
     assert len(running.alerts.heard) == 1
 
 
 def test_any_process_answers_for_all(running: Running) -> None:
-    """Whichever of two server processes is asked tells what both measured, and what the workers did."""
+    """Any server process returns the measurements of all of them, and the counts of the workers."""
     ids = [f"evt_{number}" for number in range(COUNT)]
     for event_id in ids:
         body, headers = stripe_delivery(stripe_event(event_id))
-        # A connection for each, so that both processes get some.
+        # A connection for each request, so that both processes get some.
         running.post("stripe", body, headers | {"Connection": "close"}).raise_for_status()
     running.wait_handled(ids)
     unfinished = "SELECT id FROM event WHERE state NOT IN ('done', 'dead')"

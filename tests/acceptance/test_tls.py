@@ -1,4 +1,4 @@
-"""A broker behind TLS with a certificate that nobody signed, as Heroku's is."""
+"""A broker behind TLS with a self-signed certificate, as on Heroku."""
 
 import asyncio
 import ssl
@@ -45,7 +45,7 @@ def tls_port(tmp_path: Path, valkey: Valkey) -> Iterator[int]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # A connection that nobody closes would be a warning, and so the failure, of some later test.
+        # An unclosed connection is a ResourceWarning, and so a failure of a later test.
         for writer in writers:
             writer.transport.abort()
             with suppress(OSError):
@@ -63,7 +63,7 @@ def tls_port(tmp_path: Path, valkey: Valkey) -> Iterator[int]:
 
 
 def self_signed(folder: Path) -> Path:
-    """Make a certificate for another name, signed by itself; return the file with it and its key."""
+    """Make a self-signed certificate for another name; return the file with it and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "elsewhere")])
     now = datetime.now(UTC)
@@ -76,7 +76,7 @@ def self_signed(folder: Path) -> Path:
 
 
 def test_nudges_go_through_tls(databases: Databases, tls_port: int, deploy: Deploy) -> None:
-    """With `rediss://` and a self-signed certificate, web's nudges reach the worker without the sweeper."""
+    """With `rediss://` and a self-signed certificate, nudges reach the worker without the sweeper."""
     url = f"rediss://127.0.0.1:{tls_port}/0"
     deployment = deploy(databases.migrated("sqlite"), url, env={"FIRSTSEEN_SWEEP": "10min"}).start()
     ids = [f"evt_{number}" for number in range(10)]

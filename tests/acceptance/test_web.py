@@ -1,4 +1,4 @@
-"""The web process at its end: what it acknowledged is recorded, what it was asked is answered."""
+"""The web process when it stops or dies: requests in progress are answered, and it is replaced."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ WAITS_FOR_EVENT = "SELECT pid FROM pg_locks WHERE relation = 'event'::regclass A
 
 @pytest.fixture
 def deployed(databases: Databases, deploy: Deploy) -> Deployment:
-    """Deploy web alone, on SQLite and without a broker."""
+    """Deploy a web process alone, on SQLite and without a broker."""
     made = deploy(databases.migrated("sqlite"), NO_BROKER)
     made.start_web()
     return made
@@ -28,14 +28,14 @@ def deployed(databases: Databases, deploy: Deploy) -> Deployment:
 def test_a_stopping_web_answers_what_it_was_asked(
     databases: Databases, deploy: Deploy, stop: Callable[[Process], None]
 ) -> None:
-    """At SIGTERM or Ctrl-C a delivery in flight is still recorded and answered; then web ends with exit 0."""
+    """At SIGTERM or Ctrl-C a delivery in progress is recorded and answered; then web exits 0."""
     deployed = deploy(databases.migrated("postgres"), NO_BROKER)
     (web,) = deployed.start_web()
     ledger = Ledger(deployed.database_url)
     with ThreadPoolExecutor(1) as pool, ledger.engine.connect() as other:
         other.execute(text("LOCK TABLE event IN EXCLUSIVE MODE"))
         asked = pool.submit(deployed.deliver, "evt_1")
-        # A connection alone proves nothing: one that is stopped before its view begins is closed unanswered.
+        # An open connection is not enough: one whose view has not begun is closed without a response.
         wait_until(lambda: ledger.rows(WAITS_FOR_EVENT), "the delivery to be recorded")
         stop(web)
         wait_until(lambda: "hutting down" in web.logs(), web.logs)
@@ -48,7 +48,7 @@ def test_a_stopping_web_answers_what_it_was_asked(
 
 
 def test_a_dead_server_process_is_replaced(deployed: Deployment) -> None:
-    """When the process that serves is killed, its parent starts another, which answers."""
+    """When every serving process is killed, the parent starts another, which answers."""
     (web,) = deployed.webs
     first, *servers = web.family()
     assert servers, "web serves from processes of its own"

@@ -1,4 +1,4 @@
-"""Workers are killed, frozen and told to stop: what they held goes on elsewhere, counted as it should be."""
+"""Workers are killed, frozen and stopped: their events run elsewhere, and attempts are counted right."""
 
 import signal
 import time
@@ -22,13 +22,13 @@ from tests.services.waiting import wait_until
 LEASE = 2.0
 QUICK = {"FIRSTSEEN_LEASE": f"{LEASE}s", "FIRSTSEEN_SWEEP": "300ms"}
 EXIT_WITHIN = 30
-"""Seconds from SIGTERM to the end: Heroku kills then."""
+"""Seconds from SIGTERM to SIGKILL on Heroku."""
 GRACE = 20
-"""Seconds that a stopping worker gives its handlers: one with nothing to wait for ends before."""
+"""Seconds that a stopping worker gives its handlers; a worker without any running ends sooner."""
 
 
 class Stop(NamedTuple):
-    """A worker that was told to stop in the middle of a long handler, and is watched from then on."""
+    """A worker that was told to stop during a long handler, and the time that it took to end."""
 
     deployment: Deployment
     ended: Future[float]
@@ -36,7 +36,7 @@ class Stop(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def stops(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Stop]]:
-    """Stop two workers in a 60 s handler, by SIGTERM and Ctrl-C, while other tests run: it takes 20 s."""
+    """Stop two workers in a 60 s handler, by SIGTERM and by Ctrl-C; it takes 20 s, while other tests run."""
     folder = tmp_path_factory.mktemp("stops")
     kinds = {"sqlite": Process.terminate, "postgres": Process.interrupt}
     with ThreadPoolExecutor(len(kinds)) as pool, ExitStack() as cleanup:
@@ -55,7 +55,7 @@ def stops(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def stop_and_watch(worker: Process, stop: Callable[[Process], None]) -> float:
-    """Stop a worker, twice; return after how many seconds it ended, in order."""
+    """Stop a worker, twice; return how many seconds it took to exit 0."""
     begun = time.monotonic()
     stop(worker)
     wait_until(lambda: "Stopping" in worker.logs(), worker.logs)
@@ -65,7 +65,7 @@ def stop_and_watch(worker: Process, stop: Callable[[Process], None]) -> float:
 
 
 def wait_started(deployment: Deployment, event_id: str, times: int = 1) -> None:
-    """Wait until so many runs of this event began."""
+    """Wait until so many runs of this event have begun."""
     wait_until(
         lambda: deployment.handlers.started(event_id) >= times,
         lambda: f"run {times} of {event_id} to begin:\n{deployment.logs('worker')[-3000:]}",
@@ -78,7 +78,7 @@ def wait_ready(worker: Process) -> None:
 
 
 def test_a_killed_worker_is_taken_over(deployment: Deployment) -> None:
-    """After a kill -9 in the middle of a handler, another worker runs the event once the lease is over."""
+    """After kill -9 during a handler, another worker runs the event once the lease has expired."""
     deployment.env |= QUICK
     deployment.start()
     deployment.deliver("evt_1", hold=True).raise_for_status()
@@ -90,7 +90,7 @@ def test_a_killed_worker_is_taken_over(deployment: Deployment) -> None:
     deployment.wait_handled(["evt_1"])
     ledger = Ledger(deployment.database_url)
     wait_until(lambda: ledger.state("evt_1") == "done", "the event to be done")
-    # By the ledger's clock: a busy machine may start a handler well after its claim.
+    # The ledger's times are compared: a busy machine may start a handler well after its claim.
     claimed = [moment(attempt["started_at"]) for attempt in ledger.attempts("evt_1")]
     assert claimed[1] - claimed[0] >= timedelta(seconds=LEASE), "the lease was waited out"
     assert ledger.outcomes("evt_1") == ["expire", "finish"]
@@ -100,12 +100,12 @@ def test_a_killed_worker_is_taken_over(deployment: Deployment) -> None:
 
 
 def moment(value: object) -> datetime:
-    """Return a time that a plain SELECT found; SQLite's are texts."""
+    """Parse a time that a plain SELECT returned: SQLite returns text."""
     return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
 
 
 def freeze_between_writes(process: Process, ledger: Ledger) -> None:
-    """Freeze a process that holds no lock: on SQLite, one that stops in its transaction stops everybody."""
+    """Freeze a process while it holds no lock: on SQLite it would block every other process."""
     while True:
         process.freeze()
         try:
@@ -117,7 +117,7 @@ def freeze_between_writes(process: Process, ledger: Ledger) -> None:
 
 
 def test_a_frozen_worker_settles_nothing(deployment: Deployment) -> None:
-    """A worker that wakes up after its lease finds its event taken over, and changes nothing."""
+    """A worker thawed after its lease finds its event taken over, and changes nothing."""
     deployment.env |= QUICK
     deployment.start()
     (frozen,) = deployment.workers
@@ -140,7 +140,7 @@ def test_a_frozen_worker_settles_nothing(deployment: Deployment) -> None:
 
 @ON_SQLITE
 def test_a_long_handler_keeps_its_lease(deployment: Deployment) -> None:
-    """A handler that runs for longer than a lease is not run by anybody else: the lease is renewed."""
+    """The lease of a handler that runs longer than it is renewed: no other worker runs the event."""
     deployment.env |= QUICK
     deployment.start(worker=2)
     deployment.deliver("evt_1", sleep=LEASE * 1.6).raise_for_status()
@@ -153,7 +153,7 @@ def test_a_long_handler_keeps_its_lease(deployment: Deployment) -> None:
 
 @ON_POSTGRES
 def test_a_handler_past_max_runtime_loses_its_claim(deployment: Deployment) -> None:
-    """A handler that hangs is not renewed for ever: after max_runtime and a lease another run may begin."""
+    """A hanging handler's lease is not renewed after max_runtime, so another run may begin."""
     deployment.env |= QUICK | {"FIRSTSEEN_MAX_RUNTIME": "1s"}
     deployment.start()
     deployment.deliver("evt_1", hold=True).raise_for_status()
@@ -166,7 +166,7 @@ def test_a_handler_past_max_runtime_loses_its_claim(deployment: Deployment) -> N
 
 @ON_POSTGRES
 def test_a_stopping_worker_finishes_what_it_can(deployment: Deployment) -> None:
-    """At SIGTERM a handler that is nearly through ends its event, nothing new begins, the exit is quick."""
+    """At SIGTERM running handlers finish, no other event begins, and the worker exits soon."""
     deployment.env |= {"WORKER_CONCURRENCY": "2"}
     deployment.start()
     (worker,) = deployment.workers
@@ -188,7 +188,7 @@ def test_a_stopping_worker_finishes_what_it_can(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize("stop", [Process.terminate, Process.interrupt])
 def test_an_idle_worker_stops_at_once(postgres_deployment: Deployment, stop: object) -> None:
-    """With nothing to do, SIGTERM and Ctrl-C end a worker before its grace is over, exit 0, no traceback."""
+    """An idle worker exits 0 at SIGTERM and Ctrl-C without waiting for its grace, and without a traceback."""
     (worker,) = postgres_deployment.start_worker()
     wait_ready(worker)
     assert callable(stop)
@@ -198,7 +198,7 @@ def test_an_idle_worker_stops_at_once(postgres_deployment: Deployment, stop: obj
 
 
 def test_a_frozen_broker_holds_no_stopping_worker(postgres_deployment: Deployment, valkey: Valkey) -> None:
-    """With its broker frozen, or frozen before it started, a worker still ends at SIGTERM, with exit 0."""
+    """A worker whose broker is frozen, before or after it started, exits 0 at SIGTERM."""
     (connected,) = postgres_deployment.start_worker()
     wait_ready(connected)
     valkey.freeze()
@@ -211,19 +211,21 @@ def test_a_frozen_broker_holds_no_stopping_worker(postgres_deployment: Deploymen
 
 
 def test_a_starting_worker_can_be_stopped(postgres_deployment: Deployment) -> None:
-    """Whenever SIGTERM comes while a worker starts, it ends soon: in order, or at once by the signal."""
+    """A worker that gets SIGTERM at any moment of its start ends soon, with exit 0 or by the signal."""
     moments = [0.0, 0.4, 0.8, 1.2, 1.6]
     workers = postgres_deployment.start_worker(len(moments))
     begun = time.monotonic()
     for moment, worker in zip(moments, workers, strict=True):
-        time.sleep(max(0.0, begun + moment - time.monotonic()))  # the moments are the test's subject
+        time.sleep(
+            max(0.0, begun + moment - time.monotonic())
+        )  # SIGTERM must come at these moments of the start
         worker.terminate()
     codes = {worker.wait_exit(GRACE) for worker in workers}
     assert codes <= {0, -signal.SIGTERM}
 
 
 def test_a_stopping_worker_gives_its_attempts_back(stops: list[Stop]) -> None:
-    """With a 60 s handler, SIGTERM (twice) and Ctrl-C end in exit 0 within 30 s, the attempt uncounted."""
+    """During a 60 s handler SIGTERM and Ctrl-C end in exit 0 within 30 s, and the attempt is not counted."""
     for deployment, ended in stops:
         assert ended.result() < EXIT_WITHIN
         ledger = Ledger(deployment.database_url)

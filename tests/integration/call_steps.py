@@ -1,4 +1,4 @@
-"""Short words for what tests do with outbound calls: plan, send and answer them without any network."""
+"""Steps for tests of outbound calls: plan, send and answer calls without any network."""
 
 from datetime import timedelta
 from typing import Any
@@ -37,7 +37,7 @@ KEPT = (("Content-Type", "application/json"),)
 
 
 def wanted(step: str = "letter", **change: Any) -> CallRequest:
-    """Return a call as a handler asks for it."""
+    """Return a request for a call, as a handler makes it."""
     asked = {
         "position": 0,
         "step": step,
@@ -54,7 +54,7 @@ def wanted(step: str = "letter", **change: Any) -> CallRequest:
 
 
 def planned(store: Store, held: Claim, step: str = "letter", position: int = 0, **change: Any) -> PlannedCall:
-    """Plan the n-th call of an attempt; fail when the claim is lost."""
+    """Plan a call at a position of an attempt; fail if the claim was lost."""
     request = wanted(step, position=position, **change)
     found = plan(store, held, request, lambda successor: f"key-{step}-{successor}")
     assert found is not None, "the claim was lost"
@@ -62,7 +62,7 @@ def planned(store: Store, held: Claim, step: str = "letter", position: int = 0, 
 
 
 def sent(store: Store, held: Claim, call: UUID) -> UUID:
-    """Mark a send of a call; fail when it may not go out."""
+    """Begin a send of a call; fail if it may not go out."""
     done = begin_send(store, held, call, TERMS)
     assert isinstance(done, SendBegun), done
     return done.send
@@ -71,7 +71,7 @@ def sent(store: Store, held: Claim, call: UUID) -> UUID:
 def answered(
     store: Store, held: Claim, call: UUID, outcome: SendOutcome, status: int = 201, **verdict: Any
 ) -> None:
-    """Send a call and record an answer that means this; without a status nothing came back."""
+    """Send a call and record a response classified as `outcome`; status 0 means that no response came."""
     send = sent(store, held, call)
     judged = Classification(outcome, reason=f"It was {outcome}.", **verdict)
     answer = StoredResponse(status, KEPT, b'{"id":7}') if status else None
@@ -80,19 +80,19 @@ def answered(
 
 
 def call_row(store: Store, call: UUID) -> Row[Any]:
-    """Return a call's row; fail when it is gone."""
+    """Return a call's row; fail if it was deleted."""
     with store.read() as connection:
         return connection.execute(select(CALL).where(CALL.c.id == call)).one()
 
 
 def change_call(store: Store, call: UUID, **values: Any) -> None:
-    """Put a call into a shape that would take long to reach."""
+    """Set columns of a call directly, where reaching that state would take many steps."""
     with store.write() as connection:
         connection.execute(update(CALL).where(CALL.c.id == call).values(**values))
 
 
 def with_parked_call(store: Store, event_id: str = "evt_1", **change: Any) -> tuple[UUID, UUID]:
-    """Record an event, send a call of it that nobody answers, and park both; return their ids."""
+    """Record an event, send a call of it that gets no response, and park both; return their ids."""
     event = deliver(store, event_id).event
     held = take(store, event)
     call = planned(store, held, **change).id

@@ -1,4 +1,4 @@
-"""What integration tests stand on: a migrated ledger, emptied in between, and the product's parts on it."""
+"""Fixtures of integration tests: a migrated ledger, emptied between tests, and the product on top of it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,13 +8,14 @@ from uuid import UUID
 
 import pytest
 from flask import Flask
+from sqlalchemy import text
 from sqlalchemy.event import listen
 
 import receiver.app
 from config.settings import Settings
 from receiver.ledger.schema import migrate
 from receiver.ledger.store import Store
-from tests.integration.office import Office
+from tests.integration.call_harness import CallHarness
 from tests.integration.steps import deliver
 from tests.services.api import Api
 from tests.services.databases import NO_BROKER, Databases, driver_url
@@ -36,7 +37,7 @@ secrets_env = "NOT_SET"
 
 @pytest.fixture(scope="session")
 def ledgers(databases: Databases) -> Iterator[Callable[[str], Store]]:
-    """Give the store of the whole run, by kind: sqlite or postgres."""
+    """Return one store per database kind (sqlite, postgres) for the whole session."""
     made: dict[str, Store] = {}
 
     def make(kind: str) -> Store:
@@ -46,8 +47,8 @@ def ledgers(databases: Databases) -> Iterator[Callable[[str], Store]]:
         return made[kind]
 
     yield make
-    for one in made.values():
-        one.close()
+    for item in made.values():
+        item.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -60,26 +61,34 @@ def store(request: pytest.FixtureRequest, ledgers: Callable[[str], Store]) -> It
 
 
 @pytest.fixture
-def ledger(migrated_url: str) -> Ledger:
-    """Look at the database of `migrated_url` from outside."""
-    return Ledger(migrated_url)
+def ledger(migrated_url: str) -> Iterator[Ledger]:
+    """Read the database of `migrated_url` with plain SQL.
+
+    A connection stays open meanwhile: whenever SQLite's last connection closes it locks the file for a
+    checkpoint, which on a busy disk takes so many seconds that the product's own write gives up.
+    """
+    found = Ledger(migrated_url)
+    with found.engine.connect() as connection:
+        connection.execute(text("SELECT 1 FROM event"))
+        connection.rollback()
+        yield found
 
 
 @pytest.fixture
 def event(store: Store) -> UUID:
-    """Give the test one event that is due."""
+    """Record one event that is due."""
     return deliver(store).event
 
 
 @pytest.fixture
-def office(store: Store) -> Office:
-    """Give the test an API that locks and marks its replays, as Stripe does."""
-    return Office(store)
+def harness(store: Store) -> CallHarness:
+    """Run attempts against a scripted API that reports locked keys and marks replays, as Stripe does."""
+    return CallHarness(store)
 
 
 @pytest.fixture
 def api(store: Store) -> Api:
-    """Give the test `/v1` on its ledger."""
+    """Serve `/v1` on the test's ledger."""
     return Api(store)
 
 
@@ -91,7 +100,7 @@ def stage(store: Store) -> Stage:
 
 @pytest.fixture
 def environ(store: Store, tmp_path: Path) -> dict[str, str]:
-    """Give what the command line needs to reach the test's ledger; nothing listens at its broker."""
+    """Return the environment with which the command line reaches the test's ledger; it has no broker."""
     (tmp_path / "sources.toml").write_text(TWO_SOURCES)
     return {
         "DATABASE_URL": store.url.render_as_string(hide_password=False),
@@ -106,7 +115,7 @@ def environ(store: Store, tmp_path: Path) -> dict[str, str]:
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Make web applications in this process: `serve(database_url, sources, **env)`.
 
-    Nothing listens at their broker unless `env` has another one. Their connections are closed with the test.
+    They have no broker unless `env` names one. Their connections are closed after the test.
     """
     stores: list[Store] = []
 
@@ -134,16 +143,16 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 
 def _close_for_good(store: Store) -> None:
-    """Close a store whose application goes on: its threads count for a second after the last answer.
+    """Close a store whose application's threads still run, for up to a second after the last response.
 
-    What they ask for later fails at once, or the connection that they open for it would never be closed.
+    Their later queries fail at once; otherwise each would open a connection that is never closed.
     """
 
     def refuse(*_: object) -> None:
         raise store.engine.dialect.loaded_dbapi.OperationalError("this test has ended")
 
     with ExitStack() as turns:
-        # Once all turns are taken here, no thread has a connection.
+        # While this holds every turn, no thread has a connection.
         for _ in range(store.engine.pool.size()):
             turns.enter_context(store._pool.turn(30))
         listen(store.engine, "do_connect", refuse)
@@ -152,7 +161,7 @@ def _close_for_good(store: Store) -> None:
 
 @pytest.fixture
 def lingering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lingering]:
-    """Let the sandbox's faults linger until the test lets them go on."""
+    """Let delays in the sandbox last until the test ends them."""
     made = Lingering()
     monkeypatch.setattr("receiver.sandbox.factory.time", made)
     yield made

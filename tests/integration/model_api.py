@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from tests.integration.office import SILENCE, UNSENT, Crash, reply
+from tests.integration.call_harness import SILENCE, UNSENT, Crash, reply
 from worker.calls.transport import BeforeSend, NoReply, Outgoing, Reply
 
 LOCKED = b"idempotency_key_locked"
 SLOW = timedelta(seconds=30)
-"""How long the API takes for a slow request: as long as its deadline, and its sender has gone by then."""
+"""How long the API takes for a slow request: the sender's whole deadline."""
 
 FAULTS = (
     *("ok", "429", "401", "422", "503", "500", "500 done", "too long"),
@@ -22,23 +22,23 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Manners:
-    """What one dialect's server does with keys."""
+class KeyRules:
+    """How one dialect's server treats idempotency keys."""
 
     by_credential: bool = False
-    """Whether another credential's key is another key."""
-    prints: Callable[[Outgoing], object] = lambda request: request.body
-    """What must be the same under a key."""
-    misused: Reply | None = None
+    """Whether keys are scoped to the credential."""
+    fingerprint: Callable[[Outgoing], object] = lambda request: request.body
+    """The part of a request that must be equal under one key."""
+    mismatch: Reply | None = None
     locked: Reply | None = None
-    """What a copy gets while the first one runs; without it both run."""
-    failures: bool = True
-    """Whether failures are stored too."""
-    again: Callable[[Reply], Reply] = lambda first: first
-    """How a stored answer looks."""
+    """The response to a copy while the first request runs; without it both run."""
+    stores_failures: bool = True
+    """Whether failures are stored as well."""
+    replayed: Callable[[Reply], Reply] = lambda first: first
+    """Turns a stored response into its replay."""
 
 
-def _marked(first: Reply) -> Reply:
+def _with_marker(first: Reply) -> Reply:
     return reply(first.status, first.body, idempotent_replayed="true")
 
 
@@ -50,48 +50,52 @@ def _with_credential(request: Outgoing) -> object:
     return request.body, dict(request.headers)["Authorization"]
 
 
-MANNERS = {
-    "stripe": Manners(misused=reply(400, b"idempotency_error"), locked=reply(409, b"locked"), again=_marked),
-    "telness": Manners(
-        prints=_with_credential,
-        misused=reply(409, b"idempotency_key_mismatch"),
+KEY_RULES = {
+    "stripe": KeyRules(
+        mismatch=reply(400, b"idempotency_error"), locked=reply(409, b"locked"), replayed=_with_marker
+    ),
+    "telness": KeyRules(
+        fingerprint=_with_credential,
+        mismatch=reply(409, b"idempotency_key_mismatch"),
         locked=reply(409, LOCKED),
     ),
-    "stannp": Manners(by_credential=True, again=_conflict),
-    "salesly": Manners(by_credential=True, prints=lambda _: None, failures=False, again=_marked),
-    "none": Manners(),
+    "stannp": KeyRules(by_credential=True, replayed=_conflict),
+    "salesly": KeyRules(
+        by_credential=True, fingerprint=lambda _: None, stores_failures=False, replayed=_with_marker
+    ),
+    "none": KeyRules(),
 }
 
 
 @dataclass
 class Entry:
-    """One key's row."""
+    """The row of one key."""
 
     at: timedelta
-    prints: object
+    fingerprint: object
     answer: Reply | None = None
 
 
 @dataclass
 class ModelApi:
-    """Executes requests and counts their effects by call; `plan` holds the faults of the sends to come."""
+    """Executes requests and counts their effects by call; `plan` holds the faults of the next sends."""
 
-    manners: Manners
+    rules: KeyRules
     life: timedelta
     now: Callable[[], timedelta]
-    marked: Callable[[], tuple[UUID, UUID]]
-    """The send that was marked last, and its call."""
+    last_send: Callable[[], tuple[UUID, UUID]]
+    """Returns the latest send that began, and its call."""
     interlude: Callable[[], None] = lambda: None
-    """What the others do while the sender is frozen."""
+    """Runs other workers while the sender is frozen."""
     plan: list[str] = field(default_factory=list)
     effects: Counter[UUID] = field(default_factory=Counter)
     table: dict[Any, Entry] = field(default_factory=dict)
     slow: list[tuple[timedelta, UUID, UUID, Outgoing, Entry | None]] = field(default_factory=list)
     late: list[tuple[UUID, Reply]] = field(default_factory=list)
-    """Answers that nobody waits for, by their send."""
+    """Responses that no worker waits for, with the id of their send."""
 
     def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
-        """Go through one send, with the next fault."""
+        """Execute one send with the next fault of the plan."""
         fault = self.plan.pop(0) if self.plan else "ok"
         if fault == "unsent":
             return UNSENT
@@ -100,16 +104,16 @@ class ModelApi:
         if fault == "frozen before mark":
             self.interlude()
         before_send()
-        send, call = self.marked()
+        send, call = self.last_send()
         if fault == "dies before bytes":
             raise Crash
         if fault == "lost before":
             return SILENCE
         if fault == "slow":
             return self._begin_slowly(send, call, request)
-        return self._came(fault, send, self._answer(fault, call, request))
+        return self._respond(fault, send, self._answer(fault, call, request))
 
-    def _came(self, fault: str, send: UUID, answer: Reply) -> Reply | NoReply:
+    def _respond(self, fault: str, send: UUID, answer: Reply) -> Reply | NoReply:
         match fault:
             case "lost after":
                 return SILENCE
@@ -123,9 +127,9 @@ class ModelApi:
         return answer
 
     def run_slow(self) -> None:
-        """End the slow requests whose time has come."""
-        due = [one for one in self.slow if one[0] <= self.now()]
-        self.slow = [one for one in self.slow if one[0] > self.now()]
+        """Finish the slow requests that are due."""
+        due = [item for item in self.slow if item[0] <= self.now()]
+        self.slow = [item for item in self.slow if item[0] > self.now()]
         for _, send, call, _, entry in due:
             self.effects[call] += 1
             answer = reply(201, b'{"success": true}')
@@ -138,8 +142,8 @@ class ModelApi:
         if entry is None:
             entry = None if key is None else self._open(key, request)
             self.slow.append((self.now() + SLOW, send, call, request, entry))
-        elif entry.answer is None and self.manners.locked is None:
-            # Nobody promised to notice that one runs already.
+        elif entry.answer is None and self.rules.locked is None:
+            # This dialect does not detect a copy of a running request.
             self.slow.append((self.now() + SLOW, send, call, request, entry))
         return SILENCE
 
@@ -148,21 +152,21 @@ class ModelApi:
             return reply(int(fault))
         key, entry = self._entry(request)
         if entry is not None:
-            if entry.prints != self.manners.prints(request) and self.manners.misused:
-                return self.manners.misused
+            if entry.fingerprint != self.rules.fingerprint(request) and self.rules.mismatch:
+                return self.rules.mismatch
             if entry.answer is not None:
-                return self.manners.again(entry.answer)
-            if self.manners.locked:
-                return self.manners.locked
+                return self.rules.replayed(entry.answer)
+            if self.rules.locked:
+                return self.rules.locked
         answer = self._execute(fault, call)
-        if key is not None and (self.manners.failures or answer.status < 400):
+        if key is not None and (self.rules.stores_failures or answer.status < 400):
             self._open(key, request).answer = answer
         return answer
 
     def _execute(self, fault: str, call: UUID) -> Reply:
         if fault == "422":
             return reply(422, b'{"success": false}')
-        if fault == "500" or (fault == "500 done" and not self.manners.failures):
+        if fault == "500" or (fault == "500 done" and not self.rules.stores_failures):
             return reply(500, b'{"success": false}')
         self.effects[call] += 1
         return reply(500, b"{}") if fault == "500 done" else reply(201, b'{"success": true}')
@@ -172,11 +176,11 @@ class ModelApi:
         key = headers.get("idempotency-key") or headers.get("x-idempotency-key")
         if key is None:
             return None, None
-        scope = headers["authorization"] if self.manners.by_credential else None
+        scope = headers["authorization"] if self.rules.by_credential else None
         where = (scope, key)
         entry = self.table.get(where)
         return where, entry if entry and self.now() - entry.at < self.life else None
 
     def _open(self, where: Any, request: Outgoing) -> Entry:
-        self.table[where] = Entry(self.now(), self.manners.prints(request))
+        self.table[where] = Entry(self.now(), self.rules.fingerprint(request))
         return self.table[where]

@@ -1,4 +1,4 @@
-"""Short words for what the ledger's tests do, so that each test says only what it is about."""
+"""Steps that the ledger's tests share, so that each test states only its subject."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ def deliver_all(store: Store, count: int, **change: Any) -> list[UUID]:
 
 
 def row(store: Store, event: UUID) -> Row[Any]:
-    """Return an event's row; fail when it is gone."""
+    """Return an event's row; fail if it was deleted."""
     with store.read() as connection:
         return connection.execute(select(EVENT).where(EVENT.c.id == event)).one()
 
@@ -48,7 +48,7 @@ def state(store: Store, event: UUID) -> str:
 
 
 def rows_of(store: Store, table: Table, event: UUID) -> list[Row[Any]]:
-    """Return an event's rows in one of the other tables, by their keys."""
+    """Return the rows of another table that belong to an event, in the order of their primary key."""
     with store.read() as connection:
         chosen = select(table).where(table.c.event == event).order_by(*table.primary_key)
         return list(connection.execute(chosen))
@@ -60,12 +60,12 @@ def attempts(store: Store, event: UUID) -> list[Row[Any]]:
 
 
 def conflicts(store: Store, event: UUID) -> list[Row[Any]]:
-    """Return the other bodies that are kept beside an event."""
+    """Return the conflicting bodies that are stored with an event."""
     return rows_of(store, CONFLICT, event)
 
 
 def duplicates(store: Store, event: UUID) -> list[Row[Any]]:
-    """Return what is remembered of an event's duplicates, by slot."""
+    """Return the stored duplicates of an event, by slot."""
     return rows_of(store, DUPLICATE, event)
 
 
@@ -76,25 +76,25 @@ def count(store: Store, *where: Any) -> int:
 
 
 def change(store: Store, event: UUID, **values: Any) -> None:
-    """Put an event into a shape that would take long to reach."""
+    """Set columns of an event directly, where reaching that state would take many steps."""
     with store.write() as connection:
         connection.execute(update(EVENT).where(EVENT.c.id == event).values(**values))
 
 
 def take(store: Store, event: UUID, worker: str = "worker-1", lease: timedelta = LEASE) -> Claim:
-    """Claim an event; fail when it is not to be had."""
+    """Claim an event; fail if it cannot be claimed."""
     held = claim(store, event, lease=lease, worker=worker)
-    assert held is not None, f"event {event} is not to be had: {row(store, event)}"
+    assert held is not None, f"event {event} cannot be claimed: {row(store, event)}"
     return held
 
 
 def end(store: Store, event: UUID, move: Move = Move.FINISH, **outcome: Any) -> None:
-    """Claim an event and settle it so."""
+    """Claim an event and settle it with this move."""
     assert settle(store, [(take(store, event), Outcome(move, **outcome))]), "the claim was lost"
 
 
 def crowd(store: Store, count: int, prefix: str = "crowd", **values: Any) -> None:
-    """Add many events in one statement: waiting and due for a minute, unless `values` say otherwise."""
+    """Insert many events in one statement: waiting and due for a minute, unless `values` differ."""
     model = deliver(store, f"{prefix}_model").event
     change(store, model, **{"state": "waiting", "due_at": store.after(timedelta(minutes=-1))} | values)
     some_id = "lower(hex(randomblob(16)))" if store.sqlite else "gen_random_uuid()"
@@ -109,13 +109,13 @@ def crowd(store: Store, count: int, prefix: str = "crowd", **values: Any) -> Non
 
 
 def later(store: Store, **span: float) -> None:
-    """Move the ledger's clock on."""
+    """Move the ledger's clock forward."""
     store.shift += timedelta(**span)
 
 
 @contextmanager
 def hooked(store: Store, name: str, hook: Callable[..., object]) -> Iterator[None]:
-    """Call a function at one of SQLAlchemy's events for as long as the block lasts."""
+    """Listen to one of SQLAlchemy's events inside the block."""
     event.listen(store.engine, name, hook)
     try:
         yield
@@ -125,7 +125,7 @@ def hooked(store: Store, name: str, hook: Callable[..., object]) -> Iterator[Non
 
 @contextmanager
 def statements(store: Store) -> Iterator[list[str]]:
-    """Keep the statements that the ledger is sent while the block lasts."""
+    """Collect the SQL statements that run inside the block."""
     seen: list[str] = []
     with hooked(store, "before_cursor_execute", lambda *given: seen.append(given[2])):
         yield seen
@@ -133,7 +133,7 @@ def statements(store: Store) -> Iterator[list[str]]:
 
 @contextmanager
 def worst_plan(store: Store) -> Iterator[None]:
-    """Leave PostgreSQL only the joins that run a subquery again for each row."""
+    """Forbid PostgreSQL every plan but those that repeat a subquery for each row."""
 
     def worst(connection: Connection) -> None:
         for kind in ("hashjoin", "hashagg", "mergejoin", "material", "sort"):

@@ -1,4 +1,4 @@
-"""Alerts: what is told, to whom it is given, and how often; on both databases."""
+"""Alerts: their topics, which worker sends them, and how often; on both databases."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ DEAD = Subject(Topic.DEAD, "stripe", "invoice.paid")
 
 
 def kill(store: Store, event_id: str, *, move: Move = Move.GIVE_UP, **change: str) -> None:
-    """Record an event and let its only attempt end it."""
+    """Record an event and end it with its only attempt."""
     held = claim(store, deliver(store, event_id, **change).event, lease=LEASE, worker="w")
     assert held
     assert settle(store, [(held, Outcome(move, reason="no such customer: Jane"))])
 
 
 def tell(store: Store) -> list[DueAlert]:
-    """Take everything that there is to tell, and say that it was told."""
+    """Take every due alert and mark it sent."""
     taken = []
     while alert := take_alert(store, BACKLOG):
         mark_sent(store, alert)
@@ -39,8 +39,8 @@ def tell(store: Store) -> list[DueAlert]:
     return taken
 
 
-def test_the_first_dead_event_is_told_and_then_a_count_an_hour(store: Store) -> None:
-    """The first of a source and type at once; what follows within the hour comes as one number after it."""
+def test_the_first_dead_event_is_sent_at_once_and_then_a_count_per_hour(store: Store) -> None:
+    """The first dead event of a source and type is sent at once, later ones as one count per hour."""
     kill(store, "evt_1")
     assert tell(store) == [DueAlert(DEAD, 1, 1)]
     kill(store, "evt_2")
@@ -49,11 +49,11 @@ def test_the_first_dead_event_is_told_and_then_a_count_an_hour(store: Store) -> 
     store.shift += AGAIN
     assert tell(store) == [DueAlert(DEAD, 2, 3)]
     store.shift += AGAIN
-    assert tell(store) == [], "nothing new, nothing told"
+    assert tell(store) == [], "nothing new, so no alert"
 
 
-def test_each_source_and_type_is_told_by_itself(store: Store) -> None:
-    """Parked ones too, however they came to be parked: by a worker, by a delivery that does not parse."""
+def test_each_source_and_type_has_its_own_alert(store: Store) -> None:
+    """Parked events count too, whether a worker or an unparsable delivery parked them."""
     kill(store, "evt_1")
     kill(store, "evt_2", type="other")
     kill(store, "evt_3", move=Move.PARK)
@@ -67,16 +67,16 @@ def test_each_source_and_type_is_told_by_itself(store: Store) -> None:
     }
 
 
-def test_of_many_workers_one_gets_it(store: Store) -> None:
-    """The database gives a subject to one of any number that ask at the same moment."""
+def test_one_of_many_workers_takes_an_alert(store: Store) -> None:
+    """Of many concurrent takers the database gives an alert to one."""
     kill(store, "evt_1")
     with ThreadPoolExecutor(4) as pool:
         given = [alert for alert in pool.map(lambda _: take_alert(store, BACKLOG), range(8)) if alert]
     assert given == [DueAlert(DEAD, 1, 1)]
 
 
-def test_what_a_dead_worker_took_is_given_out_again(store: Store) -> None:
-    """Without the word that it was told, another worker gets it after a minute: it is not lost."""
+def test_an_alert_of_a_dead_worker_is_taken_again(store: Store) -> None:
+    """An alert that is not marked sent within a minute is given to another worker."""
     kill(store, "evt_1")
     assert take_alert(store, BACKLOG) == DueAlert(DEAD, 1, 1)
     assert take_alert(store, BACKLOG) is None
@@ -85,8 +85,8 @@ def test_what_a_dead_worker_took_is_given_out_again(store: Store) -> None:
     assert take_alert(store, BACKLOG) == DueAlert(DEAD, 2, 2)
 
 
-def test_a_backlog_is_told_once_it_is_old(store: Store) -> None:
-    """An event that is due for longer than the threshold; what waits for its back-off is no backlog."""
+def test_an_old_backlog_is_an_alert(store: Store) -> None:
+    """An event due for longer than the threshold is a backlog; one that waits for its back-off is not."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
     settle(store, [(held, Outcome(Move.RETRY_LATER, timedelta(days=1)))])
@@ -100,8 +100,8 @@ def test_a_backlog_is_told_once_it_is_old(store: Store) -> None:
     assert tell(store) == []
 
 
-def test_a_spike_of_rejections_is_told(store: Store) -> None:
-    """Many more in five minutes than in the hour before; a steady number of them is none."""
+def test_a_spike_of_rejections_is_an_alert(store: Store) -> None:
+    """A spike is many more rejections in five minutes than in the hour before."""
     for _ in range(12):
         record_rejections(store, [Rejected("noisy", "bad_signature")] * SPIKE_LEAST)
         store.shift += timedelta(minutes=5)
@@ -114,12 +114,12 @@ def test_a_spike_of_rejections_is_told(store: Store) -> None:
 
 @pytest.fixture
 def notifier(store: Store, listener: Listener) -> Notifier:
-    """Post to the listener."""
+    """Send alerts to the listener."""
     return Notifier(store, SlackWebhook(f"{listener.url}/hook/secret"), BACKLOG)
 
 
 def test_alerts_are_posted_as_slack_takes_them(store: Store, notifier: Notifier, listener: Listener) -> None:
-    """One JSON object with a text, without a word of an event; a type cannot name people or make links."""
+    """The body is one JSON object with an escaped text, and contains no event data."""
     kill(store, "evt_1", type="<!channel> & more")
     assert notifier.run_once() == 1
     (heard,) = listener.heard
@@ -131,14 +131,14 @@ def test_alerts_are_posted_as_slack_takes_them(store: Store, notifier: Notifier,
     }
 
 
-def test_what_is_not_taken_is_told_again_and_complained_of_once(
+def test_a_failed_alert_is_sent_again_and_logged_once(
     store: Store, notifier: Notifier, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An address that answers with an error, or hangs up, gets it again in a minute; its name is secret."""
+    """A failed alert is sent again after a minute; failures are logged once, without the address."""
     kill(store, "evt_1")
     kill(store, "evt_2", type="other")
-    said = iter([(500, b""), None, (302, b"")])
-    listener.answer = lambda _: next(said, (200, b"ok"))
+    replies = iter([(500, b""), None, (302, b"")])
+    listener.answer = lambda _: next(replies, (200, b"ok"))
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             assert notifier.run_once() == 0
@@ -152,7 +152,7 @@ def test_what_is_not_taken_is_told_again_and_complained_of_once(
 
 
 def test_one_round_is_bounded(store: Store, notifier: Notifier, listener: Listener) -> None:
-    """A release that kills every type at once is told of in rounds."""
+    """One round sends a bounded number of alerts; the next round sends the rest."""
     for number in range(AT_ONCE + 1):
         kill(store, f"evt_{number}", type=f"type-{number}")
     assert [notifier.run_once(), notifier.run_once(), notifier.run_once()] == [AT_ONCE, 1, 0]
@@ -160,7 +160,7 @@ def test_one_round_is_bounded(store: Store, notifier: Notifier, listener: Listen
 
 
 def test_sentences() -> None:
-    """Numbers and what to do, in words."""
+    """Each topic's sentence has its count and the next step."""
     assert sentence(DueAlert(Subject(Topic.PARKED, "shop", "order"), 3, 9)).startswith(
         "Firstseen: 3 events of shop, type order, are parked since the last alert."
     )

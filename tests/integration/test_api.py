@@ -1,4 +1,4 @@
-"""The management API: who comes in, what it tells, and what it refuses."""
+"""The management API: authentication, reports, actions and refusals."""
 
 import hashlib
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def parked(store: Store, event_id: str = "evt_1") -> UUID:
         ("Bearer kéy-\xff", "api-key-unknown"),
     ],
 )
-def test_nobody_comes_in_without_a_key(api: Api, path: str, header: str | None, kind: str) -> None:
+def test_every_endpoint_needs_a_key(api: Api, path: str, header: str | None, kind: str) -> None:
     """Every endpoint answers 401 and says how to send a key."""
     headers = {} if header is None else {"Authorization": header}
     method = "POST" if path in ACTING else "GET"
@@ -65,7 +65,7 @@ def test_nobody_comes_in_without_a_key(api: Api, path: str, header: str | None, 
 
 
 def test_an_unknown_key_is_refused_before_anything_is_stored(api: Api, store: Store) -> None:
-    """Neither an idempotency key nor an action is left behind, and the key stays free for who may use it."""
+    """A refused request stores no idempotency key and no action, so the key can still be used."""
     event = parked(store)
     headers = {"Authorization": "Bearer nobodys-key-of-nothing", "Idempotency-Key": "k1"}
     refused = api.send("POST", f"/v1/events/{event}/retry", key=None, headers=headers, json={})
@@ -76,43 +76,43 @@ def test_an_unknown_key_is_refused_before_anything_is_stored(api: Api, store: St
 
 @pytest.mark.parametrize("path", ACTING)
 def test_a_read_only_key_changes_nothing(api: Api, path: str) -> None:
-    """It gets 403, whatever the rest of the request is."""
+    """Every acting endpoint answers 403, whatever the rest of the request is."""
     assert problem(api.post(path, {}, key=BOARD)) == (403, "api-key-read-only")
 
 
 def test_a_read_only_key_reads(api: Api) -> None:
-    """Its GETs are answered."""
+    """A GET with a read-only key is answered."""
     assert api.get("/v1/events", key=BOARD).json == {"data": [], "next": None}
 
 
 @pytest.mark.parametrize("path", ["/v1/", "/v1/events", "/v1/openapi.json", "/v1/nothing/here"])
 def test_without_any_key_the_api_is_off(store: Store, path: str) -> None:
-    """Every path says so, and how to turn it on."""
+    """Every path answers 404 and says how to enable the API."""
     refused = Api(store, keys=()).get(path)
     assert problem(refused) == (404, "api-off")
     assert "FIRSTSEEN_API_KEYS" in refused.json["detail"]
 
 
-def test_an_event_is_listed_and_told(api: Api, store: Store) -> None:
-    """The list has its row, and its own page the whole chain."""
+def test_an_event_is_listed_and_shown(api: Api, store: Store) -> None:
+    """The list has the event's row, and its own page the whole timeline."""
     event = parked(store)
     deliver(store)
     deliver(store, body=b'{"other": 1}')
     (listed,) = api.get("/v1/events").json["data"]
-    told = api.get(f"/v1/events/{event}").json
+    answer = api.get(f"/v1/events/{event}").json
     assert (listed["id"], listed["state"], listed["duplicates"], listed["conflicts"]) == (
         str(event), "parked", 2, 1,
     )  # fmt: skip
-    assert listed.items() <= told["event"].items()
-    assert told["duplicates"]["count"] == 2
-    assert [one["outcome"] for one in told["attempts"]] == ["park"]
-    assert told["calls"] == []
-    assert told["next"] == "Nothing until a person retries, reruns or discards it. Somebody must look."
+    assert listed.items() <= answer["event"].items()
+    assert answer["duplicates"]["count"] == 2
+    assert [attempt["outcome"] for attempt in answer["attempts"]] == ["park"]
+    assert answer["calls"] == []
+    assert answer["next"] == "Nothing until a person retries, reruns or discards it. Somebody must look."
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
 def test_pages_are_complete_and_disjoint(api: Api, store: Store, limit: int) -> None:
-    """Following `next` to its end gives every event once, newest first, whatever arrives meanwhile."""
+    """Following `next` returns every event once, newest first, while others arrive."""
     expected = sorted(map(str, deliver_all(store, 23)), reverse=True)
     found, cursor = [], None
     while True:
@@ -127,7 +127,7 @@ def test_pages_are_complete_and_disjoint(api: Api, store: Store, limit: int) -> 
 
 
 def test_every_filter_narrows_the_list(api: Api, store: Store) -> None:
-    """Each part alone, and all of them together."""
+    """Each filter works alone, and all of them together."""
     event = parked(store, "evt_a")
     deliver(store, "evt_b", type="invoice.voided")
     deliver(store, "evt_c", source="github")
@@ -135,7 +135,7 @@ def test_every_filter_narrows_the_list(api: Api, store: Store) -> None:
     before, after = ((now + timedelta(hours=h)).isoformat().replace("+00:00", "Z") for h in (-1, 1))
 
     def ids(**query: str) -> set[str]:
-        return {one["event_id"] for one in api.get("/v1/events", **query).json["data"]}
+        return {item["event_id"] for item in api.get("/v1/events", **query).json["data"]}
 
     assert ids(source="github") == {"evt_c"}
     assert ids(type="invoice.voided") == {"evt_b"}
@@ -167,7 +167,7 @@ def test_every_filter_narrows_the_list(api: Api, store: Store) -> None:
     ],
 )
 def test_a_wrong_query_is_refused_with_a_sentence(api: Api, query: str, sentence: str) -> None:
-    """It names the parameter and what is allowed; nothing is silently ignored."""
+    """The sentence names the parameter and what is allowed; nothing is ignored."""
     refused = api.get(f"/v1/events?{query}")
     assert problem(refused) == (422, "invalid-request")
     assert sentence in refused.json["detail"]
@@ -176,19 +176,19 @@ def test_a_wrong_query_is_refused_with_a_sentence(api: Api, query: str, sentence
 @pytest.mark.parametrize("text", ["\x00", "a\x00b", "é" * 300, "%", "'; --"])
 @pytest.mark.parametrize("name", ["source", "type", "event_id"])
 def test_a_filter_may_be_any_text(api: Api, name: str, text: str) -> None:
-    """What no column can hold finds nothing; it breaks nothing."""
+    """Texts that no column can hold match nothing and cause no error."""
     assert api.get("/v1/events", **{name: text}).json == {"data": [], "next": None}
 
 
 @pytest.mark.parametrize("text", ["\x00", "é" * 300])
 def test_a_source_without_rejections_may_be_any_text(api: Api, text: str) -> None:
-    """What no column can hold finds nothing; it breaks nothing."""
+    """Texts that no column can hold match nothing and cause no error."""
     assert api.get("/v1/rejections", source=text).json == {"data": [], "latest": [], "next": None}
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:60-23:59"])
 def test_times_far_away_are_no_error(api: Api, store: Store, time: str) -> None:
-    """Every valid time is a bound, though most lie beyond any event."""
+    """Every valid time is accepted as a bound."""
     deliver(store)
     found = (
         len(api.get("/v1/events", since=time).json["data"]),
@@ -198,25 +198,25 @@ def test_times_far_away_are_no_error(api: Api, store: Store, time: str) -> None:
 
 
 def test_conflicting_bodies_are_shown_as_they_are(api: Api, store: Store) -> None:
-    """Text as text, other bytes in base64, newest first."""
+    """UTF-8 bodies are shown as text, others in base64, newest first."""
     event = deliver(store).event
     deliver(store, body='{"é": 1}'.encode(), content_type="application/json")
     deliver(store, body=b"\xff\x00")
     data = api.get(f"/v1/events/{event}/conflicts").json["data"]
-    assert [(one["encoding"], one["body"], one["size"]) for one in data] == [
+    assert [(item["encoding"], item["body"], item["size"]) for item in data] == [
         ("base64", "/wA=", 2), ("utf-8", '{"é": 1}', 9),
     ]  # fmt: skip
     assert data[1]["content_type"] == "application/json"
 
 
-def test_rejections_and_stats_are_told(api: Api, store: Store) -> None:
-    """What was refused is counted by source, and so are the events."""
+def test_rejections_and_stats_are_reported(api: Api, store: Store) -> None:
+    """Rejections and events are counted by source."""
     deliver(store)
     record_rejections(store, [Rejected("stripe", "no_match", "203.0.113.9"), Rejected("github", "too_old")])
-    told = api.get("/v1/rejections", source="stripe").json
-    assert [(one["reason"], one["count"]) for one in told["data"]] == [("no_match", 1)]
-    assert [(one["reason"], one["address"]) for one in told["latest"]] == [("no_match", "203.0.113.9")]
-    figures = {one["source"]: one for one in api.get("/v1/stats").json["data"]}
+    answer = api.get("/v1/rejections", source="stripe").json
+    assert [(item["reason"], item["count"]) for item in answer["data"]] == [("no_match", 1)]
+    assert [(item["reason"], item["address"]) for item in answer["latest"]] == [("no_match", "203.0.113.9")]
+    figures = {item["source"]: item for item in api.get("/v1/stats").json["data"]}
     assert figures["stripe"]["states"]["received"] == 1
     assert figures["github"]["rejections"] == {"too_old": 1}
 
@@ -240,8 +240,8 @@ def test_rejections_and_stats_are_told(api: Api, store: Store) -> None:
         ("OPTIONS", "/v1/events", 405, "method-not-allowed"),
     ],
 )
-def test_what_is_not_there_is_a_problem(api: Api, method: str, path: str, status: int, kind: str) -> None:
-    """Each has its own stable type and a sentence about what to do."""
+def test_an_unknown_resource_is_a_problem(api: Api, method: str, path: str, status: int, kind: str) -> None:
+    """Each problem has a stable type and a sentence about the next step."""
     refused = api.send(method, path)
     assert problem(refused) == (status, kind)
     assert refused.json["detail"].rstrip(".") != refused.json["title"]
@@ -270,7 +270,7 @@ def test_what_is_not_there_is_a_problem(api: Api, method: str, path: str, status
 def test_a_wrong_body_is_refused(
     api: Api, store: Store, body: bytes, content_type: str | None, expected: tuple[int, str]
 ) -> None:
-    """It is told apart by status and type, and the event stays as it was."""
+    """Each kind of wrong body has its own status and type, and the event does not change."""
     event = parked(store)
     refused = api.send("POST", f"/v1/events/{event}/rerun", data=body, content_type=content_type)
     assert problem(refused) == expected
@@ -278,7 +278,7 @@ def test_a_wrong_body_is_refused(
 
 
 def test_a_retry_runs_the_event_again_and_nudges(api: Api, store: Store) -> None:
-    """It answers with the event as it stands, in the same generation, and the audit names the key."""
+    """The response shows the event in the same generation, and the audit names the key."""
     event = parked(store)
     answer = api.post(f"/v1/events/{event}/retry", key=DEV)
     assert (answer.status_code, answer.json["state"], answer.json["generation"]) == (200, "waiting", 0)
@@ -288,7 +288,7 @@ def test_a_retry_runs_the_event_again_and_nudges(api: Api, store: Store) -> None
 
 
 def test_a_rerun_needs_the_generation_that_the_caller_saw(api: Api, store: Store) -> None:
-    """A second rerun from the same view is refused: two people who click do not run it twice."""
+    """A second rerun from the same view is refused."""
     event = parked(store)
     first = api.post(f"/v1/events/{event}/rerun", {"generation": 0})
     change(store, event, state="parked")
@@ -301,14 +301,14 @@ def test_a_rerun_needs_the_generation_that_the_caller_saw(api: Api, store: Store
 
 @pytest.mark.parametrize("what", ["retry", "discard"])
 def test_the_generation_may_guard_the_others_too(api: Api, store: Store, what: str) -> None:
-    """Where the caller gives it, it counts."""
+    """A generation in the request is compared for retry and discard too."""
     event = parked(store)
     assert problem(api.post(f"/v1/events/{event}/{what}", {"generation": 3})) == (409, "not-allowed")
     assert api.post(f"/v1/events/{event}/{what}", {"generation": 0}).status_code == 200
 
 
-def test_a_discard_ends_the_event_and_nudges_nobody(api: Api, store: Store) -> None:
-    """It is dead, by whom is written, and there is nothing to wake a worker for."""
+def test_a_discard_ends_the_event_without_a_nudge(api: Api, store: Store) -> None:
+    """The event is dead, its reason names the key, and no worker is nudged."""
     event = parked(store)
     answer = api.post(f"/v1/events/{event}/discard", {})
     assert (answer.json["state"], answer.json["discarded"]) == ("dead", True)
@@ -316,8 +316,8 @@ def test_a_discard_ends_the_event_and_nudges_nobody(api: Api, store: Store) -> N
     assert api.nudged == []
 
 
-def test_what_the_state_forbids_is_refused_with_the_reason(api: Api, store: Store) -> None:
-    """A done event is not retried; the sentence says what to do instead."""
+def test_an_action_that_the_state_forbids_is_refused(api: Api, store: Store) -> None:
+    """The refusal to retry a done event says what to do instead."""
     event = deliver(store).event
     end(store, event)
     refused = api.post(f"/v1/events/{event}/retry", {})
@@ -327,7 +327,7 @@ def test_what_the_state_forbids_is_refused_with_the_reason(api: Api, store: Stor
 
 
 def test_a_conflicting_body_is_promoted_once(api: Api, store: Store) -> None:
-    """It becomes an event of its own, due and nudged; asked again, it is the same event."""
+    """The first request makes a due event and nudges it; the second returns the same event."""
     event = deliver(store).event
     deliver(store, body=b'{"other": 1}')
     digest = hashlib.sha256(b'{"other": 1}').hexdigest()
@@ -344,7 +344,7 @@ def test_a_conflicting_body_is_promoted_once(api: Api, store: Store) -> None:
 
 @pytest.fixture
 def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Give a ledger whose database nobody migrated: every question to it fails."""
+    """Give a ledger without a schema: every query to it fails."""
     store = Store(f"sqlite:///{tmp_path_factory.mktemp('dead')}/none.db")
     yield store
     store.close()
@@ -352,7 +352,7 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.mark.parametrize("path", READING + ACTING)
 def test_a_dead_ledger_is_503(dead: Store, path: str) -> None:
-    """Every endpoint that needs it asks for another try."""
+    """Every endpoint that needs the ledger answers 503 with Retry-After."""
     bodies = {"replays": {"what": "retry", "filter": {}}, "resolve": {"how": "give-up"}}
     body = bodies.get(path.rpartition("/")[2], {"generation": 0})
     api = Api(dead)
@@ -366,7 +366,7 @@ def test_a_dead_ledger_is_503(dead: Store, path: str) -> None:
 
 
 def test_the_document_and_its_page_need_no_key_and_no_other_host(api: Api) -> None:
-    """Both are the same for everybody; the page loads nothing and names every endpoint."""
+    """Both are public; the page loads nothing and names every endpoint."""
     described = api.get("/v1/openapi.json", key=None)
     page = api.get("/v1/docs", key=None)
     assert described.json["openapi"] == "3.1.0"

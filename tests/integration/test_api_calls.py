@@ -1,4 +1,4 @@
-"""`/v1/calls`: what it tells of outbound calls, and what a person may say of them."""
+"""`/v1/calls`: lists, timelines and resolutions of outbound calls."""
 
 from typing import Any
 from uuid import UUID
@@ -14,20 +14,20 @@ from tests.services.api import Api, problem
 
 @pytest.fixture
 def parked(store: Store) -> tuple[UUID, UUID]:
-    """Give an event that is parked for a call which may go out anew."""
+    """Give an event parked for a call that may be resent as new."""
     found = with_parked_call(store)
     later(store, minutes=2)
     return found
 
 
-def test_calls_are_listed_and_told(api: Api, parked: tuple[UUID, UUID]) -> None:
-    """The list has its row, its own page all about it, in the documented shapes."""
+def test_calls_are_listed_and_shown(api: Api, parked: tuple[UUID, UUID]) -> None:
+    """The list has the call's row, its own page the whole timeline, both as documented."""
     event, call = parked
-    listed, told = api.get("/v1/calls", state="parked").json, api.get(f"/v1/calls/{call}").json
+    listed, answer = api.get("/v1/calls", state="parked").json, api.get(f"/v1/calls/{call}").json
     assert CallsView.model_validate(listed).data[0].event == event
-    assert CallStory.model_validate(told).sends[0].open
-    assert listed["data"] == [told["call"]]
-    assert told["request"]["body"] == '{"to":"Ann"}'
+    assert CallStory.model_validate(answer).sends[0].open
+    assert listed["data"] == [answer["call"]]
+    assert answer["request"]["body"] == '{"to":"Ann"}'
     assert api.get("/v1/calls", state="succeeded").json == {"data": [], "next": None}
 
 
@@ -43,35 +43,35 @@ def test_calls_are_listed_and_told(api: Api, parked: tuple[UUID, UUID]) -> None:
     ],
 )
 def test_a_wrong_query_is_refused_with_a_sentence(api: Api, query: str, sentence: str) -> None:
-    """It names the parameter and what is allowed."""
+    """The sentence names the parameter and what is allowed."""
     refused = api.get(f"/v1/calls?{query}")
     assert problem(refused) == (422, "invalid-request")
     assert sentence in refused.json["detail"]
 
 
-def test_what_happened_is_said_with_its_answer(api: Api, store: Store, parked: tuple[UUID, UUID]) -> None:
-    """The call has the given response, its event is due and nudged, and the audit names the key."""
+def test_happened_is_resolved_with_a_response(api: Api, store: Store, parked: tuple[UUID, UUID]) -> None:
+    """The call gets the given response, its event is nudged, and the audit names the key."""
     event, call = parked
     given = {"status": 201, "content_type": "application/json", "body": '{"id": "é"}'}
-    told = api.post(f"/v1/calls/{call}/resolve", {"how": "happened", "response": given})
-    assert told.status_code == 200
-    answer = told.json["answer"]
-    assert (told.json["call"]["state"], told.json["call"]["status"]) == ("succeeded", 201)
+    response = api.post(f"/v1/calls/{call}/resolve", {"how": "happened", "response": given})
+    assert response.status_code == 200
+    answer = response.json["answer"]
+    assert (response.json["call"]["state"], response.json["call"]["status"]) == ("succeeded", 201)
     assert (answer["body"], answer["content_type"]) == (given["body"], "application/json")
-    assert (told.json["event"]["state"], api.nudged) == ("waiting", [event])
-    (action,) = told.json["actions"]
+    assert (response.json["event"]["state"], api.nudged) == ("waiting", [event])
+    (action,) = response.json["actions"]
     assert (action["what"], action["who"]) == ("happened", "api:ops")
     assert state(store, event) == "waiting"
 
 
 @pytest.mark.parametrize("how", ["resend-as-new", "use-stored", "give-up"])
 def test_each_resolution_is_taken(api: Api, store: Store, parked: tuple[UUID, UUID], how: str) -> None:
-    """A call given up ends its event and nudges nobody; the others let it go on."""
+    """Giving up ends the event without a nudge; every other resolution lets it continue."""
     event, call = parked
     change_call(store, call, changed_to="e" * 64)
-    told = api.post(f"/v1/calls/{call}/resolve", {"how": how})
+    answer = api.post(f"/v1/calls/{call}/resolve", {"how": how})
     ended = how == "give-up"
-    assert (told.status_code, told.json["event"]["state"]) == (200, "dead" if ended else "waiting")
+    assert (answer.status_code, answer.json["event"]["state"]) == (200, "dead" if ended else "waiting")
     assert api.nudged == ([] if ended else [event])
 
 
@@ -92,16 +92,16 @@ def test_each_resolution_is_taken(api: Api, store: Store, parked: tuple[UUID, UU
 def test_a_wrong_resolution_is_refused(
     api: Api, store: Store, parked: tuple[UUID, UUID], body: dict[str, Any]
 ) -> None:
-    """It is told with a sentence, and the call stays parked."""
+    """The call stays parked."""
     _, call = parked
     assert problem(api.post(f"/v1/calls/{call}/resolve", body)) == (422, "invalid-request")
     assert call_row(store, call).state == "parked"
 
 
-def test_what_the_states_forbid_is_refused_with_the_reason(
+def test_a_resolution_that_the_states_forbid_is_refused(
     api: Api, store: Store, parked: tuple[UUID, UUID]
 ) -> None:
-    """A call that is resolved, and one whose event moved on, are 409."""
+    """A resolved call, and a call whose event is not parked, are 409."""
     event, call = parked
     change(store, event, state="waiting")
     moved = api.post(f"/v1/calls/{call}/resolve", {"how": "happened"})
@@ -116,7 +116,7 @@ def test_what_the_states_forbid_is_refused_with_the_reason(
 
 
 def test_a_resend_as_new_that_comes_too_early_is_refused(api: Api, store: Store) -> None:
-    """The sentence says from when on it may be."""
+    """The sentence says when the call may be resent."""
     _, call = with_parked_call(store)
     refused = api.post(f"/v1/calls/{call}/resolve", {"how": "resend-as-new"})
     assert problem(refused) == (409, "not-allowed")

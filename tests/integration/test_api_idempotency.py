@@ -31,14 +31,14 @@ MUTATIONS: dict[str, Any] = {
 
 @pytest.fixture
 def event(store: Store) -> UUID:
-    """Record an event with a conflicting body, and park it for a call."""
+    """Record an event with a conflicting body, parked for a call."""
     event, _ = with_parked_call(store)
     deliver(store, body=OTHER)
     return event
 
 
 def done(store: Store) -> int:
-    """Return how many actions and bulk runs there have been."""
+    """Count the actions and bulk operations."""
     with store.read() as connection:
         counted = [
             connection.execute(select(func.count()).select_from(t)).scalar_one() for t in (ACTION, REPLAY)
@@ -47,13 +47,13 @@ def done(store: Store) -> int:
 
 
 def keys(store: Store) -> int:
-    """Return how many idempotency keys are remembered."""
+    """Count the stored idempotency keys."""
     with store.read() as connection:
         return connection.execute(select(func.count()).select_from(KEY)).scalar_one()
 
 
 def address(store: Store, path: str, event: UUID) -> str:
-    """Return the path to the event, or to the call that it is parked for."""
+    """Return the path with the ids of the event and of the call that it is parked for."""
     return path.format(event=event, call=row(store, event).parked_call)
 
 
@@ -64,10 +64,8 @@ def each_mutation(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @each_mutation
-def test_sent_again_it_is_answered_from_memory(
-    api: Api, store: Store, event: UUID, path: str, body: Any
-) -> None:
-    """The same status and bytes, marked as a replay, and nothing is done a second time."""
+def test_a_repeated_request_is_replayed(api: Api, store: Store, event: UUID, path: str, body: Any) -> None:
+    """The second response has the same status and bytes and is marked as a replay; nothing is done twice."""
     url = address(store, path, event)
     first, again = (api.post(url, body, once="k1") for _ in range(2))
     assert first.status_code in (200, 201, 202)
@@ -81,8 +79,8 @@ def test_sent_again_it_is_answered_from_memory(
 
 
 @each_mutation
-def test_many_at_once_are_one(api: Api, store: Store, event: UUID, path: str, body: Any) -> None:
-    """Concurrent copies get the one answer, or 409 while it is being made; there is one effect."""
+def test_concurrent_copies_have_one_effect(api: Api, store: Store, event: UUID, path: str, body: Any) -> None:
+    """Concurrent copies get one response, or 409 while it is being made, and have one effect."""
     url = address(store, path, event)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: api.post(url, body, once="k1"), range(8)))
@@ -98,7 +96,7 @@ def test_many_at_once_are_one(api: Api, store: Store, event: UUID, path: str, bo
 def test_another_request_under_the_key_is_a_mismatch(
     api: Api, store: Store, event: UUID, path: str, body: Any
 ) -> None:
-    """Another body or query gets 422; the first answer is still there."""
+    """Another body or query gets 422, and the stored response stays."""
     url = address(store, path, event)
     first = api.post(url, body, once="k1")
     unlike = {"replays": "dry_run", "resolve": "response"}.get(path.rpartition("/")[2], "generation")
@@ -113,7 +111,7 @@ def test_another_request_under_the_key_is_a_mismatch(
 def test_without_a_key_each_request_is_its_own(
     api: Api, store: Store, event: UUID, path: str, body: Any
 ) -> None:
-    """Nothing is remembered, and the ledger's own guards decide about the second."""
+    """Nothing is stored; the ledger's own guards decide about the second request."""
     url = address(store, path, event)
     first, again = (api.post(url, body) for _ in range(2))
     assert "Idempotent-Replayed" not in again.headers
@@ -122,7 +120,7 @@ def test_without_a_key_each_request_is_its_own(
 
 
 def test_keys_belong_to_an_api_key_and_an_endpoint(api: Api, store: Store) -> None:
-    """The same key of another API key, or at another endpoint, is another key."""
+    """The same key under another API key, or at another endpoint, is a different key."""
     one, two = (deliver(store, name).event for name in ("evt_1", "evt_2"))
     for event in (one, two):
         end(store, event, Move.PARK)
@@ -135,7 +133,7 @@ def test_keys_belong_to_an_api_key_and_an_endpoint(api: Api, store: Store) -> No
 
 
 def test_a_refusal_that_would_not_change_is_remembered(api: Api, store: Store) -> None:
-    """A 409 of the event's state is stored: the key names this one try."""
+    """A 409 caused by the event's state is stored and replayed."""
     event = deliver(store).event
     end(store, event)
     first, again = (api.post(f"/v1/events/{event}/retry", {}, once="k1") for _ in range(2))
@@ -144,7 +142,7 @@ def test_a_refusal_that_would_not_change_is_remembered(api: Api, store: Store) -
 
 
 def test_a_404_is_not_remembered(api: Api, store: Store) -> None:
-    """What is not there yet may be there later."""
+    """What does not exist yet may exist later, so a 404 is not stored."""
     event = deliver(store).event
     end(store, event, Move.PARK)
     nobody = str(event)[:-1] + ("0" if str(event)[-1] != "0" else "1")
@@ -154,7 +152,7 @@ def test_a_404_is_not_remembered(api: Api, store: Store) -> None:
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "kéy", '"open', '""', "a\tb"])
 def test_a_bad_key_is_400_naming_the_limit(api: Api, store: Store, event: UUID, key: str) -> None:
-    """It is told before anything runs or is stored."""
+    """It is refused before anything runs or is stored."""
     refused = api.post(f"/v1/events/{event}/retry", {}, once=key)
     assert problem(refused) == (400, "idempotency_key_invalid")
     assert "1 to 255 printable ASCII characters" in refused.json["detail"]
@@ -162,14 +160,14 @@ def test_a_bad_key_is_400_naming_the_limit(api: Api, store: Store, event: UUID, 
 
 
 def test_the_quoted_form_is_the_same_key(api: Api, store: Store, event: UUID) -> None:
-    """The IETF draft writes keys as structured field strings."""
+    """A key quoted as in the IETF draft (a structured field string) equals the bare one."""
     api.post(f"/v1/events/{event}/retry", {}, once="k1")
     assert api.post(f"/v1/events/{event}/retry", {}, once='"k1"').headers["Idempotent-Replayed"] == "true"
     assert done(store) == 1
 
 
 def test_a_view_that_breaks_leaves_nothing_and_frees_its_key(api: Api, store: Store, event: UUID) -> None:
-    """The action, the answer and the key go together: here the audit's table is away for a while."""
+    """Action, response and key are one transaction: here the audit's table is missing for a while."""
     url = f"/v1/events/{event}/retry"
     with store.write() as connection:
         connection.execute(text("ALTER TABLE action RENAME TO action_away"))

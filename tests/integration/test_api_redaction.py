@@ -1,4 +1,4 @@
-"""What a source leaves out is in no answer of `/v1`; what is stored stays exact."""
+"""Redacted values are in no response of `/v1`; the stored payload stays exact."""
 
 from dataclasses import replace
 from urllib.parse import quote
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.parametrize(**ONLY_SQLITE)
 
 
 def api(store: Store, *paths: str) -> Api:
-    """Return the API of one Stripe source that leaves these places out."""
+    """Return the API of one Stripe source that redacts these JSON paths."""
     source = load_sources(SOURCES, load_providers(), {})["stripe"]
     return Api(store, sources={"stripe": replace(source, redact=tuple(map(parse_json_path, paths)))})
 
 
-def test_no_answer_has_it(store: Store, stage: Stage) -> None:
-    """Stories, lists, conflicting bodies, calls; and what an action answers with."""
+def test_no_response_has_a_redacted_value(store: Store, stage: Stage) -> None:
+    """Redaction covers timelines, lists, conflicting bodies and calls."""
     quoted = deliver(store, "evt_quoted")
     end(store, quoted, Move.GIVE_UP, reason=f"No customer {EMAIL}.", error=f"KeyError: {EMAIL}")
     shown, hidden = api(store), api(store, "$.data.object.email")
@@ -37,26 +37,26 @@ def test_no_answer_has_it(store: Store, stage: Stage) -> None:
         f"/v1/calls/{stage.call}",
     ]
     for path in paths:
-        assert EMAIL in shown.get(path).text, f"{path} never shows it, so this proves nothing"
+        assert EMAIL in shown.get(path).text, f"{path} lacks the value, so this proves nothing"
         assert EMAIL not in hidden.get(path).text, path
         assert "[redacted]" in hidden.get(path).text, path
     assert original(store, quoted).body == body_of("evt_quoted")
 
 
-def test_no_list_of_calls_has_it(store: Store, stage: Stage) -> None:
-    """A URL quotes what the handler put there, escaped."""
+def test_no_list_of_calls_has_a_redacted_value(store: Store, stage: Stage) -> None:
+    """Redaction covers the escaped value in a call's URL, too."""
     with store.write() as connection:
         mine = update(CALL).where(CALL.c.id == stage.call)
         connection.execute(mine.values(url=f"http://127.0.0.1/{quote(EMAIL)}", step=f"mail {EMAIL}"))
     shown, hidden = api(store), api(store, "$.data.object.email")
     for path in ("/v1/calls", f"/v1/calls/{stage.call}", f"/v1/events/{stage.done}"):
-        assert quote(EMAIL) in shown.get(path).text, f"{path} never shows it, so this proves nothing"
-        told = hidden.get(path).text
-        assert (quote(EMAIL) in told, EMAIL in told, "[redacted]" in told) == (False, False, True), path
+        assert quote(EMAIL) in shown.get(path).text, f"{path} lacks the value, so this proves nothing"
+        answer = hidden.get(path).text
+        assert (quote(EMAIL) in answer, EMAIL in answer, "[redacted]" in answer) == (False, False, True), path
 
 
-def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage: Stage) -> None:
-    """Nobody knows the values any more: what may quote them is not shown, and the rest is."""
+def test_redaction_outlives_the_payload(store: Store, stage: Stage) -> None:
+    """Without the payload the values are unknown, so every text that may quote them is redacted whole."""
     quoted = deliver(store, "evt_quoted")
     end(store, quoted, Move.GIVE_UP, reason=f"No customer {EMAIL}.")
     change(store, quoted, body=None, headers=None)
@@ -65,15 +65,15 @@ def test_what_was_hidden_stays_so_when_the_payload_is_erased(store: Store, stage
         connection.execute(update(CALL).where(CALL.c.id == stage.call).values(step=f"mail {EMAIL}"))
     shown, hidden = api(store), api(store, "$.data.object.email")
     for path in ("/v1/events", f"/v1/events/{quoted}", f"/v1/calls/{stage.call}", "/v1/calls"):
-        assert EMAIL in shown.get(path).text, f"{path} never shows it, so this proves nothing"
+        assert EMAIL in shown.get(path).text, f"{path} lacks the value, so this proves nothing"
         assert EMAIL not in hidden.get(path).text, path
-    told = hidden.get(f"/v1/events/{quoted}").json
-    assert told["event"]["state"] == "dead"
-    assert told["next"].startswith("Nothing by itself. [redacted]")
+    answer = hidden.get(f"/v1/events/{quoted}").json
+    assert answer["event"]["state"] == "dead"
+    assert answer["next"].startswith("Nothing by itself. [redacted]")
 
 
-def test_the_rest_is_shown(store: Store, stage: Stage) -> None:
-    """A conflicting body is JSON still, with everything else in it."""
+def test_other_values_are_shown(store: Store, stage: Stage) -> None:
+    """A redacted conflicting body is still JSON with all other values."""
     (one,) = api(store, "$.data.object.email").get(f"/v1/events/{stage.done}/conflicts").json["data"]
     assert '"amount_paid": 4300' in one["body"]
-    assert one["size"] == len(body_of("evt_1Qx7done", amount_paid=4300)), "its size is that of what came"
+    assert one["size"] == len(body_of("evt_1Qx7done", amount_paid=4300)), "the size is the delivered body's"

@@ -1,4 +1,4 @@
-"""Schemathesis holds `/v1` against its own document: all checks, with a key, on real databases."""
+"""Schemathesis compares `/v1` with its OpenAPI document: all checks, with a key, on real databases."""
 
 import hashlib
 import re
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from flask import Flask
 
 EXAMPLES = 20
-"""Generated requests of each operation, beside those that cover the bounds of each parameter."""
+"""Generated requests per operation, in addition to those for each parameter's bounds."""
 
 OTHER = b'{"other": 1}'
 OTHER_HASH = hashlib.sha256(OTHER).hexdigest()
 HEADERS = {"Authorization": f"Bearer {OPS.secret}"}
 
 
-class Door:
-    """The application under test: the document is needed when tests are collected, a ledger when they run."""
+class AppUnderTest:
+    """The application under test: set when a test runs, while the document is read at collection."""
 
     def __init__(self) -> None:
         self.app: Flask
@@ -49,15 +49,15 @@ class Door:
         return self.app(environ, start_response)
 
 
-DOOR = Door()
+APP = AppUnderTest()
 SOURCES = load_sources(SHIPPED, load_providers(), {})
 NOWHERE = Store("postgresql+psycopg://127.0.0.1:1/none")
 schema = schemathesis.openapi.from_dict(document(list_operations(Service(NOWHERE, {}))))
-schema.app = DOOR
+schema.app = APP
 
 
 class World:
-    """A ledger with something in it, so that valid requests find what they name."""
+    """A ledger with events, calls and a bulk operation, so that valid requests find what they name."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -68,13 +68,13 @@ class World:
         self._replay = plan_bulk(store, Move.RETRY, EventFilter(), "nobody").id
 
     def prepare(self, case: schemathesis.Case) -> None:
-        """Put the names of what exists into a request whose path is valid."""
+        """Put existing ids into a request whose path is valid."""
         owner, call = next(self._calls)
         known = {
             "event": next(self._events), "replay": self._replay, "body_hash": OTHER_HASH, "call": call,
         }  # fmt: skip
         with self._store.write() as connection:
-            # A key that two generated requests share would be a mismatch: 422 to a valid request.
+            # Two generated requests under one key would be a mismatch: a 422 to a valid request.
             connection.execute(delete(KEY))
             mine = EVENT.c.id.in_((known["event"], owner))
             connection.execute(update(EVENT).where(mine).values(state="parked", generation=0))
@@ -86,7 +86,7 @@ class World:
 
 
 def credentials(case: schemathesis.Case) -> dict[str, str]:
-    """Return the API key, unless it is the lack of one that makes the request wrong."""
+    """Return the API key, except for a request whose defect is the missing key."""
     once = (case.headers or {}).get("Idempotency-Key")
     wrong_key = once is not None and not re.fullmatch(KEY_FORM, once)
     return HEADERS if wrong_key or not case.meta.is_negative_at(ParameterLocation.HEADER) else {}
@@ -94,14 +94,14 @@ def credentials(case: schemathesis.Case) -> dict[str, str]:
 
 @pytest.fixture
 def world(store: Store) -> World:
-    """Fill the ledger, and open the door to an API on it."""
-    DOOR.app = Api(store, sources=SOURCES).app
+    """Fill the ledger, and set the application under test."""
+    APP.app = Api(store, sources=SOURCES).app
     return World(store)
 
 
 @schema.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_documented(case: schemathesis.Case, world: World) -> None:
-    """Whatever is sent, the status, headers and body are documented ones, and wrong requests are refused."""
+    """Every status, header and body is documented, and wrong requests are refused."""
     world.prepare(case)
     case.call_and_validate(headers=credentials(case))

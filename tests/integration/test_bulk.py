@@ -1,4 +1,4 @@
-"""Bulk runs: listed first, each step done at most once, whoever runs them and however often."""
+"""Bulk operations: planned first, each step done at most once, by any number of processes."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ while step_bulk(store, UUID(sys.argv[2]), batch=int(sys.argv[3])).left:
 
 
 def finish(store: Store, replay: UUID, batch: int = 100) -> tuple[int, int]:
-    """Run a bulk run to its end; return what this caller did and skipped."""
+    """Step a bulk operation to its end; return how many events this caller changed and skipped."""
     done = skipped = 0
     left = True
     while left:
@@ -49,7 +49,7 @@ def finish(store: Store, replay: UUID, batch: int = 100) -> tuple[int, int]:
 
 
 def all_done(store: Store, number: int) -> list[UUID]:
-    """Record this many events and end them."""
+    """Record this many events and make them done."""
     events = deliver_all(store, number)
     with store.write() as connection:
         ended = {"state": State.DONE, "finished_at": store.now()}
@@ -58,21 +58,21 @@ def all_done(store: Store, number: int) -> list[UUID]:
 
 
 def reruns(store: Store) -> list[tuple[UUID, int]]:
-    """Return how many audit rows each event has."""
+    """Return the number of audit rows of each event."""
     with store.read() as connection:
         counted = select(ACTION.c.event, func.count()).group_by(ACTION.c.event)
-        return [(one, number) for one, number in connection.execute(counted)]
+        return [(item, number) for item, number in connection.execute(counted)]
 
 
 def start(store: Store, replay: UUID, batch: int) -> subprocess.Popen[bytes]:
-    """Run a bulk run in a process of its own."""
+    """Step a bulk operation in a process of its own."""
     url = store.url.render_as_string(hide_password=False)
     argv = [sys.executable, "-c", textwrap.dedent(WORK), url, str(replay), str(batch)]
     return subprocess.Popen(argv, env=clean_environment(PYTHONPATH=":".join(sys.path)))
 
 
 def test_a_bulk_run_acts_on_all_that_its_filter_finds(store: Store) -> None:
-    """Every matching event is done once, in batches, and nothing else is touched."""
+    """Every matching event is rerun once, in batches, and no other is changed."""
     events = all_done(store, 7)
     other = deliver(store, "evt_x", source="github").event
     replay = plan_bulk(store, Move.RERUN, EventFilter(source="stripe"), "ann")
@@ -83,7 +83,7 @@ def test_a_bulk_run_acts_on_all_that_its_filter_finds(store: Store) -> None:
 
 
 def test_the_list_holds_only_what_the_action_allows(store: Store) -> None:
-    """Counted and listed are those that can be acted on: no running event, none with an erased payload."""
+    """Only events that allow the action are counted and planned: none that is running or erased."""
     events = all_done(store, 4)
     change(store, events[0], body=None)
     change(store, events[1], state=State.RECEIVED)
@@ -93,7 +93,7 @@ def test_the_list_holds_only_what_the_action_allows(store: Store) -> None:
 
 
 def test_a_doubled_run_does_nothing_twice(store: Store) -> None:
-    """Two lists of the same events: the second finds every event moved on."""
+    """Of two operations on the same events, the second skips every one."""
     all_done(store, 5)
     first, second = (plan_bulk(store, Move.RERUN, EventFilter(), "ann") for _ in range(2))
     assert finish(store, first.id) == (5, 0)
@@ -103,7 +103,7 @@ def test_a_doubled_run_does_nothing_twice(store: Store) -> None:
 
 
 def test_a_step_whose_event_moved_on_is_skipped(store: Store) -> None:
-    """An event that someone reran since the list was written is left alone, and the run says so."""
+    """An event that was rerun or deleted since the plan is skipped and counted as such."""
     events = all_done(store, 3)
     replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     rerun(store, events[0], "bob", generation=0)
@@ -116,7 +116,7 @@ def test_a_step_whose_event_moved_on_is_skipped(store: Store) -> None:
 
 
 def test_a_retry_step_is_done_once_though_the_generation_stays(store: Store) -> None:
-    """An event that dies again after its step is not retried by the same run."""
+    """An event that dies again after its step is not retried by the same operation."""
     event = deliver(store).event
     end(store, event, Move.GIVE_UP)
     replay = plan_bulk(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
@@ -127,7 +127,7 @@ def test_a_retry_step_is_done_once_though_the_generation_stays(store: Store) -> 
 
 
 def test_concurrent_threads_do_each_event_once(store: Store) -> None:
-    """Four runners of one list share it."""
+    """Four threads share the steps of one operation."""
     all_done(store, 200)
     replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     with ThreadPoolExecutor(4) as pool:
@@ -138,7 +138,7 @@ def test_concurrent_threads_do_each_event_once(store: Store) -> None:
 
 
 def test_two_processes_do_each_event_once(store: Store) -> None:
-    """Two processes on one list, and both end by themselves."""
+    """Two processes share the steps of one operation, and both end."""
     all_done(store, 600)
     replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     runners = [start(store, replay.id, 5) for _ in range(2)]
@@ -149,7 +149,7 @@ def test_two_processes_do_each_event_once(store: Store) -> None:
 
 
 def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
-    """Kill -9 in the middle loses no step and repeats none."""
+    """Kill -9 loses no step and repeats none."""
     all_done(store, 3000)
     replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     runner = start(store, replay.id, 1)
@@ -166,7 +166,7 @@ def test_a_killed_run_resumes_and_nothing_is_done_twice(store: Store) -> None:
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_locked_event_is_left_for_later(store: Store) -> None:
-    """A run waits for nobody: an event in another transaction's hands stays open."""
+    """A step does not wait for an event that another transaction has locked."""
     events = all_done(store, 3)
     replay = plan_bulk(store, Move.RERUN, EventFilter(), "ann")
     with store.write() as connection:
@@ -177,21 +177,21 @@ def test_a_locked_event_is_left_for_later(store: Store) -> None:
 
 
 def test_discarding_many_says_by_whom(store: Store) -> None:
-    """A bulk discard reads like a single one."""
+    """A bulk discard sets the same reason as a single one."""
     events = deliver_all(store, 2)
     finish(store, plan_bulk(store, Move.DISCARD, EventFilter(), "ann").id)
     assert {row(store, event).reason for event in events} == {"Discarded by ann."}
 
 
 def test_a_run_of_nothing_is_over_at_once(store: Store) -> None:
-    """An empty list has no step, and the run is closed."""
+    """An operation without events is finished by its first step."""
     replay = plan_bulk(store, Move.RETRY, EventFilter(), "ann")
     assert (replay.total, finish(store, replay.id)) == (0, (0, 0))
     assert bulk_progress(store, replay.id).as_json()["finished_at"] is not None
 
 
 def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> None:
-    """What comes after the list was written is another run's business."""
+    """Events that match only after the plan are not part of the operation."""
     dead = deliver(store, "evt_1").event
     end(store, dead, Move.GIVE_UP)
     replay = plan_bulk(store, Move.RETRY, EventFilter(state=State.DEAD), "ann")
@@ -202,7 +202,7 @@ def test_an_event_that_dies_during_the_run_is_not_on_its_list(store: Store) -> N
 
 
 def test_only_peoples_actions_run_in_bulk(store: Store) -> None:
-    """A worker's move is refused, and so is an unknown run."""
+    """A worker's move and an unknown operation are refused."""
     with pytest.raises(NotAllowed, match="not claim"):
         plan_bulk(store, Move.CLAIM, EventFilter(), "ann")
     with pytest.raises(UnknownReplay):
@@ -210,18 +210,18 @@ def test_only_peoples_actions_run_in_bulk(store: Store) -> None:
 
 
 def test_progress_tells_what_was_asked_and_by_whom(store: Store) -> None:
-    """The filter, the name and the times stand with the counts."""
+    """The progress has the filter, the person's name and the times, besides the counts."""
     later(store, days=-3)
     discard(store, deliver(store).event, "bob")
     replay = plan_bulk(store, Move.RETRY, EventFilter(source="stripe", state=State.DEAD), "ann")
     found = bulk_progress(store, replay.id).as_json()
     assert found["filter"] == {"source": "stripe", "state": "dead"}
     assert (found["what"], found["who"], found["open"], found["finished_at"]) == ("retry", "ann", 1, None)
-    assert retry(store, row_of_only(store), "ann").was == State.DEAD
+    assert retry(store, only_event(store), "ann").was == State.DEAD
     assert finish(store, replay.id) == (1, 0), "a waiting event may be retried too"
 
 
-def row_of_only(store: Store) -> UUID:
+def only_event(store: Store) -> UUID:
     """Return the id of the only event."""
     with store.read() as connection:
         found: UUID = connection.execute(select(EVENT.c.id)).scalar_one()

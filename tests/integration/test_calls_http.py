@@ -1,10 +1,9 @@
-"""Calls on a real ledger against servers of plain sockets: what is marked, sent, and sent again."""
+"""Calls on a real ledger against socket servers: rows, bytes, and resends."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import pytest
 
 from receiver.ledger.calls.sends import SLACK
 from receiver.ledger.intake import Delivery, record
-from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue import claim
 from receiver.ledger.schema import migrate
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -29,12 +27,12 @@ from worker.calls.transport import ANSWER_MAX
 CREATED = reply("201 Created", b'{"id": "made"}')
 Prepare = Callable[..., Attempts]
 PER_SEND = (b"user-agent:", b"traceparent:", b"tracestate:")
-"""What may differ between two sends of one call."""
+"""Headers that may differ between two sends of one call."""
 
 
 @pytest.fixture
 def prepare(store: Store, tmp_path: Path) -> Iterator[Prepare]:
-    """Make an event and its attempts at one API: `prepare(url, client, who, **settings)`."""
+    """Make an event and its attempts against one API: `prepare(url, client, who, **settings)`."""
     made: list[Attempts] = []
 
     def make(url: str, client: Client = TELNESS, who: str = "one", **settings: str) -> Attempts:
@@ -53,13 +51,13 @@ def post(_event: Any, calls: Any) -> None:
 
 
 def significant(request: bytes) -> list[bytes]:
-    """Return what must be the same in every send: each line of the head, and the body."""
+    """Return the parts that must be equal in every send: the lines of the head, and the body."""
     head, _, body = request.partition(b"\r\n\r\n")
     return [line for line in head.split(b"\r\n") if not line.lower().startswith(PER_SEND)] + [body]
 
 
 def test_a_send_is_committed_before_its_first_byte(prepare: Prepare) -> None:
-    """When a server has the request, the send's row is there for everybody, open, its key noted."""
+    """When the server has the request, the open send and its key are already committed."""
     seen: list[dict[str, Any]] = []
 
     def look(connection: Any) -> None:
@@ -87,7 +85,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", BODIES)
 def test_a_resend_is_the_same_bytes(prepare: Prepare, kind: str) -> None:
-    """A send after a lost answer has the first one's bytes, head and body: key, boundary and all."""
+    """A resend has the bytes of the first send, in head and body, key and boundary included."""
 
     def handler(_event: Any, calls: Any) -> None:
         calls.api.post("/orders", params={"q": "a b"}, **BODIES[kind])
@@ -101,7 +99,7 @@ def test_a_resend_is_the_same_bytes(prepare: Prepare, kind: str) -> None:
 
 
 def test_a_lost_row_makes_the_same_key(prepare: Prepare) -> None:
-    """An event whose calls were lost with a restored database asks for the same under the same keys."""
+    """If the rows of an event's calls are lost, as after a restore, its calls get the same keys again."""
     with RawServer(hang_up, CREATED) as server:
         attempts = prepare(server.url)
         attempts.run(post)
@@ -112,7 +110,7 @@ def test_a_lost_row_makes_the_same_key(prepare: Prepare) -> None:
 
 
 def test_the_stored_bytes_go_out_and_not_the_handlers(prepare: Prepare) -> None:
-    """A person chose the stored bytes of a changed handler: these are sent, under the key that they had."""
+    """With use-stored a resend has the stored bytes and key, whatever the handler sends now."""
 
     def changed(_event: Any, calls: Any) -> None:
         calls.api.post("/orders", json={"name": "other"})
@@ -127,18 +125,20 @@ def test_the_stored_bytes_go_out_and_not_the_handlers(prepare: Prepare) -> None:
 
 
 def refused(_server: RawServer) -> str:
-    """Return an address where nobody listens."""
+    """Return the URL of a port without a listener."""
     return f"http://127.0.0.1:{free_port()}"
 
 
 def no_tls(server: RawServer) -> str:
-    """Return an address whose server speaks no TLS."""
+    """Return an https URL of a server without TLS."""
     return server.url.replace("http:", "https:")
 
 
 @pytest.mark.parametrize("address", [refused, no_tls])
-def test_what_was_never_sent_is_not_open(prepare: Prepare, address: Callable[[RawServer], str]) -> None:
-    """A connection that never stood leaves no open send, and the attempt does not count."""
+def test_a_failed_connection_leaves_no_open_send(
+    prepare: Prepare, address: Callable[[RawServer], str]
+) -> None:
+    """A failed connection leaves no open send, and the attempt is not counted."""
     with RawServer(reads=False) as server:
         attempts = prepare(address(server), CHRONAPILOT)
         assert attempts.run(post).move == Move.CALL_LATER
@@ -148,7 +148,7 @@ def test_what_was_never_sent_is_not_open(prepare: Prepare, address: Callable[[Ra
 
 
 def test_a_redirect_leaves_its_send_open(prepare: Prepare) -> None:
-    """Nobody knows what a redirected POST did: it is not followed, and not taken for an answer."""
+    """A redirect is not followed, and its send stays open: the POST may have had its effect."""
     with RawServer() as elsewhere, RawServer(reply("307 Moved", Location=elsewhere.url)) as server:
         attempts = prepare(server.url)
         assert attempts.run(post).move == Move.RETRY_LATER
@@ -159,7 +159,7 @@ def test_a_redirect_leaves_its_send_open(prepare: Prepare) -> None:
 def test_no_database_connection_is_held_while_it_waits(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """With a pool of 2 and 8 handlers waiting for answers, the ledger answers everybody else at once."""
+    """Eight handlers that wait for responses leave a pool of two connections free."""
     small = Store(f"sqlite:///{tmp_path}/ledger.db", pool=2)
     request.addfinalizer(small.close)
     migrate(small)
@@ -180,7 +180,7 @@ def test_no_database_connection_is_held_while_it_waits(
         wait_until(lambda: len(server.requests) == len(answers) == 8, "8 requests to wait")
         for number in range(20):
             record(small, [Delivery("stripe", f"evt_m{number}", "x", b"{}")])
-        assert not any(answer.done() for answer in answers), "nobody had to wait for a connection"
+        assert not any(answer.done() for answer in answers), "the ledger was free while all eight waited"
         go.set()
         for answer in answers:
             answer.result()
@@ -189,7 +189,7 @@ def test_no_database_connection_is_held_while_it_waits(
 
 
 def test_an_answer_over_the_cap_parks(prepare: Prepare) -> None:
-    """A success whose answer cannot be kept is parked, its send open, and never sent again."""
+    """A success whose response is too long to store parks with an open send, and is never resent."""
     with RawServer(reply("201 Created", b"x" * (ANSWER_MAX + 1))) as server:
         attempts = prepare(server.url)
         assert attempts.run(post).move == Move.PARK
@@ -199,7 +199,7 @@ def test_an_answer_over_the_cap_parks(prepare: Prepare) -> None:
 
 
 def test_a_stored_answer_is_the_live_one(prepare: Prepare) -> None:
-    """A handler that runs again gets the response it got: status, headers and body, cookies left out."""
+    """A stored response equals the live one in status, headers and body, except for cookies."""
     live = reply(
         "201 Created", b'{"id": 7}', X_Request="r1", Set_Cookie="a=b", Content_Type="application/json"
     )
@@ -228,7 +228,7 @@ def test_a_stored_answer_is_the_live_one(prepare: Prepare) -> None:
     "answer", [b"HTTP/1.1 204 No Content\r\n\r\n", reply("200 OK", b"")], ids=["204", "empty"]
 )
 def test_an_answer_without_a_body_is_one(prepare: Prepare, answer: bytes) -> None:
-    """204 and an empty body are successes; the stored response of a second run is the same."""
+    """204 and an empty body are successes, and are stored as such."""
     with RawServer(answer) as server:
         attempts = prepare(server.url)
         attempts.run(post, settles=False)
@@ -238,7 +238,7 @@ def test_an_answer_without_a_body_is_one(prepare: Prepare, answer: bytes) -> Non
 
 
 def test_a_kept_connection_that_dies_doubles_nothing(prepare: Prepare) -> None:
-    """A server that hangs up under a request on a kept connection gets it once more, by the journal alone."""
+    """A request lost on a kept-alive connection is resent by the journal, and never by the transport."""
 
     def handler(_event: Any, calls: Any) -> None:
         calls.api.post("/orders", json={"n": 1}, step="one")
@@ -254,7 +254,7 @@ def test_a_kept_connection_that_dies_doubles_nothing(prepare: Prepare) -> None:
 
 
 def test_an_expired_key_is_not_sent_again(prepare: Prepare, store: Store) -> None:
-    """Past `expires_at - margin` an open send is never resent: the call parks, and the event with it."""
+    """After `expires_at - margin` a call with an open send parks instead of being resent."""
     with RawServer(hang_up, CREATED) as server:
         attempts = prepare(server.url, key_life="4min")
         attempts.run(post)
@@ -266,7 +266,7 @@ def test_an_expired_key_is_not_sent_again(prepare: Prepare, store: Store) -> Non
 
 
 def test_another_credential_sends_nothing_again(prepare: Prepare) -> None:
-    """With a send open and the credential rotated, nothing goes out: the key may mean nothing now."""
+    """A call with an open send parks if the credential was rotated: the key may be unknown now."""
     with RawServer(hang_up, CREATED) as server:
         attempts = prepare(server.url)
         attempts.run(post)
@@ -277,7 +277,7 @@ def test_another_credential_sends_nothing_again(prepare: Prepare) -> None:
 
 
 def test_the_quiet_time_is_waited_out(prepare: Prepare, store: Store) -> None:
-    """Where an API does not say what two copies do, a resend waits for the first's end and quiet time."""
+    """Where concurrent copies are undefined, a resend waits for the deadline and the settle delay."""
     with RawServer(hang_up, CREATED) as server:
         attempts = prepare(server.url, CHRONAPILOT, deadline="20s", quiet="10s")
         attempts.run(post)
@@ -285,14 +285,14 @@ def test_the_quiet_time_is_waited_out(prepare: Prepare, store: Store) -> None:
         assert end.move == Move.CALL_LATER
         assert timedelta(seconds=25) < end.delay <= timedelta(seconds=30)
         attempts.change("UPDATE call SET due_at = NULL")
-        assert attempts.run(post).move == Move.CALL_LATER, "the mark itself looks at the open send"
+        assert attempts.run(post).move == Move.CALL_LATER, "beginning a send checks the open send itself"
         store.shift += timedelta(seconds=31)
         assert attempts.run(post).move == Move.FINISH
         assert len(server.requests) == 2
 
 
 def test_a_lease_outlasts_its_send(prepare: Prepare) -> None:
-    """Nobody can take an event over while a send may be under way and its answer be written down."""
+    """The lease covers the send's deadline and the recording of its response."""
     seen: list[dict[str, Any]] = []
 
     def look(connection: Any) -> None:
@@ -309,12 +309,12 @@ def test_a_lease_outlasts_its_send(prepare: Prepare) -> None:
 
 
 def seconds(value: Any) -> float:
-    """Return a time that a plain SELECT found, in seconds; SQLite's are texts."""
+    """Convert a time that a plain SELECT returned to seconds: SQLite returns text."""
     return (datetime.fromisoformat(value) if isinstance(value, str) else value).timestamp()
 
 
 def test_an_answer_after_the_claim_was_lost_counts(prepare: Prepare) -> None:
-    """A 201 that comes when another worker has the event closes the call: that one sends nothing."""
+    """A 201 that arrives after the claim was lost ends the call, and the new holder sends nothing."""
 
     def slowly(connection: Any) -> None:
         attempts.change("UPDATE event SET state = 'waiting', lease_until = NULL")
@@ -332,7 +332,7 @@ def test_an_answer_after_the_claim_was_lost_counts(prepare: Prepare) -> None:
 
 
 def test_a_lost_claim_sends_nothing(prepare: Prepare) -> None:
-    """A worker whose lease is over, or whose event is another's, sends nothing at all."""
+    """A worker that lost its claim does not even connect."""
     with RawServer() as server:
         attempts = prepare(server.url)
         held = attempts.claim()
@@ -343,24 +343,8 @@ def test_a_lost_claim_sends_nothing(prepare: Prepare) -> None:
     assert attempts.calls == []
 
 
-def test_a_swallowed_error_does_not_end_the_event(prepare: Prepare) -> None:
-    """A handler that swallows whatever a call raises is not done while the call is not."""
-
-    def careless(_event: Any, calls: Any) -> None:
-        with suppress(Exception):
-            calls.api.post("/orders", json={})
-
-    with RawServer(reply("429 Too many", Retry_After="0"), CREATED) as server:
-        attempts = prepare(server.url)
-        attempts.run(careless)
-        assert attempts.state == "waiting"
-        attempts.run(careless)
-        assert attempts.state == "done"
-        assert len(server.requests) == 2
-
-
 def test_a_silent_server_costs_its_read_timeout(prepare: Prepare) -> None:
-    """No answer in time is unknown: the send stays open, and the call is sent again under its key."""
+    """A read timeout leaves the send open, and the call is resent under its key."""
     with RawServer(stay, CREATED) as server:
         attempts = prepare(server.url, STANNP, read_timeout="200ms", deadline="300ms", quiet="1ms")
 
@@ -370,11 +354,13 @@ def test_a_silent_server_costs_its_read_timeout(prepare: Prepare) -> None:
         end = attempts.run(handler)
         assert (end.move, bool(attempts.sends[0]["open"])) == (Move.RETRY_LATER, True)
         wait_until(lambda: attempts.run(handler).move == Move.FINISH, "the quiet time to end")
-    assert [bool(send["open"]) for send in attempts.sends] == [False, False], "the answer speaks for both"
+    assert [bool(send["open"]) for send in attempts.sends] == [False, False], (
+        "the response settles both sends"
+    )
 
 
 def test_headers_outside_ascii_pass_both_ways(prepare: Prepare) -> None:
-    """Header values in Latin-1, as HTTP allows them, are sent, and come back live and stored."""
+    """Latin-1 header values are sent, received and stored."""
     got: list[Any] = []
 
     def handler(_event: Any, calls: Any) -> None:
@@ -390,7 +376,7 @@ def test_headers_outside_ascii_pass_both_ways(prepare: Prepare) -> None:
 
 
 def test_a_locked_call_is_waited_for(prepare: Prepare) -> None:
-    """While an earlier send still runs there, the attempt asks again after 100 ms, then 200, and goes on."""
+    """The attempt resends a locked call after pauses of 100 and 200 ms, and continues."""
     locked = reply("409 Conflict", b'{"code": "idempotency_key_locked"}')
     with RawServer(locked, locked, CREATED) as server:
         attempts = prepare(server.url)
@@ -402,24 +388,8 @@ def test_a_locked_call_is_waited_for(prepare: Prepare) -> None:
     assert [send["outcome"] for send in attempts.sends] == ["locked", "locked", "succeeded"]
 
 
-def test_a_release_leaves_a_send_on_its_way_alone(prepare: Prepare, store: Store) -> None:
-    """A worker that stops in the middle of a send gives nothing back: the lease covers the send."""
-    release, released = Outcome(Move.RELEASE, reason="It shuts down."), []
-
-    def look(connection: Any) -> None:
-        released.append(bool(settle(store, [(held, release)])))
-        connection.sendall(CREATED)
-
-    with RawServer(look) as server:
-        attempts = prepare(server.url)
-        held = attempts.claim()
-        post(None, Calls(attempts.context, held))
-        released.append(bool(settle(store, [(held, release)])))
-    assert released == [False, True]
-
-
 def test_a_get_is_neither_journaled_nor_keyed(prepare: Prepare) -> None:
-    """A GET goes out each time, leaves no row and carries no key; what may pass is later."""
+    """A GET is sent each time, leaves no row and has no key; its temporary failures are retried."""
     ends: list[Any] = []
 
     def handler(_event: Any, calls: Any) -> None:

@@ -1,4 +1,4 @@
-"""The row before the byte, the order of a handler's calls, their keys, and values that are computed once."""
+"""The journal: rows before bytes, the order of a handler's calls, keys, and values computed once."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ from receiver.ledger.control import Resolution, rerun, resolve, retry
 from receiver.ledger.queue.sweep import erase_contents
 from receiver.ledger.reports import story
 from receiver.ledger.tables import CALL, VALUE
-from tests.integration.office import (
+from tests.integration.call_harness import (
     SECRET,
     SILENCE,
     UNSENT,
+    CallHarness,
     Handle,
-    Office,
     crash,
     letter,
     posts,
@@ -31,118 +31,124 @@ from worker.calls.errors import CallChanged, ClaimLost
 from worker.calls.transport import Outgoing, Reply
 
 
-def test_call_and_send_are_committed_before_the_first_byte(office: Office, event: UUID) -> None:
-    """Whoever looks while the bytes leave sees the call, with key and request, and its send."""
+def test_call_and_send_are_committed_before_the_first_byte(harness: CallHarness, event: UUID) -> None:
+    """While the request leaves, the call with its key and the send are already committed."""
     seen: list[Any] = []
 
     def look(request: Outgoing) -> Reply:
-        call = office.call(event)
-        seen.extend([call, *office.sends(call.id)])
+        call = harness.call(event)
+        seen.extend([call, *harness.sends(call.id)])
         assert ("Idempotency-Key", call.key) in request.headers
         assert request.body == call.body == b'{"to":"ada"}'
         assert request.url == call.url
         return reply()
 
-    office.transport.script = [look]
-    assert office.run(event, letter) == "done"
+    harness.transport.script = [look]
+    assert harness.run(event, letter) == "done"
     call, send = seen
     assert (call.state, call.step, call.sends, call.method) == ("pending", "letter", 1, "POST")
-    assert call.expires_at - call.first_sent_at == office.api.key_life
+    assert call.expires_at - call.first_sent_at == harness.api.key_life
     assert (send.open, send.ended_at) == (True, None)
-    assert send.sending_until - send.at == office.api.deadline
+    assert send.sending_until - send.at == harness.api.deadline
 
 
-def test_no_transaction_is_open_while_a_call_is_on_its_way(office: Office, event: UUID) -> None:
-    """A send holds no connection: others write, with the whole pool, while its answer is awaited."""
+def test_no_transaction_is_open_while_a_call_is_on_its_way(harness: CallHarness, event: UUID) -> None:
+    """No database connection is checked out during a send."""
 
     def busy(_request: Outgoing) -> Reply:
-        assert office.store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert harness.store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         return reply()
 
-    office.transport.script = [busy]
-    assert office.run(event, letter) == "done"
+    harness.transport.script = [busy]
+    assert harness.run(event, letter) == "done"
 
 
-def test_a_resend_is_the_same_request(office: Office, event: UUID) -> None:
-    """A retry replays exactly those bytes under the same key."""
-    office.transport.script = [SILENCE, SILENCE]
-    assert [office.run(event, letter) for _ in range(3)] == ["waiting", "waiting", "done"]
-    first, *others = office.transport.sent
+def test_a_resend_is_the_same_request(harness: CallHarness, event: UUID) -> None:
+    """A resend has the same bytes and the same key."""
+    harness.transport.script = [SILENCE, SILENCE]
+    assert [harness.run(event, letter) for _ in range(3)] == ["waiting", "waiting", "done"]
+    first, *others = harness.transport.sent
     assert others == [first, first]
 
 
-def test_a_succeeded_call_is_not_sent_again(office: Office, event: UUID) -> None:
-    """An attempt after a crash gets the stored response, headers and body alike, and goes on behind it."""
-    office.transport.script = [reply(202, b"\x00\xffkept", x_request="7"), crash]
-    office.die(event, posts("letter", "order"))
+def test_a_succeeded_call_is_not_sent_again(harness: CallHarness, event: UUID) -> None:
+    """After a crash the handler gets the stored response and continues behind it."""
+    harness.transport.script = [reply(202, b"\x00\xffkept", x_request="7"), crash]
+    harness.die(event, posts("letter", "order"))
     seen: list[Any] = []
 
     def handle(_event: Any, calls: Any) -> None:
         seen.append(calls.shop.post("/letter", json={"for": "letter"}, step="letter"))
         calls.shop.post("/order", json={"for": "order"}, step="order")
 
-    assert office.run(event, handle) == "done"
+    assert harness.run(event, handle) == "done"
     (stored,) = seen
     assert (stored.status_code, stored.content, stored.headers["x-request"]) == (202, b"\x00\xffkept", "7")
-    assert [one.url.rpartition("/")[2] for one in office.transport.sent] == ["letter", "order", "order"]
+    assert [request.url.rpartition("/")[2] for request in harness.transport.sent] == [
+        "letter",
+        "order",
+        "order",
+    ]
 
 
-def test_credentials_are_not_in_the_database(office: Office, event: UUID) -> None:
-    """What a call leaves in the ledger holds its credential only as an HMAC."""
-    office.transport.script = [SILENCE]
-    office.run(event, letter)
-    assert "Bearer first-credential" in dict(office.transport.sent[0].headers).values()
-    assert "first-credential" not in str(office.calls(event)) + str(office.sends(office.call(event).id))
-    assert re.fullmatch("[0-9a-f]{64}", office.call(event).credential)
+def test_credentials_are_not_in_the_database(harness: CallHarness, event: UUID) -> None:
+    """The ledger stores a credential only as an HMAC."""
+    harness.transport.script = [SILENCE]
+    harness.run(event, letter)
+    assert "Bearer first-credential" in dict(harness.transport.sent[0].headers).values()
+    assert "first-credential" not in str(harness.calls(event)) + str(harness.sends(harness.call(event).id))
+    assert re.fullmatch("[0-9a-f]{64}", harness.call(event).credential)
 
 
 @pytest.mark.parametrize(
     ("answer", "before"),
     [(SILENCE, "a send is open"), (reply(429), "nothing is open"), (UNSENT, "nothing left")],
 )
-def test_another_step_in_the_nth_place_parks(office: Office, event: UUID, answer: Reply, before: str) -> None:
-    """A handler that changed between attempts sends nothing, whatever stood in that place."""
-    office.transport.script = [answer]
-    office.run(event, posts("letter"))
-    sent = len(office.transport.sent)
-    assert office.run(event, posts("order")) == "parked", before
-    assert len(office.transport.sent) == sent
-    assert "was 'letter' and is 'order' now" in str(row(office.store, event).reason)
-    assert row(office.store, event).parked_call == office.call(event).id
+def test_another_step_in_the_nth_place_parks(
+    harness: CallHarness, event: UUID, answer: Reply, before: str
+) -> None:
+    """A changed handler sends nothing if another step stood in that position."""
+    harness.transport.script = [answer]
+    harness.run(event, posts("letter"))
+    sent = len(harness.transport.sent)
+    assert harness.run(event, posts("order")) == "parked", before
+    assert len(harness.transport.sent) == sent
+    assert "was 'letter' and is 'order' now" in str(row(harness.store, event).reason)
+    assert row(harness.store, event).parked_call == harness.call(event).id
 
 
-def test_another_step_parks_behind_a_finished_one_too(office: Office, event: UUID) -> None:
-    """The first call succeeded under another name: the second is not sent either."""
-    office.transport.script = [reply(), SILENCE]
-    office.run(event, posts("letter", "order"))
-    assert office.run(event, posts("parcel", "order")) == "parked"
-    assert len(office.transport.sent) == 2
-    told = story(office.store, event).as_json()["next"]
-    assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in told
-    assert "firstseen call resolve" not in told
+def test_another_step_parks_behind_a_finished_one_too(harness: CallHarness, event: UUID) -> None:
+    """A finished call under another step name parks the event, and the second call is not sent."""
+    harness.transport.script = [reply(), SILENCE]
+    harness.run(event, posts("letter", "order"))
+    assert harness.run(event, posts("parcel", "order")) == "parked"
+    assert len(harness.transport.sent) == 2
+    report = story(harness.store, event).as_json()["next"]
+    assert "'parcel' now. Nothing was sent: let it make the calls in their first order and retry" in report
+    assert "firstseen call resolve" not in report
 
 
 @pytest.mark.parametrize("caught", [True, False])
 def test_a_step_that_moved_to_another_place_is_not_sent_twice(
-    office: Office, event: UUID, *, caught: bool
+    harness: CallHarness, event: UUID, *, caught: bool
 ) -> None:
-    """A person retries, and the handler now begins with what was its second call: that one happened."""
-    office.transport.script = [reply(422), reply()]
-    assert office.run(event, _both_then_fail) == "waiting"
-    retry(office.store, event, "ada")
-    assert office.run(event, posts("order", caught=caught)) != "done"
-    assert len(office.transport.sent) == 2
+    """A retried handler that begins with its former second call does not resend it."""
+    harness.transport.script = [reply(422), reply()]
+    assert harness.run(event, _both_then_fail) == "waiting"
+    retry(harness.store, event, "ada")
+    assert harness.run(event, posts("order", caught=caught)) != "done"
+    assert len(harness.transport.sent) == 2
 
 
-def test_a_step_is_not_begun_again_in_the_place_of_a_replaced_one(office: Office, event: UUID) -> None:
-    """The first call is to be sent as new, and the handler now begins with its second: that one happened."""
-    office.transport.script = [SILENCE, reply()]
-    office.run(event, posts("letter", "order", caught=True))
-    later(office.store, days=2)
-    assert office.run(event, posts("letter", "order", caught=True)) == "parked"
-    resolve(office.store, office.calls(event)[0].id, Resolution.RESEND_AS_NEW, "ada")
-    assert office.run(event, posts("order")) != "done"
-    assert len(office.transport.sent) == 2
+def test_a_step_is_not_begun_again_in_the_place_of_a_replaced_one(harness: CallHarness, event: UUID) -> None:
+    """A step that succeeded is not sent in the position of a replaced call."""
+    harness.transport.script = [SILENCE, reply()]
+    harness.run(event, posts("letter", "order", caught=True))
+    later(harness.store, days=2)
+    assert harness.run(event, posts("letter", "order", caught=True)) == "parked"
+    resolve(harness.store, harness.calls(event)[0].id, Resolution.RESEND_AS_NEW, "ada")
+    assert harness.run(event, posts("order")) != "done"
+    assert len(harness.transport.sent) == 2
 
 
 def _both_then_fail(_event: Any, calls: Any) -> None:
@@ -151,45 +157,47 @@ def _both_then_fail(_event: Any, calls: Any) -> None:
 
 
 @pytest.mark.parametrize("caught", [True, False])
-def test_a_step_of_an_earlier_place_is_not_begun_again(office: Office, event: UUID, *, caught: bool) -> None:
-    """What was the first call is the second now, where nothing stood: it parks without a database's error."""
-    office.transport.script = [SILENCE]
-    office.run(event, posts("letter"))
-    assert office.run(event, posts("order", "letter", caught=caught)) == "parked"
-    assert len(office.transport.sent) == 1
-    assert "SQL" not in str(row(office.store, event).reason)
+def test_a_step_of_an_earlier_place_is_not_begun_again(
+    harness: CallHarness, event: UUID, *, caught: bool
+) -> None:
+    """A step that moved to a later position parks with a sentence, and not with a database error."""
+    harness.transport.script = [SILENCE]
+    harness.run(event, posts("letter"))
+    assert harness.run(event, posts("order", "letter", caught=caught)) == "parked"
+    assert len(harness.transport.sent) == 1
+    assert "SQL" not in str(row(harness.store, event).reason)
 
 
 def test_a_rejected_call_moves_behind_one_that_the_handler_makes_first_now(
-    office: Office, event: UUID
+    harness: CallHarness, event: UUID
 ) -> None:
-    """A handler is mended by a call before the rejected one: both go out at a retry, under new keys."""
-    office.transport.script = [reply(422)]
-    assert office.run(event, posts("order")) == "dead"
-    assert office.run_after_retry(event, posts("contact", "order")) == "done"
-    assert [(one.position, one.step, one.state) for one in office.calls(event)] == [
+    """After a rejection a fixed handler may make a new call first; both are sent under new keys."""
+    harness.transport.script = [reply(422)]
+    assert harness.run(event, posts("order")) == "dead"
+    assert harness.run_after_retry(event, posts("contact", "order")) == "done"
+    assert [(call.position, call.step, call.state) for call in harness.calls(event)] == [
         (0, "order", "replaced"),
         (0, "contact", "succeeded"),
         (1, "order", "succeeded"),
     ]
-    assert len(set(office.transport.keys())) == 3
+    assert len(set(harness.transport.keys())) == 3
 
 
-def test_a_caught_change_names_the_call_that_it_is_about(office: Office, event: UUID) -> None:
-    """The step stood in an earlier place and nothing stands in this one: that is what is said."""
-    office.run(event, _then(posts("letter"), _fail))
-    said: list[Exception] = []
+def test_a_caught_change_names_the_call_that_it_is_about(harness: CallHarness, event: UUID) -> None:
+    """CallChanged has the id of the call whose step moved."""
+    harness.run(event, _then(posts("letter"), _fail))
+    raised: list[Exception] = []
 
     def moved(_event: Any, calls: Any) -> None:
         for step in ("order", "letter"):
             try:
                 posts(step)(_event, calls)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is looked at
-                said.append(error)
+            except Exception as error:  # noqa: BLE001 - the test inspects every error
+                raised.append(error)
 
-    assert office.run(event, moved) == "parked"
-    assert [(type(one), getattr(one, "call", None)) for one in said] == [
-        (CallChanged, office.call(event).id)
+    assert harness.run(event, moved) == "parked"
+    assert [(type(item), getattr(item, "call", None)) for item in raised] == [
+        (CallChanged, harness.call(event).id)
     ] * 2
 
 
@@ -198,26 +206,26 @@ def _fail(_event: Any, _calls: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", [SILENCE, reply(429)])
-def test_other_bytes_for_an_unfinished_step_park(office: Office, event: UUID, answer: Reply) -> None:
-    """Both fingerprints and both choices are told, and nothing goes out."""
-    office.transport.script = [answer]
-    office.run(event, posts("letter"))
-    old = office.call(event).fingerprint
-    assert office.run(event, posts("letter", json={"for": "eve"})) == "parked"
-    assert len(office.transport.sent) == 1
-    call = office.call(event)
+def test_other_bytes_for_an_unfinished_step_park(harness: CallHarness, event: UUID, answer: Reply) -> None:
+    """The reason has both fingerprints and both resolutions, and nothing is sent."""
+    harness.transport.script = [answer]
+    harness.run(event, posts("letter"))
+    old = harness.call(event).fingerprint
+    assert harness.run(event, posts("letter", json={"for": "eve"})) == "parked"
+    assert len(harness.transport.sent) == 1
+    call = harness.call(event)
     assert (call.state, call.fingerprint) == ("parked", old)
-    told = str(row(office.store, event).reason)
-    assert old[:12] in told
-    assert call.changed_to[:12] in told
-    assert "use the stored bytes" in told
-    assert "successor" in told
+    reason = str(row(harness.store, event).reason)
+    assert old[:12] in reason
+    assert call.changed_to[:12] in reason
+    assert "use the stored bytes" in reason
+    assert "successor" in reason
 
 
-def test_a_changed_call_is_what_the_handler_is_told(office: Office, event: UUID) -> None:
-    """The exception is CallChanged; a handler that catches it does not save its event from parking."""
-    office.transport.script = [SILENCE]
-    office.run(event, posts("letter"))
+def test_the_handler_gets_call_changed(harness: CallHarness, event: UUID) -> None:
+    """The handler gets CallChanged; the event parks even if the handler catches it."""
+    harness.transport.script = [SILENCE]
+    harness.run(event, posts("letter"))
     caught: list[Exception] = []
 
     def handle(_event: Any, calls: Any) -> None:
@@ -226,18 +234,18 @@ def test_a_changed_call_is_what_the_handler_is_told(office: Office, event: UUID)
         except CallChanged as error:
             caught.append(error)
 
-    assert office.run(event, handle) == "parked"
+    assert harness.run(event, handle) == "parked"
     assert len(caught) == 1
 
 
-def test_other_bytes_for_a_succeeded_step_flag_the_event(office: Office, event: UUID) -> None:
-    """The stored response is returned, nothing is sent, and the event says that its calls changed."""
-    office.transport.script = [reply(201, b"stored"), crash]
-    office.die(event, posts("letter", "order"))
+def test_other_bytes_for_a_succeeded_step_flag_the_event(harness: CallHarness, event: UUID) -> None:
+    """The stored response is returned, nothing is sent, and the event is flagged as changed."""
+    harness.transport.script = [reply(201, b"stored"), crash]
+    harness.die(event, posts("letter", "order"))
     handle = _then(posts("letter", json={"for": "eve"}), posts("order"))
-    assert office.run(event, handle) == "done"
-    assert row(office.store, event).calls_changed
-    assert [one.body for one in office.transport.sent].count(b'{"for":"eve"}') == 0
+    assert harness.run(event, handle) == "done"
+    assert row(harness.store, event).calls_changed
+    assert [request.body for request in harness.transport.sent].count(b'{"for":"eve"}') == 0
 
 
 def _then(*parts: Handle) -> Handle:
@@ -248,105 +256,105 @@ def _then(*parts: Handle) -> Handle:
     return handle
 
 
-def test_the_stored_bytes_go_out_when_a_person_says_so(office: Office, event: UUID) -> None:
-    """`use-stored` sends the first attempt's bytes under the first key, whatever the handler asks for."""
-    office.transport.script = [reply(429)]
-    office.run(event, posts("letter"))
+def test_the_stored_bytes_go_out_when_a_person_says_so(harness: CallHarness, event: UUID) -> None:
+    """`use-stored` sends the stored request under the stored key."""
+    harness.transport.script = [reply(429)]
+    harness.run(event, posts("letter"))
     changed = posts("letter", json={"for": "eve"})
-    office.run(event, changed)
-    resolve(office.store, office.call(event).id, Resolution.USE_STORED, "ada")
-    assert office.run(event, changed) == "done"
-    first, second = office.transport.sent
+    harness.run(event, changed)
+    resolve(harness.store, harness.call(event).id, Resolution.USE_STORED, "ada")
+    assert harness.run(event, changed) == "done"
+    first, second = harness.transport.sent
     assert first == second
 
 
-def test_a_successor_takes_the_new_bytes(office: Office, event: UUID) -> None:
-    """`resend-as-new` sends what the handler asks for now, under a key of its own."""
-    office.transport.script = [reply(429)]
-    office.run(event, posts("letter"))
+def test_a_successor_takes_the_new_bytes(harness: CallHarness, event: UUID) -> None:
+    """`resend-as-new` sends the handler's present request under a new key."""
+    harness.transport.script = [reply(429)]
+    harness.run(event, posts("letter"))
     changed = posts("letter", json={"for": "eve"})
-    office.run(event, changed)
-    later(office.store, minutes=1)
-    resolve(office.store, office.call(event).id, Resolution.RESEND_AS_NEW, "ada")
-    assert office.run(event, changed) == "done"
-    assert office.transport.sent[1].body == b'{"for":"eve"}'
-    assert len(set(office.transport.keys())) == 2
+    harness.run(event, changed)
+    later(harness.store, minutes=1)
+    resolve(harness.store, harness.call(event).id, Resolution.RESEND_AS_NEW, "ada")
+    assert harness.run(event, changed) == "done"
+    assert harness.transport.sent[1].body == b'{"for":"eve"}'
+    assert len(set(harness.transport.keys())) == 2
 
 
-def test_stored_bytes_do_not_go_to_another_host(office: Office, event: UUID) -> None:
-    """base_url was changed meanwhile: the stored request is for the old one, and is not sent there."""
-    office.transport.script = [reply(429)]
-    office.run(event, letter)
-    office.api = _moved(office)
-    assert office.run(event, letter) == "parked"
-    resolve(office.store, office.call(event).id, Resolution.USE_STORED, "ada")
-    assert office.run(event, letter) == "parked"
-    assert len(office.transport.sent) == 1
+def test_stored_bytes_do_not_go_to_another_host(harness: CallHarness, event: UUID) -> None:
+    """A stored request is not sent to another base_url than its own."""
+    harness.transport.script = [reply(429)]
+    harness.run(event, letter)
+    harness.api = _moved(harness)
+    assert harness.run(event, letter) == "parked"
+    resolve(harness.store, harness.call(event).id, Resolution.USE_STORED, "ada")
+    assert harness.run(event, letter) == "parked"
+    assert len(harness.transport.sent) == 1
 
 
-def _moved(office: Office) -> Any:
+def _moved(harness: CallHarness) -> Any:
     """Return the API at another host."""
-    return replace(office.api, base_url="https://shop.example.org/v1")
+    return replace(harness.api, base_url="https://shop.example.org/v1")
 
 
-def test_a_key_is_shaped_like_a_uuid_and_the_same_again(office: Office, event: UUID) -> None:
-    """A lost row, as after a restore, gets the same key from the same names."""
-    assert office.run(event, letter) == "done"
-    (key,) = office.transport.keys()
+def test_a_key_is_shaped_like_a_uuid_and_the_same_again(harness: CallHarness, event: UUID) -> None:
+    """Keys are derived: a lost row gets the same key again."""
+    assert harness.run(event, letter) == "done"
+    (key,) = harness.transport.keys()
     assert (str(UUID(key)), UUID(key).version, UUID(key).variant) == (key, 4, "specified in RFC 4122")
-    with office.store.write() as connection:
+    with harness.store.write() as connection:
         connection.execute(delete(CALL))
         connection.execute(text("UPDATE event SET state = 'waiting'"))
-    assert office.run(event, letter) == "done"
-    assert office.transport.keys() == [key, key]
+    assert harness.run(event, letter) == "done"
+    assert harness.transport.keys() == [key, key]
 
 
-def test_keys_differ_by_all_that_names_a_call(office: Office, event: UUID) -> None:
-    """Source, event, generation, step and successor each make another key."""
+def test_keys_differ_by_all_that_names_a_call(harness: CallHarness, event: UUID) -> None:
+    """Source, event, generation, step and successor each change the key."""
     again = posts("letter", "order")
-    office.run(event, again)
+    harness.run(event, again)
     for source, name in (("stripe", "evt_2"), ("github", "evt_1")):
-        assert office.run(deliver(office.store, name, source=source).event, again) == "done"
-    rerun(office.store, event, "ada", generation=0)
-    office.transport.script = [reply(422)]
-    assert office.run(event, again) == "dead"
-    retry(office.store, event, "ada")
-    assert office.run(event, again) == "done"
+        assert harness.run(deliver(harness.store, name, source=source).event, again) == "done"
+    rerun(harness.store, event, "ada", generation=0)
+    harness.transport.script = [reply(422)]
+    assert harness.run(event, again) == "dead"
+    retry(harness.store, event, "ada")
+    assert harness.run(event, again) == "done"
     # Two for each event, two for the generation, one that was rejected.
-    assert len(office.transport.keys()) == len(set(office.transport.keys())) == 9
+    assert len(harness.transport.keys()) == len(set(harness.transport.keys())) == 9
 
 
-def test_a_rotated_secret_keeps_keys_and_parks_nothing(office: Office, event: UUID) -> None:
-    """The stored key wins over the new secret's, and an open send is resent under it."""
-    office.transport.script = [SILENCE]
-    office.run(event, letter)
-    office.secrets = (b"the next secret key", SECRET)
-    assert office.run(event, letter) == "done"
-    assert len(set(office.transport.keys())) == 1
+def test_a_rotated_secret_keeps_keys_and_parks_nothing(harness: CallHarness, event: UUID) -> None:
+    """A resend uses the stored key, also after FIRSTSEEN_SECRET_KEY was rotated."""
+    harness.transport.script = [SILENCE]
+    harness.run(event, letter)
+    harness.secrets = (b"the next secret key", SECRET)
+    assert harness.run(event, letter) == "done"
+    assert len(set(harness.transport.keys())) == 1
 
 
-def test_a_secret_that_is_gone_parks_what_is_open(office: Office, event: UUID) -> None:
-    """Without the old secret nobody can tell whether the credential is the same one."""
-    office.transport.script = [SILENCE]
-    office.run(event, letter)
-    office.secrets = (b"the next secret key",)
-    assert office.run(event, letter) == "parked"
+def test_a_secret_that_is_gone_parks_what_is_open(harness: CallHarness, event: UUID) -> None:
+    """Without the old secret the credential cannot be compared, so an open send parks."""
+    harness.transport.script = [SILENCE]
+    harness.run(event, letter)
+    harness.secrets = (b"the next secret key",)
+    assert harness.run(event, letter) == "parked"
 
 
-def test_two_calls_of_one_name_are_refused(office: Office, event: UUID) -> None:
-    """A step is one call of an attempt; without `step` the second of a kind is number 2."""
+def test_two_calls_of_one_name_are_refused(harness: CallHarness, event: UUID) -> None:
+    """A step names one call of an attempt; without `step` the second call of a kind is number 2."""
 
     def handle(_event: Any, calls: Any) -> None:
         calls.shop.post("/letters", json=1)
         calls.shop.post("/letters", json=2)
         calls.shop.post("/letters", json=3, step="shop POST /letters")
 
-    assert office.run(event, handle) == "waiting"
-    assert [call.step for call in office.calls(event)] == ["shop POST /letters", "shop POST /letters 2"]
+    assert harness.run(event, handle) == "waiting"
+    assert [call.step for call in harness.calls(event)] == ["shop POST /letters", "shop POST /letters 2"]
 
 
-def test_a_value_is_computed_once_for_a_generation(office: Office, event: UUID) -> None:
-    """Every attempt sees what the first one computed; a rerun computes anew."""
+def test_a_value_is_computed_once_for_a_generation(harness: CallHarness, event: UUID) -> None:
+    """Every attempt of a generation gets the first attempt's value; a rerun computes it again."""
     numbers = iter(range(9))
     seen: list[Any] = []
 
@@ -354,68 +362,68 @@ def test_a_value_is_computed_once_for_a_generation(office: Office, event: UUID) 
         seen.append(calls.value("number", lambda: {"n": next(numbers)}))
         letter(_event, calls)
 
-    office.transport.script = [SILENCE]
-    assert [office.run(event, handle) for _ in range(2)] == ["waiting", "done"]
-    rerun(office.store, event, "ada", generation=0)
-    office.run(event, handle)
+    harness.transport.script = [SILENCE]
+    assert [harness.run(event, handle) for _ in range(2)] == ["waiting", "done"]
+    rerun(harness.store, event, "ada", generation=0)
+    harness.run(event, handle)
     assert seen == [{"n": 0}, {"n": 0}, {"n": 1}]
 
 
-def test_a_value_that_two_compute_at_once_is_one(office: Office, event: UUID) -> None:
-    """Two threads of one attempt compute; both get what was stored first."""
-    held = office.take(event)
+def test_a_value_that_two_compute_at_once_is_one(harness: CallHarness, event: UUID) -> None:
+    """Concurrent threads of one attempt all get the value that was stored first."""
+    held = harness.take(event)
 
     def compute(n: int) -> Any:
-        return Calls(office.context(), held).value("number", lambda: n)
+        return Calls(harness.context(), held).value("number", lambda: n)
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(compute, range(1, 5)))) == 1
-    assert total(office.store, VALUE) == 1
+    assert total(harness.store, VALUE) == 1
 
 
-def test_a_value_of_a_lost_claim_is_not_kept(office: Office, event: UUID) -> None:
-    """A worker that was taken over while it computed stores nothing and is told so."""
-    held = office.take(event)
-    calls = Calls(office.context(), held)
+def test_a_value_of_a_lost_claim_is_not_kept(harness: CallHarness, event: UUID) -> None:
+    """A worker that lost its claim stores no value and gets ClaimLost."""
+    held = harness.take(event)
+    calls = Calls(harness.context(), held)
     with pytest.raises(ClaimLost):
-        calls.value("number", lambda: later(office.store, seconds=61) or 1)
-    assert total(office.store, VALUE) == 0
+        calls.value("number", lambda: later(harness.store, seconds=61) or 1)
+    assert total(harness.store, VALUE) == 0
 
 
-def test_an_erased_request_is_not_sent(office: Office, event: UUID) -> None:
-    """Once the payload's time is over, bodies, answers and values are gone and facts stay; a retry parks."""
-    office.transport.script = [reply(429)]
-    office.run(event, letter)
-    with office.store.write() as connection:
+def test_an_erased_request_is_not_sent(harness: CallHarness, event: UUID) -> None:
+    """Erasing deletes bodies, responses and values but keeps the key; a retry then parks."""
+    harness.transport.script = [reply(429)]
+    harness.run(event, letter)
+    with harness.store.write() as connection:
         erase_contents(connection, [event])
-    call = office.call(event)
+    call = harness.call(event)
     assert (call.body, call.answer, call.headers, call.key is None) == (None, None, "{}", False)
-    assert office.run(event, letter) == "parked"
-    assert len(office.transport.sent) == 1
+    assert harness.run(event, letter) == "parked"
+    assert len(harness.transport.sent) == 1
 
 
-def test_an_erased_answer_parks(office: Office, event: UUID) -> None:
-    """A retry that needs an answer which is gone waits for a person, and sends nothing again."""
-    office.transport.script = [reply(), crash]
-    office.die(event, posts("letter", "order"))
-    with office.store.write() as connection:
+def test_an_erased_answer_parks(harness: CallHarness, event: UUID) -> None:
+    """A retry that needs an erased response parks, and resends nothing."""
+    harness.transport.script = [reply(), crash]
+    harness.die(event, posts("letter", "order"))
+    with harness.store.write() as connection:
         erase_contents(connection, [event])
-    assert office.run(event, posts("letter", "order")) == "parked"
-    assert len(office.transport.sent) == 2
+    assert harness.run(event, posts("letter", "order")) == "parked"
+    assert len(harness.transport.sent) == 2
 
 
-def test_nothing_else_is_in_the_place_of_a_call(office: Office, event: UUID) -> None:
-    """Positions are those of the calls alone: values and GETs between them count for nothing."""
-    office.transport.script = [reply(200), reply()]
+def test_nothing_else_is_in_the_place_of_a_call(harness: CallHarness, event: UUID) -> None:
+    """Values and GETs between calls do not count as positions."""
+    harness.transport.script = [reply(200), reply()]
 
     def handle(_event: Any, calls: Any) -> None:
         calls.shop.get("/letters")
         calls.value("x", lambda: 1)
         letter(_event, calls)
 
-    assert office.run(event, handle) == "done"
-    with office.store.read() as connection:
+    assert harness.run(event, handle) == "done"
+    with harness.store.read() as connection:
         assert connection.execute(select(CALL.c.position)).scalars().all() == [0]
-    assert office.transport.sent[0].method == "GET"
-    assert len(office.transport.keys()) == 1
-    assert state(office.store, event) == "done"
+    assert harness.transport.sent[0].method == "GET"
+    assert len(harness.transport.keys()) == 1
+    assert state(harness.store, event) == "done"

@@ -1,4 +1,4 @@
-"""`once`: unique per API over all events and sources, whoever comes first and whatever becomes of it."""
+"""`once`: one effect per API and name, over all events and sources."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from receiver.ledger.queue import claim, settle
 from receiver.ledger.queue.sweep import erase_contents
 from receiver.ledger.reports import story
 from receiver.ledger.store import Store
-from tests.integration.office import SILENCE, Office, crash, posts, reply
+from tests.integration.call_harness import SILENCE, CallHarness, crash, posts, reply
 from tests.integration.steps import LEASE, ONLY_POSTGRES, deliver, later, row, state
 
 order = posts("order", once="order-1")
@@ -21,201 +21,205 @@ order = posts("order", once="order-1")
 
 @pytest.fixture
 def first(store: Store) -> UUID:
-    """Give the test an event."""
+    """Record an event."""
     return deliver(store, "evt_1").event
 
 
 @pytest.fixture
 def second(store: Store) -> UUID:
-    """Give the test an event of another source."""
+    """Record an event of another source."""
     return deliver(store, "evt_2", source="github").event
 
 
-def test_a_second_event_gets_the_firsts_response(office: Office, first: UUID, second: UUID) -> None:
-    """It is sent once, and both handlers see the same answer."""
+def test_a_second_event_gets_the_firsts_response(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """The call is sent once, and both handlers get the same response."""
     seen: list[Any] = []
 
     def handle(_event: Any, calls: Any) -> None:
         seen.append(calls.shop.post("/orders", json={}, once="order-1").content)
 
-    office.transport.script = [reply(201, b"the first")]
-    assert [office.run(event, handle) for event in (first, second)] == ["done", "done"]
-    assert (seen, len(office.transport.sent)) == ([b"the first"] * 2, 1)
+    harness.transport.script = [reply(201, b"the first")]
+    assert [harness.run(event, handle) for event in (first, second)] == ["done", "done"]
+    assert (seen, len(harness.transport.sent)) == ([b"the first"] * 2, 1)
 
 
-def test_another_once_is_another_effect(office: Office, first: UUID, second: UUID) -> None:
-    """The name decides, not the step."""
-    office.run(first, order)
-    office.run(second, posts("order", once="order-2"))
-    assert len(office.transport.sent) == 2
+def test_another_once_is_another_effect(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """The `once` name decides, and not the step."""
+    harness.run(first, order)
+    harness.run(second, posts("order", once="order-2"))
+    assert len(harness.transport.sent) == 2
 
 
-def test_a_second_event_waits_for_the_first(office: Office, first: UUID, second: UUID) -> None:
-    """While nobody knows whether the first happened, the second sends nothing; it costs no attempts."""
-    office.transport.script = [SILENCE]
-    office.run(first, order)
-    assert [office.run(second, order) for _ in range(5)] == ["waiting"] * 5
-    assert row(office.store, second).attempts == 0
-    assert office.run(first, order) == "done"
-    assert office.run(second, order) == "done"
-    assert len(office.transport.sent) == 2
+def test_a_second_event_waits_for_the_first(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """While the first event's result is unknown, the second waits, sends nothing, and uses no attempt."""
+    harness.transport.script = [SILENCE]
+    harness.run(first, order)
+    assert [harness.run(second, order) for _ in range(5)] == ["waiting"] * 5
+    assert row(harness.store, second).attempts == 0
+    assert harness.run(first, order) == "done"
+    assert harness.run(second, order) == "done"
+    assert len(harness.transport.sent) == 2
 
 
-def test_whoever_waits_and_catches_it_does_not_spin(office: Office, first: UUID, second: UUID) -> None:
-    """A handler that swallows the wait is not run again at once."""
-    office.transport.script = [SILENCE]
-    office.run(first, order)
-    assert office.run(second, posts("order", once="order-1", caught=True)) == "waiting"
-    assert claim(office.store, second, lease=LEASE, worker="w") is None
+def test_a_swallowed_wait_does_not_spin(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """A handler that swallows the wait does not make its event due at once."""
+    harness.transport.script = [SILENCE]
+    harness.run(first, order)
+    assert harness.run(second, posts("order", once="order-1", caught=True)) == "waiting"
+    assert claim(harness.store, second, lease=LEASE, worker="w") is None
 
 
-def test_whoever_waits_long_does_not_look_every_second(office: Office, first: UUID, second: UUID) -> None:
-    """Each look is an attempt's row: the waits grow with what it has waited already."""
-    office.transport.script = [SILENCE]
-    office.run(first, order)
-    office.run(second, order)
-    later(office.store, hours=1)
-    assert office.run(second, order) == "waiting"
-    now = office.call(second).trying_since + timedelta(hours=1)
-    assert row(office.store, second).due_at - now > timedelta(minutes=5)
+def test_waits_for_another_event_back_off(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """The waits grow with the time already waited, because each costs an attempt's row."""
+    harness.transport.script = [SILENCE]
+    harness.run(first, order)
+    harness.run(second, order)
+    later(harness.store, hours=1)
+    assert harness.run(second, order) == "waiting"
+    now = harness.call(second).trying_since + timedelta(hours=1)
+    assert row(harness.store, second).due_at - now > timedelta(minutes=5)
 
 
-def test_a_second_event_takes_a_rejected_ones_place(office: Office, first: UUID, second: UUID) -> None:
-    """What was rejected did not happen: the next event does it, and the first one's retry follows that."""
-    office.transport.script = [reply(422)]
-    assert office.run(first, order) == "dead"
-    assert office.run(second, order) == "done"
-    retry(office.store, first, "ada")
-    assert office.run(first, order) == "done"
-    assert len(office.transport.sent) == 2
+def test_a_second_event_takes_a_rejected_ones_place(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """After a rejection the next event sends the call, and a retry of the first gets its response."""
+    harness.transport.script = [reply(422)]
+    assert harness.run(first, order) == "dead"
+    assert harness.run(second, order) == "done"
+    retry(harness.store, first, "ada")
+    assert harness.run(first, order) == "done"
+    assert len(harness.transport.sent) == 2
 
 
-def test_one_that_waited_takes_over(office: Office, first: UUID, second: UUID) -> None:
-    """It waited for days, the first was rejected at last: it is sent then, and is not out of patience."""
-    office.transport.script = [SILENCE]
-    office.run(first, order)
-    office.run(second, order)
-    later(office.store, days=4)
-    office.change_call(office.call(first).id, state="rejected")
-    assert office.run(second, order) == "done"
-    assert len(office.transport.sent) == 2
+def test_a_waiting_event_takes_over(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """An event that waited longer than give_up_after sends the call once the first is rejected."""
+    harness.transport.script = [SILENCE]
+    harness.run(first, order)
+    harness.run(second, order)
+    later(harness.store, days=4)
+    harness.change_call(harness.call(first).id, state="rejected")
+    assert harness.run(second, order) == "done"
+    assert len(harness.transport.sent) == 2
 
 
-def test_one_that_waited_long_still_gets_the_answer(office: Office, first: UUID, second: UUID) -> None:
-    """The first succeeded after more than give_up_after: the second has its response and does not park."""
-    office.transport.script = [SILENCE]
-    office.run(first, order)
-    office.run(second, order)
-    office.run(first, order)
-    later(office.store, days=4)
-    assert office.run(second, order) == "done"
+def test_an_event_that_waited_long_still_gets_the_response(
+    harness: CallHarness, first: UUID, second: UUID
+) -> None:
+    """An event that waited longer than give_up_after gets the first event's response and does not park."""
+    harness.transport.script = [SILENCE]
+    harness.run(first, order)
+    harness.run(second, order)
+    harness.run(first, order)
+    later(harness.store, days=4)
+    assert harness.run(second, order) == "done"
 
 
-def test_a_second_event_waits_for_a_parked_first(office: Office, first: UUID, second: UUID) -> None:
-    """A person says that it happened: that is the answer for both."""
-    office.transport.script = [SILENCE]
-    office.run(first, order)
-    office.rotate("another")
-    assert office.run(first, order) == "parked"
-    assert office.run(second, order) == "waiting"
-    resolve(office.store, office.call(first).id, Resolution.HAPPENED, "ada")
-    assert [office.run(event, order) for event in (second, first)] == ["done", "done"]
-    assert len(office.transport.sent) == 1
+def test_a_second_event_waits_for_a_parked_first(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """Resolving the parked call as happened gives both events their response."""
+    harness.transport.script = [SILENCE]
+    harness.run(first, order)
+    harness.rotate("another")
+    assert harness.run(first, order) == "parked"
+    assert harness.run(second, order) == "waiting"
+    resolve(harness.store, harness.call(first).id, Resolution.HAPPENED, "ada")
+    assert [harness.run(event, order) for event in (second, first)] == ["done", "done"]
+    assert len(harness.transport.sent) == 1
 
 
-def test_patience_with_the_first_ends(office: Office, first: UUID, second: UUID) -> None:
-    """After give_up_after whoever waits for another event's call parks too."""
-    office.transport.script = [SILENCE]
-    office.run(first, order)
-    office.run(second, order)
-    later(office.store, days=3, seconds=1)
-    assert office.run(second, order) == "parked"
-    waits = f"`--resend-as-new` waits anew for the call {office.call(first).id} of another event"
-    said = story(office.store, second).as_json()["next"]
-    assert waits in said
-    assert "Nobody knows whether it happened: that is the matter of the call" in said
-    resolve(office.store, office.call(second).id, Resolution.RESEND_AS_NEW, "ada")
-    assert office.run(second, order) == "waiting", "as it said"
+def test_a_wait_for_another_event_parks_after_give_up_after(
+    harness: CallHarness, first: UUID, second: UUID
+) -> None:
+    """After give_up_after an event that waits for another event's call parks."""
+    harness.transport.script = [SILENCE]
+    harness.run(first, order)
+    harness.run(second, order)
+    later(harness.store, days=3, seconds=1)
+    assert harness.run(second, order) == "parked"
+    waits = f"`--resend-as-new` waits anew for the call {harness.call(first).id} of another event"
+    sentence = story(harness.store, second).as_json()["next"]
+    assert waits in sentence
+    assert "Nobody knows whether it happened: that is the matter of the call" in sentence
+    resolve(harness.store, harness.call(second).id, Resolution.RESEND_AS_NEW, "ada")
+    assert harness.run(second, order) == "waiting", "as the next step announced"
 
 
-def test_an_erased_answer_can_be_told_again(office: Office, first: UUID, second: UUID) -> None:
-    """The first's answer went with its payload: the second parks, and a person can say what it was."""
-    office.run(first, order)
-    with office.store.write() as connection:
+def test_an_erased_response_can_be_given_again(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """If the first event's response is erased, the second parks, and a person can give the response."""
+    harness.run(first, order)
+    with harness.store.write() as connection:
         erase_contents(connection, [first])
-    assert office.run(second, order) == "parked"
-    resolve(office.store, office.call(second).id, Resolution.HAPPENED, "ada")
-    assert office.run(second, order) == "done"
-    assert len(office.transport.sent) == 1
+    assert harness.run(second, order) == "parked"
+    resolve(harness.store, harness.call(second).id, Resolution.HAPPENED, "ada")
+    assert harness.run(second, order) == "done"
+    assert len(harness.transport.sent) == 1
 
 
-def test_a_rerun_gets_what_was_done_once(office: Office, first: UUID) -> None:
-    """Once means once: the next generation has the stored response."""
-    office.run(first, order)
-    rerun(office.store, first, "ada", generation=0)
-    assert office.run(first, order) == "done"
-    assert len(office.transport.sent) == 1
+def test_a_rerun_gets_what_was_done_once(harness: CallHarness, first: UUID) -> None:
+    """The next generation gets the stored response."""
+    harness.run(first, order)
+    rerun(harness.store, first, "ada", generation=0)
+    assert harness.run(first, order) == "done"
+    assert len(harness.transport.sent) == 1
 
 
-def test_a_first_that_died_is_not_overtaken(office: Office, first: UUID, second: UUID) -> None:
-    """Its worker died after the bytes left: the second waits, whatever the time."""
-    office.transport.script = [crash]
-    office.die(first, order)
-    later(office.store, days=2)
-    assert office.run(second, order) == "waiting"
-    assert len(office.transport.sent) == 1
+def test_a_first_that_died_is_not_overtaken(harness: CallHarness, first: UUID, second: UUID) -> None:
+    """After a crash during the first event's send the second waits, for however long."""
+    harness.transport.script = [crash]
+    harness.die(first, order)
+    later(harness.store, days=2)
+    assert harness.run(second, order) == "waiting"
+    assert len(harness.transport.sent) == 1
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_many_events_at_once_send_one(store: Store) -> None:
-    """Eight events of one `once` run at the same time: one effect, and all end done."""
-    office = Office(store)
+    """Eight concurrent events with one `once` have one effect, and all end done."""
+    harness = CallHarness(store)
     events = [deliver(store, f"evt_{n}", source=f"source{n % 3}").event for n in range(8)]
-    assert _at_once(office, events) <= {"done", "waiting"}
-    assert {office.run(event, order) for event in events if state(store, event) != "done"} <= {"done"}
-    assert len(office.transport.sent) == 1
+    assert _at_once(harness, events) <= {"done", "waiting"}
+    assert {harness.run(event, order) for event in events if state(store, event) != "done"} <= {"done"}
+    assert len(harness.transport.sent) == 1
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_many_that_waited_take_over_one_at_a_time(store: Store) -> None:
-    """The first is rejected while seven wait for it: one of them takes its place, and none fails."""
-    office = Office(store)
+    """When the first is rejected while seven wait, exactly one of them sends the call."""
+    harness = CallHarness(store)
     events = [deliver(store, f"evt_{n}").event for n in range(8)]
-    office.transport.script = [SILENCE]
+    harness.transport.script = [SILENCE]
     for event in events:
-        office.run(event, order)
-    office.change_call(office.call(events[0]).id, state="rejected")
+        harness.run(event, order)
+    harness.change_call(harness.call(events[0]).id, state="rejected")
     later(store, minutes=1)
-    assert _at_once(office, events[1:]) <= {"done", "waiting"}
+    assert _at_once(harness, events[1:]) <= {"done", "waiting"}
     assert {row(store, event).attempts for event in events[1:] if state(store, event) == "waiting"} <= {0}
-    assert len(office.transport.sent) == 2
+    assert len(harness.transport.sent) == 2
 
 
-def _at_once(office: Office, events: list[UUID]) -> set[str]:
-    """Run one attempt of each event, all at the same time; return their states."""
-    held = [office.take(event) for event in events]
+def _at_once(harness: CallHarness, events: list[UUID]) -> set[str]:
+    """Run one attempt of each event concurrently; return their states."""
+    held = [harness.take(event) for event in events]
     gate = threading.Barrier(len(events))
 
     def one(n: int) -> str:
         gate.wait()
-        assert settle(office.store, [(held[n], office.perform(held[n], order))])
-        return state(office.store, events[n])
+        assert settle(harness.store, [(held[n], harness.perform(held[n], order))])
+        return state(harness.store, events[n])
 
     with ThreadPoolExecutor(len(events)) as pool:
         return set(pool.map(one, range(len(events))))
 
 
-def test_a_rerun_that_waits_for_its_own_past_can_be_resolved(office: Office, first: UUID) -> None:
-    """The unknown call of an earlier generation holds its `once`: a person says what became of it."""
-    office.transport.script = [crash]
-    office.die(first, order)
-    later(office.store, days=2)
-    assert office.run(first, order) == "parked"
-    held = office.call(first)
-    rerun(office.store, first, "ada", generation=0)
-    assert office.run(first, order) == "waiting"
-    later(office.store, days=4)
-    assert office.run(first, order) == "parked"
-    resolve(office.store, held.id, Resolution.HAPPENED, "ada")
-    assert office.run(first, order) == "done"
-    assert len(office.transport.sent) == 1
+def test_a_rerun_that_waits_for_its_own_past_can_be_resolved(harness: CallHarness, first: UUID) -> None:
+    """A call of an earlier generation that holds the `once` can be resolved after a rerun."""
+    harness.transport.script = [crash]
+    harness.die(first, order)
+    later(harness.store, days=2)
+    assert harness.run(first, order) == "parked"
+    held = harness.call(first)
+    rerun(harness.store, first, "ada", generation=0)
+    assert harness.run(first, order) == "waiting"
+    later(harness.store, days=4)
+    assert harness.run(first, order) == "parked"
+    resolve(harness.store, held.id, Resolution.HAPPENED, "ada")
+    assert harness.run(first, order) == "done"
+    assert len(harness.transport.sent) == 1

@@ -1,4 +1,4 @@
-"""Calls against a model of the API: any answer, any crash, late answers, rotations, people, in any order."""
+"""Calls against a model of the API: responses, crashes, late responses, rotations and people in any order."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,26 +19,26 @@ from receiver.ledger.lease import Claim
 from receiver.ledger.queue import claim, expire, settle
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
-from tests.integration.model_api import FAULTS, MANNERS, ModelApi
-from tests.integration.office import Crash, Office
+from tests.integration.call_harness import CallHarness, Crash
+from tests.integration.model_api import FAULTS, KEY_RULES, ModelApi
 from tests.integration.steps import LEASE, deliver, row
 from worker.calls.errors import CallError
 
 JUMPS = [timedelta(seconds=5), timedelta(seconds=50), timedelta(minutes=5), timedelta(days=1)]
 SCRIPTS = [["a"], ["a", "b"], ["a!", "b"], ["a", "b!", "c"], ["u!", "a"], ["o"], ["o!", "a"]]
-"""Steps in order; `!` swallows what the call raises, `u` goes without a key, `o` has a `once`."""
+"""Steps in order; `!` swallows the call's error, `u` is sent without a key, `o` has a `once`."""
 
 SLACK = timedelta(seconds=20)
-"""What the real time of a test may add to the model's clock."""
+"""The most that a test's real duration adds to the model's clock."""
 
 ROUNDS = 12
-"""Rounds of a day each in which everything must have come to an end."""
+"""Rounds, each of a day, after which every event must have ended."""
 
 seeds = st.integers(0, 2**16)
 
 
 class Journal(RuleBasedStateMachine):
-    """Does things to two events of one handler, and watches what the API sees."""
+    """Acts on two events of one handler and checks the effects at the API."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
@@ -48,21 +48,23 @@ class Journal(RuleBasedStateMachine):
             connection.execute(delete(EVENT))
         self.events = [deliver(store, "evt_1").event, deliver(store, "evt_2", source="github").event]
         self.claims: dict[int, Claim] = {}
-        self.told: set[UUID] = set()
-        """Calls of which a person said that they happened."""
+        self.confirmed: set[UUID] = set()
+        """Calls that a person resolved as happened."""
         self.version, self.frozen = 1, False
         self.drawn = 0
         self.used: dict[UUID, str] = {}
         """The credential of each call's latest send."""
         self.wrong: list[str] = []
 
-    @initialize(dialect=st.sampled_from(sorted(MANNERS)), script=st.sampled_from(SCRIPTS))
+    @initialize(dialect=st.sampled_from(sorted(KEY_RULES)), script=st.sampled_from(SCRIPTS))
     def begin(self, dialect: str, script: list[str]) -> None:
         """Choose an API and a handler."""
-        self.office, self.script = Office(self.store, dialect), script
-        life = self.office.api.key_life
-        self.api = ModelApi(MANNERS[dialect], life, lambda: self.store.shift, self.marked, self.interlude)
-        self.office.transport = self.api  # type: ignore[assignment]
+        self.harness, self.script = CallHarness(self.store, dialect), script
+        life = self.harness.api.key_life
+        self.api = ModelApi(
+            KEY_RULES[dialect], life, lambda: self.store.shift, self.last_send, self.interlude
+        )
+        self.harness.transport = self.api  # type: ignore[assignment]
 
     def handle(self, _event: Any, calls: Any) -> None:
         """Make the calls of the script."""
@@ -70,7 +72,7 @@ class Journal(RuleBasedStateMachine):
             name = step.rstrip("!")
             once = "the one" if name == "o" else None
             body = {"step": name, "version": self.version}
-            bare = self.office.api.dialect_name == "none" or name == "u"
+            bare = self.harness.api.dialect_name == "none" or name == "u"
             call = calls.shop.put if name == "u" else calls.shop.post
             try:
                 call(f"/{name}", json=body, step=name, once=once, unprotected=bare)
@@ -78,8 +80,8 @@ class Journal(RuleBasedStateMachine):
                 if name == step:
                     raise
 
-    def marked(self) -> tuple[UUID, UUID]:
-        """Return the send that was marked last, and its call; no guard of the ledger may have slept."""
+    def last_send(self) -> tuple[UUID, UUID]:
+        """Return the latest send and its call; check the guards if it is a resend."""
         columns = (SEND.c.id.label("send"), SEND.c.claim.label("by"), *CALL.c)
         joined = select(*columns, self.store.now().label("now")).join(CALL, CALL.c.id == SEND.c.call)
         with self.store.read() as connection:
@@ -88,17 +90,17 @@ class Journal(RuleBasedStateMachine):
             before = connection.execute(select(SEND).where(*others)).all()
         if before:
             self.may_be_resent(call)
-        self.used[call.id] = self.office.api.credential
+        self.used[call.id] = self.harness.api.credential
         return call.send, call.id
 
     def may_be_resent(self, call: Row[Any]) -> None:
-        """Note a call with an open send that goes out again though nothing protects it any more."""
-        # Noted and not raised: a worker outlives whatever is raised in its handler.
+        """Note a resend of a call with an open send that nothing protects any more."""
+        # Noted, not raised: a worker survives every error of its handler.
         if call.protection == "unprotected":
             self.wrong.append("a call was resent unprotected")
-        if call.protection == "keyed" and call.now > call.expires_at - self.office.api.key_margin + SLACK:
+        if call.protection == "keyed" and call.now > call.expires_at - self.harness.api.key_margin + SLACK:
             self.wrong.append("a call was resent after the life of its key")
-        if self.used[call.id] != self.office.api.credential:
+        if self.used[call.id] != self.harness.api.credential:
             self.wrong.append("a call was resent under another credential")
 
     def interlude(self) -> None:
@@ -111,12 +113,12 @@ class Journal(RuleBasedStateMachine):
             self.frozen = False
 
     def pass_time(self, span: timedelta) -> None:
-        """Move both clocks on."""
+        """Move the clocks of ledger and API forward."""
         self.store.shift += span
         self.api.run_slow()
 
     def attempt(self, event: UUID, *, settles: bool = True) -> None:
-        """Run one attempt, from claim to settlement or to a crash."""
+        """Run one attempt, from claim to settlement or crash."""
         expire(self.store)
         held = claim(self.store, event, lease=LEASE, worker="w")
         if held is None:
@@ -127,7 +129,7 @@ class Journal(RuleBasedStateMachine):
             self.check_end(held)
 
     def performed(self, held: Claim) -> Any:
-        """Run the handler; None when its worker died."""
+        """Run the handler; return None if its worker died."""
         died: list[Crash] = []
 
         def guarded(event: Any, calls: Any) -> None:
@@ -137,24 +139,24 @@ class Journal(RuleBasedStateMachine):
                 died.append(crash)
                 raise
 
-        end = self.office.perform(held, guarded)
+        end = self.harness.perform(held, guarded)
         return None if died else end
 
     def check_end(self, held: Claim) -> None:
-        """See that an event that is done has made every call of its handler."""
+        """Check that a done event has made every call of its handler."""
         if row(self.store, held.event).state != "done":
             return
-        calls = [one for one in self.office.calls(held.event) if one.generation == held.generation]
+        calls = [call for call in self.harness.calls(held.event) if call.generation == held.generation]
         good = {"succeeded": set[str](), "rejected": set[str]()}
-        for one in calls:
-            good.setdefault(one.state, set()).add(one.step)
+        for call in calls:
+            good.setdefault(call.state, set()).add(call.step)
         for step in self.script:
             ends = ("succeeded", "rejected") if step.endswith("!") else ("succeeded",)
             assert any(step.rstrip("!") in good[state] for state in ends), f"{step} was not made"
 
     @rule(seed=seeds)
     def work(self, seed: int) -> None:
-        """Run a few attempts, each once its event is due; now and then after a wait or a rotation."""
+        """Run three attempts, some after a wait or a rotation."""
         chance = self.chance(seed)
         for _ in range(3):
             if chance.random() < 0.2:
@@ -164,7 +166,7 @@ class Journal(RuleBasedStateMachine):
             self.work_once(chance)
 
     def work_once(self, chance: Random) -> None:
-        """Run an attempt with some faults; perhaps its worker dies at the end."""
+        """Run an attempt with some faults, when its event is due; sometimes its worker dies at the end."""
         event = self.events[chance.random() < 0.3]
         found = row(self.store, event)
         if found.state in ("received", "waiting"):
@@ -179,11 +181,11 @@ class Journal(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def work_on(self, seed: int) -> None:
-        """Do the same: workers do more than anybody else."""
+        """Run attempts, twice as often as any other rule."""
         self.work(seed)
 
     def chance(self, seed: int) -> Random:
-        """Return a source of chance: Hypothesis' own picks are too much alike to make long stories."""
+        """Return a random source; Hypothesis' own draws vary too little for long sequences."""
         self.drawn += 1
         return Random(f"{seed} {self.drawn}")
 
@@ -194,30 +196,30 @@ class Journal(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def answer_comes_late(self, seed: int) -> None:
-        """Record an answer that nobody waits for any more, in any order."""
+        """Record one of the late responses, in any order."""
         if self.api.late:
             self.record_late(*self.api.late.pop(self.chance(seed).randrange(len(self.api.late))))
 
     def record_late(self, send: UUID, answer: Any) -> None:
-        """Record an answer by its send, as the worker that sent it does."""
+        """Record a response by its send, as the worker that sent it does."""
         with self.store.read() as connection:
             joined = select(SEND, CALL.c.event).join(CALL, CALL.c.id == SEND.c.call)
             found = connection.execute(joined.where(SEND.c.id == send)).one()
-        held = next(one for one in self.claims.values() if one.event == found.event)
-        self.office.late(held, found, answer)
+        held = next(item for item in self.claims.values() if item.event == found.event)
+        self.harness.late(held, found, answer)
 
     @rule(changes=st.sampled_from(["credential", "handler"]))
     def deploy(self, changes: str) -> None:
-        """Deploy another credential or a handler that asks for other bytes, or the first one again."""
+        """Switch between two credentials, or between two versions of the handler."""
         if changes == "handler":
             self.version = 3 - self.version
         else:
-            other = self.office.api.credential == "first-credential"
-            self.office.rotate("second-credential" if other else "first-credential")
+            other = self.harness.api.credential == "first-credential"
+            self.harness.rotate("second-credential" if other else "first-credential")
 
     @rule(seed=seeds)
     def a_person_acts(self, seed: int) -> None:
-        """Retry or rerun an event, or say what became of a call of it."""
+        """Retry or rerun an event, or resolve one of its calls."""
         event = self.chance(seed).choice(self.events)
         act = self.chance(seed).choice(["retry", "retry", "rerun", *Resolution])
         try:
@@ -226,22 +228,22 @@ class Journal(RuleBasedStateMachine):
             elif act == "rerun":
                 rerun(self.store, event, "ada", generation=row(self.store, event).generation)
             else:
-                self.say(event, Resolution(act))
+                self.resolve_first(event, Resolution(act))
         except NotAllowed:
-            # Which acts are allowed when is what other tests are for.
+            # Other tests check which actions are allowed.
             return
 
-    def say(self, event: UUID, how: Resolution) -> None:
-        """Resolve the first call that can be."""
-        unfinished = [one for one in self.office.calls(event) if one.state in ("pending", "parked")]
+    def resolve_first(self, event: UUID, how: Resolution) -> None:
+        """Resolve the first unfinished call."""
+        unfinished = [call for call in self.harness.calls(event) if call.state in ("pending", "parked")]
         if unfinished:
             resolve(self.store, unfinished[0].id, how, "ada")
             if how == Resolution.HAPPENED:
-                self.told.add(unfinished[0].id)
+                self.confirmed.add(unfinished[0].id)
 
     @invariant()
     def effects_happen_once(self) -> None:
-        """No call has two effects, none that succeeded has none, and no event is done before its calls."""
+        """No call has two effects, every success has one, and a done event has no unfinished call."""
         if not hasattr(self, "api"):
             return
         assert not self.wrong
@@ -249,14 +251,14 @@ class Journal(RuleBasedStateMachine):
         assert not twice, f"{len(twice)} calls had more than one effect"
         for event in self.events:
             state = row(self.store, event)
-            for call in self.office.calls(event):
-                if call.state == "succeeded" and call.shares is None and call.id not in self.told:
+            for call in self.harness.calls(event):
+                if call.state == "succeeded" and call.shares is None and call.id not in self.confirmed:
                     assert self.api.effects[call.id] == 1, f"{call.step} succeeded without an effect"
                 if state.state == "done" and call.generation == state.generation:
                     assert call.state not in ("pending", "parked"), f"done, and {call.step} is {call.state}"
 
     def teardown(self) -> None:
-        """Once the faults stop every event ends done, parked or dead within a bounded number of steps."""
+        """Without faults every event ends done, parked or dead within a bounded number of rounds."""
         if not hasattr(self, "api"):
             return
         for _ in range(ROUNDS):
@@ -270,7 +272,7 @@ class Journal(RuleBasedStateMachine):
 
 @contextmanager
 def hasty(store: Store) -> Iterator[Store]:
-    """Let SQLite not wait for the disk: thousands of commits, and no power cut among the faults."""
+    """Turn off SQLite's sync: there are thousands of commits, and no fault is a power cut."""
     if not store.sqlite:
         yield store
         return
@@ -288,14 +290,14 @@ def hasty(store: Store) -> Iterator[Store]:
 
 
 def test_calls_take_effect_once(store: Store) -> None:
-    """Any sequence of attempts, faults, late answers, waits, rotations, deployments and people's words."""
+    """Any order of attempts, faults, late responses, waits, rotations, deployments and people's actions."""
     often = settings(
         max_examples=40 if store.sqlite else 15,
         stateful_step_count=15,
         deadline=None,
         derandomize=True,
         database=None,
-        # Stories are short; to shorten them further would take minutes.
+        # Shrinking would take minutes, and the sequences are short.
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

@@ -1,4 +1,4 @@
-"""The HTTP transport against servers that do as they please: one request, one reply or failure, in time."""
+"""The HTTP transport against misbehaving servers: one request, one reply or failure, in bounded time."""
 
 import gzip
 import socket
@@ -22,15 +22,15 @@ from tests.services.waiting import free_port, wait_until
 from worker.calls.transport import ANSWER_MAX, HttpTransport, NoReply, Outgoing, Reply
 
 DEADLINE = 0.6
-"""Seconds, where the deadline is what a test is about; elsewhere nothing comes near it."""
+"""Seconds, in tests of the deadline; the others have one that they never reach."""
 SLACK = 15
-"""Seconds that a busy machine may add to a deadline; far less than what ends a wait otherwise."""
+"""Seconds that a busy machine may add to a deadline; without a deadline a wait lasts far longer."""
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 @dataclass
-class Line:
-    """A transport to one server, with the time of every send that began."""
+class CountingTransport:
+    """A transport to one server that notes when each send began."""
 
     transport: HttpTransport
     url: str
@@ -49,22 +49,22 @@ class Line:
         return self.transport.send(Outgoing("POST", self.url + path, headers, body), noted)
 
 
-Connect = Callable[..., Line]
+Connect = Callable[..., CountingTransport]
 
 
 @pytest.fixture
 def connect(tmp_path: Path) -> Iterator[Connect]:
-    """Make transports to an address: `connect(url, **settings)`."""
+    """Make transports to a URL: `connect(url, **settings)`."""
     made: list[HttpTransport] = []
 
-    def make(url: str, **settings: Any) -> Line:
+    def make(url: str, **settings: Any) -> CountingTransport:
         given = {"deadline": "60s"} | settings
         target = Target("orders", TELNESS, url, {k: v for k, v in given.items() if k != "max_connections"})
         api: Api = apis_of(tmp_path, target)["orders"]
         if "max_connections" in settings:
             api = Api(**{**vars(api), "max_connections": settings["max_connections"]})
         made.append(HttpTransport.for_api(api))
-        return Line(made[-1], url)
+        return CountingTransport(made[-1], url)
 
     yield make
     for transport in made:
@@ -73,7 +73,7 @@ def connect(tmp_path: Path) -> Iterator[Connect]:
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Again", "308 Moved"])
 def test_a_redirect_is_not_followed(connect: Connect, status: str) -> None:
-    """A redirect is the answer; nobody calls where it points."""
+    """A redirect is returned as the reply."""
     with RawServer() as elsewhere, RawServer(reply(status, Location=elsewhere.url)) as server:
         got = connect(server.url).send()
         assert isinstance(got, Reply)
@@ -96,7 +96,7 @@ def test_a_redirect_is_not_followed(connect: Connect, status: str) -> None:
     ids=["nothing", "ssh", "zeros", "no-status", "short", "chunk", "lengths", "header"],
 )
 def test_garbage_is_no_answer_and_is_not_sent_again(connect: Connect, answer: Any) -> None:
-    """What is not HTTP, or breaks off, is a failure after the bytes had left; nothing more is sent."""
+    """A reply that is not HTTP or is cut off is a failure after the write; nothing is resent."""
 
     def once(connection: socket.socket) -> None:
         if answer is not hang_up:
@@ -115,7 +115,7 @@ def test_garbage_is_no_answer_and_is_not_sent_again(connect: Connect, answer: An
     "status", ["500 Broken", "503 Unavailable", "429 Too Many", "408 Timeout", "425 Early"]
 )
 def test_no_status_is_sent_again(connect: Connect, status: str) -> None:
-    """Whatever a server says, the transport asks once."""
+    """The transport sends once, whatever the status."""
     with RawServer(reply(status, Retry_After="0")) as server:
         got = connect(server.url).send()
         assert isinstance(got, Reply)
@@ -134,7 +134,7 @@ def test_no_status_is_sent_again(connect: Connect, status: str) -> None:
     ids=["status", "headers", "body", "chunks", "continue"],
 )
 def test_a_dripping_answer_ends_at_the_deadline(connect: Connect, answer: Any) -> None:
-    """A server that sends a byte now and then for ever, in its head or body, holds nobody past `deadline`."""
+    """A server that sends a byte now and then is given up at `deadline`."""
     with RawServer(answer) as server:
         begun = time.monotonic()
         got = connect(server.url, deadline=f"{DEADLINE}s", read_timeout="500ms").send()
@@ -144,7 +144,7 @@ def test_a_dripping_answer_ends_at_the_deadline(connect: Connect, answer: Any) -
 
 
 def test_silence_ends_at_the_read_timeout(connect: Connect) -> None:
-    """A server that says nothing is given up at `read_timeout`, before the deadline."""
+    """A silent server is given up at `read_timeout`, before the deadline."""
     with RawServer(stay) as server:
         begun = time.monotonic()
         got = connect(server.url, read_timeout="300ms").send()
@@ -154,7 +154,7 @@ def test_silence_ends_at_the_read_timeout(connect: Connect) -> None:
 
 
 def test_a_full_pool_sends_nothing(connect: Connect) -> None:
-    """With every connection taken, a call is given up at `connect_timeout`, unmarked and unsent."""
+    """With every connection in use, a call fails at `connect_timeout`, neither begun nor sent."""
     leave = threading.Event()
 
     def hold(connection: socket.socket) -> None:
@@ -174,15 +174,15 @@ def test_a_full_pool_sends_nothing(connect: Connect) -> None:
 
 
 def test_a_refused_connection_sends_nothing(connect: Connect) -> None:
-    """Where nobody listens, no byte has left, and nothing was marked."""
+    """A refused connection leaves the send unbegun and unwritten."""
     line = connect(f"http://127.0.0.1:{free_port()}")
     got = line.send()
     assert isinstance(got, NoReply)
     assert (got.written, line.marks) == (False, [])
 
 
-def test_a_host_that_nobody_knows_sends_nothing(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the name has no address, no byte has left."""
+def test_an_unknown_host_sends_nothing(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown host leaves the send unbegun and unwritten."""
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -196,7 +196,7 @@ def test_a_host_that_nobody_knows_sends_nothing(connect: Connect, monkeypatch: p
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 This is HTTP\r\n\r\n", stay], ids=["http", "mute"])
 def test_a_failed_handshake_sends_nothing(connect: Connect, answer: Any) -> None:
-    """A server that speaks no TLS, or never answers it, gets no byte of the request, and is asked once."""
+    """A server without TLS, or one that never answers the handshake, gets one connection and no request."""
     with RawServer(answer, reads=False) as server:
         line = connect(server.url.replace("http:", "https:"), connect_timeout="300ms")
         got = line.send()
@@ -205,24 +205,24 @@ def test_a_failed_handshake_sends_nothing(connect: Connect, answer: Any) -> None
 
 
 def test_a_connection_that_never_stands_ends_in_time(connect: Connect) -> None:
-    """A host that answers no handshake of TCP is given up at `connect_timeout`."""
+    """A host that does not complete the TCP handshake is given up at `connect_timeout`."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         address = full.getsockname()
         waiting = [socket.socket() for _ in range(4)]
-        for one in waiting:
-            one.settimeout(0)
-            one.connect_ex(address)
+        for item in waiting:
+            item.settimeout(0)
+            item.connect_ex(address)
         begun = time.monotonic()
         got = connect(f"http://127.0.0.1:{address[1]}", connect_timeout="300ms").send()
-        for one in waiting:
-            one.close()
+        for item in waiting:
+            item.close()
         assert isinstance(got, NoReply)
         assert not got.written
         assert time.monotonic() - begun < 0.3 + SLACK
 
 
 def test_a_mark_that_refuses_leaves_nothing_behind(connect: Connect) -> None:
-    """What the mark raises comes through; no byte leaves, and the connection is free again."""
+    """An error of `before_send` is raised; nothing is written, and the connection is free again."""
 
     def refuse() -> None:
         raise KeyError("no")
@@ -238,7 +238,7 @@ def test_a_mark_that_refuses_leaves_nothing_behind(connect: Connect) -> None:
 
 
 def test_no_byte_leaves_while_it_is_marked(connect: Connect) -> None:
-    """However long the mark takes, the server has nothing of the request before it is done."""
+    """The server gets no byte before `before_send` has returned."""
     seen: list[int] = []
     with RawServer() as server:
         line = connect(server.url)
@@ -252,16 +252,16 @@ def test_no_byte_leaves_while_it_is_marked(connect: Connect) -> None:
 
 
 def test_a_mark_that_outlasts_the_deadline_sends_nothing(connect: Connect) -> None:
-    """A process that slept between mark and write, past its deadline, writes nothing any more."""
+    """If `before_send` returns after the deadline, nothing is written."""
     with RawServer() as server:
         got = connect(server.url, deadline=f"{DEADLINE}s").send(mark=lambda: time.sleep(DEADLINE + 0.1))
         assert isinstance(got, NoReply)
-        assert got.written, "the ledger has its mark, and nobody can tell"
+        assert got.written, "the ledger has the send, so it counts as written"
         assert server.requests == []
 
 
 def test_an_idle_connection_that_ended_is_not_used(connect: Connect) -> None:
-    """A pooled connection that the server has closed meanwhile costs nothing: one request each, one mark."""
+    """A pooled connection that the server closed is replaced: one request and one send each time."""
 
     def last(connection: socket.socket) -> None:
         connection.sendall(reply())
@@ -276,7 +276,7 @@ def test_an_idle_connection_that_ended_is_not_used(connect: Connect) -> None:
 
 
 def test_a_connection_that_dies_under_a_request_is_not_tried_again(connect: Connect) -> None:
-    """A server that takes a request on a kept connection and hangs up may have acted: it is asked once."""
+    """A request on a kept-alive connection that the server closes is not retried."""
     with RawServer(reply(), hang_up) as server:
         line = connect(server.url)
         assert isinstance(line.send(), Reply)
@@ -300,7 +300,7 @@ def test_a_connection_that_dies_under_a_request_is_not_tried_again(connect: Conn
     ids=["continue", "hints", "204", "304", "empty", "chunked", "no chunks"],
 )
 def test_answers_of_every_shape_are_read(connect: Connect, answer: bytes, status: int, body: bytes) -> None:
-    """Interim answers are passed over, and an answer without a body is one; the connection stays in use."""
+    """Interim responses are skipped, an empty body is valid, and the connection is reused."""
     with RawServer(answer) as server:
         line = connect(server.url)
         for _ in range(2):
@@ -312,7 +312,7 @@ def test_answers_of_every_shape_are_read(connect: Connect, answer: bytes, status
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "GZIP"])
 def test_a_compressed_answer_is_read(connect: Connect, encoding: str) -> None:
-    """A server that compresses unasked is understood: what its body says decides about the call."""
+    """A compressed response is decoded, although compression is not requested."""
     text = b'{"code": "idempotency_key_mismatch"}'
     packed = zlib.compress(text) if encoding == "deflate" else gzip.compress(text)
     with RawServer(reply("409 Conflict", packed, Content_Encoding=encoding)) as server:
@@ -331,7 +331,7 @@ def test_a_compressed_answer_is_read(connect: Connect, encoding: str) -> None:
     ids=["endless", "bomb"],
 )
 def test_an_answer_over_the_cap_is_cut(connect: Connect, answer: bytes) -> None:
-    """No more than the cap is kept of an answer, compressed or endless, and it is called truncated."""
+    """An endless or compressed response is cut at the cap and marked truncated."""
     with RawServer(answer) as server:
         got = connect(server.url).send()
         assert isinstance(got, Reply)
@@ -339,7 +339,7 @@ def test_an_answer_over_the_cap_is_cut(connect: Connect, answer: bytes) -> None:
 
 
 def test_an_encoding_that_cannot_be_read_is_left_as_it_is(connect: Connect) -> None:
-    """The status of an answer counts, also where its body is not what its headers say."""
+    """An undecodable body keeps its bytes and status."""
     for encoding in ("gzip", "br"):
         with RawServer(reply("201 Created", b"\xff\xfe not gzip", Content_Encoding=encoding)) as server:
             got = connect(server.url).send()
@@ -348,7 +348,7 @@ def test_an_encoding_that_cannot_be_read_is_left_as_it_is(connect: Connect) -> N
 
 
 def test_no_proxy_is_used(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment's proxies see neither request nor credential."""
+    """The environment's proxies get neither the request nor the credential."""
     with RawServer() as proxy, RawServer() as server:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)

@@ -1,4 +1,4 @@
-"""The claim protocol: one holder at a time, a token that fences others out, and attempts counted right."""
+"""The claim protocol: one holder at a time, fencing tokens, and attempts counted right."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ DONE = Outcome(Move.FINISH)
 
 
 def test_a_claim_carries_what_a_handler_needs(store: Store) -> None:
-    """The exact body, the headers, the first attempt's number, and a token."""
+    """A claim has the exact body, the headers, the attempt's number and a fencing token."""
     first = deliver(store, body=b"\x00\xff", headers={"a": "b"}, content_type="text/plain")
     held = take(store, first.event)
     assert (held.body, held.headers, held.content_type) == (b"\x00\xff", '{"a": "b"}', "text/plain")
@@ -51,17 +51,19 @@ def test_a_claim_carries_what_a_handler_needs(store: Store) -> None:
     assert (found.state, found.attempts) == ("processing", 1)
     assert LEASE - timedelta(seconds=5) < found.lease_until - found.received_at < LEASE + timedelta(seconds=5)
     story = attempts(store, first.event)
-    assert [(one.claim, one.number, one.worker, one.ended_at) for one in story] == [(1, 1, "worker-1", None)]
+    assert [(item.claim, item.number, item.worker, item.ended_at) for item in story] == [
+        (1, 1, "worker-1", None)
+    ]
 
 
 def test_a_claim_shows_no_payload_when_printed(store: Store) -> None:
-    """Logs print claims: body and headers stay out."""
+    """A claim's repr, which logs may print, has neither body nor headers."""
     shown = repr(take(store, deliver(store, body=b"secret-body", headers={"h": "secret-header"}).event))
     assert "secret" not in shown
 
 
-def test_a_held_event_is_not_to_be_had(store: Store) -> None:
-    """While the lease lasts, nobody else gets it, by id or by turn."""
+def test_a_held_event_cannot_be_claimed(store: Store) -> None:
+    """While the lease lasts no other worker can claim the event, by id or by turn."""
     first = deliver(store)
     take(store, first.event)
     later(store, seconds=59)
@@ -70,16 +72,16 @@ def test_a_held_event_is_not_to_be_had(store: Store) -> None:
 
 
 @pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.GIVE_UP, Move.IGNORE])
-def test_an_event_that_ended_is_not_to_be_had(store: Store, move: Move) -> None:
-    """A nudge that comes twice, or late, does nothing."""
+def test_an_ended_event_cannot_be_claimed(store: Store, move: Move) -> None:
+    """A repeated or late nudge claims nothing."""
     first = deliver(store)
     end(store, first.event, move)
     assert claim(store, first.event, lease=LEASE, worker="other") is None
     assert claim_due(store, limit=1, lease=LEASE, worker="other") == []
 
 
-def test_an_unknown_event_is_not_to_be_had(store: Store) -> None:
-    """A nudge for an event that was pruned meanwhile does nothing."""
+def test_an_unknown_event_cannot_be_claimed(store: Store) -> None:
+    """A nudge for a pruned event claims nothing."""
     first = deliver(store)
     with store.write() as connection:
         connection.execute(EVENT.delete())
@@ -87,7 +89,7 @@ def test_an_unknown_event_is_not_to_be_had(store: Store) -> None:
 
 
 def test_an_event_is_not_claimed_before_it_is_due(store: Store) -> None:
-    """A delay counts from the settlement, by the ledger's clock."""
+    """A delay starts at the settlement, by the ledger's clock."""
     first = deliver(store)
     end(store, first.event, Move.RETRY_LATER, delay=timedelta(minutes=5))
     later(store, minutes=4)
@@ -97,7 +99,7 @@ def test_an_event_is_not_claimed_before_it_is_due(store: Store) -> None:
 
 
 def test_only_one_of_many_workers_gets_an_event(store: Store) -> None:
-    """Sixteen threads claim the same event at once: one holds it, and one attempt is counted."""
+    """Of sixteen concurrent claims of one event one succeeds, and one attempt is counted."""
     first = deliver(store)
     gate = threading.Barrier(16)
 
@@ -106,28 +108,28 @@ def test_only_one_of_many_workers_gets_an_event(store: Store) -> None:
         return claim(store, first.event, lease=LEASE, worker=f"w{n}")
 
     with ThreadPoolExecutor(16) as pool:
-        held = [one for one in pool.map(grab, range(16)) if one]
+        held = [item for item in pool.map(grab, range(16)) if item]
     assert (len(held), row(store, first.event).attempts, len(attempts(store, first.event))) == (1, 1, 1)
 
 
 def test_many_workers_empty_the_queue_without_meeting(store: Store) -> None:
-    """Eight threads claim by turn until nothing is due: every event is held exactly once."""
+    """Eight threads that claim by turn claim every event exactly once."""
     events = deliver_all(store, 60)
 
     def drain(n: int) -> list[Any]:
         mine = []
         while held := claim_due(store, limit=1, lease=LEASE, worker=f"w{n}"):
-            mine += [one.event for one in held]
+            mine += [item.event for item in held]
         return mine
 
     with ThreadPoolExecutor(8) as pool:
-        taken = [one for mine in pool.map(drain, range(8)) for one in mine]
+        taken = [item for mine in pool.map(drain, range(8)) for item in mine]
     assert sorted(taken) == sorted(events)
     assert count(store, EVENT.c.attempts != 1) == 0
 
 
 def test_the_longest_waiting_event_goes_first(store: Store) -> None:
-    """By turn means by `due_at`."""
+    """Claims by turn are ordered by `due_at`."""
     old, young = deliver(store, "old").event, deliver(store, "young").event
     later(store, minutes=10)
     change(store, young, due_at=row(store, old).due_at - timedelta(minutes=1))
@@ -136,7 +138,7 @@ def test_the_longest_waiting_event_goes_first(store: Store) -> None:
 
 
 def test_a_fresh_delivery_is_left_to_its_nudge(store: Store) -> None:
-    """By the `unattended` rule a worker takes what nobody fetched for a sweep, and nothing younger."""
+    """The `unattended` rule selects events that nobody claimed for a sweep, and none that is newer."""
     first = deliver(store)
     assert claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP)) == []
     later(store, seconds=6)
@@ -145,20 +147,24 @@ def test_a_fresh_delivery_is_left_to_its_nudge(store: Store) -> None:
 
 
 def test_a_settlement_ends_the_attempt(store: Store) -> None:
-    """State, reason and time stand in the row, and the attempt has its outcome and its traceback."""
+    """The event has its state, reason and time; the attempt has its outcome and traceback."""
     first = deliver(store)
     end(store, first.event, Move.GIVE_UP, reason="No such customer.", error="Traceback ...")
     found = row(store, first.event)
     assert (found.state, found.reason, found.lease_until) == ("dead", "No such customer.", None)
     assert found.finished_at is not None
-    told = attempts(store, first.event)[0]
-    assert (told.outcome, told.reason, told.error) == ("give up", "No such customer.", "Traceback ...")
-    assert told.ended_at >= told.started_at
+    attempt = attempts(store, first.event)[0]
+    assert (attempt.outcome, attempt.reason, attempt.error) == (
+        "give up",
+        "No such customer.",
+        "Traceback ...",
+    )
+    assert attempt.ended_at >= attempt.started_at
 
 
 @pytest.mark.parametrize("move", [move for move in Move if State.PROCESSING in leaves(move)])
 def test_a_stale_token_settles_nothing(store: Store, move: Move) -> None:
-    """A worker that slept past its lease changes neither the event nor the attempt of its successor."""
+    """A worker whose lease expired changes neither the event nor its successor's attempt."""
     first = deliver(store)
     stale = take(store, first.event, "frozen")
     later(store, seconds=61)
@@ -170,18 +176,18 @@ def test_a_stale_token_settles_nothing(store: Store, move: Move) -> None:
 
 
 def test_attempts_that_end_together_are_looked_at_each(store: Store) -> None:
-    """Of three that returned one was taken over and one waits for its call: only the third is done."""
+    """In one batch of three, one is done, one waits for its call, and one has lost its claim."""
     done, waits, lost = events = deliver_all(store, 3)
     held = [take(store, event) for event in events]
     planned(store, held[1])
     later(store, minutes=2)
     take(store, lost, "worker-2")
-    assert settle(store, [(one, DONE) for one in held]) == {done, waits}
+    assert settle(store, [(item, DONE) for item in held]) == {done, waits}
     assert [state(store, event) for event in events] == ["done", "waiting", "processing"]
 
 
 def test_different_ends_share_a_transaction(store: Store) -> None:
-    """Each event goes where its own attempt brings it, all in one commit, and each is counted."""
+    """One commit settles events with different outcomes, and counts each."""
     moves = [Move.GIVE_UP, Move.FINISH, Move.RETRY_LATER, Move.FINISH, Move.RELEASE]
     ends = [
         (take(store, event), Outcome(move)) for event, move in zip(deliver_all(store, 5), moves, strict=True)
@@ -200,7 +206,7 @@ def test_different_ends_share_a_transaction(store: Store) -> None:
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_settling_and_duplicates_do_not_deadlock(store: Store) -> None:
-    """Both take many rows; they take them in one order, so neither is thrown out."""
+    """Both lock many rows in the same order, so neither is aborted."""
     batch = [delivery(f"evt_{n:02}") for n in range(30)]
     events = [verdict.event for verdict in record(store, batch)]
     over = threading.Event()
@@ -214,7 +220,9 @@ def test_settling_and_duplicates_do_not_deadlock(store: Store) -> None:
         try:
             for _ in range(5):
                 held = [take(store, event) for event in reversed(events)]
-                ends = [(one, Outcome(Move.RELEASE if n % 3 else Move.FINISH)) for n, one in enumerate(held)]
+                ends = [
+                    (item, Outcome(Move.RELEASE if n % 3 else Move.FINISH)) for n, item in enumerate(held)
+                ]
                 assert len(settle(store, ends)) == 30
                 with store.write() as connection:
                     connection.execute(text("SELECT 1 FROM event ORDER BY event_id FOR UPDATE"))
@@ -225,15 +233,15 @@ def test_settling_and_duplicates_do_not_deadlock(store: Store) -> None:
 
 
 def test_a_second_settlement_changes_nothing(store: Store) -> None:
-    """A retried settle whose first try had committed is told that the claim is gone."""
+    """A repeated settlement reports a lost claim."""
     held = take(store, deliver(store).event)
     assert settle(store, [(held, DONE)])
     assert not settle(store, [(held, Outcome(Move.GIVE_UP))])
     assert state(store, held.event) == "done"
 
 
-def test_an_expired_lease_that_nobody_took_still_settles(store: Store) -> None:
-    """Late is not lost: until someone takes over, the token holds."""
+def test_an_expired_lease_without_another_claim_still_settles(store: Store) -> None:
+    """A token is valid until another claim."""
     held = take(store, deliver(store).event)
     later(store, minutes=10)
     assert settle(store, [(held, DONE)])
@@ -241,7 +249,7 @@ def test_an_expired_lease_that_nobody_took_still_settles(store: Store) -> None:
 
 @pytest.mark.parametrize("move", [Move.CLAIM, Move.REVIVE, Move.RERUN, Move.DISCARD, Move.REOPEN])
 def test_a_move_that_does_not_start_from_processing_is_refused(store: Store, move: Move) -> None:
-    """An attempt ends only as the table says."""
+    """The transition table decides how an attempt may end."""
     held = take(store, deliver(store).event)
     with pytest.raises(NotAllowed):
         settle(store, [(held, Outcome(move))])
@@ -250,14 +258,14 @@ def test_a_move_that_does_not_start_from_processing_is_refused(store: Store, mov
 
 @pytest.mark.parametrize("bad", ["nul \x00 byte", "lone \ud800 surrogate"], ids=["nul", "surrogate"])
 def test_a_traceback_that_cannot_be_stored_settles_all_the_same(store: Store, bad: str) -> None:
-    """An error that quotes garbage from a payload must not turn into five crashes."""
+    """An error that quotes unstorable text is escaped and stored."""
     held = take(store, deliver(store).event)
     assert settle(store, [(held, Outcome(Move.GIVE_UP, reason=bad, error=bad))])
     assert attempts(store, held.event)[0].error == bad.replace("\x00", "\\x00").replace("\ud800", "\\ud800")
 
 
 def test_a_release_gives_the_attempt_back(store: Store) -> None:
-    """A shutdown costs the event nothing: it is due at once, under the same attempt's number."""
+    """A released event is due at once, and its attempt is not counted."""
     first = deliver(store)
     for _ in range(3):
         end(store, first.event, Move.RELEASE)
@@ -268,7 +276,7 @@ def test_a_release_gives_the_attempt_back(store: Store) -> None:
 
 
 def test_an_expired_lease_keeps_the_attempt_and_counts_a_crash(store: Store) -> None:
-    """Whoever vanished had its attempt; the event is due at once, and the attempt's end says why."""
+    """The crashed attempt counts, its outcome is "expire", and the event is due at once."""
     first = deliver(store)
     take(store, first.event)
     assert expire(store) == 0
@@ -276,24 +284,24 @@ def test_an_expired_lease_keeps_the_attempt_and_counts_a_crash(store: Store) -> 
     assert expire(store) == 1
     found = row(store, first.event)
     assert (found.state, found.attempts, found.crashes, found.lease_until) == ("waiting", 1, 1, None)
-    told = attempts(store, first.event)[0]
-    assert (told.outcome, told.ended_at is not None) == ("expire", True)
+    attempt = attempts(store, first.event)[0]
+    assert (attempt.outcome, attempt.ended_at is not None) == ("expire", True)
     assert expire(store) == 0
     assert take(store, first.event).attempt == 2
 
 
 def test_a_claim_takes_an_expired_lease_over_itself(store: Store) -> None:
-    """It need not wait for a sweep, and the crash is counted all the same."""
+    """A claim of an expired lease needs no sweep before it, and counts the crash."""
     first = deliver(store)
     take(store, first.event, "gone")
     later(store, seconds=61)
     held = take(store, first.event, "successor")
     assert (held.attempt, held.token, row(store, first.event).crashes) == (2, 2, 1)
-    assert [one.outcome for one in attempts(store, first.event)] == ["expire", None]
+    assert [attempt.outcome for attempt in attempts(store, first.event)] == ["expire", None]
 
 
 def test_five_crashes_park(store: Store) -> None:
-    """What kills every worker that touches it waits for a person, who is told so."""
+    """An event whose workers crash five times parks, with a reason."""
     first = deliver(store)
     for crash in range(1, CRASH_LIMIT + 1):
         take(store, first.event)
@@ -307,7 +315,7 @@ def test_five_crashes_park(store: Store) -> None:
 
 
 def test_more_expired_leases_than_a_batch(store: Store) -> None:
-    """A pass takes back a thousand; the next one takes the rest, on either database."""
+    """One pass expires a batch of leases, the next one the rest."""
     deliver_all(store, EXPIRE_BATCH + 1)
     with store.write() as connection:
         lease = {"state": "processing", "lease_until": store.after(LEASE), "claim": 1, "attempts": 1}
@@ -317,7 +325,7 @@ def test_more_expired_leases_than_a_batch(store: Store) -> None:
 
 
 def test_renewal_keeps_a_lease_alive(store: Store) -> None:
-    """Renewed at a third, an event is never taken over."""
+    """A lease renewed after a third of its time never expires."""
     held = take(store, deliver(store).event)
     for _ in range(6):
         later(store, seconds=20)
@@ -327,8 +335,8 @@ def test_renewal_keeps_a_lease_alive(store: Store) -> None:
 
 
 def test_a_stale_token_renews_nothing(store: Store) -> None:
-    """The lost event is named, and its new holder's lease is not touched; the others are renewed."""
-    lost, kept = (take(store, one) for one in deliver_all(store, 2))
+    """A renewal returns the lost event and does not change its new lease; the others are renewed."""
+    lost, kept = (take(store, event) for event in deliver_all(store, 2))
     later(store, seconds=61)
     renew(store, [kept], lease=LEASE)
     take(store, lost.event, "successor", lease=timedelta(seconds=30))
@@ -337,8 +345,8 @@ def test_a_stale_token_renews_nothing(store: Store) -> None:
     assert row(store, lost.event).lease_until == before
 
 
-def test_what_was_settled_is_not_renewed(store: Store) -> None:
-    """A renewal that comes after the end does not bring the lease back."""
+def test_a_settled_claim_is_not_renewed(store: Store) -> None:
+    """A renewal after the settlement does not restore the lease."""
     held = take(store, deliver(store).event)
     settle(store, [(held, DONE)])
     assert renew(store, [held], lease=LEASE) == {held.event}
@@ -347,7 +355,7 @@ def test_what_was_settled_is_not_renewed(store: Store) -> None:
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_renewals_and_duplicates_do_not_deadlock(store: Store) -> None:
-    """Both take many rows; they take them in one order, so neither is thrown out."""
+    """Both lock many rows in the same order, so neither is aborted."""
     names = [f"evt_{n:02}" for n in reversed(range(40))]
     held = [take(store, deliver(store, name).event) for name in names]
     batch = [delivery(name) for name in names]
@@ -367,10 +375,10 @@ def test_renewals_and_duplicates_do_not_deadlock(store: Store) -> None:
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL may join so that a subquery with a limit runs for each row; the limit holds all the same."""
+    """The limit holds even if PostgreSQL runs the subquery again for each row."""
     monkeypatch.setattr("receiver.ledger.queue.claims.EXPIRE_BATCH", 5)
-    for one in deliver_all(store, 20):
-        take(store, one)
+    for event in deliver_all(store, 20):
+        take(store, event)
     later(store, seconds=61)
     with worst_plan(store):
         assert expire(store) == 5

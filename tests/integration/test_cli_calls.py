@@ -1,4 +1,4 @@
-"""Calls on the command line: lists, the chain of an event, and what a person says."""
+"""The command line's call commands: lists, the timeline of an event's calls, and resolutions."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ NOBODY = "0199c0de-0000-7000-8000-000000000000"
 
 @pytest.fixture
 def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command on the test's ledger, and checks its exit."""
+    """Return a function that runs a command on the test's ledger and checks its exit code."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str, expect: int = 0) -> Result:
@@ -37,7 +37,7 @@ def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
-    """A line for each call under a head; the next page is named."""
+    """The table has a header and a line for each call; stderr names the next page."""
     _, parked = with_parked_call(store)
     held = take(store, deliver(store, "evt_2", source="github").event)
     answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
@@ -47,15 +47,15 @@ def test_calls_are_listed_and_filtered(store: Store, run: Run) -> None:
     assert str(parked) in lines[2]
     for options in (["--state", "parked"], ["--api", "stannp"], ["--source", "stripe"], ["--event", "evt_1"]):
         found = json.loads(run("calls", "--json", *options).stdout)["data"]
-        assert [one["id"] for one in found] == [str(parked)], options
+        assert [item["id"] for item in found] == [str(parked)], options
     cursor = json.loads(run("calls", "--json", "--limit", "1").stdout)["next"]
     assert f"--cursor {cursor}" in run("calls", "--limit", "1").stderr
 
 
-def test_the_list_leaves_out_what_a_source_hides(
+def test_the_list_of_calls_is_redacted(
     store: Store, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step quotes what the handler put there."""
+    """A step that quotes a redacted value is redacted."""
     held = take(store, deliver(store, body=b'{"email": "ada@example.com"}').event)
     planned(store, held, "mail ada@example.com")
     assert "ada@example.com" in run("calls").stdout
@@ -67,7 +67,7 @@ def test_the_list_leaves_out_what_a_source_hides(
 
 
 def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
-    """Event, attempts, calls, their keys, sends and answers, and what a person may say."""
+    """The output has event, attempts, calls, keys, sends, responses and possible resolutions."""
     event = deliver(store).event
     held = take(store, event)
     answered(store, held, planned(store, held, "contact", api="salesly").id, SendOutcome.SUCCEEDED)
@@ -95,8 +95,8 @@ def test_show_prints_the_whole_chain(store: Store, run: Run) -> None:
     assert not set(run("show", "stripe", "evt_1").stdout) & {"\x1b", "\x07"}
 
 
-def test_one_call_is_told(store: Store, run: Run) -> None:
-    """What went out, what came back, and what people said; long and unreadable bodies are cut."""
+def test_one_call_is_shown(store: Store, run: Run) -> None:
+    """The output has request, response and actions; long and binary bodies are shortened."""
     _, call = with_parked_call(store)
     shown = run("call", "show", str(call)).stdout
     assert ("event       stripe evt_1, parked" in shown, '  {"to":"Ann"}' in shown) == (True, True), shown
@@ -118,27 +118,27 @@ def test_one_call_is_told(store: Store, run: Run) -> None:
         ("answer", b"\xff\x00", "application/octet-stream"),
     ],
 )
-def test_what_happened_is_said_with_a_file(store: Store, run: Run, name: str, body: bytes, kind: str) -> None:
-    """Its bytes are what the handler gets; their type is told by its name or by what it holds."""
+def test_happened_is_resolved_with_a_file(store: Store, run: Run, name: str, body: bytes, kind: str) -> None:
+    """The file's bytes become the response; their type comes from its name or content."""
     event, call = with_parked_call(store)
     Path(name).write_bytes(body)
-    said = run("call", "resolve", str(call), "--happened", "--response", name, "--status", "201").stdout
-    assert said.startswith("Call letter: It happened, says ")
-    assert "Event evt_1 is waiting now." in said
+    output = run("call", "resolve", str(call), "--happened", "--response", name, "--status", "201").stdout
+    assert output.startswith("Call letter: It happened, says ")
+    assert "Event evt_1 is waiting now." in output
     found = planned(store, take(store, event))
     assert found.state == "succeeded"
     assert found.response == StoredResponse(201, (("content-type", kind),), body)
 
 
 @pytest.mark.parametrize("how", ["--resend-as-new", "--use-stored", "--give-up", "--happened"])
-def test_each_resolution_is_said_in_somebodys_name(store: Store, run: Run, how: str) -> None:
-    """Call and event move, the name stands in the audit, and a second word is refused with exit 1."""
+def test_each_resolution_has_a_name_in_the_audit(store: Store, run: Run, how: str) -> None:
+    """The resolution is in the audit under the name; a second one gives exit code 1."""
     event, call = with_parked_call(store)
     change_call(store, call, changed_to="e" * 64)
     later(store, minutes=2)
     change_call(store, call, quiet_until=None)
-    told = json.loads(run("call", "resolve", str(call), how, "--who", "ann", "--json").stdout)
-    assert (told["actions"][0]["what"], told["actions"][0]["who"]) == (how.removeprefix("--"), "ann")
+    output = json.loads(run("call", "resolve", str(call), how, "--who", "ann", "--json").stdout)
+    assert (output["actions"][0]["what"], output["actions"][0]["who"]) == (how.removeprefix("--"), "ann")
     assert state(store, event) == ("dead" if how == "--give-up" else "waiting")
     refused = run("call", "resolve", str(call), "--give-up", expect=1)
     assert (refused.stdout, refused.stderr.count("\n")) == ("", 1)
@@ -159,8 +159,10 @@ def test_each_resolution_is_said_in_somebodys_name(store: Store, run: Run, how: 
         (["--use-stored"], 1, "was never asked for with other bytes"),
     ],
 )
-def test_what_cannot_be_is_refused(store: Store, run: Run, options: list[str], code: int, words: str) -> None:
-    """Misuse exits 2, the ledger's no exits 1; the call stays parked."""
+def test_an_impossible_resolution_is_refused(
+    store: Store, run: Run, options: list[str], code: int, words: str
+) -> None:
+    """Misuse gives exit code 2, a refusal of the ledger 1; the call stays parked."""
     _, call = with_parked_call(store)
     Path("big").write_bytes(b"x" * (1024 * 1024 + 1))
     assert words in run("call", "resolve", str(call), *options, expect=code).stderr
@@ -169,14 +171,14 @@ def test_what_cannot_be_is_refused(store: Store, run: Run, options: list[str], c
 
 @pytest.mark.parametrize("arguments", [["show", NOBODY], ["resolve", NOBODY, "--give-up"]], ids=" ".join)
 def test_an_unknown_call_is_named(run: Run, arguments: list[str]) -> None:
-    """One sentence on stderr, nothing on stdout; what is no id at all is misuse."""
+    """An unknown id gives one sentence on stderr and an empty stdout; a malformed one is misuse."""
     result: Any = run("call", *arguments, expect=1)
     assert (result.stdout, result.stderr) == ("", f"Error: No call {NOBODY} is in the ledger.\n")
     run("call", arguments[0], "letter", *arguments[2:], expect=2)
 
 
 def test_figures_have_a_table_of_apis(store: Store, run: Run) -> None:
-    """Calls by API and state stand under the sources."""
+    """Calls are counted by API and state."""
     with_parked_call(store)
     lines = run("stats").stdout.splitlines()
     assert lines[-1].split() == ["stannp", "1", "0", "0", "0", "1", "0", "0", "1", "unknown"]

@@ -1,4 +1,4 @@
-"""`send`: signed samples against a running web process."""
+"""`send`: signed samples to a running web process."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def web(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Run web with the shipped sources, each with a secret of its own, and without a broker."""
+    """Run web with the shipped sources, each with its own secret, and without a broker."""
     secrets = {
         name: generate_secret(source.provider)
         for source in load_sources(SHIPPED, load_providers(), {}).values()
@@ -40,7 +40,7 @@ def web(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def run(web: Deployment, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command in the deployment's environment and returns what it printed."""
+    """Return a function that runs a command in the deployment's environment and returns its output."""
     monkeypatch.chdir(web.cwd)
 
     def invoke(*arguments: str, expect: int = 0, **env: str) -> str:
@@ -52,13 +52,13 @@ def run(web: Deployment, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def event(run: Run, source: str, event_id: str) -> Any:
-    """Return what the ledger says of an event."""
+    """Return the ledger's report of an event."""
     return json.loads(run("show", source, event_id, "--json"))["event"]
 
 
 @pytest.mark.parametrize("source", load_sources(SHIPPED, load_providers(), {}))
 def test_every_shipped_source_takes_its_sample(run: Run, source: str) -> None:
-    """Each sample is accepted as first seen, the same one again as a duplicate; PORT says where web is."""
+    """Each sample is first seen once and then a duplicate; PORT is the default address."""
     answers = json.loads(run("send", source, "--times", "3", "--json"))["data"]
     assert [answer["duplicate"] for answer in answers] == [False, True, True], answers
     assert {answer["status"] for answer in answers} == {200}
@@ -68,7 +68,7 @@ def test_every_shipped_source_takes_its_sample(run: Run, source: str) -> None:
 
 
 def test_id_and_type_can_be_chosen(run: Run) -> None:
-    """The ledger holds what was asked for, and each answer is a line."""
+    """The ledger has the chosen id and type, and each response is a line."""
     lines = run(
         "send", "stripe", "--id", "evt_mine", "--type", "charge.refunded", "--times", "2"
     ).splitlines()
@@ -77,7 +77,7 @@ def test_id_and_type_can_be_chosen(run: Run) -> None:
 
 
 def test_a_file_goes_out_byte_for_byte(run: Run, web: Deployment) -> None:
-    """Its own id and type count, its blanks stay."""
+    """The file's own id and type are used, and its whitespace is kept."""
     body = b'{ "id":"evt_file",  "type": "invoice.paid" }\n'
     (web.cwd / "body.json").write_bytes(body)
     run("send", "stripe", "--file", "body.json")
@@ -85,14 +85,14 @@ def test_a_file_goes_out_byte_for_byte(run: Run, web: Deployment) -> None:
 
 
 def test_a_wrong_secret_is_refused(run: Run) -> None:
-    """The answer's status and sentence are printed, and the exit code is 1."""
+    """The output has the response's status and sentence, and the exit code is 1."""
     refused = run("send", "stripe", expect=1, STRIPE_WEBHOOK_SECRETS="whsec_another")
     assert refused.split()[:3] == ["1", "401", "refused"]
     assert "has no secret" in run("send", "stripe", expect=1, STRIPE_WEBHOOK_SECRETS="")
 
 
-def test_what_is_not_there_is_named(run: Run) -> None:
-    """An unknown source and an address where nothing listens exit 1; an address that is none is misuse."""
+def test_an_unknown_name_gives_one_sentence(run: Run) -> None:
+    """An unknown source and an unreachable address give exit code 1; a malformed address gives 2."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     assert "There is no source 'nobody'" in run("send", "nobody", expect=1)
     assert f"No answer from {nowhere}" in run("send", "stripe", "--url", nowhere, expect=1)

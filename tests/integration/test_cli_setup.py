@@ -1,4 +1,4 @@
-"""The command line before anything works: no schema, no database, no sense in the environment."""
+"""The command line before setup: no schema, no database, or a wrong environment."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command on an empty database and checks its exit code."""
+    """Return a function that runs a command on an empty database and checks its exit code."""
     monkeypatch.chdir(tmp_path)
     environ = {
         "DATABASE_URL": database_url,
@@ -32,7 +32,7 @@ def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 
 
 def test_migrate_brings_an_empty_database_up_once(run: Run) -> None:
-    """The first run makes the schema, the second finds it; then the ledger answers."""
+    """The first run creates the schema, and the second changes nothing."""
     assert "it was empty" in run("migrate").stdout
     assert "nothing to do" in run("migrate").stdout
     assert run("events", "--json").stdout == '{"data": [], "next": null}\n'
@@ -42,12 +42,12 @@ def test_migrate_brings_an_empty_database_up_once(run: Run) -> None:
     "command", [["events"], ["show", "stripe", "evt_1"], ["stats"], ["prune"]], ids=" ".join
 )
 def test_a_missing_schema_is_named(run: Run, command: list[str]) -> None:
-    """Before migrate every command that reads the ledger says what to run."""
+    """Without a schema, every command that reads the ledger names `firstseen migrate`."""
     assert "run `firstseen migrate`" in run(*command, expect=1).stderr
 
 
 def test_a_wrong_environment_is_one_sentence(run: Run) -> None:
-    """A configuration error exits 2, names the variable, and shows no traceback and no secret."""
+    """A configuration error gives exit code 2 and the variable's name, but not its value."""
     assert "DATABASE_URL is not set" in run("events", expect=2, DATABASE_URL=None).stderr
     found = run("events", expect=2, FIRSTSEEN_SECRET_KEY="too_short").stderr
     assert "FIRSTSEEN_SECRET_KEY" in found
@@ -55,7 +55,7 @@ def test_a_wrong_environment_is_one_sentence(run: Run) -> None:
 
 
 def test_a_wrong_source_is_one_sentence(run: Run, tmp_path: Path) -> None:
-    """A sources file that makes no sense exits 2 and names the file."""
+    """An invalid sources file gives exit code 2 and the file's name."""
     (tmp_path / "wrong.toml").write_text('[stripe]\nprovider = "strip"\nsecrets_env = "S"\n')
     found = run("sources", expect=2, FIRSTSEEN_SOURCES=str(tmp_path / "wrong.toml")).stderr
     assert "wrong.toml" in found
@@ -63,7 +63,7 @@ def test_a_wrong_source_is_one_sentence(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_away_is_named(run: Run) -> None:
-    """Nothing listens: exit 1, and no password on the screen."""
+    """An unreachable database gives exit code 1, without its password."""
     away = f"postgres://ann:secret@127.0.0.1:{free_port()}/x"
     found = run("events", expect=1, DATABASE_URL=away).stderr
     assert "does not answer" in found
@@ -71,7 +71,7 @@ def test_a_database_that_is_away_is_named(run: Run) -> None:
 
 
 def test_version_and_help_need_nothing(run: Run) -> None:
-    """They work without a database, a broker or a secret."""
+    """They work without any setting."""
     nothing = dict.fromkeys(("DATABASE_URL", "BROKER_URL", "FIRSTSEEN_SECRET_KEY"))
     assert run("version", **nothing).stdout == run("--version", **nothing).stdout
     assert "retry" in run("--help", **nothing).stdout

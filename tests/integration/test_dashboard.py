@@ -1,4 +1,4 @@
-"""The dashboard's door, headers, actions and silence about secrets, without a browser."""
+"""The dashboard without a browser: sign-in, headers, actions, and no secret in any page."""
 
 import re
 import threading
@@ -35,12 +35,12 @@ CREDENTIALS = {"STANNP_API_KEY": "canary3:canary3", "SALESLY_API_KEY": "canary4"
 
 @pytest.fixture
 def board(store: Store) -> Board:
-    """Give the dashboard of one person, not signed in, with the shipped sources and APIs."""
+    """Return the dashboard of one user, not signed in, with the shipped sources and APIs."""
     return make(store)
 
 
 def make(store: Store, **options: Any) -> Board:
-    """Return a dashboard with secrets that can be looked for."""
+    """Return a dashboard whose secrets and credentials are canaries."""
     sources = load_sources(SOURCES, load_providers(), SECRETS)
     return Board(store, sources=sources, apis=load_apis(APIS, load_dialects(), CREDENTIALS), **options)
 
@@ -53,7 +53,7 @@ def pages_of(stage: Stage) -> list[str]:
 
 
 def test_without_users_it_is_off(store: Store) -> None:
-    """The first page says so and how to turn it on; no other page is there."""
+    """The first page says how to enable it; the other pages are 404."""
     off = make(store, users=())
     assert off.get("/").status_code == 404
     assert "FIRSTSEEN_USERS" in off.get("/").json["detail"]
@@ -61,8 +61,8 @@ def test_without_users_it_is_off(store: Store) -> None:
         assert off.get(path).status_code == 404, path
 
 
-def test_nobody_comes_in_unsigned(board: Board, stage: Stage) -> None:
-    """Pages lead to the sign-in, and back to where one wanted to go."""
+def test_every_page_needs_a_sign_in(board: Board, stage: Stage) -> None:
+    """Pages redirect to the sign-in, which returns to the requested page."""
     for path in pages_of(stage):
         answer = board.get(path)
         assert answer.status_code == 302, path
@@ -71,8 +71,8 @@ def test_nobody_comes_in_unsigned(board: Board, stage: Stage) -> None:
     assert board.get(f"/events/{stage.done}/raw").status_code == 302
 
 
-def test_a_right_password_opens(board: Board) -> None:
-    """And leads to the wanted page, of ours alone."""
+def test_a_right_password_signs_in(board: Board) -> None:
+    """The sign-in leads to the requested page, but never to another site."""
     given = {"name": "ada", "password": PASSWORD}
     assert board.post("/sign-in", **given, next="/queue").headers["Location"] == "/queue"
     assert board.get("/").status_code == 200
@@ -87,7 +87,7 @@ ODD_PLACES = ["//[", "/\t/evil.example", "/a\r\nSet-Cookie: a=b", "\x0b//evil.ex
 
 @pytest.mark.parametrize("place", [*PLACES, *ODD_PLACES])
 def test_no_link_leads_away(board: Board, place: str | None) -> None:
-    """A place to go on to that is not a path here is the first page."""
+    """A return address that is not a local path becomes the first page."""
     with board.app.test_request_context("/"):
         assert local(place) == "/"
         assert local("/events?state=dead") == "/events?state=dead"
@@ -96,8 +96,8 @@ def test_no_link_leads_away(board: Board, place: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "password"), [("ada", "wrong"), ("ada", ""), ("nobody", PASSWORD), ("", "")]
 )
-def test_a_wrong_one_does_not(board: Board, name: str, password: str) -> None:
-    """Whichever of the two is wrong, the answer is the same."""
+def test_a_wrong_password_does_not_sign_in(board: Board, name: str, password: str) -> None:
+    """A wrong name and a wrong password get the same response."""
     refused = board.sign_in(name, password)
     assert refused.status_code == 401
     assert "Name or password is wrong." in refused.text
@@ -105,7 +105,7 @@ def test_a_wrong_one_does_not(board: Board, name: str, password: str) -> None:
 
 
 def test_guessing_is_slowed_down(board: Board) -> None:
-    """After five wrong ones even the right one waits; another address does not."""
+    """After five wrong passwords the right one gets 429, except from another address."""
     assert [board.sign_in(password="guess").status_code for _ in range(TRIES_OF_BOTH)] == [
         401
     ] * TRIES_OF_BOTH
@@ -116,12 +116,12 @@ def test_guessing_is_slowed_down(board: Board) -> None:
 
 
 def test_only_a_form_is_a_try(board: Board) -> None:
-    """Whoever merely looks whether the page is there uses up nobody's tries."""
+    """Requests without a form do not count as tries."""
     assert {board.client.head("/sign-in").status_code for _ in range(TRIES_OF_BOTH + 1)} == {200}
 
 
-def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes while four wait is sent away at once."""
+def test_many_concurrent_sign_ins_are_limited(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While four passwords are checked, a fifth sign-in gets 503 at once."""
     leave, token = threading.Event(), board.token()
     monkeypatch.setattr("receiver.dashboard.auth.check_password_hash", lambda *_: leave.wait(60))
     given = {"csrf": token, "name": "ada", "password": PASSWORD}
@@ -136,12 +136,12 @@ def test_a_crowd_at_the_door_holds_up_no_delivery(board: Board, monkeypatch: pyt
         finally:
             leave.set()
         assert sent_away.result().status_code == 503
-        assert {one.result(30).status_code for one in others} == {302}
+        assert {item.result(30).status_code for item in others} == {302}
     assert board.sign_in().status_code == 302
 
 
 def test_a_form_is_small(board: Board) -> None:
-    """A file that somebody sends along is not stored first, whoever it is."""
+    """A form over the limit is refused before it is parsed."""
     head = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
     for size, status in ((FORM_MAX - 200, 403), (FORM_MAX, 413)):
         body = head + b"a" * size + b"\r\n--x--\r\n"
@@ -150,18 +150,18 @@ def test_a_form_is_small(board: Board) -> None:
 
 
 def test_an_address_cannot_try_many_names(board: Board) -> None:
-    """Twenty in five minutes, whatever the names."""
+    """One address has twenty tries in five minutes, whatever the names."""
     answers = [board.sign_in(f"name{number}", "guess").status_code for number in range(22)]
     assert answers == [401] * 20 + [429] * 2
 
 
-def test_whoever_knows_the_password_is_never_slowed_down(board: Board) -> None:
-    """Only wrong tries count."""
+def test_right_passwords_are_never_slowed_down(board: Board) -> None:
+    """Right passwords do not count as tries."""
     assert {board.sign_in().status_code for _ in range(25)} == {302}
 
 
 def test_the_cookie_is_for_this_site_alone(board: Board) -> None:
-    """No script reads it, no other site sends it along, and over https it stays there."""
+    """The cookie is HttpOnly and SameSite, and Secure over https."""
     plain = board.sign_in().headers["Set-Cookie"]
     assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(plain.split("; "))
     assert "Secure" not in plain
@@ -171,8 +171,8 @@ def test_the_cookie_is_for_this_site_alone(board: Board) -> None:
     assert "Strict-Transport-Security" in behind.headers
 
 
-def test_a_forged_cookie_is_nobody(board: Board) -> None:
-    """The signature is checked."""
+def test_a_forged_cookie_does_not_sign_in(board: Board) -> None:
+    """A cookie with a wrong signature does not sign in."""
     board.entered()
     cookie = board.client.get_cookie("firstseen")
     assert cookie
@@ -183,7 +183,7 @@ def test_a_forged_cookie_is_nobody(board: Board) -> None:
 
 
 def test_keys_rotate(store: Store) -> None:
-    """A session signed with the older key still counts; without it, it does not."""
+    """A session signed with an older key is valid as long as the key is configured."""
     cookie = make(store).entered().client.get_cookie("firstseen")
     assert cookie
     for keys, status in ((("n" * 32, SECRET_KEY), 200), (("n" * 32,), 302)):
@@ -197,7 +197,7 @@ CHANGED = User("ada", generate_password_hash("new one", "scrypt:1024:8:1"))
 
 @pytest.mark.parametrize("users", [(CHANGED,), (User("bob", ADA.password_hash),)])
 def test_a_removed_person_is_out_at_once(store: Store, users: tuple[User, ...]) -> None:
-    """So is one whose password was changed."""
+    """A session ends when its user is removed or the password changes."""
     cookie = make(store).entered().client.get_cookie("firstseen")
     assert cookie
     changed = make(store, users=users)
@@ -220,7 +220,7 @@ def actions(stage: Stage) -> list[tuple[str, dict[str, str]]]:
 
 @pytest.mark.parametrize("token", ["", "guess"])
 def test_every_action_needs_the_token(board: Board, store: Store, stage: Stage, token: str) -> None:
-    """Without the session's own, nothing is done, signed in or not."""
+    """Without the session's own CSRF token nothing is done, signed in or not."""
     for entered in (False, True):
         if entered:
             board.entered()
@@ -238,20 +238,20 @@ def test_every_action_needs_the_token(board: Board, store: Store, stage: Stage, 
 
 
 def test_every_action_needs_a_person(board: Board, store: Store, stage: Stage) -> None:
-    """A token alone, which a visitor has, does nothing."""
+    """A visitor's valid CSRF token is not enough."""
     for path, fields in actions(stage):
         assert board.post(path, **fields).status_code == 401, path
     assert state(store, stage.dead) == "dead"
 
 
 def test_another_sessions_token_does_not_count(store: Store, stage: Stage) -> None:
-    """Somebody else's is as good as none."""
+    """The CSRF token of another session is refused."""
     mine, theirs = make(store).entered(), make(store).entered()
     assert mine.post(f"/events/{stage.dead}/retry", token=theirs.token(), generation="0").status_code == 403
 
 
 def test_every_page_is_strict(board: Board, stage: Stage) -> None:
-    """No inline script or style, nothing from elsewhere, nothing kept by caches, no frame around it."""
+    """No page has inline script or style, foreign resources, or caching; framing is forbidden."""
     for path in ["/sign-in", *pages_of(stage)]:
         answer = board.get(path)
         policy = answer.headers["Content-Security-Policy"]
@@ -266,7 +266,7 @@ def test_every_page_is_strict(board: Board, stage: Stage) -> None:
 
 
 def test_no_secret_is_on_any_page(board: Board, stage: Stage) -> None:
-    """Neither a source's nor an API's, a person's hash or the key that signs."""
+    """No page has a source's secret, an API's credential, a password hash or the signing key."""
     board.entered()
     for path in pages_of(stage):
         answer = board.get(path)
@@ -277,13 +277,13 @@ def test_no_secret_is_on_any_page(board: Board, stage: Stage) -> None:
 
 
 def redacting(store: Store) -> Board:
-    """Return a dashboard whose Stripe source leaves the e-mail address out."""
+    """Return a dashboard whose Stripe source redacts the e-mail address."""
     source = load_sources(SOURCES, load_providers(), SECRETS)["stripe"]
     return Board(store, sources={"stripe": replace(source, redact=(parse_json_path("$.data.object.email"),))})
 
 
-def test_what_a_source_leaves_out_is_on_no_page(store: Store, stage: Stage) -> None:
-    """Nor in what its calls sent; the raw download is exact."""
+def test_redacted_values_are_on_no_page(store: Store, stage: Stage) -> None:
+    """Calls are redacted as well; only the raw download is exact."""
     board = redacting(store).entered()
     for path in pages_of(stage):
         assert EMAIL not in board.get(path).text, path
@@ -295,7 +295,7 @@ def test_what_a_source_leaves_out_is_on_no_page(store: Store, stage: Stage) -> N
 
 @pytest.mark.parametrize("value", ["2026", "received", "stripe", "Zo\u00eb"])
 def test_a_hidden_value_breaks_no_page(store: Store, value: str) -> None:
-    """Nor the list that it stands in, though it be a year, a state or the source's name."""
+    """Redaction keeps pages intact if the value is also a year, a state or the source's name."""
     problem = f"Nobody is called {value}."
     event = deliver(store, "evt_named", body=body_of("evt_named", email=value), problem=problem)
     board = redacting(store).entered()
@@ -306,7 +306,7 @@ def test_a_hidden_value_breaks_no_page(store: Store, value: str) -> None:
 
 
 def test_an_escape_in_what_a_call_sent_hides_nothing(store: Store, stage: Stage) -> None:
-    """Its JSON is shown parsed, and so is searched parsed."""
+    """Redaction finds a value that a request's JSON writes with an escape."""
     escaped = EMAIL.replace("a", r"\u0061").encode()
     with store.write() as connection:
         body = b'{"to": "' + escaped + b'"}'
@@ -316,14 +316,14 @@ def test_an_escape_in_what_a_call_sent_hides_nothing(store: Store, stage: Stage)
 
 
 DEEP = b"[" * 400 + b"1," * 90_000 + b"1" + b"]" * 400
-"""Indented whole, it is four hundred times longer."""
+"""Indented, it is four hundred times as long."""
 
 
 @pytest.mark.parametrize(
     "body", [rb'{"a": "\ud800"}', b"[" * 900 + b"1" + b"]" * 900, b"[" * 9000 + b"]" * 9000, DEEP]
 )
 def test_no_payload_is_too_odd_to_be_shown(store: Store, body: bytes) -> None:
-    """Half a character, a thousand brackets; a page stays a page, of bounded size."""
+    """Lone surrogates and deep nesting give a page of bounded size."""
     event = deliver(store, "evt_odd", body=body)
     deliver(store, "evt_odd", body=body + b" ")
     for board in (make(store), redacting(store)):
@@ -333,7 +333,7 @@ def test_no_payload_is_too_odd_to_be_shown(store: Store, body: bytes) -> None:
 
 
 def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
-    """Byte for byte, as a file that no browser opens."""
+    """It has the exact bytes, as an attachment."""
     answer = redacting(store).entered().get(f"/events/{stage.done}/raw")
     assert answer.data == body_of("evt_1Qx7done")
     assert answer.content_type == "application/octet-stream"
@@ -341,12 +341,12 @@ def test_the_raw_download_is_exact(store: Store, stage: Stage) -> None:
 
 
 def test_an_action_bears_the_persons_name(board: Board, store: Store, stage: Stage) -> None:
-    """In the audit and on the page; the event is nudged."""
+    """The name is in the audit and on the page, and the event is nudged."""
     board.entered()
     answer = board.post(f"/events/{stage.dead}/retry", generation="0", back=f"/events/{stage.dead}")
     assert answer.headers["Location"] == f"/events/{stage.dead}"
     assert state(store, stage.dead) == "waiting"
-    assert [one["who"] for one in story(store, stage.dead).as_json()["actions"]] == ["ada"]
+    assert [action["who"] for action in story(store, stage.dead).as_json()["actions"]] == ["ada"]
     assert board.nudged == [stage.dead]
     page = board.get(f"/events/{stage.dead}").text
     assert "ada retried it" in page
@@ -354,7 +354,7 @@ def test_an_action_bears_the_persons_name(board: Board, store: Store, stage: Sta
 
 
 def test_a_second_rerun_from_the_same_page_is_refused(board: Board, store: Store, stage: Stage) -> None:
-    """The generation that was seen counts; the page says why nothing was done."""
+    """The page's generation guards the rerun, and the refusal gives the reason."""
     board.entered()
     board.post(f"/events/{stage.done}/rerun", generation="0")
     board.post(f"/events/{stage.done}/rerun", generation="0")
@@ -363,7 +363,7 @@ def test_a_second_rerun_from_the_same_page_is_refused(board: Board, store: Store
 
 
 def test_a_call_is_resolved_with_an_answer(board: Board, store: Store, stage: Stage) -> None:
-    """Its event goes on, and the handler will get what the person gave."""
+    """The event is due and nudged, and the call has the given response."""
     board.entered()
     board.post(f"/calls/{stage.parked_call}/resolve", how="happened", status="201", body='{"id": 9}')
     assert state(store, stage.parked) == "waiting"
@@ -377,7 +377,7 @@ def test_a_call_is_resolved_with_an_answer(board: Board, store: Store, stage: St
 def test_a_resolution_must_make_sense(
     board: Board, store: Store, stage: Stage, how: str, status: str
 ) -> None:
-    """Only what the ledger knows, and only a success as the answer."""
+    """Unknown resolutions and responses other than 2xx are refused."""
     assert (
         board.entered().post(f"/calls/{stage.parked_call}/resolve", how=how, status=status).status_code == 422
     )
@@ -385,14 +385,14 @@ def test_a_resolution_must_make_sense(
 
 
 def test_an_answer_that_no_handler_could_read_is_refused(board: Board, store: Store, stage: Stage) -> None:
-    """The field says JSON; a slip in it would be the call's answer for ever."""
+    """A response that is not JSON is refused."""
     answer = board.entered().post(f"/calls/{stage.parked_call}/resolve", how="happened", body='{"id": 9')
     assert (answer.status_code, "is not JSON" in answer.text) == (422, True)
     assert state(store, stage.parked) == "parked"
 
 
 def test_in_the_queue_the_answer_takes_the_events_place(board: Board, store: Store, stage: Stage) -> None:
-    """A fragment says what was done, or why not."""
+    """The response to an htmx action is a fragment with the result or the refusal."""
     board.entered()
     headers = {"HX-Request": "true", "X-CSRF-Token": board.token()}
     path, fields = f"/events/{stage.without_id}/discard", {"generation": "0"}
@@ -404,7 +404,7 @@ def test_in_the_queue_the_answer_takes_the_events_place(board: Board, store: Sto
 
 
 def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
-    """The count changes nothing; the run has the person's name and its progress a page."""
+    """The count changes nothing; the bulk operation has the person's name and a progress page."""
     deliver_all(store, 7)
     board.entered()
     asked = board.get("/replays/new?what=discard&source=stripe")
@@ -418,7 +418,7 @@ def test_many_are_counted_then_acted_on(board: Board, store: Store) -> None:
 
 
 def test_a_filter_means_what_it_says(board: Board, stage: Stage) -> None:
-    """Every field narrows; times are UTC; the ledger's own id leads to its event."""
+    """Every field narrows the list, times are UTC, and an event's own id leads to its page."""
     board.entered()
     assert "evt_1Qx8ship" in board.get("/events?state=dead").text
     assert "evt_1Qx8ship" not in board.get("/events?state=done").text
@@ -431,7 +431,7 @@ def test_a_filter_means_what_it_says(board: Board, stage: Stage) -> None:
 
 
 def test_pages_of_many_events_are_complete(board: Board, store: Store) -> None:
-    """Following `Older` gives every event once."""
+    """Following `Older` shows every event once."""
     deliver_all(store, 120)
     board.entered()
     place, found = "/events?source=stripe", list[str]()
@@ -444,7 +444,7 @@ def test_pages_of_many_events_are_complete(board: Board, store: Store) -> None:
 
 
 def test_a_page_that_polls_gets_nothing_while_nothing_changes(board: Board, store: Store) -> None:
-    """204 leaves the page as it is: what somebody opened or selected stays so."""
+    """An unchanged page gets 204, which keeps what is open or selected in the browser."""
     (event,) = deliver_all(store, 1)
     board.entered()
     found = re.search(r'hx-get="([^"]+)"', board.get(f"/events/{event}").text)
@@ -456,15 +456,15 @@ def test_a_page_that_polls_gets_nothing_while_nothing_changes(board: Board, stor
 
 
 @pytest.mark.parametrize("path", ["/events/{0}", "/calls/{0}", "/replays/{0}", "/events/{0}/raw"])
-def test_what_is_not_there_is_404(board: Board, path: str) -> None:
-    """A page with a sentence."""
+def test_an_unknown_id_is_404(board: Board, path: str) -> None:
+    """An unknown id gives a page with a sentence."""
     answer = board.entered().get(path.format("01a213c9-d9d6-7fc5-a4a2-7db46818623b"))
     assert answer.status_code == 404
     assert "in the ledger" in answer.text
 
 
 def test_markup_in_an_event_is_text(board: Board, store: Store) -> None:
-    """Whatever a provider, a handler or a person wrote."""
+    """HTML in ids, types, headers and bodies is escaped."""
     nasty = "<script>alert(1)</script>"
     event = deliver(
         store, f"evt{nasty}", type=nasty, body=b'{"a": "<img src=x>", "id": 1}', headers={"X-A": nasty}
@@ -477,7 +477,7 @@ def test_markup_in_an_event_is_text(board: Board, store: Store) -> None:
 
 
 def test_an_erased_payload_says_so(board: Board, store: Store, stage: Stage) -> None:
-    """The page stands without it, and what needs it is not offered."""
+    """The page says that the payload was erased, and offers no action that needs it."""
     change(store, stage.dead, body=None, headers=None)
     board.entered()
     page = board.get(f"/events/{stage.dead}").text
@@ -487,7 +487,7 @@ def test_an_erased_payload_says_so(board: Board, store: Store, stage: Stage) -> 
 
 
 def test_the_overview_says_in_one_sentence_how_it_is(board: Board, store: Store) -> None:
-    """No worker; then all well; then something that waits for a person."""
+    """The sentence covers a missing worker, a healthy system, and events that need a person."""
     board.entered()
     assert "No worker is running" in board.get("/").text
     record_heartbeat(store, "one:1")
@@ -499,7 +499,7 @@ def test_the_overview_says_in_one_sentence_how_it_is(board: Board, store: Store)
 
 
 def test_the_overview_stands_without_a_ledger(tmp_path: Path, store: Store) -> None:
-    """Health says what is wrong; nothing pretends to be zero."""
+    """Without a ledger the page names the problem and shows no figures."""
     assert store
     broken = Store(f"sqlite:///{tmp_path}/empty.db")
     try:
@@ -514,20 +514,20 @@ def test_the_overview_stands_without_a_ledger(tmp_path: Path, store: Store) -> N
 def test_figures_are_asked_for_once_in_a_while(
     board: Board, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twenty people who look cost as much as one."""
+    """Twenty requests within the cache's lifetime do not query events again."""
     monkeypatch.setattr("receiver.dashboard.overview.LIFE_LEAST", 3600.0)
     board.entered()
     with statements(store) as first:
         assert board.get("/figures").status_code == 200
-    assert any("FROM event" in one for one in first)
+    assert any("FROM event" in item for item in first)
     with statements(store) as asked:
         for _ in range(20):
             assert board.get("/figures").status_code == 200
-    assert not any("FROM event" in one for one in asked), asked
+    assert not any("FROM event" in item for item in asked), asked
 
 
 def test_rejections_are_shown_with_their_reason(board: Board, stage: Stage) -> None:
-    """Beside the source's rules, in words."""
+    """The sources page has rejection reasons and verification rules in words."""
     assert stage
     page = board.entered().get("/sources").text
     assert "bad signature" in page
@@ -535,7 +535,7 @@ def test_rejections_are_shown_with_their_reason(board: Board, stage: Stage) -> N
 
 
 def test_files_are_kept_while_their_bytes_stay(board: Board) -> None:
-    """Their address has their hash; nothing else of the package is served."""
+    """Asset addresses contain a hash and are cached; no other file is served."""
     page = board.get("/sign-in").text
     found = re.search(r'href="(/assets/board.css\?v=\w+)"', page)
     assert found

@@ -1,4 +1,4 @@
-"""The runner of defects: it must itself notice when a defect is not noticed."""
+"""The runner of defects reports every defect that its tests do not notice."""
 
 import re
 import subprocess
@@ -98,7 +98,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(checkout: Path, *names: str) -> Ended:
-    """Run the runner; return its exit code and what it prints."""
+    """Run the runner; return its exit code and output."""
     argv = [sys.executable, "-m", "tests.defects.run", "--root", str(checkout), *names]
     ended = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout + ended.stderr
@@ -111,9 +111,9 @@ def everything(checkout: Path) -> Ended:
 
 
 def test_defects_are_caught(checkout: Path) -> None:
-    """When each named test fails on the broken copy all is well, and the checkout itself is untouched."""
-    code, said = run(checkout, "caught")
-    assert (code, "2 of 2 defects caught" in said) == (0, True), said
+    """If every named test fails on the broken copy the exit code is 0, and the checkout is unchanged."""
+    code, output = run(checkout, "caught")
+    assert (code, "2 of 2 defects caught" in output) == (0, True), output
     assert (checkout / "shop" / "__init__.py").read_text() == "PRICE = 1\n"
 
 
@@ -128,11 +128,11 @@ def test_defects_are_caught(checkout: Path) -> None:
     ],
 )
 def test_a_defect_is_not_caught(everything: Ended, name: str, reason: str) -> None:
-    """A test that passes, cannot be set up, or has no such case notices nothing; what does not fit fails."""
-    code, said = everything
-    assert (code, "2 of 7 defects caught" in said) == (1, True), said
-    told = re.search(
-        rf"^NOT CAUGHT {name}: (.*?)(?=^NOT CAUGHT|^caught|^\d of)", said, re.DOTALL | re.MULTILINE
+    """A named test that passes, fails in set-up or does not exist is reported, and so is a missing text."""
+    code, output = everything
+    assert (code, "2 of 7 defects caught" in output) == (1, True), output
+    verdict = re.search(
+        rf"^NOT CAUGHT {name}: (.*?)(?=^NOT CAUGHT|^caught|^\d of)", output, re.DOTALL | re.MULTILINE
     )
-    assert told, said
-    assert reason in told[1], said
+    assert verdict, output
+    assert reason in verdict[1], output

@@ -1,4 +1,4 @@
-"""Several processes in one terminal: how they end, with real signals."""
+"""`Foreground`: how several processes in one terminal end, with real signals."""
 
 import signal
 import sys
@@ -31,7 +31,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Run a server that ends last and a client, each a line of shell; return once both are up."""
+    """Run a server that ends last and a client, each a shell command; return once both are up."""
     made: list[Process] = []
 
     def run(*, server: str = POLITE, client: str = POLITE) -> Process:
@@ -47,7 +47,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_the_server_ends_last(start: Start) -> None:
-    """What the others lean on is asked to stop only once they have ended; lines name their authors."""
+    """The server is stopped after the client has ended; each output line names its process."""
     running = start()
     family = running.family()
     running.interrupt()
@@ -59,11 +59,11 @@ def test_the_server_ends_last(start: Start) -> None:
 
 
 def test_a_second_interrupt_stops_waiting(start: Start) -> None:
-    """A process that does not stop is killed when somebody presses Ctrl-C again."""
+    """A second Ctrl-C kills a process that does not stop."""
     running = start(client=STUBBORN)
     begun = time.monotonic()
     running.interrupt()
-    time.sleep(HURRY_AFTER + 0.2)  # a shorter pause is the same key press
+    time.sleep(HURRY_AFTER + 0.2)  # a shorter pause counts as the same key press
     assert running.running
     running.interrupt()
     assert running.wait_exit() == 0
@@ -71,7 +71,7 @@ def test_a_second_interrupt_stops_waiting(start: Start) -> None:
 
 
 def test_one_key_press_may_arrive_twice(start: Start) -> None:
-    """A terminal, make and a supervisor may each pass the same request on: it is one."""
+    """Signals in quick succession count as one request to stop."""
     running = start(client="trap 'sleep 1.5; echo bye; exit 0' TERM; echo up; sleep 600 & wait")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         running.signal(number, alone=True)
@@ -81,7 +81,7 @@ def test_one_key_press_may_arrive_twice(start: Start) -> None:
 
 @pytest.mark.parametrize(("line", "code"), [("echo up; sleep 0.5; exit 3", 3), ("echo up; sleep 0.5", 0)])
 def test_an_end_by_itself_ends_all(start: Start, line: str, code: int) -> None:
-    """A process that ends unasked is named with its code, whatever the code, and the whole fails."""
+    """A process that ends by itself is named with its exit code, and the others are stopped."""
     running = start(client=line)
     assert running.wait_exit() == 1
     assert f"run     | client ended by itself with exit code {code}: stopping all." in running.logs()
@@ -89,7 +89,7 @@ def test_an_end_by_itself_ends_all(start: Start, line: str, code: int) -> None:
 
 
 def test_children_of_a_dead_process_end_too(start: Start) -> None:
-    """What a process started ends with it, also when that process was killed and could not see to it."""
+    """The children of a killed process are stopped as well."""
     running = start(client="sleep 600 & echo up; wait")
     family = running.family()
     client = next(process for process in family if process.cmdline()[-1].startswith("sleep 600 &"))

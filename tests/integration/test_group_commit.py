@@ -1,4 +1,4 @@
-"""Group commit and storms: what requests share, and what none of them may notice."""
+"""Group commit and the duplicate cache: concurrent requests share a commit, and each gets its own result."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,20 +26,20 @@ from tests.integration.steps import count, deliver, delivery, duplicates, end, r
 
 @pytest.fixture(autouse=True)
 def flushed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no thread of one test write its counts into another test's ledger."""
+    """Stop background flushes, which would write one test's counts into another test's ledger."""
     monkeypatch.setattr(group_commit, "FLUSH", 3600.0)
 
 
 @pytest.fixture
 def commits(store: Store) -> Iterator[list[int]]:
-    """Count the transactions that end from here on, by the connections that are given back for them."""
+    """Count the transactions that end from here on, by the connections returned to the pool."""
     ended: list[int] = []
     with steps.hooked(store, "checkin", lambda *_: ended.append(1)):
         yield ended
 
 
 class Held:
-    """A recorder whose transactions wait, so that requests meet."""
+    """A recorder whose transactions wait until the test releases them, so that requests meet."""
 
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = threading.Semaphore(0), threading.Event()
@@ -54,12 +54,12 @@ class Held:
         monkeypatch.setattr(Store, "raw_connection", alone)
 
     def together(self, batches: list[list[Delivery]], waiting: Callable[[], int]) -> list[Any]:
-        """Record each batch from a thread of its own, all but the first while that one's commit hangs."""
+        """Record each batch in its own thread; all but the first start while the first commit waits."""
 
         def one(batch: list[Delivery]) -> Any:
             try:
                 return self.recorder.record(batch)
-            except Exception as error:  # noqa: BLE001 - the test looks at it
+            except Exception as error:  # noqa: BLE001 - the test inspects it
                 return error
 
         with ThreadPoolExecutor(len(batches)) as pool:
@@ -74,18 +74,18 @@ class Held:
 
 @pytest.fixture
 def held(store: Store, monkeypatch: pytest.MonkeyPatch) -> Held:
-    """Give the test a recorder that hangs until it is told to go on."""
+    """Return a recorder whose commits wait until the test releases them."""
     return Held(store, monkeypatch)
 
 
-def test_a_lone_request_waits_for_nobody(store: Store, commits: list[int]) -> None:
-    """One request is one transaction, at once."""
+def test_a_lone_request_is_one_transaction(store: Store, commits: list[int]) -> None:
+    """One request is one transaction."""
     assert Recorder(store).record([delivery()])[0].first_seen
     assert len(commits) == 1
 
 
 def test_requests_that_meet_share_a_commit(store: Store, commits: list[int], held: Held) -> None:
-    """Nine requests come while one is recorded: they make one transaction, and each has its own verdict."""
+    """Nine requests that arrive during a commit share the next one, and each gets its own verdict."""
     batches = [[delivery(f"evt_{number}")] for number in range(10)]
     answers = held.together(batches, lambda: len(held.recorder._waiting))
     assert len(commits) == 2
@@ -95,14 +95,14 @@ def test_requests_that_meet_share_a_commit(store: Store, commits: list[int], hel
 
 
 def test_copies_that_meet_are_first_seen_once(store: Store, held: Held) -> None:
-    """Of ten copies in two transactions one is first-seen, and the others are counted."""
+    """Of ten copies in two transactions one is first seen, and nine are counted as duplicates."""
     answers = held.together([[delivery()] for _ in range(10)], lambda: len(held.recorder._waiting))
     assert sum(verdicts[0].first_seen for verdicts in answers) == 1
     assert row(store, answers[0][0].event).duplicates == 9
 
 
 def test_a_bad_row_fails_its_own_request_alone(store: Store, held: Held) -> None:
-    """What the database refuses is told to who sent it; the others of that transaction are recorded."""
+    """A row that the database refuses fails its own request; the others of the batch are recorded."""
     bad = delivery("evt_bad")
     object.__setattr__(bad, "body_hash", None)  # its column may not be null
     batches = [[delivery("evt_0")], [delivery("evt_1")], [bad], [delivery("evt_2")]]
@@ -112,8 +112,8 @@ def test_a_bad_row_fails_its_own_request_alone(store: Store, held: Held) -> None
     assert count(store) == 3
 
 
-def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No ledger: every request that waits gets the error, and the next one tries anew."""
+def test_a_dead_ledger_fails_every_waiting_request(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every waiting request gets the error, and the next one tries again."""
 
     def alone(_: Store) -> Any:
         held.begun.release()
@@ -128,10 +128,10 @@ def test_a_dead_ledger_is_told_to_everybody(held: Held, monkeypatch: pytest.Monk
     assert held.recorder.record([delivery("evt_0")])[0].first_seen
 
 
-def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) -> None:
-    """Whoever waits is woken as soon as the transaction before theirs has ended, and all are counted."""
+def test_the_first_waiting_request_records_for_the_others(store: Store, held: Held) -> None:
+    """The first waiting request writes the next batch as soon as the transaction before it ends."""
     batches = [[delivery(f"evt_{number}")] for number in range(3)]
-    threads = [threading.Thread(target=held.recorder.record, args=(one,), daemon=True) for one in batches]
+    threads = [threading.Thread(target=held.recorder.record, args=(item,), daemon=True) for item in batches]
     threads[0].start()
     assert held.begun.acquire(timeout=60)
     for thread in threads[1:]:
@@ -147,7 +147,7 @@ def test_the_first_who_waits_records_for_the_others(store: Store, held: Held) ->
 
 
 def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the ledger goes away in the midst of it, none of its events is there."""
+    """If the ledger fails in the middle of a request, none of its events is recorded."""
     deliver(store, "evt_old")
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", Mock(side_effect=LedgerUnavailable))
@@ -157,20 +157,21 @@ def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(**steps.ONLY_POSTGRES)
-def test_an_id_that_somebody_holds_is_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transaction that inserts the same id and does not end makes a 503, not a hang."""
+def test_an_id_in_an_open_transaction_is_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open transaction with the same id gives LedgerUnavailable within the lock timeout."""
     monkeypatch.setattr(insert_module, "_ALONE", insert_module._ALONE.replace("'5s'", "'300ms'"))
     with store.engine.connect() as other:
         insert_new(store, other, [_new_row(delivery())])
-        release = threading.Timer(5, other.rollback)
+        release = threading.Timer(60, other.rollback)
         release.start()
         with pytest.raises(LedgerUnavailable):
             Recorder(store).record([delivery()])
         release.cancel()
+        release.join()
 
 
 def done(store: Store, copies: int) -> Delivery:
-    """Bring an event to done and let it come so many times more."""
+    """Record an event, finish it and deliver it so many times more; return another copy."""
     first = deliver(store, address="192.0.2.1")
     end(store, first.event, Move.FINISH)
     for _ in range(copies):
@@ -179,7 +180,7 @@ def done(store: Store, copies: int) -> Delivery:
 
 
 def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]) -> None:
-    """Who goes on sending a done event is told so from memory; the counts are written together, later."""
+    """Copies of a done event are answered from the cache, and their counts are written in one batch."""
     storms, copy = DuplicateCache(store), done(store, STORM)
     storms.learn([copy], record(store, [copy]))
     commits.clear()
@@ -190,12 +191,12 @@ def test_a_storm_is_answered_without_the_ledger(store: Store, commits: list[int]
     assert len(commits) == 1
     found = row(store, record(store, [copy])[0].event)
     assert found.duplicates == STORM + 1 + 30 + 1
-    assert {one.address for one in duplicates(store, found.id)} == {"192.0.2.7"}
+    assert {duplicate.address for duplicate in duplicates(store, found.id)} == {"192.0.2.7"}
 
 
 @pytest.mark.parametrize("change", ["few", "body", "unfinished", "old", "source", "batch"])
 def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
-    """A few duplicates, another body, an event that is not done, one asked about too long ago: the ledger."""
+    """Few duplicates, another body, an unfinished event or an expired entry is not answered from cache."""
     clock = Mock(return_value=1000.0)
     storms, copy = DuplicateCache(store, clock), done(store, 1 if change == "few" else STORM)
     if change == "unfinished":
@@ -209,7 +210,7 @@ def test_anything_else_asks_the_ledger(store: Store, change: str) -> None:
 
 
 def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the ledger is away counts are kept, and written once it is back."""
+    """During an outage the cache keeps its counts, and writes them afterwards."""
     storms, copy = DuplicateCache(store), done(store, STORM)
     storms.learn([copy], record(store, [copy]))
     assert storms.answer([copy])
@@ -220,8 +221,8 @@ def test_counts_outlast_an_outage(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert storms.flush() == 2
 
 
-def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
-    """What came before the ledger was asked again is counted together with what comes after."""
+def test_learning_an_event_again_keeps_its_counts(store: Store) -> None:
+    """Learning an event again keeps the counts that are not written yet."""
     storms, copy = DuplicateCache(store), done(store, STORM)
     for _ in range(2):
         storms.learn([copy], record(store, [copy]))
@@ -231,7 +232,7 @@ def test_who_is_learnt_again_keeps_its_counts(store: Store) -> None:
 
 
 def test_a_rerun_is_noticed_within_a_minute(store: Store) -> None:
-    """The memory of done ends by itself: after it the ledger says what became of the event."""
+    """An entry expires after a minute, and the ledger answers again."""
     clock = Mock(return_value=1000.0)
     storms, copy = DuplicateCache(store, clock), done(store, STORM)
     storms.learn([copy], record(store, [copy]))

@@ -1,4 +1,4 @@
-"""The endpoint as single providers want it: handshakes, batches, answers and rejections of their own."""
+"""The endpoint for providers with special needs: handshakes, batches, response bodies and rejections."""
 
 import json
 import time
@@ -37,13 +37,13 @@ NO_SECRET = '\n[new]\nprovider = "asana"\nsecrets_env = "TEST_NOT_SET"\nhandshak
 
 @pytest.fixture
 def client(serve: Serve, migrated_url: str) -> FlaskClient:
-    """Give a client of an application with these sources, on SQLite and on PostgreSQL."""
+    """Return a client of an application with these sources, on SQLite and on PostgreSQL."""
     sources = SOURCES + CLOSED + NO_SECRET
     return serve(migrated_url, sources, TEST_SECRET=SECRET, TEST_VERIFY_TOKEN="token-1").test_client()
 
 
 def deliver(client: FlaskClient, name: str, body: bytes, secret: str = SECRET) -> TestResponse:
-    """Post a body signed by a preset."""
+    """Post a body signed by a provider preset."""
     unsigned = Request("POST", f"http://localhost/webhooks/{name}", (), body)
     scheme = compile_scheme(load_providers()[name].required_scheme)
     signed = scheme.sign(secret, unsigned, 0, "")
@@ -51,7 +51,7 @@ def deliver(client: FlaskClient, name: str, body: bytes, secret: str = SECRET) -
 
 
 def test_every_method_of_a_handshake_is_answered(client: FlaskClient, ledger: Ledger) -> None:
-    """GET, HEAD, OPTIONS and POST get what their providers want, and none of it is an event."""
+    """GET, HEAD, OPTIONS and POST handshakes get the response that their provider documents."""
     subscribed = client.get("/webhooks/meta?hub.mode=subscribe&hub.verify_token=token-1&hub.challenge=c1")
     assert (subscribed.status_code, subscribed.text) == (200, "c1")
     assert subscribed.headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -70,7 +70,7 @@ def test_every_method_of_a_handshake_is_answered(client: FlaskClient, ledger: Le
 
 
 def test_a_source_without_a_secret_can_shake_hands(client: FlaskClient, ledger: Ledger) -> None:
-    """Asana's secret comes with its handshake, so the source has none before; the secret is echoed alone."""
+    """Asana's handshake delivers the secret, so a source without one answers it."""
     answer = client.post("/webhooks/new", headers={"X-Hook-Secret": "s-1"})
     assert (answer.status_code, answer.headers["X-Hook-Secret"], answer.data) == (200, "s-1", b"")
     assert client.post("/webhooks/new", data=b"{}").status_code == 503
@@ -89,8 +89,10 @@ def test_a_source_without_a_secret_can_shake_hands(client: FlaskClient, ledger: 
         ("closed", "PUT", 405),
     ],
 )
-def test_what_is_no_handshake_is_refused(client: FlaskClient, path: str, method: str, status: int) -> None:
-    """Without the opt-in, the challenge or the token there is no answer to other methods than POST."""
+def test_other_methods_without_a_handshake_are_refused(
+    client: FlaskClient, path: str, method: str, status: int
+) -> None:
+    """Without opt-in, challenge or token, methods other than POST are refused."""
     answer = client.open(f"/webhooks/{path}?hub.mode=subscribe&hub.challenge=c1&challenge=c1", method=method)
     assert answer.status_code == status
     assert "c1" not in answer.text
@@ -100,14 +102,14 @@ def test_what_is_no_handshake_is_refused(client: FlaskClient, path: str, method:
 
 
 def test_an_opt_in_opens_nothing_else(client: FlaskClient, ledger: Ledger) -> None:
-    """An unsigned event of a source with a handshake is refused like any other."""
+    """An unsigned event of a source with a handshake is refused."""
     answer = client.post("/webhooks/meta", data=b'{"entry":[{"id":"1"}]}')
     assert answer.status_code == 401
     assert ledger.states() == {}
 
 
 def test_a_rejection_without_a_body(client: FlaskClient) -> None:
-    """Xero sends right and wrong signatures, and wants 200 and 401 with empty bodies."""
+    """Xero expects 200 and 401 with empty bodies."""
     body = json.dumps({"events": [], "firstEventSequence": 0}).encode()
     right, wrong = deliver(client, "xero", body), deliver(client, "xero", body, "another")
     assert (right.status_code, right.data) == (200, b"")
@@ -116,7 +118,7 @@ def test_a_rejection_without_a_body(client: FlaskClient) -> None:
 
 
 def test_a_success_with_the_providers_own_body(client: FlaskClient) -> None:
-    """ShipHero wants to read a certain JSON; a duplicate gets the same."""
+    """ShipHero expects its own JSON, for duplicates as well."""
     for _ in range(2):
         answer = deliver(client, "shiphero", b'{"webhook_type":"Order Update"}')
         assert answer.json == {"code": "200", "Status": "Success"}
@@ -124,7 +126,7 @@ def test_a_success_with_the_providers_own_body(client: FlaskClient) -> None:
 
 
 def test_a_batch_is_recorded_item_by_item(client: FlaskClient, ledger: Ledger) -> None:
-    """Each item is a row of its own, one without an id is parked, and the whole batch can be sent again."""
+    """Each item of a batch is an event, an item without an id is parked, and the batch can be resent."""
     events = [
         {"webhookEventId": "a", "type": "message"},
         {"type": "x"},
@@ -141,7 +143,7 @@ def test_a_batch_is_recorded_item_by_item(client: FlaskClient, ledger: Ledger) -
 
 
 def test_a_header_with_an_underscore_arrives(client: FlaskClient) -> None:
-    """WSGI makes hyphens of underscores; Walmart's signature is found, and refused when it came twice."""
+    """Walmart's header is found although WSGI replaces underscores; two copies are refused."""
     unsigned = Request("POST", "http://localhost/webhooks/walmart", (), b'{"source":{}}')
     scheme = compile_scheme(load_providers()["walmart"].required_scheme)
     signed = scheme.sign(SECRET, unsigned, time.time(), "")
@@ -152,7 +154,7 @@ def test_a_header_with_an_underscore_arrives(client: FlaskClient) -> None:
 
 
 def test_an_empty_batch_is_a_success(client: FlaskClient, ledger: Ledger) -> None:
-    """LINE's button `verify` sends no events and wants 200."""
+    """LINE's verification sends no events and expects 200."""
     answer = deliver(client, "line", b'{"destination":"U1","events":[]}')
     assert (answer.status_code, answer.json) == (200, {"status": "accepted", "events": []})
     assert ledger.states() == {}

@@ -1,4 +1,4 @@
-"""The ledger against a simple model of it: deliveries, workers, crashes, people and time, in any order."""
+"""The ledger against a simple model: deliveries, workers, crashes, people and time, in any order."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +30,7 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.integration.steps import SWEEP, delivery
 
-# Every jump of the clock is longer than a lease, and a test runs for less than one: no boundary is near.
+# Every jump of the clock is longer than a lease, and a test is shorter than one: no time is ambiguous.
 LEASE = timedelta(seconds=90)
 JUMPS = [timedelta(minutes=2), timedelta(hours=2), timedelta(days=20)]
 DELAYS = [timedelta(0), timedelta(hours=1)]
@@ -39,14 +39,14 @@ NAMES = ["a", "b", "c", "no id"]
 FINAL = (State.DONE, State.DEAD, State.IGNORED)
 ENDS = [move for move in Move if State.PROCESSING in leaves(move) and move != Move.EXPIRE]
 ROUNDS = 3
-"""Rounds of sweep, claim and finish, two hours each, in which everything must have come to an end."""
+"""Rounds of sweep, claim and finish, two hours each, after which every event must have ended."""
 
 names = st.sampled_from(NAMES)
 
 
 @dataclass
 class Model:
-    """What one event's row must say; times are shifts of the clock."""
+    """The expected state of one event; times are shifts of the clock."""
 
     event: UUID
     state: State
@@ -74,26 +74,26 @@ class Model:
             self.attempts -= 1
 
     def crash(self, now: timedelta) -> None:
-        """Lose the worker."""
+        """Expire the lease of a crashed worker."""
         self.end(Move.EXPIRE, now)
         self.crashes += 1
         if self.crashes >= CRASH_LIMIT:
             self.state = State.PARKED
 
     def begin(self, now: timedelta) -> None:
-        """Be claimed."""
+        """Claim the event."""
         self.state, self.lease = State.PROCESSING, now + LEASE
         self.attempts += 1
         self.token += 1
 
     def again(self, now: timedelta) -> None:
-        """Start with all attempts, as after a retry, a rerun or a revival."""
+        """Make the event due with fresh attempts, as a retry, a rerun or a revival does."""
         self.end(Move.RETRY, now)
         self.attempts = self.crashes = 0
 
 
 class Ledger(RuleBasedStateMachine):
-    """Does things to the ledger and to the model, and compares."""
+    """Applies each rule to the ledger and to the model, and compares both."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
@@ -110,16 +110,16 @@ class Ledger(RuleBasedStateMachine):
         return self.store.shift
 
     def due(self, model: Model) -> bool:
-        """Return whether an event may be claimed."""
+        """Whether an event may be claimed."""
         return model.state in UNFINISHED and model.due <= self.now
 
     def gone(self, model: Model) -> bool:
-        """Return whether an event's worker is gone."""
+        """Whether an event's lease has expired."""
         return model.lease is not None and model.lease <= self.now
 
     @rule(span=st.sampled_from(JUMPS))
     def time_passes(self, span: timedelta) -> None:
-        """Move the clock on."""
+        """Move the clock forward."""
         self.store.shift += span
 
     @rule(chosen=st.lists(names, min_size=1, max_size=4))
@@ -138,7 +138,7 @@ class Ledger(RuleBasedStateMachine):
             assert (verdict.event, verdict.nudge) == (model.event, model.state in UNFINISHED)
 
     def duplicate(self, model: Model) -> None:
-        """Count it, and revive what is dead."""
+        """Count the duplicate, and revive a dead event."""
         model.duplicates += 1
         model.duplicate = self.now
         paused = model.revived is not None and model.revived > self.now - timedelta(hours=1)
@@ -158,14 +158,14 @@ class Ledger(RuleBasedStateMachine):
 
     @rule()
     def claim_oldest(self) -> None:
-        """Claim whichever is due and has waited longest."""
+        """Claim the event that has been due longest."""
         due = [model for model in self.models.values() if self.due(model)]
         oldest = min((model.due for model in due), default=None)
         held = claim_due(self.store, limit=1, lease=LEASE, worker="w")
         self.taken(next(iter(held), None), [model for model in due if model.due == oldest])
 
     def taken(self, held: Claim | None, possible: list[Model]) -> None:
-        """Check that a claim was to be had, and note it."""
+        """Check that a claim was possible, and note it."""
         assert (held is None) == (not possible), f"{held} of {possible}"
         if held is not None:
             model = next(model for model in possible if model.event == held.event)
@@ -179,7 +179,7 @@ class Ledger(RuleBasedStateMachine):
             self.claims.append(held)
 
     def holds(self, held: Claim) -> Model | None:
-        """Return the event that a claim still holds."""
+        """Return the event that a claim still holds, if any."""
         for model in self.models.values():
             if model.event == held.event and model.token == held.token and model.lease is not None:
                 return model
@@ -198,7 +198,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
-        """Renew any claims there ever were: those that are lost are named."""
+        """Renew any claims there ever were: exactly the lost ones are returned."""
         if self.claims:
             chosen = data.draw(st.lists(st.sampled_from(self.claims), unique_by=id), "claims")
             lost = renew(self.store, chosen, lease=LEASE)
@@ -209,7 +209,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        """Take expired leases back, then nudge: only what is due is nudged, and nothing twice."""
+        """Expire leases, then nudge: only due events are nudged, and each once."""
         gone = [model for model in self.models.values() if self.gone(model)]
         assert expire(self.store) == len(gone)
         for model in gone:
@@ -220,7 +220,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=names, move=st.sampled_from([Move.RETRY, Move.RERUN, Move.DISCARD]), stale=st.booleans())
     def act(self, name: str, move: Move, *, stale: bool) -> None:
-        """Retry, rerun or discard; what the table does not allow, or another generation, is refused."""
+        """Retry, rerun or discard; a forbidden state and a stale generation are refused."""
         if (model := self.models.get(name)) is None:
             return
         seen = model.generation - stale
@@ -241,7 +241,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        """Let a handler for the type appear."""
+        """Reopen ignored events, as a worker with a new handler does."""
         recent = self.now - timedelta(hours=24)
         ignored = [m for m in self.models.values() if m.state == State.IGNORED and not m.erased]
         opened = [model for model in ignored if model.finished is not None and model.finished > recent]
@@ -251,7 +251,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        """Erase payloads and forget ids, of what has ended only."""
+        """Erase payloads and delete ids, of ended events only."""
         old, forgotten = [], []
         for name, model in self.models.items():
             age = timedelta(0) if model.finished is None else self.now - model.finished
@@ -269,15 +269,15 @@ class Ledger(RuleBasedStateMachine):
 
     @invariant()
     def the_rows_are_the_models(self) -> None:
-        """Every row says what its model says, and there is no other."""
+        """Check that the rows equal the models, and that there is no other row."""
         with self.store.read() as connection:
             rows = {row.event_id: row for row in connection.execute(select(EVENT))}
-        assert {name: told(row) for name, row in rows.items()} == {
+        assert {name: observed(row) for name, row in rows.items()} == {
             name: expected(model) for name, model in self.models.items()
         }
 
     def teardown(self) -> None:
-        """In the end every event is done, parked, dead or ignored within a bounded number of steps."""
+        """Every event ends done, parked, dead or ignored within a bounded number of rounds."""
         for _ in range(ROUNDS):
             self.time_passes(timedelta(hours=2))
             self.sweep()
@@ -291,8 +291,8 @@ class Ledger(RuleBasedStateMachine):
         assert left <= {*FINAL, State.PARKED}, f"after {ROUNDS} rounds there are still events {left}"
 
 
-def told(row: Any) -> dict[str, Any]:
-    """Return what matters of a row."""
+def observed(row: Any) -> dict[str, Any]:
+    """Return the compared columns of a row."""
     return {
         "event": row.id,
         "state": row.state,
@@ -309,7 +309,7 @@ def told(row: Any) -> dict[str, Any]:
 
 
 def expected(model: Model) -> dict[str, Any]:
-    """Return what a row should tell."""
+    """Return the same values of a model."""
     return {
         "event": model.event,
         "state": model.state,
@@ -326,7 +326,7 @@ def expected(model: Model) -> dict[str, Any]:
 
 
 def test_the_ledger_does_what_its_model_does(store: Store) -> None:
-    """Any sequence of deliveries, claims, crashes, settlements, sweeps, actions, prunings and hours."""
+    """Any order of deliveries, claims, crashes, settlements, sweeps, actions, prunings and waits."""
     run_state_machine_as_test(
         lambda: Ledger(store),
         settings=settings(

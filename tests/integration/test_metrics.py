@@ -1,4 +1,4 @@
-"""`/metrics`: who may read it, what it counts, and that totals only grow; on both databases."""
+"""`/metrics`: authentication, counters and gauges, on both databases."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -37,20 +37,20 @@ def client_of(store: Store, token: str = TOKEN) -> FlaskClient:
 
 
 def scrape(client: FlaskClient) -> Samples:
-    """Return every sample by its name and label values in alphabetical order, as Prometheus reads them."""
+    """Return every sample by its name and sorted label values."""
     answer = client.get("/metrics", headers=BEARER)
     assert answer.status_code == 200
     families = text_string_to_metric_families(answer.text)
     return {
-        (one.name, tuple(sorted(one.labels.values()))): one.value
+        (sample.name, tuple(sorted(sample.labels.values()))): sample.value
         for family in families
-        for one in family.samples
+        for sample in family.samples
     }
 
 
 @pytest.fixture
 def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
-    """Serve /metrics of an empty ledger, read anew at each scrape."""
+    """Serve /metrics of an empty ledger, without its cache."""
     monkeypatch.setattr(metrics, "CACHE_SECONDS", -1.0)
     return client_of(store)
 
@@ -69,7 +69,7 @@ def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
     ],
 )
 def test_only_the_token_opens_it(tmp_path: Path, token: str, given: dict[str, str], status: int) -> None:
-    """Off without a token in the settings; with one, that one and nothing else; no answer shows it."""
+    """Without a configured token it is 404; any other token is 401."""
     store = Store(f"sqlite:///{tmp_path}/none.db")
     answer = client_of(store, token).get("/metrics", headers=given)
     store.close()
@@ -79,7 +79,7 @@ def test_only_the_token_opens_it(tmp_path: Path, token: str, given: dict[str, st
 
 
 def test_every_process_is_counted(store: Store, client: FlaskClient) -> None:
-    """Deliveries, attempts, calls to account, rejections and sweeps, whoever did them."""
+    """Deliveries, attempts, rejections and sweeps of every process are counted."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
     settle(store, [(held, Outcome(Move.FINISH))])
@@ -111,7 +111,7 @@ def test_every_process_is_counted(store: Store, client: FlaskClient) -> None:
 
 
 def test_totals_only_grow(store: Store, client: FlaskClient) -> None:
-    """What is pruned stays counted: a total that went down would look like a restart of everything."""
+    """Pruning does not lower a total, which Prometheus would take for a restart."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
     settle(store, [(held, Outcome(Move.FINISH))])
@@ -127,7 +127,7 @@ def test_totals_only_grow(store: Store, client: FlaskClient) -> None:
 
 
 def test_an_attempt_that_was_taken_over_counts_once(store: Store, client: FlaskClient) -> None:
-    """What settles nothing counts nothing."""
+    """A settlement without a claim is not counted."""
     held = claim(store, deliver(store, "evt_1").event, lease=LEASE, worker="w")
     assert held
     assert [bool(settle(store, [(held, Outcome(Move.FINISH))])) for _ in range(2)] == [True, False]
@@ -135,7 +135,7 @@ def test_an_attempt_that_was_taken_over_counts_once(store: Store, client: FlaskC
 
 
 def test_scrapes_share_one_look_at_the_ledger(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a few seconds the ledger is read once, however many ask."""
+    """Scrapes within a few seconds query the ledger once."""
     monkeypatch.setattr(metrics, "CACHE_SECONDS", 3600.0)
     client = client_of(store)
     with statements(store) as asked:
@@ -146,7 +146,7 @@ def test_scrapes_share_one_look_at_the_ledger(store: Store, monkeypatch: pytest.
 
 
 def test_without_a_ledger_it_says_so(tmp_path: Path) -> None:
-    """A database that does not answer is a figure, not an error: what the process measured is still told."""
+    """Without a database the ledger is reported down, and the process's own metrics are served."""
     store = Store(f"sqlite:///{tmp_path}/none.db")
     client = client_of(store)
     client.get("/nowhere")
@@ -158,17 +158,17 @@ def test_without_a_ledger_it_says_so(tmp_path: Path) -> None:
 
 
 def test_no_event_that_is_done_is_read(store: Store) -> None:
-    """Every table that grows is searched by an index: a million done events cost nothing."""
+    """Every query of a growing table uses an index."""
     asked: list[tuple[str, object]] = []
     with hooked(store, "before_cursor_execute", lambda *given: asked.append((given[2], given[3]))):
         figures(store)
     explain = "EXPLAIN QUERY PLAN" if store.sqlite else "EXPLAIN"
-    questions = [(f"{explain} {one}", values) for one, values in asked if one.startswith("SELECT")]
+    questions = [(f"{explain} {item}", values) for item, values in asked if item.startswith("SELECT")]
     with store.read() as connection:
         if not store.sqlite:
-            # Its tables are empty here, so that a scan would be the better plan.
+            # On empty tables a scan would be the cheaper plan.
             connection.execute(text("SET LOCAL enable_seqscan = off"))
-        steps = [str(step) for one in questions for step in connection.exec_driver_sql(*one)]
+        steps = [str(step) for item in questions for step in connection.exec_driver_sql(*item)]
     assert len(steps) > 5
     scans = ("SCAN event", "SCAN call", "Seq Scan on event", "Seq Scan on call")
     assert [step for step in steps if any(scan in step for scan in scans)] == []

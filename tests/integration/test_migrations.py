@@ -1,4 +1,4 @@
-"""Migrations: up and down on both databases, the same as the models, safe to run twice at once."""
+"""Migrations: up and down on both databases, equal to the models, safe to run concurrently."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,19 +19,19 @@ from tests.services.databases import driver_url
 
 @pytest.fixture
 def empty(database_url: str) -> Iterator[Store]:
-    """Give the store of a database without any table."""
+    """Return the store of a database without any table."""
     store = Store(driver_url(database_url))
     yield store
     store.close()
 
 
 def tables(store: Store) -> set[str]:
-    """Return the names of the tables that there are."""
+    """Return the names of the existing tables."""
     return set(inspect(store.engine).get_table_names())
 
 
 def test_up_makes_what_the_models_say(empty: Store) -> None:
-    """After `migrate`, Alembic finds no difference between the database and the models, indexes included."""
+    """After `migrate` Alembic finds no difference between database and models, indexes included."""
     assert migrate(empty) == head()
     with empty.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -44,7 +44,7 @@ def test_up_makes_what_the_models_say(empty: Store) -> None:
 
 
 def test_partial_indexes_have_their_conditions(empty: Store) -> None:
-    """Alembic does not compare an index's condition: each is the same in the models and in the database."""
+    """The conditions of indexes, which Alembic does not compare, are equal in models and database."""
     migrate(empty)
     if empty.sqlite:
         query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
@@ -61,7 +61,7 @@ def test_partial_indexes_have_their_conditions(empty: Store) -> None:
 
 
 def test_down_leaves_nothing(empty: Store) -> None:
-    """Down to the base and up again, twice; no table of ours stays behind."""
+    """Down to the base and up again, twice, leaves no table of ours."""
     for _ in range(2):
         migrate(empty)
         assert set(metadata.tables) <= tables(empty)
@@ -71,8 +71,8 @@ def test_down_leaves_nothing(empty: Store) -> None:
 
 
 def test_every_step_goes_down_and_up(empty: Store) -> None:
-    """Each revision can be left and entered by itself."""
-    revisions = [one.revision for one in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    """Each revision can be entered and left."""
+    revisions = [item.revision for item in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
     for revision in reversed(revisions):
         assert migrate(empty, revision) == revision
     for revision in revisions[1:]:
@@ -80,7 +80,7 @@ def test_every_step_goes_down_and_up(empty: Store) -> None:
 
 
 def test_migrating_again_changes_nothing(empty: Store) -> None:
-    """A release line runs at each deploy; events stay."""
+    """A repeated migration keeps all events."""
     migrate(empty)
     deliver(empty)
     assert migrate(empty) == head()
@@ -88,7 +88,7 @@ def test_migrating_again_changes_nothing(empty: Store) -> None:
 
 
 def test_two_releases_at_once_take_turns(empty: Store, database_url: str) -> None:
-    """Four processes that migrate an empty database at the same moment all succeed."""
+    """Four concurrent migrations of an empty database all succeed."""
     stores = [Store(driver_url(database_url)) for _ in range(4)]
     try:
         with ThreadPoolExecutor(4) as pool:
@@ -100,7 +100,7 @@ def test_two_releases_at_once_take_turns(empty: Store, database_url: str) -> Non
 
 
 def test_a_failed_migration_leaves_the_old_schema(empty: Store) -> None:
-    """All of it is one transaction: a name that is taken stops it, and no half of it stands."""
+    """A migration is one transaction: if it fails, no part of it remains."""
     with empty.write() as connection:
         connection.execute(text("CREATE TABLE replay_step (n int)"))
     with pytest.raises(Exception, match=r"replay_step|does not answer"):
@@ -110,7 +110,7 @@ def test_a_failed_migration_leaves_the_old_schema(empty: Store) -> None:
 
 
 def test_an_older_schema_is_refused(empty: Store) -> None:
-    """A process that finds none, or one older than its own, says which it is and what to run."""
+    """The error has the found and the needed revision, and the command to run."""
     with pytest.raises(SchemaBehind, match=f"is none, this release needs {head()}: run `firstseen migrate`"):
         check_schema(empty)
     migrate(empty)
@@ -128,8 +128,8 @@ def test_one_revision_behind_is_refused(empty: Store, monkeypatch: pytest.Monkey
         check_schema(empty)
 
 
-def test_a_newer_schema_is_fine(empty: Store) -> None:
-    """Migrations only expand: during a deploy the previous release keeps working on the next one's schema."""
+def test_a_newer_schema_is_accepted(empty: Store) -> None:
+    """An unknown, newer revision is accepted: the previous release works on during a deploy."""
     migrate(empty)
     with empty.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))

@@ -1,4 +1,4 @@
-"""The alert rules in docs/monitoring: they fire when they should, on figures that there are."""
+"""The alert rules of docs/monitoring: they fire when they should, on metrics that exist."""
 
 import re
 import shutil
@@ -20,18 +20,18 @@ MISSING = "promtool is not installed (Debian and Ubuntu: apt-get install prometh
 @pytest.mark.skipif(shutil.which("promtool") is None, reason=MISSING)
 @pytest.mark.parametrize("what", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]])
 def test_promtool_agrees(what: list[str]) -> None:
-    """The rules can be loaded, and fire in the situations of their tests and in no other."""
+    """The rules load, and pass their own tests."""
     ended = subprocess.run(["promtool", *what], cwd=RULES, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_rules_ask_for_figures_that_there_are(store: Store) -> None:
-    """Each name in a rule is one that /metrics tells: a rule on another one would never fire."""
+    """Each metric in a rule is one that /metrics exposes."""
     record_rejections(store, [Rejected("stripe", "expired")])
     text = client_of(store).get("/metrics", headers=BEARER).text
     instruments = Instruments()
-    told = {family.name for family in text_string_to_metric_families(text)}
-    told |= {family.name for family in instruments.own.collect()}
+    report = {family.name for family in text_string_to_metric_families(text)}
+    report |= {family.name for family in instruments.own.collect()}
     asked = set(re.findall(r"\bfirstseen_[a-z_]+", (RULES / "alerts.yml").read_text()))
     assert len(asked) > 5
-    assert {name.removesuffix("_total") for name in asked} <= told
+    assert {name.removesuffix("_total") for name in asked} <= report

@@ -1,4 +1,4 @@
-"""Connections: never more than the pool, as the server counts them, and none kept by a waiting thread."""
+"""Connections: never more than the pool, as counted by the server, and none held by a waiting thread."""
 
 import threading
 import uuid
@@ -22,7 +22,7 @@ POOL = 3
 
 @pytest.fixture
 def small(store: Store) -> Iterator[Store]:
-    """Give a store with three connections, named so that the server's list shows which are its own."""
+    """Return a store with three connections, identified by application_name on the server."""
     url = store.url.update_query_dict({"application_name": f"pool-{uuid.uuid4().hex[:8]}"})
     made = Store(url.render_as_string(hide_password=False), pool=POOL)
     yield made
@@ -30,7 +30,7 @@ def small(store: Store) -> Iterator[Store]:
 
 
 class Watch:
-    """Asks the server again and again how many connections a store has, and keeps the most."""
+    """Polls the server for a store's number of connections and keeps the maximum."""
 
     def __init__(self, store: Store) -> None:
         self.name = store.url.query["application_name"]
@@ -38,7 +38,7 @@ class Watch:
         self.most, self.stop = 0, threading.Event()
 
     def now(self, state: str = "%") -> int:
-        """Return how many there are."""
+        """Return the present number of connections."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state LIKE %s"
         with closing(psycopg.connect(self.dsn, autocommit=True)) as connection:
             found = connection.execute(query, [self.name, state]).fetchone()
@@ -46,14 +46,14 @@ class Watch:
         return int(found[0])
 
     def run(self) -> None:
-        """Look until told to stop."""
+        """Poll until stopped."""
         while not self.stop.wait(0.02):
             self.most = max(self.most, self.now())
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_connections_stay_within_the_pool_under_load(small: Store) -> None:
-    """Twenty-four threads that record, claim, renew, settle and sweep use three connections, and get them."""
+    """Twenty-four busy threads use at most three connections."""
     watch = Watch(small)
 
     def work(n: int) -> None:
@@ -78,7 +78,7 @@ def test_connections_stay_within_the_pool_under_load(small: Store) -> None:
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_no_connection_is_held_between_statements_of_the_protocol(small: Store) -> None:
-    """While a handler runs, its claim holds no transaction open: nothing is idle in transaction."""
+    """While a handler runs, its claim holds no open transaction."""
     held = take(small, deliver(small).event)
     watch = Watch(small)
     assert (watch.now("idle in transaction%"), watch.now("active"), watch.now()) == (0, 0, 1)
@@ -87,24 +87,24 @@ def test_no_connection_is_held_between_statements_of_the_protocol(small: Store) 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_closed_store_leaves_no_connection(small: Store) -> None:
-    """A process that stops gives its connections back."""
+    """The server sees no connection of a closed store."""
     deliver(small)
     small.close()
     wait_until(lambda: Watch(small).now() == 0, "the server to see them closed")
 
 
 def test_no_thread_starves(store: Store) -> None:
-    """Sixteen threads on two connections: when the first has recorded ten events, each other has two."""
+    """Of sixteen threads on a small pool, none falls far behind the first to finish."""
     url = store.url.render_as_string(hide_password=False)
     narrow = Store(url, pool=2)
-    done, told = [0] * 16, list[list[int]]()
+    done, report = [0] * 16, list[list[int]]()
     queue, width = (narrow._writer, 1) if narrow._writer else (narrow._pool, 2)
 
     def work(n: int) -> None:
         for k in range(10):
             deliver(narrow, f"{n}-{k}")
             done[n] += 1
-        told.append(list(done))
+        report.append(list(done))
 
     try:
         with ThreadPoolExecutor(16) as pool:
@@ -112,11 +112,11 @@ def test_no_thread_starves(store: Store) -> None:
                 for _ in range(width):
                     taken.enter_context(queue.turn(60))
                 jobs = [pool.submit(work, n) for n in range(16)]
-                # All stand in the queue before the first one runs: the machine starts threads as it likes.
+                # Every thread waits in the queue before the first one runs, whenever the machine starts it.
                 wait_until(lambda: len(queue._waiting) == 16, "all threads to wait")
             wait(jobs)
             for job in jobs:
                 job.result()
     finally:
         narrow.close()
-    assert min(told[0]) >= 2, f"when the first thread ended, the others had recorded {told[0]}"
+    assert min(report[0]) >= 2, f"when the first thread ended, the others had recorded {report[0]}"

@@ -1,4 +1,4 @@
-"""Pruning: payloads go first, ids stay as tombstones, and nothing that is unfinished or parked is touched."""
+"""Pruning: payloads first, ids stay as tombstones, and no unfinished or parked event is changed."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -34,7 +34,7 @@ ENDS = [Move.FINISH, Move.GIVE_UP, Move.IGNORE]
 
 
 def ended(store: Store, move: Move = Move.FINISH) -> UUID:
-    """Record an event and bring it to an end."""
+    """Record an event and end it."""
     made = deliver(store).event
     end(store, made, move)
     return made
@@ -42,7 +42,7 @@ def ended(store: Store, move: Move = Move.FINISH) -> UUID:
 
 @pytest.mark.parametrize("move", ENDS)
 def test_the_payload_goes_first_and_the_id_stays(store: Store, move: Move) -> None:
-    """After payload_retention nothing of the sender's is left but id, type, times and the body's hash."""
+    """After payload_retention only id, type, times and the body's hash are left."""
     made = deliver(store, headers={"h": "v"}, address="192.0.2.1").event
     deliver(store, body=b"other", address="192.0.2.2")
     end(store, made, move)
@@ -54,13 +54,16 @@ def test_the_payload_goes_first_and_the_id_stays(store: Store, move: Move) -> No
     found = row(store, made)
     assert (found.body, found.headers, found.address) == (None, None, None)
     assert (found.event_id, found.body_hash, found.state) == ("evt_1", before.body_hash, before.state)
-    assert (conflicts(store, made), [one.address for one in duplicates(store, made)]) == ([], [None])
+    assert (conflicts(store, made), [duplicate.address for duplicate in duplicates(store, made)]) == (
+        [],
+        [None],
+    )
     assert prune(store, WINDOWS)["payloads"] == 0, "an erased payload was counted again"
 
 
 @pytest.mark.parametrize("move", ENDS)
 def test_the_id_goes_when_retention_is_over(store: Store, move: Move) -> None:
-    """With all that hangs on it; the same id is then first seen again."""
+    """The event's rows in all tables are deleted, and the id is first seen again."""
     made = ended(store, move=move)
     later(store, days=91)
     assert prune(store, WINDOWS)["ids"] == 1
@@ -73,7 +76,7 @@ def test_the_id_goes_when_retention_is_over(store: Store, move: Move) -> None:
 
 
 def test_retention_counts_from_the_end(store: Store) -> None:
-    """What took long to end is kept as long after that as any other."""
+    """Both retention times start when the event ends."""
     made = deliver(store).event
     end(store, made, Move.RETRY_LATER)
     later(store, days=200)
@@ -87,7 +90,7 @@ def test_retention_counts_from_the_end(store: Store) -> None:
 
 
 def test_an_id_that_is_still_sent_stays(store: Store) -> None:
-    """A provider that delivers it again keeps its tombstone for another retention."""
+    """A duplicate prolongs the tombstone by another retention."""
     made = ended(store)
     later(store, days=80)
     prune(store, WINDOWS)
@@ -100,8 +103,8 @@ def test_an_id_that_is_still_sent_stays(store: Store) -> None:
 
 
 @pytest.mark.parametrize("shape", ["received", "processing", "waiting", "parked", "parked at once"])
-def test_what_is_unfinished_or_parked_is_never_touched(store: Store, shape: str) -> None:
-    """However old: it is not yet handled, and somebody still needs its body."""
+def test_unfinished_and_parked_events_are_never_pruned(store: Store, shape: str) -> None:
+    """Unfinished and parked events keep their payload, however old they are."""
     problem = "It has no id." if shape == "parked at once" else None
     made = deliver(store, body=b"precious", headers={"h": "v"}, problem=problem).event
     deliver(store, body=b"other")
@@ -119,7 +122,7 @@ def test_what_is_unfinished_or_parked_is_never_touched(store: Store, shape: str)
 
 
 def test_a_discarded_event_is_pruned_like_a_dead_one(store: Store) -> None:
-    """Its audit row goes with it."""
+    """Its audit row is deleted with it."""
     made = deliver(store).event
     discard(store, made, "ada")
     later(store, days=91)
@@ -127,7 +130,7 @@ def test_a_discarded_event_is_pruned_like_a_dead_one(store: Store) -> None:
 
 
 def test_each_source_has_its_own_windows(store: Store) -> None:
-    """A source that is not named, such as one that was taken out of the configuration, is not touched."""
+    """A source without a configured retention is not pruned."""
     for source in ("stripe", "github", "gone"):
         end(store, deliver(store, source=source).event)
     later(store, days=91)
@@ -136,8 +139,8 @@ def test_each_source_has_its_own_windows(store: Store) -> None:
     assert count(store, EVENT.c.body.is_not(None)) == 2
 
 
-def test_a_tombstone_is_not_to_be_had(store: Store) -> None:
-    """An erased event is never handed to a worker."""
+def test_a_tombstone_cannot_be_claimed(store: Store) -> None:
+    """An erased event cannot be claimed."""
     made = ended(store, move=Move.GIVE_UP)
     later(store, days=31)
     prune(store, WINDOWS)
@@ -147,21 +150,21 @@ def test_a_tombstone_is_not_to_be_had(store: Store) -> None:
 
 
 def test_another_body_that_came_after_the_erasure_goes_too(store: Store) -> None:
-    """It is kept for payload_retention from its own time, and no longer."""
+    """A conflicting body that arrived later is kept for payload_retention from its own time."""
     made = ended(store)
     later(store, days=31)
     prune(store, WINDOWS)
     assert deliver(store, body=b"late").conflict
     later(store, days=29)
     prune(store, WINDOWS)
-    assert [one.body for one in conflicts(store, made)] == [b"late"]
+    assert [conflict.body for conflict in conflicts(store, made)] == [b"late"]
     later(store, days=2)
     prune(store, WINDOWS)
     assert conflicts(store, made) == []
 
 
 def test_one_pass_takes_several_batches(store: Store) -> None:
-    """Ids must go faster than they come: a pass does not stop at a thousand."""
+    """One pass prunes more than one batch."""
     crowd(store, PRUNE_BATCH + 1, state="done", finished_at=store.after(timedelta(days=-31)))
     assert prune(store, WINDOWS) == {"payloads": PRUNE_BATCH + 1, "ids": 0, "rejections": 0}
     later(store, days=91)
@@ -170,7 +173,7 @@ def test_one_pass_takes_several_batches(store: Store) -> None:
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL may join so that a subquery with a limit runs for each row; a pass ends all the same."""
+    """The limit holds even if PostgreSQL runs the subquery again for each row."""
     monkeypatch.setattr("receiver.ledger.queue.sweep.PRUNE_BATCH", 5)
     monkeypatch.setattr("receiver.ledger.queue.sweep.PRUNE_BATCHES", 2)
     crowd(store, 30, state="done", finished_at=store.after(timedelta(days=-31)))
@@ -179,7 +182,7 @@ def test_a_batch_is_a_batch_whatever_the_plan(store: Store, monkeypatch: pytest.
 
 
 def test_old_rejections_go_after_thirty_days(store: Store) -> None:
-    """Their counts by the minute are for looking at, not for ever."""
+    """Rejection counts per minute are deleted after thirty days."""
     refused = {"kind": "rejection", "name": "stripe", "what": "signature", "slot": 0, "count": 1}
     with store.write() as connection:
         for age in (29, 31):
@@ -189,7 +192,7 @@ def test_old_rejections_go_after_thirty_days(store: Store) -> None:
 
 
 def test_tracebacks_go_with_the_payload(store: Store) -> None:
-    """A traceback can quote what the sender wrote, so it is kept no longer; reason and outcome stay."""
+    """Tracebacks, which may quote the payload, are erased with it; reason and outcome stay."""
     event = deliver(store).event
     end(store, event, Move.GIVE_UP, reason="It failed.", error="KeyError: 'jenny@example.com'")
     later(store, days=31)

@@ -1,4 +1,4 @@
-"""What was refused: counted by minute, remembered a little, never growing."""
+"""Rejections: counted by minute, with a bounded number of samples."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -13,7 +13,7 @@ from tests.integration.steps import later
 
 
 def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> None:
-    """A later batch adds to the same minute; another minute is another count."""
+    """Counts of one minute add up; another minute is counted separately."""
     first = [
         Rejected("stripe", "bad_signature"),
         Rejected("stripe", "too_old"),
@@ -23,26 +23,26 @@ def test_rejections_are_counted_by_source_reason_and_minute(store: Store) -> Non
     later(store, minutes=2)
     record_rejections(store, first[:1])
     found = rejections(store).as_json()
-    counted = [(one["source"], one["reason"], one["count"]) for one in found["data"]]
+    counted = [(item["source"], item["reason"], item["count"]) for item in found["data"]]
     assert counted == [
         ("stripe", "bad_signature", 1),
         ("github", "too_large", 1),
         ("stripe", "bad_signature", 2),
         ("stripe", "too_old", 1),
     ]
-    assert {datetime.fromisoformat(one["minute"]).second for one in found["data"]} == {0}
+    assert {datetime.fromisoformat(item["minute"]).second for item in found["data"]} == {0}
 
 
 def test_a_source_can_be_asked_for_alone(store: Store) -> None:
-    """Counts and samples of one source leave out the others."""
+    """Counts and samples can be filtered by source."""
     record_rejections(store, [Rejected("stripe", "too_old", "192.0.2.1"), Rejected("github", "too_large")])
     found = rejections(store, "stripe").as_json()
-    assert [one["source"] for one in found["data"]] == ["stripe"]
-    assert [(one["reason"], one["address"]) for one in found["latest"]] == [("too_old", "192.0.2.1")]
+    assert [item["source"] for item in found["data"]] == ["stripe"]
+    assert [(item["reason"], item["address"]) for item in found["latest"]] == [("too_old", "192.0.2.1")]
 
 
 def test_the_last_hundred_of_each_source_are_kept(store: Store) -> None:
-    """A storm against one source neither grows the table nor pushes another source's samples out."""
+    """Each source keeps its last hundred samples, whatever arrives for others."""
     record_rejections(store, [Rejected("quiet", "too_old", "192.0.2.9")])
     for number in range(5):
         record_rejections(store, [Rejected("loud", "bad_signature", f"192.0.2.{number}")] * 90)
@@ -55,7 +55,7 @@ def test_the_last_hundred_of_each_source_are_kept(store: Store) -> None:
 
 
 def test_concurrent_batches_add_up(store: Store) -> None:
-    """Eight processes' worth of batches in all orders lose no count and do not deadlock."""
+    """Concurrent batches in different orders lose no count and do not deadlock."""
     batch = [Rejected(source, reason) for source in ("a", "b", "c") for reason in ("x", "y")]
 
     def one(turn: int) -> None:
@@ -67,9 +67,9 @@ def test_concurrent_batches_add_up(store: Store) -> None:
     assert sum(one["count"] for one in rejections(store).as_json()["data"]) == 8 * 5 * 6
 
 
-def test_what_columns_cannot_hold_is_cut(store: Store) -> None:
-    """A long reason or address is cut rather than the batch lost; an empty batch is nothing."""
+def test_long_reasons_and_addresses_are_cut(store: Store) -> None:
+    """A long reason or address is cut instead of failing the batch."""
     record_rejections(store, [])
     record_rejections(store, [Rejected("stripe", "r" * 99, "a" * 999), Rejected("stripe", "too_old", "\x00")])
     latest = rejections(store).as_json()["latest"]
-    assert sorted((len(one["reason"]), len(one["address"])) for one in latest) == [(7, 4), (64, 255)]
+    assert sorted((len(sample["reason"]), len(sample["address"])) for sample in latest) == [(7, 4), (64, 255)]

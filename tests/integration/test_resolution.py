@@ -1,4 +1,4 @@
-"""What a person says of a parked call: call and event change together, once, or not at all."""
+"""Resolutions of parked calls: call and event change together, once, or not at all."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -27,7 +27,7 @@ OTHER = "e" * 64
 
 @pytest.fixture
 def parked(store: Store) -> tuple[UUID, UUID]:
-    """Give an event parked for a call that nobody answered and that its handler asks for otherwise now."""
+    """Return an event parked for an unanswered call that its handler would now make differently."""
     event, call = with_parked_call(store)
     change_call(store, call, changed_to=OTHER)
     later(store, minutes=2)
@@ -41,7 +41,7 @@ def opened(store: Store, call: UUID) -> list[bool]:
 
 
 def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
-    """The handler goes on with the given response, and the call never goes out again."""
+    """The call succeeds with the given response, and is not resent."""
     event, call = parked
     given = StoredResponse(201, (("content-type", "application/json"),), b'{"id":7}')
     acted = resolve(store, call, Resolution.HAPPENED, "ann", response=given)
@@ -56,7 +56,7 @@ def test_it_happened(store: Store, parked: tuple[UUID, UUID]) -> None:
 
 
 def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
-    """A successor with a key of its own and the handler's present bytes takes the place."""
+    """A successor with a new key and the handler's present bytes replaces the call."""
     event, call = parked
     resolve(store, call, Resolution.RESEND_AS_NEW, "ann")
     held = take(store, event)
@@ -69,7 +69,7 @@ def test_resend_as_new(store: Store, parked: tuple[UUID, UUID]) -> None:
 
 
 def test_use_stored(store: Store, parked: tuple[UUID, UUID]) -> None:
-    """The stored bytes go out under the stored key, though the handler asks for others."""
+    """The stored bytes are sent under the stored key, whatever the handler sends now."""
     event, call = parked
     resolve(store, call, Resolution.USE_STORED, "ann")
     found = planned(store, take(store, event), body=b"other", fingerprint=OTHER)
@@ -79,7 +79,7 @@ def test_use_stored(store: Store, parked: tuple[UUID, UUID]) -> None:
 
 
 def test_give_up(store: Store, parked: tuple[UUID, UUID]) -> None:
-    """The event ends for good, and says by whom; there is nobody to nudge."""
+    """The event is dead with the person's name as reason, and is not nudged."""
     event, call = parked
     assert not resolve(store, call, Resolution.GIVE_UP, "ann").nudge
     now = row(store, event)
@@ -97,19 +97,19 @@ def test_give_up(store: Store, parked: tuple[UUID, UUID]) -> None:
 def test_each_resolution_leaves_an_audit_row(
     store: Store, parked: tuple[UUID, UUID], how: Resolution
 ) -> None:
-    """Who said what of which call; the event's attempts begin anew and nothing points at the call."""
+    """The audit has the person, the resolution and the call; the event is not parked for it any more."""
     event, call = parked
     resolve(store, call, how, "ann")
     (action,) = story(store, event).as_json()["actions"]
     assert (action["what"], action["who"], action["was"], action["call"]) == (how, "ann", "parked", str(call))
-    (said,) = call_story(store, call).as_json()["actions"]
-    assert (said["what"], said["who"]) == (how, "ann")
+    (sentence,) = call_story(store, call).as_json()["actions"]
+    assert (sentence["what"], sentence["who"]) == (how, "ann")
     assert call_row(store, call).reason.endswith("ann.")
     assert row(store, event).parked_call is None
 
 
 def refused(store: Store, call: UUID, how: Resolution, words: str) -> None:
-    """Resolve, and fail unless it is refused with these words and nothing changed."""
+    """Resolve, and check that it is refused with these words and that nothing changed."""
     event = call_row(store, call).event
     before = call_row(store, call), row(store, event)
     with pytest.raises(NotAllowed, match=words):
@@ -118,9 +118,9 @@ def refused(store: Store, call: UUID, how: Resolution, words: str) -> None:
     assert rows_of(store, ACTION, event) == []
 
 
-@pytest.mark.parametrize("start", [one for one in State if one != State.PARKED])
+@pytest.mark.parametrize("start", [item for item in State if item != State.PARKED])
 def test_only_a_parked_events_call_is_resolved(store: Store, parked: tuple[UUID, UUID], start: State) -> None:
-    """While a worker may hold the event, or it has ended, nobody changes its calls."""
+    """Unless the event is parked, the resolution is refused."""
     event, call = parked
     lease = row(store, event).due_at if start == State.PROCESSING else None
     change(store, event, state=start, lease_until=lease)
@@ -129,16 +129,16 @@ def test_only_a_parked_events_call_is_resolved(store: Store, parked: tuple[UUID,
 
 
 def test_a_call_of_another_generation_is_left_alone(store: Store, parked: tuple[UUID, UUID]) -> None:
-    """After a rerun the old generation's calls decide nothing."""
+    """Calls of an earlier generation cannot be resolved."""
     event, call = parked
     change(store, event, generation=1)
     for how in WAYS:
         refused(store, call, how, "is of generation 0; the event is in 1 now")
 
 
-@pytest.mark.parametrize("ended", [one for one in CallState if one not in ("pending", "parked")])
+@pytest.mark.parametrize("ended", [item for item in CallState if item not in ("pending", "parked")])
 def test_a_call_that_ended_is_not_resolved(store: Store, parked: tuple[UUID, UUID], ended: CallState) -> None:
-    """What succeeded, was rejected, replaced or given up is no question any more."""
+    """Succeeded, rejected, replaced and given-up calls cannot be resolved."""
     _, call = parked
     change_call(store, call, state=ended)
     for how in WAYS:
@@ -146,7 +146,7 @@ def test_a_call_that_ended_is_not_resolved(store: Store, parked: tuple[UUID, UUI
 
 
 def test_a_resend_as_new_waits_until_nothing_is_under_way(store: Store) -> None:
-    """Two copies under two keys would be two effects: refused until the quiet time is over."""
+    """resend-as-new is refused until the deadline and the settle delay of the last send are over."""
     event, call = with_parked_call(store)
     refused(store, call, Resolution.RESEND_AS_NEW, "may still be under way there; resend it as new after 20")
     later(store, seconds=40)
@@ -157,20 +157,20 @@ def test_a_resend_as_new_waits_until_nothing_is_under_way(store: Store) -> None:
 
 
 def test_there_are_stored_bytes_to_choose_only_if_the_handler_changed(store: Store) -> None:
-    """Without other bytes a retry is what is meant, and the refusal says so."""
+    """use-stored is refused unless the handler's request changed."""
     _, call = with_parked_call(store)
     refused(store, call, Resolution.USE_STORED, "was never asked for with other bytes; retry the event")
 
 
 def test_an_unknown_call_is_named(store: Store) -> None:
-    """A resolution of nothing says what was not found."""
+    """The error contains the id."""
     missing = uuid4()
     with pytest.raises(UnknownCall, match=str(missing)):
         resolve(store, missing, Resolution.GIVE_UP, "ann")
 
 
 def test_of_several_people_at_once_one_decides(store: Store, parked: tuple[UUID, UUID]) -> None:
-    """Resolutions that contradict each other and meet at one event: one is taken, and is the whole of it."""
+    """Of concurrent contradicting resolutions one succeeds, and the others change nothing."""
     event, call = parked
 
     def attempt(how: Resolution) -> Resolution | None:
@@ -186,7 +186,7 @@ def test_of_several_people_at_once_one_decides(store: Store, parked: tuple[UUID,
             attempts = [pool.submit(attempt, how) for how in WAYS]
             if not store.sqlite:
                 wait_until(lambda: waiting(connection) == len(WAYS), "all of them to meet at the event")
-        (taken,) = [found for found in (one.result() for one in attempts) if found]
+        (taken,) = [found for found in (item.result() for item in attempts) if found]
     (action,) = rows_of(store, ACTION, event)
     assert action.what == taken
     assert call_row(store, call).reason.endswith(f"who says {taken}.")
@@ -194,16 +194,16 @@ def test_of_several_people_at_once_one_decides(store: Store, parked: tuple[UUID,
 
 
 def waiting(connection: Connection) -> int:
-    """Return how many sessions of this PostgreSQL database wait for a lock."""
+    """Count the sessions of this PostgreSQL database that wait for a lock."""
     mine = "datname = current_database() AND wait_event_type = 'Lock'"
     query = f"SELECT count(*) FROM pg_stat_activity WHERE {mine}"
-    # Within one transaction its statistics would stay as they were first read.
+    # Otherwise the transaction would keep the statistics that it read first.
     connection.execute(text("SELECT pg_stat_clear_snapshot()"))
     return int(connection.execute(text(query)).scalar_one())
 
 
 def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
-    """It ends the call and lets the event go on: nobody can say otherwise then."""
+    """A late response ends the call, which can then not be resolved."""
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
@@ -223,7 +223,7 @@ def test_a_late_answer_before_the_resolution_stands(store: Store) -> None:
 def test_a_broken_audit_resolves_nothing(
     store: Store, parked: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Call, event and audit row are one transaction."""
+    """Call, event and audit row change in one transaction."""
     event, call = parked
 
     def broken(*_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""What holds for all five APIs of the sandbox: credentials, keys, bodies, faults, the clock, the journal."""
+"""Properties of all five sandbox APIs: credentials, keys, bodies, faults, the clock, the journal."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -24,29 +24,29 @@ from tests.services.sandbox import (
 
 every_api = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 WORDS = {
-    "celper": lambda said: (said["error"]["code"], said["error"]["message"]),
-    "chronapilot": lambda said: (said["error"]["code"], said["error"]["message"]),
-    "salesly": lambda said: (said["error"]["type"], said["error"]["message"]),
-    "stannp": lambda said: (said["code"], said["error"]),
-    "telness": lambda said: (said["error"], said["message"]),
+    "celper": lambda body: (body["error"]["code"], body["error"]["message"]),
+    "chronapilot": lambda body: (body["error"]["code"], body["error"]["message"]),
+    "salesly": lambda body: (body["error"]["type"], body["error"]["message"]),
+    "stannp": lambda body: (body["code"], body["error"]),
+    "telness": lambda body: (body["error"], body["message"]),
 }
-"""Where each API's error has its code and its sentence."""
+"""The code and the sentence in each API's error."""
 
 
 def error(client: Client, answer: httpx.Response) -> tuple[str, str]:
-    """Return an error's code, in small letters, and its sentence, from the API's own shape."""
+    """Return the lower-case code and the sentence of an error, in the API's own shape."""
     code, sentence = WORDS[client.name](answer.json())
     return code.lower(), sentence
 
 
 def lost(sandbox: Sandbox, client: Client, key: str = KEY) -> None:
-    """Send a request whose connection ends without an answer."""
+    """Send a request whose connection closes without a response."""
     with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
         client.send(sandbox, key)
 
 
 def uncredited(sandbox: Sandbox, client: Client, credential: str | None) -> httpx.Response:
-    """Send a request with this in place of its credential."""
+    """Send a request with this value in place of its credential."""
     name = next(iter(client.credential("one")))
     headers = {client.header: KEY} | ({name: credential} if credential is not None else {})
     return sandbox.http.post(f"{client.prefix}{client.path}", content=client.body(), headers=headers)
@@ -57,11 +57,11 @@ def uncredited(sandbox: Sandbox, client: Client, credential: str | None) -> http
 def test_without_a_credential_it_is_401_and_nothing_is_stored(
     sandbox: Sandbox, client: Client, credential: str | None
 ) -> None:
-    """A missing or empty credential stops a request before its key is looked at."""
+    """A missing or empty credential is refused before the key is read."""
     answer = uncredited(sandbox, client, credential)
     assert (answer.status_code, error(client, answer)[0]) == (401, "unauthorized")
     assert (sandbox.keys, sandbox.effects) == (0, [])
-    assert [(one["api"], one["status"]) for one in sandbox.requests] == [(client.name, 401)]
+    assert [(request["api"], request["status"]) for request in sandbox.requests] == [(client.name, 401)]
 
 
 @pytest.mark.parametrize("client", [STANNP, CHRONAPILOT], ids=lambda client: client.name)
@@ -69,7 +69,7 @@ def test_without_a_credential_it_is_401_and_nothing_is_stored(
     "credential", ["Basic", "Basic !", "Basic Og==", "Basic /w==", "Bearer", "Token x", "x"]
 )
 def test_a_broken_authorization_is_401(sandbox: Sandbox, client: Client, credential: str) -> None:
-    """Another scheme, no user name or no token is no credential."""
+    """A wrong scheme, or a missing user name or token, is no credential."""
     assert (uncredited(sandbox, client, credential).status_code, sandbox.keys) == (401, 0)
 
 
@@ -78,7 +78,7 @@ SCHEMES = [pytest.param(STANNP, "Basic", id="stannp"), pytest.param(CHRONAPILOT,
 
 @pytest.mark.parametrize(("client", "scheme"), SCHEMES)
 def test_a_401_names_the_scheme(sandbox: Sandbox, client: Client, scheme: str) -> None:
-    """Where a scheme of HTTP authentication is used, the 401 says which."""
+    """The 401 of an API with HTTP authentication has WWW-Authenticate."""
     answer = sandbox.http.post(f"{client.prefix}{client.path}")
     assert answer.headers["WWW-Authenticate"].partition(" ")[0] == scheme
 
@@ -88,7 +88,7 @@ def test_a_401_names_the_scheme(sandbox: Sandbox, client: Client, scheme: str) -
     "key", ["schlüssel-schlüssel".encode(), b"caf\xe9-caf\xe9-caf\xe9", b"tab\tin the middle"]
 )
 def test_a_key_that_is_not_printable_ascii_is_400(sandbox: Sandbox, client: Client, key: bytes) -> None:
-    """The answer names the header and what it takes, in the API's own shape; nothing is stored."""
+    """The error names the header and the allowed values, and nothing is stored."""
     answer = client.send(sandbox, key)
     code, sentence = error(client, answer)
     assert (answer.status_code, code, sandbox.keys, sandbox.effects) == (
@@ -103,22 +103,22 @@ def test_a_key_that_is_not_printable_ascii_is_400(sandbox: Sandbox, client: Clie
 
 @every_api
 def test_a_body_over_the_limit_is_413(sandbox: Sandbox, client: Client) -> None:
-    """A body of more than 1 MiB is refused, also one whose length nobody said."""
+    """A body over 1 MiB is refused, with a Content-Length or chunked."""
     body = client.body() + b" " * 1024 * 1024
     headers = {client.header: KEY, **client.credential("one")}
     path = f"{client.prefix}{client.path}"
-    told = client.send(sandbox, KEY, content=body)
+    report = client.send(sandbox, KEY, content=body)
     chunked = sandbox.http.post(
         path, content=(body[i : i + 100_000] for i in range(0, len(body), 100_000)), headers=headers
     )
-    for answer in (told, chunked):
+    for answer in (report, chunked):
         assert (answer.status_code, error(client, answer)[0]) == (413, "body_too_large"), answer.text
     assert (sandbox.keys, sandbox.effects) == (0, [])
 
 
 @every_api
 def test_unknown_paths_and_methods_are_refused_in_the_apis_shape(sandbox: Sandbox, client: Client) -> None:
-    """404 and 405 come before the engine, and are not stored."""
+    """404 and 405 store no key."""
     unknown = client.send(sandbox, KEY, path="/v9/nothing")
     assert (unknown.status_code, error(client, unknown)[0]) == (404, "not_found")
     method = client.send(sandbox, KEY, method="TRACE")
@@ -131,7 +131,7 @@ def test_unknown_paths_and_methods_are_refused_in_the_apis_shape(sandbox: Sandbo
     "body", [b"\xff\xfe", b"[]", b'"text"', b"{", b"null", b"[" * 100_000, b'{"name": 1}']
 )
 def test_a_body_that_makes_no_sense_is_400(sandbox: Sandbox, client: Client, body: bytes) -> None:
-    """Whatever the bytes are, the answer is a sentence, and nothing happens."""
+    """Any malformed body gets a sentence and has no effect."""
     answer = client.send(sandbox, content=body)
     assert (answer.status_code, sandbox.effects) == (400, [])
     assert error(client, answer)[1]
@@ -139,7 +139,7 @@ def test_a_body_that_makes_no_sense_is_400(sandbox: Sandbox, client: Client, bod
 
 @every_api
 def test_effects_and_requests_are_listed_in_order(sandbox: Sandbox, client: Client) -> None:
-    """Each effect stands once with what caused it; each request stands with its status."""
+    """Each effect is listed once with its request, and each request with its status."""
     for n in (1, 1, 2):
         client.send(sandbox, f"{KEY}-{n}", n=n)
     common = {"api": client.name, "method": "POST", "path": f"{client.prefix}{client.path}"}
@@ -156,7 +156,7 @@ def test_effects_and_requests_are_listed_in_order(sandbox: Sandbox, client: Clie
 
 @every_api
 def test_drop_before_leaves_no_trace(sandbox: Sandbox, client: Client) -> None:
-    """The connection ends before anything: no effect, no key; the same request then runs."""
+    """The connection closes before any effect, and the same request then runs."""
     sandbox.fault(client.prefix, "drop_before")
     lost(sandbox, client)
     assert (sandbox.keys, sandbox.effects, sandbox.requests[0]["status"]) == (0, [], None)
@@ -166,7 +166,7 @@ def test_drop_before_leaves_no_trace(sandbox: Sandbox, client: Client) -> None:
 
 @every_api
 def test_drop_after_has_its_effect_once(sandbox: Sandbox, client: Client) -> None:
-    """The answer is lost and the effect is not: the same request gets the stored answer."""
+    """The response is lost after the effect, and the same request gets the stored response."""
     sandbox.fault(client.prefix, "drop_after")
     lost(sandbox, client)
     assert (len(sandbox.effects), sandbox.requests[0]["status"]) == (1, None)
@@ -178,7 +178,7 @@ def test_drop_after_has_its_effect_once(sandbox: Sandbox, client: Client) -> Non
 @every_api
 @pytest.mark.parametrize("kind", ["429", "503"])
 def test_429_and_503_come_before_the_engine(sandbox: Sandbox, client: Client, kind: str) -> None:
-    """They say when to come back, `count` times, and store nothing."""
+    """They have Retry-After, happen `count` times, and store nothing."""
     sandbox.fault(client.prefix, kind, count=2, retry_after=7)
     for _ in range(2):
         answer = client.send(sandbox, KEY)
@@ -190,7 +190,7 @@ def test_429_and_503_come_before_the_engine(sandbox: Sandbox, client: Client, ki
 
 @every_api
 def test_slow_answers_late_after_the_effect(sandbox: Sandbox, client: Client, lingering: Lingering) -> None:
-    """The client that gives up finds the effect done, and the same request its stored answer at once."""
+    """The effect precedes the delay, and a replay is not delayed."""
     sandbox.fault(client.prefix, "slow", seconds=0.4)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(client.send, sandbox, KEY)
@@ -205,7 +205,7 @@ def test_slow_answers_late_after_the_effect(sandbox: Sandbox, client: Client, li
 
 @every_api
 def test_a_fault_without_a_key_is_still_a_fault(sandbox: Sandbox, client: Client) -> None:
-    """A 500 hits a request without key too, before its effect."""
+    """A 500 applies to requests without a key too, and has no effect."""
     sandbox.fault(client.prefix, "500")
     assert client.send(sandbox).status_code == 500
     assert sandbox.effects == []
@@ -214,7 +214,7 @@ def test_a_fault_without_a_key_is_still_a_fault(sandbox: Sandbox, client: Client
 @pytest.mark.parametrize("client", [CELPER, CHRONAPILOT, SALESLY, STANNP], ids=lambda client: client.name)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_race_executes_both(sandbox: Sandbox, client: Client, count: int) -> None:
-    """Where nothing is promised about two at once, a race runs both; later ones get a stored answer."""
+    """Where concurrent copies are undefined, a race executes both; later copies are replays."""
     sandbox.fault(client.prefix, "race", count=count, seconds=5)
     answers = together([partial(client.send, sandbox, KEY)] * 2)
     assert all(answer.is_success for answer in answers), [answer.text for answer in answers]
@@ -224,14 +224,14 @@ def test_a_race_executes_both(sandbox: Sandbox, client: Client, count: int) -> N
 
 
 def test_a_race_alone_runs_once(sandbox: Sandbox) -> None:
-    """A request that is asked to race and finds nobody runs after its wait, and is replayed as ever."""
+    """A race without a second request ends after its wait, and the request is replayed as usual."""
     sandbox.fault("/salesly", "race", seconds=0.1)
     first, again = SALESLY.send(sandbox, KEY), SALESLY.send(sandbox, KEY)
     assert (first.text, len(sandbox.effects)) == (again.text, 1)
 
 
 def test_faults_hit_what_lies_below_their_prefix_the_oldest_first(sandbox: Sandbox) -> None:
-    """A fault waits for its path; each request takes one."""
+    """A request takes the oldest fault whose prefix matches its path."""
     sandbox.fault("/telness/api/v2/orders", "429")
     sandbox.fault("/telness", "503")
     sandbox.fault("/stannp/api/v1/letters/get", "503")
@@ -272,7 +272,7 @@ def test_faults_hit_what_lies_below_their_prefix_the_oldest_first(sandbox: Sandb
 def test_misuse_of_the_controls_gets_one_sentence(
     sandbox: Sandbox, path: str, asked: Any, words: str
 ) -> None:
-    """A 400 says what is wrong, and nothing is armed or moved."""
+    """A wrong control request gets 400 with one sentence and changes nothing."""
     body = asked if isinstance(asked, str) else json.dumps(asked)
     answer = sandbox.http.post(f"/_{path}", content=body)
     assert (answer.status_code, list(answer.json())) == (400, ["error"]), answer.text
@@ -284,7 +284,7 @@ def test_misuse_of_the_controls_gets_one_sentence(
 
 
 def test_the_clock_moves_effects_and_keys_alike(sandbox: Sandbox) -> None:
-    """Moved 25 hours ahead, an effect is dated then, and moving adds up to a limit."""
+    """Effects have the shifted time; shifts add up to a limit."""
     CELPER.send(sandbox)
     sandbox.advance(seconds=90_000)
     CELPER.send(sandbox)
@@ -296,7 +296,7 @@ def test_the_clock_moves_effects_and_keys_alike(sandbox: Sandbox) -> None:
 
 
 def test_a_reset_forgets_everything(sandbox: Sandbox) -> None:
-    """Effects, requests, resources, keys, faults and the clock are as at the first start."""
+    """A reset deletes effects, requests, resources, keys and faults, and resets the clock."""
     path = f"{CELPER.path}/{CELPER.send(sandbox, KEY).json()['id']}"
     sandbox.fault("/celper", "503")
     sandbox.advance(hours=1)
@@ -308,14 +308,14 @@ def test_a_reset_forgets_everything(sandbox: Sandbox) -> None:
 
 
 def test_many_different_requests_at_once_all_happen(sandbox: Sandbox) -> None:
-    """Keys do not stand in each other's way."""
+    """Concurrent requests with different keys all have their effect."""
     calls = [partial(client.send, sandbox, f"{KEY}-{n}", n=n) for client in CLIENTS for n in range(4)]
     assert all(answer.is_success for answer in together(calls))
     assert len(sandbox.effects) == len(calls)
 
 
 def test_a_database_that_does_not_answer_is_503(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is done, and the answer says to come back, in the API's shape."""
+    """The 503 has Retry-After and the API's shape, and nothing is stored."""
     monkeypatch.setattr("receiver.ledger.store.WAIT", 0.1)
     writer = sandbox.store._writer
     assert writer

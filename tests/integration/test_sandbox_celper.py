@@ -10,7 +10,7 @@ send = CELPER.send
 
 
 def test_celper_header_is_idempotency_key(sandbox: Sandbox) -> None:
-    """The key counts in Idempotency-Key, and means nothing under another name."""
+    """Only the header Idempotency-Key is read."""
     first = send(sandbox, KEY)
     again = send(sandbox, KEY)
     other = send(sandbox, X_Idempotency_Key=KEY)
@@ -18,7 +18,7 @@ def test_celper_header_is_idempotency_key(sandbox: Sandbox) -> None:
 
 
 def test_celper_keys_have_1_to_255_characters(sandbox: Sandbox) -> None:
-    """Any key that is not empty and has at most 255 characters works; others are refused by the limit."""
+    """Keys of 1 to 255 characters are accepted, and others are refused with the limit."""
     answers = {n: send(sandbox, "k" * n) for n in (0, 1, 255, 256)}
     assert {n: answer.status_code for n, answer in answers.items()} == {0: 400, 1: 201, 255: 201, 256: 400}
     assert "1 to 255" in answers[256].json()["error"]["message"], answers[256].text
@@ -26,7 +26,7 @@ def test_celper_keys_have_1_to_255_characters(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("verb", ["invite", "select", "reject"])
 def test_celper_takes_keys_at_four_endpoints(sandbox: Sandbox, verb: str) -> None:
-    """POST of a candidate and its three changes of status take a key; PATCH does not look at it."""
+    """POST of a candidate and its three status changes use the key; PATCH ignores it."""
     path = f"{CELPER.path}/{send(sandbox, KEY).json()['id']}"
     first, again = (send(sandbox, "k2", path=f"{path}/{verb}", content=b"") for _ in range(2))
     assert (first.status_code, again.content) == (200, first.content)
@@ -41,7 +41,7 @@ def test_celper_takes_keys_at_four_endpoints(sandbox: Sandbox, verb: str) -> Non
 
 
 def test_celper_keys_are_scoped_per_company(sandbox: Sandbox) -> None:
-    """Two companies can use the same key; two API keys of one company share it."""
+    """Companies do not share keys; two API keys of one company do."""
     acme, other = send(sandbox, KEY, who="acme"), send(sandbox, KEY, who="other", n=2)
     colleague = send(sandbox, KEY, X_API_Key="celp_acme_second")
     assert (acme.status_code, other.status_code) == (201, 201)
@@ -50,7 +50,7 @@ def test_celper_keys_are_scoped_per_company(sandbox: Sandbox) -> None:
 
 
 def test_celper_fingerprint_is_method_path_and_body(sandbox: Sandbox) -> None:
-    """Another endpoint with the same body is another request: no candidate gets another one's answer."""
+    """The same body at another endpoint is a different request."""
     paths = [f"{CELPER.path}/{send(sandbox, n=n).json()['id']}" for n in (1, 2)]
     answers = [send(sandbox, KEY, path=f"{path}/invite", content=b"{}") for path in paths]
     assert [answer.status_code for answer in answers] == [200, 409]
@@ -58,7 +58,7 @@ def test_celper_fingerprint_is_method_path_and_body(sandbox: Sandbox) -> None:
 
 
 def test_celper_mismatch_is_409_idempotency_conflict(sandbox: Sandbox) -> None:
-    """A used key with a different body gets the conflict; a new key mends it."""
+    """A used key with a different body gets the conflict, and a new key succeeds."""
     send(sandbox, KEY)
     conflict = send(sandbox, KEY, n=2)
     assert (conflict.status_code, conflict.json()["error"]["code"]) == (409, "IDEMPOTENCY_CONFLICT")
@@ -67,7 +67,7 @@ def test_celper_mismatch_is_409_idempotency_conflict(sandbox: Sandbox) -> None:
 
 
 def test_celper_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) -> None:
-    """Four at once get one candidate: the document is silent, and the sandbox is kind."""
+    """Four concurrent copies make one candidate; the document does not define this."""
     sandbox.fault("/celper", "hold", seconds=0.2)
     answers = together([partial(send, sandbox, KEY)] * 4)
     assert {(answer.status_code, answer.text) for answer in answers} == {(201, answers[0].text)}
@@ -75,7 +75,7 @@ def test_celper_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) -> No
 
 
 def test_celper_stores_failures_too(sandbox: Sandbox) -> None:
-    """The response is cached, whatever it was: also a refusal and a 500."""
+    """A refusal and a 500 are stored like a success."""
     refused = [send(sandbox, KEY, content=b"{}") for _ in range(2)]
     assert [(answer.status_code, answer.text) for answer in refused] == [(400, refused[0].text)] * 2
     sandbox.fault("/celper", "500")
@@ -85,14 +85,14 @@ def test_celper_stores_failures_too(sandbox: Sandbox) -> None:
 
 
 def test_celper_replay_is_identical_and_unmarked(sandbox: Sandbox) -> None:
-    """A replay has the status, the body and the headers of the original, and no marker."""
+    """A replay has the original status, body and headers, without a marker."""
     first, again = send(sandbox, KEY), send(sandbox, KEY)
     assert (again.status_code, again.content) == (first.status_code, first.content)
     assert set(again.headers) == set(first.headers)
 
 
 def test_celper_keys_live_24_hours(sandbox: Sandbox) -> None:
-    """A key replays within 24 hours; after them it can be reused, also for another request."""
+    """A key replays for 24 hours, and can then be used for any request."""
     first = send(sandbox, KEY)
     sandbox.advance(hours=23.9)
     assert send(sandbox, KEY).text == first.text
@@ -102,7 +102,7 @@ def test_celper_keys_live_24_hours(sandbox: Sandbox) -> None:
 
 
 def test_celper_get_patch_and_delete_need_no_key(sandbox: Sandbox) -> None:
-    """The same PATCH or DELETE once more changes nothing; a POST once more does."""
+    """A repeated PATCH or DELETE changes nothing; a repeated POST does."""
     path = f"{CELPER.path}/{send(sandbox).json()['id']}"
     for method, body, statuses in (
         ("GET", b"", [200, 200]),
@@ -116,7 +116,7 @@ def test_celper_get_patch_and_delete_need_no_key(sandbox: Sandbox) -> None:
 
 
 def test_a_company_is_its_key_up_to_the_last_underscore(sandbox: Sandbox) -> None:
-    """A key without any `_` is a company of its own; nobody sees another company's candidates."""
+    """A key without `_` is a company of its own; companies cannot see each other's candidates."""
     path = f"{CELPER.path}/{send(sandbox, who='acme').json()['id']}"
     seen = {
         key: send(sandbox, method="GET", path=path, X_API_Key=key).status_code

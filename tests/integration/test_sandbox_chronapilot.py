@@ -9,26 +9,26 @@ MARKER = "Chronapilot-Idempotent-Replay"
 
 
 def made(sandbox: Sandbox) -> str:
-    """Make an event without a key; return its path."""
+    """Create an event without a key; return its path."""
     return f"{CHRONAPILOT.path}/{send(sandbox).json()['id']}"
 
 
 def test_chronapilot_header_is_idempotency_key(sandbox: Sandbox) -> None:
-    """The key counts in Idempotency-Key, and means nothing under another name."""
+    """Only the header Idempotency-Key is read."""
     first, again = send(sandbox, KEY), send(sandbox, KEY)
     other = send(sandbox, X_Idempotency_Key=KEY)
     assert (first.status_code, again.text, other.text == first.text) == (201, first.text, False)
 
 
 def test_chronapilot_keys_have_1_to_255_characters(sandbox: Sandbox) -> None:
-    """The document names no limits; the sandbox takes 1 to 255 characters."""
+    """The document has no limits; the sandbox accepts 1 to 255 characters."""
     answers = {n: send(sandbox, "k" * n) for n in (0, 1, 255, 256)}
     assert {n: answer.status_code for n, answer in answers.items()} == {0: 400, 1: 201, 255: 201, 256: 400}
     assert "1 to 255" in answers[0].json()["error"]["message"], answers[0].text
 
 
 def test_chronapilot_takes_keys_at_every_mutating_endpoint(sandbox: Sandbox) -> None:
-    """POST, PUT, PATCH and DELETE replay; a GET does not look at the key."""
+    """POST, PUT, PATCH and DELETE are replayed; a GET ignores the key."""
     path = made(sandbox)
     for method, body in (("PUT", b'{"title": "Tea"}'), ("PATCH", b'{"title": "Tee"}'), ("DELETE", b"")):
         first, again = (send(sandbox, KEY, method=method, path=path, content=body) for _ in range(2))
@@ -39,7 +39,7 @@ def test_chronapilot_takes_keys_at_every_mutating_endpoint(sandbox: Sandbox) -> 
 
 
 def test_chronapilot_keys_are_scoped_per_api_key_endpoint_and_account(sandbox: Sandbox) -> None:
-    """The same key is independent for another API key, another endpoint and another connected account."""
+    """Another API key, endpoint or connected account has separate keys."""
     path = made(sandbox)
     send(sandbox, KEY)
     elsewhere = [
@@ -54,7 +54,7 @@ def test_chronapilot_keys_are_scoped_per_api_key_endpoint_and_account(sandbox: S
 
 
 def test_chronapilot_fingerprint_is_the_body(sandbox: Sandbox) -> None:
-    """Only the body's exact bytes count: a query or another content type makes no other request."""
+    """Only the body's exact bytes are compared, and neither query nor content type."""
     send(sandbox, KEY)
     again = send(sandbox, KEY, path=f"{CHRONAPILOT.path}?trace=1", Content_Type="application/vnd.event+json")
     assert again.headers.get(MARKER) == "true", again.text
@@ -62,7 +62,7 @@ def test_chronapilot_fingerprint_is_the_body(sandbox: Sandbox) -> None:
 
 
 def test_chronapilot_mismatch_is_409_idempotency_key_in_use(sandbox: Sandbox) -> None:
-    """Another body under a used key gets a 409 that says so."""
+    """Another body under a used key gets the documented 409."""
     send(sandbox, KEY)
     conflict = send(sandbox, KEY, n=2)
     assert (conflict.status_code, conflict.json()["error"]["code"]) == (409, "idempotency_key_in_use")
@@ -70,7 +70,7 @@ def test_chronapilot_mismatch_is_409_idempotency_key_in_use(sandbox: Sandbox) ->
 
 
 def test_chronapilot_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) -> None:
-    """Four at once get one event: the document is silent, and the sandbox is kind."""
+    """Four concurrent copies make one event; the document does not define this."""
     sandbox.fault("/chronapilot", "hold", seconds=0.2)
     answers = together([partial(send, sandbox, KEY)] * 4)
     assert {(answer.status_code, answer.text) for answer in answers} == {(201, answers[0].text)}
@@ -79,7 +79,7 @@ def test_chronapilot_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) 
 
 
 def test_chronapilot_stores_failures_too(sandbox: Sandbox) -> None:
-    """The original response is kept with its status, whatever it was."""
+    """A failure is stored with its status, like a success."""
     sandbox.fault("/chronapilot", "500")
     answers = [send(sandbox, KEY) for _ in range(2)]
     assert [(answer.status_code, MARKER in answer.headers) for answer in answers] == [
@@ -97,7 +97,7 @@ def test_chronapilot_replay_keeps_the_status_and_has_a_marker(sandbox: Sandbox) 
 
 
 def test_chronapilot_keys_live_24_hours(sandbox: Sandbox) -> None:
-    """A key replays within 24 hours; after them it is as good as new."""
+    """A key replays for 24 hours, and is then a new one."""
     first = send(sandbox, KEY)
     sandbox.advance(hours=23.9)
     assert send(sandbox, KEY).text == first.text
@@ -107,7 +107,7 @@ def test_chronapilot_keys_live_24_hours(sandbox: Sandbox) -> None:
 
 
 def test_chronapilot_get_head_options_and_delete_need_no_key(sandbox: Sandbox) -> None:
-    """Reading has no effect, a second DELETE is 404 and harmless; POST and PATCH happen again."""
+    """Reads have no effect and a second DELETE is 404; POST and PATCH happen again."""
     path = made(sandbox)
     for method in ("GET", "HEAD", "OPTIONS"):
         assert {send(sandbox, method=method, path=path).status_code for _ in range(2)} == {200}, method
@@ -119,7 +119,7 @@ def test_chronapilot_get_head_options_and_delete_need_no_key(sandbox: Sandbox) -
 
 
 def test_an_account_sees_its_own_events_whatever_the_key(sandbox: Sandbox) -> None:
-    """Under Connect the calendar is the end-user's: another account, or none, does not see the event."""
+    """An event of a connected account is invisible to other accounts and without one."""
     identity = send(sandbox, X_Connected_Account="ann").json()["id"]
     seen = {
         account: send(

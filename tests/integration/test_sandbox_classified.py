@@ -1,4 +1,4 @@
-"""The sandbox's real answers to the shipped APIs' credentials mean what the client takes them for."""
+"""The client classifies the sandbox's real responses as the dialects document them."""
 
 from datetime import UTC, datetime
 
@@ -20,21 +20,21 @@ OTHER = {
     "stannp": "succeeded",
     "telness": "mismatch",
 }
-"""What another body under a used key gets: nobody but we ourselves would notice it at Salesly."""
+"""The outcome of another body under a used key; Salesly does not detect it, only our fingerprint does."""
 
 every_api = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 
 
 @pytest.fixture
 def api(client: Client, monkeypatch: pytest.MonkeyPatch) -> Api:
-    """Give the shipped API, with the credential that `make run` makes up."""
+    """Return the shipped API with the credential that `make run` generates."""
     monkeypatch.setenv("FIRSTSEEN_DEV", "1")
     monkeypatch.delenv("FIRSTSEEN_APIS", raising=False)
     return load_apis(APIS, load_dialects(), sandbox_credentials())[client.name]
 
 
 def post(api: Api, client: Client, sandbox: Sandbox, *, n: int = 1, again: bool = False) -> str:
-    """Create something as the client would; return the outcome."""
+    """Create something as the client does; return the outcome."""
     name, value = header_of(api)
     base = httpx.URL(api.base_url).path
     whole = f"{client.prefix}{client.path}"
@@ -49,7 +49,7 @@ def post(api: Api, client: Client, sandbox: Sandbox, *, n: int = 1, again: bool 
 
 @every_api
 def test_a_request_and_its_resend(api: Api, client: Client, sandbox: Sandbox) -> None:
-    """The first succeeds; the second is the stored answer, and there is one effect."""
+    """The first request succeeds, the second is a replay, and there is one effect."""
     marked = api.dialect.replay.header or api.dialect.replay.status
     assert post(api, client, sandbox) == "succeeded"
     assert post(api, client, sandbox, again=True) == ("replayed" if marked else "succeeded")
@@ -58,7 +58,7 @@ def test_a_request_and_its_resend(api: Api, client: Client, sandbox: Sandbox) ->
 
 @every_api
 def test_another_body_under_a_used_key(api: Api, client: Client, sandbox: Sandbox) -> None:
-    """Each API has its own answer to it."""
+    """Each API has its own response to a mismatch."""
     post(api, client, sandbox)
     assert post(api, client, sandbox, n=2) == OTHER[client.name]
 
@@ -66,6 +66,6 @@ def test_another_body_under_a_used_key(api: Api, client: Client, sandbox: Sandbo
 @every_api
 @pytest.mark.parametrize(("kind", "outcome"), [("429", "later"), ("503", "later"), ("500", "unknown")])
 def test_a_fault(api: Api, client: Client, sandbox: Sandbox, kind: str, outcome: str) -> None:
-    """What was not executed is later, and what may have been is unknown."""
+    """Faults without execution are later, and faults with a possible execution are unknown."""
     sandbox.fault(client.prefix, kind)
     assert post(api, client, sandbox) == outcome

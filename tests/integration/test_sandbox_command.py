@@ -1,4 +1,4 @@
-"""`firstseen sandbox`: what it refuses, and that it survives what it is for."""
+"""`firstseen sandbox`: refusals, restarts and kill -9."""
 
 import re
 import socket
@@ -28,7 +28,7 @@ Start = Callable[[], tuple[Process, httpx.Client]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start the command on any port and one database, again and again; everything ends with the test."""
+    """Start the command on any port and one database, repeatedly; all of them end with the test."""
     argv = [sys.executable, "-m", "firstseen", "sandbox", "--port=0", f"--database={tmp_path}/own/box.db"]
     env = clean_environment(PYTHONPATH=str(CHECKOUT), PYTHONUNBUFFERED="1")
     started: list[tuple[Process, httpx.Client]] = []
@@ -46,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def refused(*arguments: str) -> tuple[int, str]:
-    """Run the command to its refusal; return its exit code and its last line."""
+    """Run a command that is refused; return its exit code and its last line."""
     result = CliRunner().invoke(cli, ["sandbox", *arguments])
     assert "Traceback" not in result.output
     return result.exit_code, result.output.strip().splitlines()[-1]
@@ -54,53 +54,53 @@ def refused(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", "", "127.0.0.1.example.com"])
 def test_it_refuses_other_hosts_than_loopback(host: str) -> None:
-    """It takes any credential, so nobody else may reach it unless it is told so."""
-    code, said = refused("--host", host)
-    assert (code, "add --allow-remote" in said) == (2, True), said
+    """The sandbox accepts any credential, so it listens on loopback only, unless allowed."""
+    code, output = refused("--host", host)
+    assert (code, "add --allow-remote" in output) == (2, True), output
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
 def test_loopback_has_several_names(host: str) -> None:
-    """Each way to write this machine's own address is fine."""
+    """Every spelling of a loopback address is accepted."""
     assert is_loopback(host)
 
 
 def test_allow_remote_opens_it(tmp_path: Path) -> None:
-    """Told so, it tries to listen; an address that is not this machine's is one sentence."""
+    """With --allow-remote it tries to listen; an address of another machine gives one sentence."""
     database = str(tmp_path / "box.db")
-    code, said = refused("--host", "192.0.2.1", "--allow-remote", "--database", database)
-    assert (code, said.startswith("Error: The sandbox cannot start: ")) == (1, True), said
+    code, output = refused("--host", "192.0.2.1", "--allow-remote", "--database", database)
+    assert (code, output.startswith("Error: The sandbox cannot start: ")) == (1, True), output
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
-    """The port is another program's: it says so and ends."""
+    """A taken port gives one sentence and exit code 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        code, said = refused("--port", port, "--database", str(tmp_path / "box.db"))
-    assert (code, said.startswith("Error: The sandbox cannot start: Address already in use")) == (1, True)
-    assert port in said, said
+        code, output = refused("--port", port, "--database", str(tmp_path / "box.db"))
+    assert (code, output.startswith("Error: The sandbox cannot start: Address already in use")) == (1, True)
+    assert port in output, output
 
 
 def test_it_does_not_touch_a_ledger(tmp_path: Path) -> None:
-    """A reset would empty it: the sandbox refuses a ledger's database."""
+    """A ledger's database is refused, because a reset would empty it."""
     store = Store(f"sqlite:///{tmp_path}/firstseen.db")
     migrate(store)
     store.close()
-    code, said = refused("--database", str(tmp_path / "firstseen.db"))
-    assert (code, "is a ledger" in said) == (1, True), said
+    code, output = refused("--database", str(tmp_path / "firstseen.db"))
+    assert (code, "is a ledger" in output) == (1, True), output
 
 
 def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
-    """Somebody's notes stay as they are."""
+    """A file that is not a database is refused and not changed."""
     notes = tmp_path / "notes.txt"
     notes.write_text("not a database " * 100)
-    code, said = refused("--database", str(notes))
-    assert (code, said.startswith(f"Error: {notes} cannot be used: ")) == (1, True), said
+    code, output = refused("--database", str(notes))
+    assert (code, output.startswith(f"Error: {notes} cannot be used: ")) == (1, True), output
     assert notes.read_text().startswith("not a database")
 
 
 def test_it_needs_no_settings_and_ends_when_told(start: Start) -> None:
-    """It starts from nothing, keeps what it did over a restart, and exits 0 at SIGTERM."""
+    """It starts without settings, keeps its data over a restart, and exits 0 at SIGTERM."""
     process, client = start()
     address = client.base_url
     sent = {"X-Idempotency-Key": KEY, "Content-Type": "application/x-www-form-urlencoded"}
@@ -118,7 +118,7 @@ def test_it_needs_no_settings_and_ends_when_told(start: Start) -> None:
 
 
 def test_a_killed_sandbox_has_one_effect(start: Start) -> None:
-    """Kill -9 while a request holds its key: it did nothing; the same one runs once the lease is over."""
+    """A request killed while it held its key had no effect, and runs again after the lease."""
     process, client = start()
     headers = {"Idempotency-Key": KEY, **SALESLY.credential("one")}
     path = f"/salesly{SALESLY.path}"
@@ -143,7 +143,7 @@ def test_a_killed_sandbox_has_one_effect(start: Start) -> None:
 
 
 def test_make_run_takes_another_port_when_the_usual_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither another program on the port nor web itself keeps `make run` from starting."""
+    """`make run` starts the sandbox on another port if its own is taken or is web's."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr(dev, "SANDBOX_PORT", port)

@@ -9,26 +9,26 @@ MARKER = "Idempotent-Replayed"
 
 
 def made(sandbox: Sandbox) -> str:
-    """Make a contact without a key; return its path."""
+    """Create a contact without a key; return its path."""
     return f"{SALESLY.path}/{send(sandbox).json()['data']['id']}"
 
 
 def test_salesly_header_is_idempotency_key(sandbox: Sandbox) -> None:
-    """The key counts in Idempotency-Key, and means nothing under another name."""
+    """Only the header Idempotency-Key is read."""
     first, again = send(sandbox, KEY), send(sandbox, KEY)
     other = send(sandbox, X_Idempotency_Key=KEY)
     assert (first.status_code, again.text, other.text == first.text) == (201, first.text, False)
 
 
 def test_salesly_keys_have_1_to_255_characters(sandbox: Sandbox) -> None:
-    """The document names no limits; the sandbox takes 1 to 255 characters."""
+    """The document has no limits; the sandbox accepts 1 to 255 characters."""
     answers = {n: send(sandbox, "k" * n) for n in (0, 1, 255, 256)}
     assert {n: answer.status_code for n, answer in answers.items()} == {0: 400, 1: 201, 255: 201, 256: 400}
     assert "1 to 255" in answers[0].json()["error"]["message"], answers[0].text
 
 
 def test_salesly_takes_keys_for_post_put_patch_and_delete(sandbox: Sandbox) -> None:
-    """All four mutations replay; a GET ignores the key."""
+    """All four mutations are replayed; a GET ignores the key."""
     path = made(sandbox)
     for method, body in (("PUT", b'{"name": "A"}'), ("PATCH", b'{"name": "B"}'), ("DELETE", b"")):
         first, again = (send(sandbox, method, method=method, path=path, content=body) for _ in range(2))
@@ -47,17 +47,17 @@ def test_salesly_keys_are_scoped_to_the_api_key(sandbox: Sandbox) -> None:
 
 
 def test_salesly_fingerprint_is_method_and_path(sandbox: Sandbox) -> None:
-    """The body does not count: another one under the same key gets the first one's answer."""
+    """The body is not compared: another body gets the first response."""
     first, other = send(sandbox, KEY), send(sandbox, KEY, n=2)
     assert (other.status_code, other.content, other.headers.get(MARKER)) == (201, first.content, "true")
     assert len(sandbox.effects) == 1
 
 
 def test_salesly_mismatch_is_422_idempotency_conflict(sandbox: Sandbox) -> None:
-    """The key at another endpoint, or with another method, gets the document's own error."""
+    """The key at another endpoint or with another method gets the documented error."""
     path = made(sandbox)
     send(sandbox, KEY)
-    said = {
+    sentence = {
         "error": {
             "type": "idempotency_conflict",
             "message": "This Idempotency-Key has already been used with a different request.",
@@ -65,12 +65,12 @@ def test_salesly_mismatch_is_422_idempotency_conflict(sandbox: Sandbox) -> None:
     }
     for method, where in (("POST", f"{SALESLY.path}/batch"), ("PUT", path)):
         conflict = send(sandbox, KEY, method=method, path=where)
-        assert (conflict.status_code, conflict.json()) == (422, said), method
+        assert (conflict.status_code, conflict.json()) == (422, sentence), method
     assert len(sandbox.effects) == 2
 
 
 def test_salesly_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) -> None:
-    """Four at once get one contact: the document is silent, and the sandbox is kind."""
+    """Four concurrent copies make one contact; the document does not define this."""
     sandbox.fault("/salesly", "hold", seconds=0.2)
     answers = together([partial(send, sandbox, KEY)] * 4)
     assert {(answer.status_code, answer.text) for answer in answers} == {(201, answers[0].text)}
@@ -78,7 +78,7 @@ def test_salesly_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) -> N
 
 
 def test_salesly_stores_only_2xx(sandbox: Sandbox) -> None:
-    """After a failure the same key runs again, also with a mended body; the success is what is kept."""
+    """After a failure the same key runs again, also with another body, and the success is stored."""
     assert send(sandbox, KEY, content=b"{}").status_code == 400
     sandbox.fault("/salesly", "500")
     assert send(sandbox, KEY).status_code == 500
@@ -89,14 +89,14 @@ def test_salesly_stores_only_2xx(sandbox: Sandbox) -> None:
 
 
 def test_salesly_replay_is_identical_with_a_marker(sandbox: Sandbox) -> None:
-    """A replay has the original's status and body, and Idempotent-Replayed: true."""
+    """A replay has the original status and body, and Idempotent-Replayed: true."""
     first, again = send(sandbox, KEY), send(sandbox, KEY)
     assert (again.status_code, again.content) == (first.status_code, first.content)
     assert (first.headers.get(MARKER), again.headers.get(MARKER)) == (None, "true")
 
 
 def test_salesly_keys_live_24_hours(sandbox: Sandbox) -> None:
-    """A key replays within 24 hours; after them it can be used for anything."""
+    """A key replays for 24 hours, and can then be used for any request."""
     first = send(sandbox, KEY)
     sandbox.advance(hours=23.9)
     assert send(sandbox, KEY).text == first.text
@@ -106,7 +106,7 @@ def test_salesly_keys_live_24_hours(sandbox: Sandbox) -> None:
 
 
 def test_salesly_put_and_get_need_no_key(sandbox: Sandbox) -> None:
-    """The same PUT once more changes nothing; a POST once more makes a second contact."""
+    """A repeated PUT changes nothing; a repeated POST makes a second contact."""
     path = made(sandbox)
     answers = [send(sandbox, method="PUT", path=path, content=b'{"name": "A"}').json() for _ in range(2)]
     assert answers[0] == answers[1]
@@ -116,7 +116,7 @@ def test_salesly_put_and_get_need_no_key(sandbox: Sandbox) -> None:
 
 
 def test_a_batch_is_whole_or_not_at_all(sandbox: Sandbox) -> None:
-    """A batch with one wrong contact makes none; resent whole with its key it is made once."""
+    """A batch with an invalid contact makes none; a valid batch under the same key is made once."""
     path = f"{SALESLY.path}/batch"
     half = send(sandbox, KEY, path=path, content=b'{"contacts": [{"name": "A"}, {"name": ""}]}')
     assert (half.status_code, sandbox.effects) == (400, [])

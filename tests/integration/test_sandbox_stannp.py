@@ -19,14 +19,14 @@ EXAMPLE = {
 
 
 def test_stannp_header_is_x_idempotency_key(sandbox: Sandbox) -> None:
-    """The key counts in X-Idempotency-Key, and means nothing under another name."""
+    """Only the header X-Idempotency-Key is read."""
     send(sandbox, KEY)
     assert send(sandbox, KEY).status_code == 409
     assert [send(sandbox, Idempotency_Key=KEY).status_code for _ in range(2)] == [200, 200]
 
 
 def test_stannp_keys_have_10_to_1024_characters(sandbox: Sandbox) -> None:
-    """9 characters are too few, 1025 too many."""
+    """Keys of 9 and of 1025 characters are refused."""
     answers = {n: send(sandbox, "k" * n) for n in (0, 9, 10, 1024, 1025)}
     statuses = {n: answer.status_code for n, answer in answers.items()}
     assert statuses == {0: 400, 9: 400, 10: 200, 1024: 200, 1025: 400}
@@ -43,13 +43,13 @@ def test_stannp_takes_keys_for_post_only(sandbox: Sandbox) -> None:
 
 
 def test_stannp_keys_are_scoped_to_the_api_key(sandbox: Sandbox) -> None:
-    """The document is silent; the sandbox keeps two customers apart."""
+    """Two customers can use the same key; the document does not define this."""
     assert [send(sandbox, KEY, who=who).status_code for who in ("one", "two", "one")] == [200, 200, 409]
     assert len(sandbox.effects) == 2
 
 
 def test_stannp_fingerprint_is_path_and_body(sandbox: Sandbox) -> None:
-    """Only an identical body is the same request: one more byte, and it is another."""
+    """Path and exact body are compared, and headers are not."""
     send(sandbox, KEY)
     assert (
         send(sandbox, KEY, Content_Type="application/x-www-form-urlencoded; charset=utf-8").status_code == 409
@@ -58,7 +58,7 @@ def test_stannp_fingerprint_is_path_and_body(sandbox: Sandbox) -> None:
 
 
 def test_stannp_another_body_is_another_request(sandbox: Sandbox) -> None:
-    """A used key with another body is no error: it runs, and each body replays its own answer."""
+    """A used key with another body runs, and each body replays its own response."""
     first, second = send(sandbox, KEY, n=1), send(sandbox, KEY, n=2)
     assert (first.status_code, second.status_code) == (200, 200)
     again = [send(sandbox, KEY, n=n) for n in (1, 2)]
@@ -67,7 +67,7 @@ def test_stannp_another_body_is_another_request(sandbox: Sandbox) -> None:
 
 
 def test_stannp_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) -> None:
-    """Four at once send one letter: the document is silent, and the sandbox is kind."""
+    """Four concurrent copies send one letter; the document does not define this."""
     sandbox.fault("/stannp", "hold", seconds=0.2)
     answers = together([partial(send, sandbox, KEY)] * 4)
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409]
@@ -76,7 +76,7 @@ def test_stannp_concurrent_duplicates_wait_for_the_first(sandbox: Sandbox) -> No
 
 
 def test_stannp_stores_failures_too(sandbox: Sandbox) -> None:
-    """A failure is kept like any answer: its replay is a 409 whose body says what failed."""
+    """A failure is stored, and replayed as a 409 with its body."""
     refused = [send(sandbox, KEY, content=b"pages=Hello") for _ in range(2)]
     assert [answer.status_code for answer in refused] == [400, 409]
     assert refused[0].content == refused[1].content
@@ -87,7 +87,7 @@ def test_stannp_stores_failures_too(sandbox: Sandbox) -> None:
 
 
 def test_stannp_replay_is_409_with_the_original_body(sandbox: Sandbox) -> None:
-    """The first answer is 200; the same request again gets its body with a 409, and no marker."""
+    """A replay is a 409 with the original body, without a marker."""
     first, again = send(sandbox, KEY), send(sandbox, KEY)
     assert (first.status_code, again.status_code) == (200, 409)
     assert (again.content, again.headers["Content-Type"]) == (first.content, first.headers["Content-Type"])
@@ -95,7 +95,7 @@ def test_stannp_replay_is_409_with_the_original_body(sandbox: Sandbox) -> None:
 
 
 def test_stannp_keys_live_24_hours(sandbox: Sandbox) -> None:
-    """A request made after 24 hours is a new one."""
+    """After 24 hours the same request is a new one."""
     send(sandbox, KEY)
     sandbox.advance(hours=23.9)
     assert send(sandbox, KEY).status_code == 409
@@ -105,13 +105,13 @@ def test_stannp_keys_live_24_hours(sandbox: Sandbox) -> None:
 
 
 def test_stannp_a_post_without_a_key_happens_again(sandbox: Sandbox) -> None:
-    """The key is optional: without it two letters are sent."""
+    """Without a key two letters are sent."""
     first, again = send(sandbox), send(sandbox)
     assert (first.status_code, again.status_code, len(sandbox.effects)) == (200, 200, 2)
 
 
 def test_the_documents_example_gets_the_documents_answer(sandbox: Sandbox) -> None:
-    """The example's form is answered with the example's fields, in their order."""
+    """The documented request gets the documented fields, in their order."""
     answer = send(sandbox, KEY, content=urlencode(EXAMPLE).encode())
     assert list(answer.json()) == ["success", "data"]
     letter = answer.json()["data"]

@@ -8,12 +8,12 @@ send = TELNESS.send
 
 
 def made(sandbox: Sandbox) -> str:
-    """Make an order without a key; return its path."""
+    """Create an order without a key; return its path."""
     return f"{TELNESS.path}/{send(sandbox).json()['orderId']}"
 
 
 def test_telness_header_is_x_idempotency_key(sandbox: Sandbox) -> None:
-    """The key counts in X-Idempotency-Key, and means nothing under another name."""
+    """Only the header X-Idempotency-Key is read."""
     first, again = send(sandbox, KEY), send(sandbox, KEY)
     other = send(sandbox, Idempotency_Key=KEY)
     assert (first.status_code, again.text, other.text == first.text) == (201, first.text, False)
@@ -21,14 +21,14 @@ def test_telness_header_is_x_idempotency_key(sandbox: Sandbox) -> None:
 
 
 def test_telness_keys_have_1_to_255_characters(sandbox: Sandbox) -> None:
-    """The document names no limits; the sandbox takes 1 to 255 characters."""
+    """The document has no limits; the sandbox accepts 1 to 255 characters."""
     answers = {n: send(sandbox, "k" * n) for n in (0, 1, 255, 256)}
     assert {n: answer.status_code for n, answer in answers.items()} == {0: 400, 1: 201, 255: 201, 256: 400}
     assert "1 to 255" in answers[0].json()["message"], answers[0].text
 
 
 def test_telness_takes_keys_for_every_mutation(sandbox: Sandbox) -> None:
-    """POST, PUT, PATCH and DELETE replay; a GET does not look at the key."""
+    """POST, PUT, PATCH and DELETE are replayed; a GET ignores the key."""
     path = made(sandbox)
     for method, body in (("PUT", TELNESS.body(2)), ("PATCH", b'{"items": [1]}'), ("DELETE", b"")):
         first, again = (send(sandbox, method, method=method, path=path, content=body) for _ in range(2))
@@ -38,14 +38,14 @@ def test_telness_takes_keys_for_every_mutation(sandbox: Sandbox) -> None:
 
 
 def test_telness_keys_have_one_scope_for_all(sandbox: Sandbox) -> None:
-    """The document names no scope: another customer's request under the key is a modified one."""
+    """The document has no scope, so another customer's request under the key is a mismatch."""
     send(sandbox, KEY, who="one")
     other = send(sandbox, KEY, who="two")
     assert (other.status_code, other.json()["error"]) == (409, "idempotency_key_mismatch")
 
 
 def test_telness_fingerprint_is_method_url_body_and_headers(sandbox: Sandbox) -> None:
-    """Each part of the request that affects its processing must be the same, byte for byte."""
+    """Every part of a request that affects its processing is compared."""
     path = made(sandbox)
     send(sandbox, KEY, method="PUT", path=path)
     modified = {
@@ -61,7 +61,7 @@ def test_telness_fingerprint_is_method_url_body_and_headers(sandbox: Sandbox) ->
 
 
 def test_telness_mismatch_is_409_idempotency_key_mismatch(sandbox: Sandbox, lingering: Lingering) -> None:
-    """A modified request is refused, also while the first one runs."""
+    """A different request is refused, also while the first one runs."""
     sandbox.fault("/telness", "hold")
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(send, sandbox, KEY)
@@ -77,7 +77,7 @@ def test_telness_mismatch_is_409_idempotency_key_mismatch(sandbox: Sandbox, ling
 def test_telness_concurrent_duplicates_get_409_idempotency_key_locked(
     sandbox: Sandbox, lingering: Lingering
 ) -> None:
-    """While the first one runs, the same request is locked out; after it, it gets the stored answer."""
+    """A copy is locked out while the first request runs, and replayed afterwards."""
     sandbox.fault("/telness", "hold")
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(send, sandbox, KEY)
@@ -91,7 +91,7 @@ def test_telness_concurrent_duplicates_get_409_idempotency_key_locked(
 
 
 def test_telness_stores_failures_too(sandbox: Sandbox) -> None:
-    """The complete response is cached with its status: a failure as well."""
+    """A failure is stored with its status."""
     sandbox.fault("/telness", "500")
     answers = [send(sandbox, KEY) for _ in range(2)]
     assert [(answer.status_code, answer.text) for answer in answers] == [(500, answers[0].text)] * 2
@@ -99,7 +99,7 @@ def test_telness_stores_failures_too(sandbox: Sandbox) -> None:
 
 
 def test_telness_replay_is_identical_and_unmarked(sandbox: Sandbox) -> None:
-    """Status, headers and body are those of the first answer; nothing tells them apart but the date."""
+    """A replay has the original status, headers and body, except for the date."""
     first, again = send(sandbox, KEY), send(sandbox, KEY)
     assert (again.status_code, again.content) == (first.status_code, first.content)
     plain = [{k: v for k, v in answer.headers.items() if k != "date"} for answer in (first, again)]
@@ -107,7 +107,7 @@ def test_telness_replay_is_identical_and_unmarked(sandbox: Sandbox) -> None:
 
 
 def test_telness_keys_live_24_hours(sandbox: Sandbox) -> None:
-    """After 24 hours the same key is a new operation."""
+    """After 24 hours the same key is a new one."""
     first = send(sandbox, KEY)
     sandbox.advance(hours=23.9)
     assert send(sandbox, KEY).text == first.text
@@ -117,7 +117,7 @@ def test_telness_keys_live_24_hours(sandbox: Sandbox) -> None:
 
 
 def test_telness_post_and_patch_need_a_key(sandbox: Sandbox) -> None:
-    """Without a key POST and PATCH happen again; the same PUT once more changes nothing."""
+    """Without a key POST and PATCH happen again; a repeated PUT changes nothing."""
     made(sandbox)
     path = made(sandbox)
     for method in ("PATCH", "PATCH", "PUT", "PUT"):

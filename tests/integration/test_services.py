@@ -1,4 +1,4 @@
-"""The services that other tests stand on: each starts, freezes, thaws, ends, and leaves nothing behind."""
+"""The test services: each starts, freezes, thaws, ends, and leaves nothing behind."""
 
 import grp
 import pwd
@@ -28,7 +28,7 @@ FAMILY = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import 
 
 @pytest.fixture(params=[Postgres, Valkey])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Make one server of each kind, not started."""
+    """Return one server of each kind, not started."""
     made: Server = request.param()
     yield made
     made.stop()
@@ -36,7 +36,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture
 def family(tmp_path: Path) -> Iterator[Process]:
-    """Start a process that waits for its child, which sleeps."""
+    """Start a process that waits for its sleeping child."""
     process = Process("family", [sys.executable, "-c", FAMILY], log=tmp_path / "log", env=clean_environment())
     wait_until(lambda: len(process.family()) == 2, "the child to start")
     yield process
@@ -44,13 +44,13 @@ def family(tmp_path: Path) -> Iterator[Process]:
 
 
 def machine() -> tuple[object, ...]:
-    """Return what a run must not change: users, groups, and the permissions on the way to the interpreter."""
+    """Return users, groups, and the permissions of the interpreter's folders, which no run may change."""
     places = [Path(sys.prefix), *Path(sys.prefix).parents, Path(tempfile.gettempdir())]
     return (pwd.getpwall(), grp.getgrall(), [stat.S_IMODE(place.stat().st_mode) for place in places])
 
 
 def test_a_server_freezes_and_thaws(server: Server) -> None:
-    """A frozen server still holds its port, answers nothing, and answers again once thawed."""
+    """A frozen server keeps its port but does not answer, and answers after the thaw."""
     server.start()
     assert server.answers()
     server.freeze()
@@ -61,7 +61,7 @@ def test_a_server_freezes_and_thaws(server: Server) -> None:
 
 
 def test_a_killed_server_comes_back_on_its_port(server: Server) -> None:
-    """Kill -9 ends the whole family; a start brings the same address back."""
+    """Kill -9 ends every process of the server, and a start uses the same port."""
     server.start()
     port, family = server.port, server.process.family()
     server.kill()
@@ -73,7 +73,7 @@ def test_a_killed_server_comes_back_on_its_port(server: Server) -> None:
 
 
 def test_a_server_leaves_nothing(server: Server) -> None:
-    """After the end there is no process, folder, user, group or permission that was not there before."""
+    """After the stop no process, folder, user, group or permission is new."""
     before = machine()
     server.start()
     family = server.process.family()
@@ -100,7 +100,7 @@ def test_postgres_makes_databases(postgres: Postgres) -> None:
 
 
 def test_postgres_takes_settings() -> None:
-    """Durability and the number of connections are the caller's choice; a clean halt keeps all."""
+    """Settings can be chosen, and a halt keeps the data."""
     server = Postgres(fsync=True, max_connections=11)
     try:
         url = server.start().create_database()
@@ -118,12 +118,12 @@ def test_postgres_takes_settings() -> None:
 
 
 def test_postgres_never_runs_as_root(postgres: Postgres) -> None:
-    """Whoever runs the tests, the server runs without root's rights."""
+    """The server has no root rights, even if the tests do."""
     assert all(member.uids().effective != 0 for member in postgres.process.family())
 
 
 def test_valkey_counts_wipes_and_drops(valkey: Valkey) -> None:
-    """Messages can be counted and wiped, and clients cut off."""
+    """Messages can be counted and wiped, and connections dropped."""
     with valkey.client() as client:
         client.lpush(QUEUE, "one", "two")
         assert valkey.queue_length() == 2
@@ -153,7 +153,7 @@ def test_rabbitmq_runs_beside_any_other(rabbitmq: RabbitMQ) -> None:
 
 
 def rabbit_message(text: str) -> object:
-    """Return a message as the amqp package takes it."""
+    """Return a message of the amqp package."""
     import amqp  # noqa: PLC0415
 
     return amqp.Message(text)
@@ -161,7 +161,7 @@ def rabbit_message(text: str) -> object:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_databases_are_fresh(databases: Databases, kind: str) -> None:
-    """No two tests share a database, and a dropped one is gone."""
+    """Each test gets its own database."""
     one, two = databases.fresh(kind), databases.fresh(kind)
     assert one != two
     assert driver_url(one).startswith(("sqlite:///", "postgresql+psycopg://"))
@@ -170,7 +170,7 @@ def test_databases_are_fresh(databases: Databases, kind: str) -> None:
 
 
 def test_signals_reach_the_family_or_one(family: Process) -> None:
-    """A freeze, a thaw and a kill reach every descendant; `alone=True` spares the children."""
+    """Signals reach every descendant, or with `alone=True` the first process only."""
     first, child = family.family()
     family.freeze(alone=True)
     assert (first.status(), child.status() == psutil.STATUS_STOPPED) == (psutil.STATUS_STOPPED, False)
@@ -185,7 +185,7 @@ def test_signals_reach_the_family_or_one(family: Process) -> None:
 
 
 def test_an_exit_code_is_reported(tmp_path: Path) -> None:
-    """The code of a normal end is its own, that of a signal the signal's negative number; output is kept."""
+    """The exit code of a signal is its negative number; output is kept."""
     settings = {"log": tmp_path / "log", "env": clean_environment()}
     assert Process("three", ["/bin/sh", "-c", "echo hello; exit 3"], **settings).wait_exit() == 3
     sleeper = Process("sleeper", ["/bin/sh", "-c", "exec sleep 600"], **settings)
@@ -195,7 +195,7 @@ def test_an_exit_code_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_told_to_stop_cleans_up(tmp_path: Path) -> None:
-    """A cancelled run ends its servers like a finished one."""
+    """A test run that gets SIGTERM stops its servers."""
     (tmp_path / "test_waits.py").write_text(
         "import time\n\n\ndef test_waits(valkey):\n    print('up', flush=True)\n    time.sleep(60)\n"
     )
@@ -224,19 +224,19 @@ def test_a_run_that_is_told_to_stop_cleans_up(tmp_path: Path) -> None:
 
 
 def test_the_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the caller's environment reaches a process but where programs and files are."""
+    """A process inherits only the locations of programs and files."""
     monkeypatch.setenv("DATABASE_URL", "sqlite:///elsewhere.db")
     assert set(clean_environment(PORT="1")) <= {"PATH", "HOME", "LANG", "TMPDIR", "PORT"}
 
 
 def test_the_procfile_has_three_lines() -> None:
-    """Platforms find release, web and worker, each a module of the checkout."""
+    """The lines are release, web and worker, each a module of the checkout."""
     assert set(procfile()) == {"release", "web", "worker"}
     assert all(line.startswith("python -m ") for line in procfile().values())
 
 
 @pytest.mark.parametrize("predicate", [lambda: False, lambda: None])
 def test_waiting_ends(predicate: Callable[[], bool | None]) -> None:
-    """A condition that never holds fails the test with its name."""
+    """A condition that never holds fails with its name."""
     with pytest.raises(AssertionError, match=r"waited 0\.1 s for the moon"):
         wait_until(predicate, "the moon", timeout=0.1)

@@ -1,4 +1,4 @@
-"""What the sweeper asks of the ledger: few messages, none lost, nobody starved, and no scan of everything."""
+"""The sweeper's queries: few nudges, no lost event, no starvation, and no scan of the whole table."""
 
 import json
 from collections.abc import Callable
@@ -46,15 +46,15 @@ from tests.integration.steps import (
 
 
 def test_a_new_event_is_left_to_the_web_process_for_one_sweep(store: Store) -> None:
-    """Web has just nudged it; after a sweep without a claim the sweeper does."""
+    """Web nudges a new event; the sweeper nudges it after a sweep without a claim."""
     made = deliver(store).event
     assert take_nudges(store, SWEEP) == []
     later(store, seconds=6)
     assert take_nudges(store, SWEEP) == [made]
 
 
-def test_what_became_due_is_nudged_at_once(store: Store) -> None:
-    """Nobody else nudges a retry whose time has come."""
+def test_a_due_retry_is_nudged_at_once(store: Store) -> None:
+    """Only the sweeper nudges a retry that became due."""
     made = deliver(store).event
     end(store, made, Move.RETRY_LATER, delay=timedelta(minutes=1))
     assert take_nudges(store, SWEEP) == []
@@ -63,22 +63,22 @@ def test_what_became_due_is_nudged_at_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize("move", [Move.FINISH, Move.PARK, Move.GIVE_UP, Move.IGNORE])
-def test_what_ended_is_not_nudged(store: Store, move: Move) -> None:
-    """Nor is what waits for a person."""
+def test_ended_events_are_not_nudged(store: Store, move: Move) -> None:
+    """Ended and parked events are not nudged."""
     end(store, deliver(store).event, move)
     later(store, days=1)
     assert take_nudges(store, SWEEP) == []
 
 
-def test_what_is_being_processed_is_not_nudged(store: Store) -> None:
-    """Its worker has it."""
+def test_held_events_are_not_nudged(store: Store) -> None:
+    """An event that a worker holds is not nudged."""
     take(store, deliver(store).event)
     later(store, days=1)
     assert take_nudges(store, SWEEP) == []
 
 
 def test_nudges_of_one_event_back_off(store: Store) -> None:
-    """30 s after the first nudge, then doubling, and every ten minutes in the end."""
+    """The first pause is 30 s; it doubles up to ten minutes."""
     made = deliver(store).event
     later(store, seconds=6)
     assert take_nudges(store, SWEEP) == [made]
@@ -90,7 +90,7 @@ def test_nudges_of_one_event_back_off(store: Store) -> None:
 
 
 def test_a_claim_starts_the_back_off_anew(store: Store) -> None:
-    """An event that ran and waits again is nudged as soon as it is due, whatever came before."""
+    """An event that ran and waits again is nudged as soon as it is due."""
     made = deliver(store).event
     for _ in range(3):
         later(store, minutes=10)
@@ -100,7 +100,7 @@ def test_a_claim_starts_the_back_off_anew(store: Store) -> None:
 
 
 def test_fifty_thousand_waiting_events_do_not_fill_the_broker(store: Store) -> None:
-    """Ten sweeps with nobody consuming: at most 2,000 messages, each pass at most 1,000."""
+    """Ten sweeps without a consumer nudge at most 2,000 times, each at most 1,000."""
     crowd(store, 50_000)
     passes = []
     for _ in range(10):
@@ -114,27 +114,27 @@ def test_fifty_thousand_waiting_events_do_not_fill_the_broker(store: Store) -> N
 
 
 def test_room_in_the_broker_is_used(store: Store) -> None:
-    """As nudged events are claimed, others are nudged in their place, exactly as many."""
+    """As many events are nudged as nudged ones were claimed."""
     crowd(store, NUDGES_OPEN + 500)
     first = take_nudges(store, SWEEP)
-    for one in first[:7]:
-        end(store, one)
+    for item in first[:7]:
+        end(store, item)
     second = take_nudges(store, SWEEP)
     assert (len(first), len(second)) == (NUDGES_OPEN, 7)
     assert set(first).isdisjoint(second)
 
 
 def test_sweepers_at_once_share_the_cap(store: Store) -> None:
-    """Six workers that sweep at the same moment nudge a thousand events in all, none twice."""
+    """Six concurrent sweepers nudge a thousand different events in all."""
     crowd(store, 5000)
     with ThreadPoolExecutor(6) as pool:
-        nudged = [one for mine in pool.map(lambda _: take_nudges(store, SWEEP), range(6)) for one in mine]
+        nudged = [item for mine in pool.map(lambda _: take_nudges(store, SWEEP), range(6)) for item in mine]
     assert (len(nudged), len(set(nudged))) == (NUDGES_OPEN, NUDGES_OPEN)
 
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_pass_is_a_pass_whatever_the_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL may join so that a subquery with a limit runs for each row; the cap holds all the same."""
+    """The limit holds even if PostgreSQL runs the subquery again for each row."""
     monkeypatch.setattr("receiver.ledger.queue.sweep.NUDGES_OPEN", 5)
     crowd(store, 30)
     with worst_plan(store):
@@ -143,7 +143,7 @@ def test_a_pass_is_a_pass_whatever_the_plan(store: Store, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_a_locked_row_holds_no_sweep_up(store: Store) -> None:
-    """What another transaction holds is skipped, by nudges, expiry and claims by turn alike."""
+    """Locked rows are skipped by nudges, expiry and claims by turn."""
     held, free = deliver_all(store, 2)
     later(store, seconds=6)
     with store.engine.connect() as other:
@@ -156,21 +156,21 @@ def test_a_locked_row_holds_no_sweep_up(store: Store) -> None:
         other.rollback()
 
 
-def test_starved_means_nudged_twice_and_nobody_came(store: Store) -> None:
-    """After two nudges and another 30 s a worker is told to run events itself; a claim ends it."""
+def test_starved_means_nudged_twice_without_a_claim(store: Store) -> None:
+    """The queue is starved 30 s after an event's second nudge without a claim."""
     made = deliver(store).event
-    told = []
+    report = []
     for second in (6, 12, 40, 46, 69, 75):
         store.shift = timedelta(seconds=second)
         take_nudges(store, SWEEP)
-        told.append(starved(store, SWEEP))
-    assert told == [False, False, False, False, False, True]
+        report.append(starved(store, SWEEP))
+    assert report == [False, False, False, False, False, True]
     end(store, made, Move.RETRY_LATER)
     assert not starved(store, SWEEP)
 
 
-def test_what_nobody_fetches_is_unattended(store: Store) -> None:
-    """A worker that runs events itself also takes those that the cap kept from being nudged at all."""
+def test_events_without_a_claim_are_unattended(store: Store) -> None:
+    """Unattended events include those that the cap kept from being nudged."""
     crowd(store, NUDGES_OPEN + 1)
     take_nudges(store, SWEEP)
     (held,) = claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP))
@@ -180,24 +180,24 @@ def test_what_nobody_fetches_is_unattended(store: Store) -> None:
     assert claim_due(store, limit=1, lease=LEASE, worker="w", where=unattended(store, SWEEP))
 
 
-def test_what_was_ignored_reopens_for_a_day(store: Store) -> None:
-    """A starting worker reopens what it can handle, of the last 24 hours, with its attempts unspent."""
+def test_ignored_events_reopen_for_a_day(store: Store) -> None:
+    """A new handler reopens ignored events of the last 24 hours, with fresh attempts."""
     old = deliver(store, "old").event
     end(store, old, Move.IGNORE)
     later(store, hours=23)
     made, other = deliver(store, "new").event, deliver(store, "other", type="else").event
-    for one in (made, other):
-        end(store, one, Move.IGNORE)
+    for item in (made, other):
+        end(store, item, Move.IGNORE)
     assert sorted(ignored_types(store)) == [("stripe", "else"), ("stripe", "invoice.paid")]
     later(store, hours=2)
     assert reopen(store, "stripe", "invoice.paid") == 1
-    assert [state(store, one) for one in (old, made, other)] == ["ignored", "waiting", "ignored"]
+    assert [state(store, item) for item in (old, made, other)] == ["ignored", "waiting", "ignored"]
     assert row(store, made).finished_at is None
     assert take(store, made).attempt == 1
 
 
 def test_an_ignored_event_without_its_body_stays_ignored(store: Store) -> None:
-    """There is nothing for the new handler to work on."""
+    """An event whose payload was erased is not reopened."""
     made = deliver(store).event
     end(store, made, Move.IGNORE)
     change(store, made, body=None)
@@ -205,7 +205,7 @@ def test_an_ignored_event_without_its_body_stays_ignored(store: Store) -> None:
 
 
 def test_more_ignored_events_than_a_batch_reopen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them, in transactions of a batch each."""
+    """All of them are reopened, in several transactions."""
     monkeypatch.setattr("receiver.ledger.queue.sweep.REOPEN_BATCH", 10)
     crowd(store, 25, state="ignored", finished_at=store.now())
     assert reopen(store, "stripe", "invoice.paid") == 25
@@ -214,10 +214,10 @@ def test_more_ignored_events_than_a_batch_reopen(store: Store, monkeypatch: pyte
 
 @pytest.mark.parametrize(**ONLY_POSTGRES)
 def test_reopening_and_duplicates_do_not_deadlock(store: Store) -> None:
-    """Both take many rows; they take them in one order, so neither is thrown out."""
+    """Both lock many rows in the same order, so neither is aborted."""
     batch = [delivery(f"evt_{n:02}") for n in reversed(range(60))]
-    for one in batch:
-        record(store, [one])
+    for item in batch:
+        record(store, [item])
 
     def recording() -> None:
         for _ in range(8):
@@ -249,7 +249,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 
 @pytest.mark.parametrize("due_in", [-1, 60])
 def test_nothing_reads_the_whole_table(store: Store, due_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 12,000 waiting rows among 30,000, each statement searches an index, and reads a batch at most."""
+    """With 30,000 events, each statement searches an index and reads a batch at most."""
     monkeypatch.setattr("receiver.ledger.queue.sweep.NUDGES_OPEN", 100)
     crowd(store, 15_000, "done", state="done", finished_at=store.after(timedelta(days=-2)))
     crowd(store, 3000, "ignored", state="ignored", finished_at=store.after(timedelta(days=-2)))
@@ -267,7 +267,7 @@ def test_nothing_reads_the_whole_table(store: Store, due_in: int, monkeypatch: p
 
 
 class Explained:
-    """Explains each statement just before it runs, and keeps what is wrong with its plan."""
+    """Explains each statement before it runs, and keeps the complaints about its plan."""
 
     MOST_ROWS = 500
 
@@ -277,7 +277,7 @@ class Explained:
         self.complaints: list[tuple[str, str]] = []
 
     def hook(self, _: Any, cursor: Any, statement: str, values: Any, *__: Any) -> None:
-        """Explain what reads or writes events, on the same cursor's connection."""
+        """Explain a statement on events, over the same connection."""
         verbs = ("SELECT", "UPDATE", "DELETE", "WITH")
         if "event" not in statement or not statement.startswith(verbs):
             return
@@ -287,7 +287,7 @@ class Explained:
             other.execute(f"EXPLAIN QUERY PLAN {statement}", values)
             lines = [line[3] for line in other.fetchall()]
             scans = [line for line in lines if line.startswith("SCAN event") and "INDEX" not in line]
-            # One state may hold most of the rows; of those with a lease there are few.
+            # Most rows may be in one state, but only few have a lease.
             states = [
                 line for line in lines if "event_by_state" in line and "lease_until <=" not in statement
             ]
@@ -297,7 +297,7 @@ class Explained:
             other.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}", values)
             bad = list(self._wide(other.fetchone()[0][0]["Plan"]))
             other.execute("ROLLBACK TO SAVEPOINT explained")
-        self.complaints += [(statement, one) for one in bad]
+        self.complaints += [(statement, item) for item in bad]
 
     def _wide(self, node: dict[str, Any]) -> Any:
         read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)

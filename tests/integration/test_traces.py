@@ -49,20 +49,22 @@ Run = Callable[[Callable[..., object]], None]
 
 @pytest.fixture(scope="module")
 def exporter() -> Iterator[InMemorySpanExporter]:
-    """Collect the spans of this process for as long as these tests last."""
+    """Collect the spans of this process while the tests of this module run."""
     kept = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
     with pytest.MonkeyPatch.context() as patch:
-        # The public setter works once a process, and other files' tests would be traced too.
+        # The public setter works once per process, and would trace the tests of other files too.
         patch.setattr(trace, "_TRACER_PROVIDER", provider)
+        # The product's tracer would stay with the first provider that it ever met.
+        patch.setattr("config.tracing._tracer", provider.get_tracer("firstseen"))
         yield kept
     provider.shutdown()
 
 
 @pytest.fixture
 def spans(exporter: InMemorySpanExporter) -> Spans:
-    """Return the finished spans by name, the latest of each."""
+    """Return a function that returns the finished spans by name, the latest of each."""
     exporter.clear()
     return lambda: {span.name: span for span in exporter.get_finished_spans()}
 
@@ -77,7 +79,7 @@ def store(databases: Databases) -> Iterator[Store]:
 
 @pytest.fixture
 def deliver(store: Store, serve: Serve) -> Deliver:
-    """Deliver a Stripe event to the web side on this ledger."""
+    """Return a function that delivers a Stripe event to web on this ledger."""
     url = store.url.render_as_string(hide_password=False)
     client = serve(url, SOURCES, STRIPE_WEBHOOK_SECRET=STRIPE_SECRET).test_client()
 
@@ -92,7 +94,7 @@ def deliver(store: Store, serve: Serve) -> Deliver:
 
 @pytest.fixture
 def run(store: Store, tmp_path: Path, listener: Listener) -> Iterator[Run]:
-    """Run the event that is due with a handler, which may call `shop`."""
+    """Return a function that runs the due event with a handler, which may call `shop`."""
     (tmp_path / "apis.toml").write_text(APIS.format(url=listener.url))
     apis = load_apis(tmp_path / "apis.toml", load_dialects(), {"SHOP_KEY": "k" * 20})
     transports = {name: HttpTransport.for_api(api) for name, api in apis.items()}
@@ -113,13 +115,13 @@ def run(store: Store, tmp_path: Path, listener: Listener) -> Iterator[Run]:
 
 
 def call_twice(_event: object, calls: Calls) -> None:
-    """Read something, then change something."""
+    """Make a GET and a POST."""
     calls.shop.get("/people/jane")
     calls.shop.post("/letters/jane", json={"name": "Jane"})
 
 
 def ids(span: ReadableSpan) -> tuple[str, str]:
-    """Return trace and span as W3C writes them."""
+    """Return trace id and span id as W3C Trace Context writes them."""
     found = span.get_span_context()
     assert found
     return f"{found.trace_id:032x}", f"{found.span_id:016x}"
@@ -128,12 +130,12 @@ def ids(span: ReadableSpan) -> tuple[str, str]:
 def test_one_trace_from_delivery_to_calls(
     deliver: Deliver, run: Run, spans: Spans, listener: Listener
 ) -> None:
-    """The attempt is below the delivery, each call below the attempt, and APIs get the trace."""
+    """The attempt is a child of the delivery, each call one of the attempt, and APIs get a traceparent."""
     deliver("evt_1")
     run(call_twice)
-    told = spans()
+    finished = spans()
     delivery, ran, read, sent = (
-        told[name] for name in ("POST /webhooks/<source>", "attempt", "GET shop", "POST shop")
+        finished[name] for name in ("POST /webhooks/<source>", "attempt", "GET shop", "POST shop")
     )
     assert len({ids(span)[0] for span in (delivery, ran, read, sent)}) == 1
     assert delivery.parent is None
@@ -155,7 +157,7 @@ def test_one_trace_from_delivery_to_calls(
 def test_a_retry_has_a_trace_of_its_own_and_links(
     deliver: Deliver, run: Run, spans: Spans, store: Store
 ) -> None:
-    """Hours later it is not a part of the old trace, and points at it."""
+    """A later attempt starts a new trace that links to the delivery."""
 
     def later(_event: object, _calls: Calls) -> None:
         raise Retry(after=0)
@@ -175,7 +177,7 @@ def test_a_retry_has_a_trace_of_its_own_and_links(
 
 @pytest.mark.parametrize(("given", "linked"), [(STRANGER, 1), ("00-zz-zz-01", 0), ("jane", 0)])
 def test_a_sender_is_linked_and_never_joined(deliver: Deliver, spans: Spans, given: str, linked: int) -> None:
-    """What a stranger says of traces decides neither our trace nor whether it is kept."""
+    """A sender's traceparent becomes a link, and never the parent."""
     deliver("evt_1", traceparent=given)
     delivery = spans()["POST /webhooks/<source>"]
     assert delivery.parent is None
@@ -185,7 +187,7 @@ def test_a_sender_is_linked_and_never_joined(deliver: Deliver, spans: Spans, giv
 
 @pytest.mark.usefixtures("exporter")
 def test_the_request_is_the_same_with_and_without_a_trace(deliver: Deliver, run: Run, store: Store) -> None:
-    """The trace is not stored with a call and not fingerprinted: a resend is no other request."""
+    """The traceparent is neither stored nor fingerprinted, so a resend is the same request."""
     ledger = Ledger(store.url.render_as_string(hide_password=False))
     deliver("evt_1")
     run(call_twice)
@@ -195,7 +197,7 @@ def test_the_request_is_the_same_with_and_without_a_trace(deliver: Deliver, run:
 
 @pytest.mark.usefixtures("exporter")
 def test_a_handlers_own_trace_stands(deliver: Deliver, run: Run, listener: Listener) -> None:
-    """A handler that sends a traceparent sends that one, once."""
+    """A traceparent that the handler sets is sent unchanged."""
     deliver("evt_1")
     run(lambda _event, calls: calls.shop.post("/x", json={}, headers={"Traceparent": STRANGER}))
     (heard,) = listener.heard
@@ -203,7 +205,7 @@ def test_a_handlers_own_trace_stands(deliver: Deliver, run: Run, listener: Liste
 
 
 def test_spans_hold_no_data(deliver: Deliver, run: Run, exporter: InMemorySpanExporter) -> None:
-    """Neither payload, address nor the text of an error; a failed span has its type."""
+    """Spans have no payload, address or error text; a failed span has the error's type."""
     exporter.clear()
 
     def die(_event: object, calls: Calls) -> None:
@@ -212,13 +214,13 @@ def test_spans_hold_no_data(deliver: Deliver, run: Run, exporter: InMemorySpanEx
 
     deliver("evt_1")
     run(die)
-    told = " ".join(span.to_json() for span in exporter.get_finished_spans())
-    assert "jane" not in told.lower()
-    assert "give up" in told
+    finished = " ".join(span.to_json() for span in exporter.get_finished_spans())
+    assert "jane" not in finished.lower()
+    assert "give up" in finished
 
 
 def test_nothing_is_recorded_without_an_endpoint(tmp_path: Path) -> None:
-    """Without an endpoint nothing of the SDK is loaded, and no trace is made."""
+    """Without an endpoint the SDK is not imported, and no trace is made."""
     code = """
 import sys
 from opentelemetry.trace import SpanKind
@@ -241,7 +243,7 @@ assert not [name for name in sys.modules if name.startswith("opentelemetry.sdk")
 
 
 def test_spans_go_where_the_standard_variable_says(tmp_path: Path, listener: Listener) -> None:
-    """With an endpoint in OTEL_EXPORTER_OTLP_ENDPOINT spans are sent there, at the latest when it ends."""
+    """Spans are exported to OTEL_EXPORTER_OTLP_ENDPOINT, at the latest by `flush`."""
     code = """
 from opentelemetry.trace import SpanKind
 from config.tracing import flush, set_up_traces, span

@@ -1,4 +1,4 @@
-"""Sources that are verified by code, through the front door: fetched keys, functions of users, proxies."""
+"""Sources verified by code, over HTTP: fetched keys, users' functions, and proxies."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ MakeClient = Callable[..., FlaskClient]
 
 @pytest.fixture
 def database_url(databases: Databases) -> Iterator[str]:
-    """Give a migrated SQLite database: nothing here depends on its kind."""
+    """Return a migrated SQLite database: these tests do not depend on its kind."""
     url = databases.migrated("sqlite")
     yield url
     databases.drop(url)
@@ -78,7 +78,7 @@ def database_url(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def ledger(database_url: str) -> Ledger:
-    """Look at the same database from outside."""
+    """Read the same database with plain SQL."""
     return Ledger(database_url)
 
 
@@ -86,7 +86,7 @@ def ledger(database_url: str) -> Ledger:
 def make_client(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str
 ) -> MakeClient:
-    """Make clients of applications whose fetched keys come from where the test says."""
+    """Make clients of applications whose fetched keys come from the given source."""
     (tmp_path / "own_webhooks.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -119,7 +119,7 @@ def post(client: FlaskClient, source: str, body: object, **headers: str) -> Test
 def test_a_fetched_certificate_lets_deliveries_in(
     make_client: MakeClient, ledger: Ledger, publisher: Publisher
 ) -> None:
-    """Signed messages are recorded, and the certificate is fetched once for all of them."""
+    """Signed messages are recorded, and the certificate is fetched once."""
     client = make_client(FetchedKeys(publisher.transport()))
     for number in range(3):
         assert post(client, "sns", sns_message(MessageId=f"m-{number}")).status_code == 200
@@ -131,7 +131,7 @@ def test_a_fetched_certificate_lets_deliveries_in(
 def test_without_its_key_a_delivery_comes_again(
     make_client: MakeClient, ledger: Ledger, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A key that cannot be fetched is 503 with Retry-After, never 401, and nothing is recorded."""
+    """A failed fetch is 503 with Retry-After, never 401, and nothing is recorded."""
     publisher.status = 500
     answer = post(make_client(FetchedKeys(publisher.transport())), "sns", sns_message())
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
@@ -140,7 +140,7 @@ def test_without_its_key_a_delivery_comes_again(
 
 
 def test_a_strange_address_is_refused_and_not_called(make_client: MakeClient, publisher: Publisher) -> None:
-    """A message whose certificate is anywhere else is 401, and nobody is asked for it."""
+    """A certificate URL of another host is 401 and is not fetched."""
     client = make_client(FetchedKeys(publisher.transport()))
     message = sns_message(SigningCertURL="https://sns.eu-west-1.amazonaws.com.evil.example/a.pem")
     assert post(client, "sns", message).status_code == 401
@@ -148,7 +148,7 @@ def test_a_strange_address_is_refused_and_not_called(make_client: MakeClient, pu
 
 
 def test_a_subscription_is_confirmed(make_client: MakeClient, ledger: Ledger, publisher: Publisher) -> None:
-    """A signed confirmation is answered by calling its address, and is no event; failing, it comes again."""
+    """A signed confirmation calls its URL and is no event; if the call fails it gets 503."""
     client = make_client(FetchedKeys(publisher.transport()))
     assert post(client, "sns", sns_message("SubscriptionConfirmation")).status_code == 200
     assert publisher.asked[1:] == [f"GET {SNS_CONFIRM}"]
@@ -163,7 +163,7 @@ def test_a_subscription_is_confirmed(make_client: MakeClient, ledger: Ledger, pu
 
 
 def test_a_function_of_the_user_verifies(make_client: MakeClient, ledger: Ledger) -> None:
-    """What it lets in is recorded, what it refuses is 401."""
+    """Accepted deliveries are recorded, and refused ones get 401."""
     client = make_client()
     assert post(client, "own", {"id": "1", "type": "a"}, X_Word=SECRET).status_code == 200
     assert post(client, "own", {"id": "2", "type": "a"}, X_Word="other").status_code == 401
@@ -171,13 +171,13 @@ def test_a_function_of_the_user_verifies(make_client: MakeClient, ledger: Ledger
 
 
 @pytest.mark.parametrize("word", ["boom", "false"])
-def test_a_mistake_in_it_loses_nothing(
+def test_a_failing_verifier_is_503(
     make_client: MakeClient, ledger: Ledger, caplog: pytest.LogCaptureFixture, word: str
 ) -> None:
-    """Whatever else it raises or returns is 503 and a line in the log, without what it compared."""
+    """Any other error or return value is 503 and one log line without the compared values."""
     answer = post(make_client(), "own", {"id": "1"}, X_Word=word)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-    # An application of another test may still be counting; its lines are not about this one.
+    # Another test's application may still log from its background threads.
     own = [record for record in caplog.records if record.name.startswith("receiver.verifiers")]
     errors = [record.getMessage() for record in own if record.levelno == logging.ERROR]
     assert len(errors) == 1
@@ -196,15 +196,15 @@ def test_a_mistake_in_it_loses_nothing(
     ],
 )
 def test_a_verifier_that_is_none_stops_web(make_client: MakeClient, verifier: str, sentence: str) -> None:
-    """Web does not start without it, and says why in one sentence."""
+    """Web does not start, and one sentence gives the reason."""
     with pytest.raises(ConfigError, match=sentence) as caught:
         make_client(sources=SOURCES.replace("own_webhooks:verify", verifier))
     assert str(caught.value).startswith("[own] the verifier ")
     assert "\n" not in str(caught.value)
 
 
-def test_an_unverified_source_lets_everybody_in(make_client: MakeClient, ledger: Ledger) -> None:
-    """Once the source says so, every delivery is an event of its own."""
+def test_an_unverified_source_accepts_every_delivery(make_client: MakeClient, ledger: Ledger) -> None:
+    """With `unverified = true` every delivery is an event of its own."""
     client = make_client()
     for _ in range(2):
         answer = client.post("/webhooks/payments", data={"id": "tr_1"})
@@ -234,12 +234,12 @@ FORWARDED = {
 
 
 def test_the_url_is_the_one_that_was_called(make_client: MakeClient) -> None:
-    """Without a proxy scheme, host and the query as it was sent make the URL that is signed."""
+    """Without a proxy the signed URL has the request's scheme, host and raw query."""
     assert text(make_client(), f"http://localhost/webhooks/twilio{QUERY}").status_code == 200
 
 
 def test_forwarded_headers_are_not_trusted_unasked(make_client: MakeClient, ledger: Ledger) -> None:
-    """By default they change neither the URL nor the address that is kept."""
+    """By default forwarded headers change neither the URL nor the stored address."""
     client = make_client()
     assert text(client, f"https://hooks.example.com/webhooks/twilio{QUERY}", FORWARDED).status_code == 401
     assert text(client, f"http://localhost/webhooks/twilio{QUERY}", FORWARDED).status_code == 200
@@ -249,8 +249,10 @@ def test_forwarded_headers_are_not_trusted_unasked(make_client: MakeClient, ledg
 @pytest.mark.parametrize(
     ("hops", "address"), [("1", "203.0.113.9"), ("2", "198.51.100.7"), ("3", "127.0.0.1")]
 )
-def test_hops_say_whom_to_believe(make_client: MakeClient, ledger: Ledger, hops: str, address: str) -> None:
-    """The value that the proxy so many hops away wrote counts; with fewer values than hops, none."""
+def test_proxy_hops_select_the_forwarded_value(
+    make_client: MakeClient, ledger: Ledger, hops: str, address: str
+) -> None:
+    """The value of the proxy so many hops away is used, and none if there are fewer values."""
     client = make_client(FIRSTSEEN_PROXY_HOPS=hops)
     headers = FORWARDED | {
         "X-Forwarded-Proto": "https, https",
@@ -262,14 +264,14 @@ def test_hops_say_whom_to_believe(make_client: MakeClient, ledger: Ledger, hops:
 
 
 def test_a_public_url_stands_for_what_proxies_change(make_client: MakeClient) -> None:
-    """Scheme, host and a path that is cut off come from the setting, whatever the headers say."""
+    """Scheme, host and path prefix come from FIRSTSEEN_PUBLIC_URL, whatever the headers say."""
     client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks/")
     assert text(client, f"https://example.com/hooks/webhooks/twilio{QUERY}", FORWARDED).status_code == 200
     assert text(client, f"http://localhost/webhooks/twilio{QUERY}").status_code == 401
 
 
 def test_the_command_line_finds_a_function_beside_it(tmp_path: Path, database_url: str) -> None:
-    """A module in the folder in which `firstseen` is run is found, as by the Procfile's lines."""
+    """`firstseen` finds a verifier's module in the present folder."""
     (tmp_path / "own_webhooks.py").write_text(OWN)
     (tmp_path / "sources.toml").write_text(SOURCES)
     (tmp_path / "headers.json").write_text(json.dumps({"X-Word": SECRET}))
@@ -282,7 +284,7 @@ def test_the_command_line_finds_a_function_beside_it(tmp_path: Path, database_ur
         TEST_SECRET=SECRET,
         PYTHONPATH=str(CHECKOUT),
     )
-    # -P leaves this folder out of the path, as a console script does.
+    # -P keeps the present folder out of sys.path, as a console script does.
     argv = [
         sys.executable,
         "-P",
@@ -305,7 +307,7 @@ def test_the_command_line_finds_a_function_beside_it(tmp_path: Path, database_ur
 def test_a_sample_is_signed_for_the_public_url(
     make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`firstseen send` signs what a provider would call, and delivers it to this machine."""
+    """`firstseen send` signs for the public URL, and delivers to this machine."""
     client = make_client(FIRSTSEEN_PUBLIC_URL="https://example.com/hooks")
     sent: list[Sample] = []
 

@@ -1,4 +1,4 @@
-"""The worker's parts on real ledgers and brokers."""
+"""The worker's runner, sweeper, reopener and nudges, on real ledgers and brokers."""
 
 import json
 import logging
@@ -24,7 +24,6 @@ from tests.services.ledger import Ledger
 from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 from worker import runner as runner_module
-from worker import runner as settling
 from worker.attempt import AttemptPolicy, attempt
 from worker.consumer import Worker
 from worker.registry import Handler, Registry
@@ -45,8 +44,8 @@ def store(migrated_url: str) -> Iterator[Store]:
     opened.close()
 
 
-class Hands:
-    """An attempt that notes its claims and, once told to hold, waits to be let go."""
+class GatedHandler:
+    """An attempt that notes its claims and waits while `go_on` is cleared."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -63,9 +62,9 @@ class Hands:
 
 
 @pytest.fixture
-def hands() -> Hands:
-    """Give the test hands of its own."""
-    return Hands()
+def handler() -> GatedHandler:
+    """Return a new gated handler."""
+    return GatedHandler()
 
 
 @pytest.fixture
@@ -73,9 +72,9 @@ def make_runner(store: Store) -> Iterator[MakeRunner]:
     """Make runners with a lease of a minute and four slots; their threads end with the test."""
     made: list[Runner] = []
 
-    def make(hands: Callable[[Claim], Outcome], **changes: Any) -> Runner:
+    def make(handler: Callable[[Claim], Outcome], **changes: Any) -> Runner:
         limits = {"lease": LEASE, "max_runtime": timedelta(minutes=10), "sweep": SWEEP, "concurrency": 4}
-        made.append(Runner(store, hands, Limits(**limits | changes)))
+        made.append(Runner(store, handler, Limits(**limits | changes)))
         return made[-1]
 
     yield make
@@ -85,84 +84,88 @@ def make_runner(store: Store) -> Iterator[MakeRunner]:
 
 
 def add(store: Store, *event_ids: str) -> list[UUID]:
-    """Record events and return their row ids."""
+    """Record events and return their ids in the ledger."""
     deliveries = [Delivery("stripe", name, "invoice.paid", b"{}") for name in event_ids]
     return [verdict.event for verdict in record(store, deliveries)]
 
 
 def no_calls(_held: Claim) -> None:
-    """Give handlers nothing to call out with."""
+    """Give handlers no call context."""
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
-    """Start this on a thread of its own."""
+    """Run a function in a new thread."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
 
 
-def test_an_event_runs_once(store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger) -> None:
-    """A nudge runs its event to the end; the same nudge again, or one for no event, does nothing."""
-    runner = make_runner(hands)
+def test_an_event_runs_once(
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
+) -> None:
+    """A nudge runs its event; a repeated nudge, and one for an unknown event, does nothing."""
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     assert [runner.run(event), runner.run(event), runner.run(UUID(int=1))] == [True, False, False]
-    assert hands.ran == ["evt_1"]
+    assert handler.ran == ["evt_1"]
     assert ledger.state("evt_1") == "done"
     assert runner.idle
 
 
-def test_many_nudges_at_once_run_it_once(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
-    """Threads that are nudged for the same event at the same moment run it once."""
-    runner = make_runner(hands, concurrency=8)
+def test_many_nudges_at_once_run_it_once(
+    store: Store, make_runner: MakeRunner, handler: GatedHandler
+) -> None:
+    """Concurrent nudges of one event run it once."""
+    runner = make_runner(handler, concurrency=8)
     (event,) = add(store, "evt_1")
     threads = [in_thread(lambda: runner.run(event)) for _ in range(8)]
     for thread in threads:
         thread.join(60)
-    assert hands.ran == ["evt_1"]
+    assert handler.ran == ["evt_1"]
 
 
 def test_no_more_run_at_once_than_there_are_slots(
-    store: Store, make_runner: MakeRunner, hands: Hands
+    store: Store, make_runner: MakeRunner, handler: GatedHandler
 ) -> None:
-    """Nudges and the sweeper share the slots: with all of them taken, nothing more is claimed."""
-    runner = make_runner(hands, concurrency=2)
+    """With every slot taken, neither a nudge nor the sweeper claims another event."""
+    runner = make_runner(handler, concurrency=2)
     events = add(store, *(f"evt_{number}" for number in range(6)))
     store.shift = timedelta(hours=1)
-    hands.go_on.clear()
+    handler.go_on.clear()
     threads = [in_thread(lambda event=event: runner.run(event)) for event in events[:3]]
     for _ in range(2):
-        assert hands.begun.acquire(timeout=60)
+        assert handler.begun.acquire(timeout=60)
     assert runner.run_unattended() == 0, "no thread is idle"
-    assert not hands.begun.acquire(timeout=0.3), "a third one runs"
-    hands.go_on.set()
+    assert not handler.begun.acquire(timeout=0.3), "a third one runs"
+    handler.go_on.set()
     for thread in threads:
         thread.join(60)
-    assert len(hands.ran) == 3
+    assert len(handler.ran) == 3
 
 
 def test_unattended_events_are_drained(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
-    """Idle threads run everything that nobody fetches; being told twice starts no second crowd."""
-    runner = make_runner(hands)
+    """Idle threads run every unattended event; a second call starts no further threads."""
+    runner = make_runner(handler)
     names = [f"evt_{number}" for number in range(20)]
     add(store, *names)
     store.shift = timedelta(hours=1)
-    hands.go_on.clear()
+    handler.go_on.clear()
     assert runner.run_unattended() == 4
     for _ in range(4):
-        assert hands.begun.acquire(timeout=60)
+        assert handler.begun.acquire(timeout=60)
     assert runner.run_unattended() == 0
-    hands.go_on.set()
+    handler.go_on.set()
     wait_until(lambda: ledger.states() == {"done": 20}, "all to be done")
-    assert sorted(hands.ran) == sorted(names)
+    assert sorted(handler.ran) == sorted(names)
     wait_until(lambda: runner.run_unattended() == 4, "the threads to be idle again")
 
 
 def test_a_claim_in_the_making_is_not_idle(
-    store: Store, make_runner: MakeRunner, hands: Hands, monkeypatch: pytest.MonkeyPatch
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is just claiming is busy: a shutdown that missed it would leave the claim to expire."""
+    """A runner is busy during a claim, so that a shutdown does not miss it."""
     claiming, go_on = threading.Event(), threading.Event()
     real = runner_module.claim
 
@@ -173,7 +176,7 @@ def test_a_claim_in_the_making_is_not_idle(
         return held
 
     monkeypatch.setattr(runner_module, "claim", slow)
-    runner = make_runner(hands)
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     thread = in_thread(lambda: runner.run(event))
     assert claiming.wait(60)
@@ -184,79 +187,79 @@ def test_a_claim_in_the_making_is_not_idle(
 
 
 def test_a_stopping_process_claims_nothing(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
-    """Once told to stop, neither a nudge nor the sweeper claims anything."""
-    runner = make_runner(hands)
+    """After `stopping` is set, neither a nudge nor the sweeper claims an event."""
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     store.shift = timedelta(hours=1)
     runner.stopping.set()
     assert not runner.run(event)
     runner.run_unattended()
     wait_until(lambda: runner.run_unattended() == 4, "the threads to come back")
-    assert (hands.ran, ledger.state("evt_1"), runner.idle) == ([], "received", True)
+    assert (handler.ran, ledger.state("evt_1"), runner.idle) == ([], "received", True)
 
 
 def test_release_gives_the_attempt_back(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
-    """A released event waits with no attempt counted, can be claimed at once; its old run settles nothing."""
-    runner = make_runner(hands)
+    """A released event can be claimed at once, its attempt is uncounted, and its old run settles nothing."""
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
+    handler.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     assert runner.release() == 1
     found = ledger.event("evt_1")
     assert (found["state"], found["attempts"], found["crashes"]) == ("waiting", 0, 0)
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
     assert ledger.state("evt_1") == "waiting", "the old run settles nothing"
-    assert make_runner(hands).run(event)
+    assert make_runner(handler).run(event)
     assert ledger.outcomes("evt_1") == ["release", "finish"]
 
 
-def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
-    """A renewed claim outlives its first lease; one past max_runtime is not renewed and may be taken over."""
-    runner = make_runner(hands)
+def test_renewal_keeps_a_claim(store: Store, make_runner: MakeRunner, handler: GatedHandler) -> None:
+    """A renewed claim outlives its first lease; one past max_runtime is not renewed."""
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
+    handler.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     store.shift = LEASE * 0.9
     assert runner.renew() == 1
     store.shift = LEASE * 1.5
-    other = make_runner(Hands())
+    other = make_runner(GatedHandler())
     assert not other.run(event), "it was renewed"
     runner.limits = Limits(LEASE, timedelta(0), SWEEP, 4)
     assert runner.renew() == 0
     store.shift = LEASE * 3
     assert other.run(event)
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
 
 
-def test_a_lost_claim_is_said_once(
-    store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
+def test_a_lost_claim_is_logged_once(
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that lost its claim says so once, not at every renewal for as long as the handler runs."""
-    runner = make_runner(hands)
+    """A lost claim is logged once, and not at every renewal."""
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
+    handler.go_on.clear()
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     store.shift = LEASE * 2
     assert make_runner(lambda _held: DONE).run(event)
     with caplog.at_level(logging.WARNING):
         assert [runner.renew(), runner.renew()] == [0, 0]
     assert caplog.text.count("taken over") == 1
     assert not runner.idle, "its handler still runs"
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
 
 
 def test_a_retry_waits_in_the_ledger(store: Store, make_runner: MakeRunner, ledger: Ledger) -> None:
-    """A failed event is not to be had before its time, whoever nudges it; then it is."""
+    """A failed event cannot be claimed before it is due, whoever nudges it."""
     ends = iter([Outcome(Move.RETRY_LATER, timedelta(minutes=5)), DONE])
     runner = make_runner(lambda _held: next(ends))
     (event,) = add(store, "evt_1")
@@ -270,34 +273,38 @@ def test_a_retry_waits_in_the_ledger(store: Store, make_runner: MakeRunner, ledg
 
 
 def test_settling_outlasts_an_outage(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    make_runner: MakeRunner,
+    handler: GatedHandler,
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While the ledger does not answer an ended attempt is kept, longer than a lease, then written down."""
+    """During an outage an attempt's outcome is kept, even beyond its lease, and settled afterwards."""
     failures = iter([LedgerUnavailable()] * 3)
-    real = settling.settle
+    real = runner_module.settle
 
     def brittle(*arguments: Any) -> bool:
         for error in failures:
             raise error
         return real(*arguments)
 
-    monkeypatch.setattr(settling, "settle", brittle)
-    monkeypatch.setattr(settling, "SETTLE_PAUSE", 0.01)
-    runner = make_runner(hands, lease=timedelta(microseconds=1))
+    monkeypatch.setattr(runner_module, "settle", brittle)
+    monkeypatch.setattr(runner_module, "SETTLE_PAUSE", 0.01)
+    runner = make_runner(handler, lease=timedelta(microseconds=1))
     (event,) = add(store, "evt_1")
     assert runner.run(event)
     assert (ledger.state("evt_1"), ledger.outcomes("evt_1")) == ("done", ["finish"])
 
 
 def make_sweeper(store: Store, runner: Runner, nudge: Callable[[UUID], bool]) -> Sweeper:
-    """Make a sweeper with this way to nudge."""
+    """Make a sweeper that nudges with this function."""
     return Sweeper(store, SWEEP, nudge, runner)
 
 
-def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, hands: Hands) -> None:
-    """A pass nudges what waited for a sweep, nothing newer, and nothing again before its back-off."""
+def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, handler: GatedHandler) -> None:
+    """A pass nudges events that waited for a sweep, and again only after their back-off."""
     nudged: list[UUID] = []
-    sweeper = make_sweeper(store, make_runner(hands), lambda event: nudged.append(event) is None)
+    sweeper = make_sweeper(store, make_runner(handler), lambda event: nudged.append(event) is None)
     events = add(store, "evt_1", "evt_2")
     assert sweeper.run_once() == Swept(), "web nudges what is new"
     store.shift = SWEEP
@@ -310,28 +317,28 @@ def test_a_sweep_nudges_what_is_due(store: Store, make_runner: MakeRunner, hands
 
 
 def test_a_sweep_takes_expired_leases_back(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
-    """A vanished worker's event is taken back once its lease is over, and nudged in the same pass."""
+    """An expired lease is taken back and its event nudged in one pass."""
     (event,) = add(store, "evt_1")
-    hands.go_on.clear()
-    runner = make_runner(hands)
+    handler.go_on.clear()
+    runner = make_runner(handler)
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
-    sweeper = make_sweeper(store, make_runner(Hands()), lambda _event: True)
+    assert handler.begun.acquire(timeout=60)
+    sweeper = make_sweeper(store, make_runner(GatedHandler()), lambda _event: True)
     assert sweeper.run_once() == Swept()
     store.shift = LEASE
     assert sweeper.run_once() == Swept(expired=1, nudged=1)
     assert ledger.event("evt_1")["crashes"] == 1
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
 
 
 def test_a_deaf_broker_starves_nothing(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
-    """What was nudged twice and fetched by nobody runs on the worker's own threads."""
-    sweeper = make_sweeper(store, make_runner(hands), lambda _event: True)
+    """Events that were nudged twice without a claim run on the worker's own threads."""
+    sweeper = make_sweeper(store, make_runner(handler), lambda _event: True)
     add(store, "evt_1", "evt_2")
     for sweeps in (1, 8):
         store.shift = SWEEP * sweeps
@@ -342,7 +349,7 @@ def test_a_deaf_broker_starves_nothing(
 
 
 def test_a_pass_is_logged_with_its_counts(
-    store: Store, make_runner: MakeRunner, hands: Hands, caplog: pytest.LogCaptureFixture
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a pass did stands on its line in fields of their own, for searches and sums."""
     stopping = threading.Event()
@@ -353,7 +360,7 @@ def test_a_pass_is_logged_with_its_counts(
 
     add(store, "evt_1")
     store.shift = SWEEP
-    sweeper = make_sweeper(store, make_runner(hands), nudge)
+    sweeper = make_sweeper(store, make_runner(handler), nudge)
     pruner, reopener = Pruner(store, {}), Reopener(store, Registry([]))
     caplog.handler.setFormatter(line_formatter("json"))
     with caplog.at_level(logging.INFO, logger="worker.sweeper"):
@@ -368,16 +375,16 @@ def test_a_pass_is_logged_with_its_counts(
 
 
 def test_a_refusing_broker_stops_no_sweep(
-    store: Store, make_runner: MakeRunner, hands: Hands, ledger: Ledger
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
 ) -> None:
-    """A broker that takes nothing is asked once in a pass, and starves nothing either."""
+    """A broker that refuses nudges is tried once per pass, and every event still runs."""
     asked: list[UUID] = []
 
     def refuse(event: UUID) -> bool:
         asked.append(event)
         return False
 
-    sweeper = make_sweeper(store, make_runner(hands), refuse)
+    sweeper = make_sweeper(store, make_runner(handler), refuse)
     add(store, *(f"evt_{number}" for number in range(5)))
     for sweeps, times in ((1, 1), (8, 2), (15, 2)):
         store.shift = SWEEP * sweeps
@@ -388,7 +395,7 @@ def test_a_refusing_broker_stops_no_sweep(
 
 @pytest.fixture
 def worker(migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    """Wire a worker, not started, on the test's own broker."""
+    """Wire a worker, not started, to the test's own broker."""
     monkeypatch.setenv("DATABASE_URL", migrated_url)
     monkeypatch.setenv("BROKER_URL", valkey.url)
     monkeypatch.setenv("FIRSTSEEN_SECRET_KEY", "0" * 32)
@@ -399,7 +406,7 @@ def worker(migrated_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_nudge_never_raises(worker: Worker, valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that is full, or gone, makes a nudge fail with a word in the log, and works again later."""
+    """A nudge to a full or stopped broker returns False and is logged; later nudges work."""
     assert worker.nudge(UUID(int=1))
     with valkey.client() as client:
         client.config_set("maxmemory", 1)
@@ -414,7 +421,7 @@ def test_a_nudge_never_raises(worker: Worker, valkey: Valkey, caplog: pytest.Log
 
 
 def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -> None:
-    """A frozen broker holds a nudge for about a second, not a minute."""
+    """A nudge to a frozen broker fails within its timeout."""
     assert worker.nudge(UUID(int=1))
     valkey.freeze()
     begun = time.monotonic()
@@ -424,10 +431,10 @@ def test_a_nudge_at_a_frozen_broker_is_bounded(worker: Worker, valkey: Valkey) -
     assert worker.nudge(UUID(int=3))
 
 
-def test_what_no_handler_worked_on_is_ignored_again(
+def test_a_reopened_event_without_a_handler_is_ignored_again(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
-    """While releases overlap, a worker without a handler ignores a reopened event again and parks nothing."""
+    """A worker without a handler ignores a reopened event again."""
     policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))
     (event,) = add(store, "evt_1")
@@ -440,18 +447,18 @@ def test_what_no_handler_worked_on_is_ignored_again(
     assert ledger.event("evt_1")["attempts"] == 0
 
 
-def test_what_a_handler_worked_on_is_parked_without_it(
+def test_an_attempted_event_without_its_handler_is_parked(
     store: Store, make_runner: MakeRunner, ledger: Ledger
 ) -> None:
-    """An event whose handler is gone after a shutdown's release waits for a person: calls may be open."""
-    hands = Hands()
-    hands.go_on.clear()
-    runner = make_runner(hands)
+    """An event whose handler is gone after an attempt is parked: calls may be open."""
+    handler = GatedHandler()
+    handler.go_on.clear()
+    runner = make_runner(handler)
     (event,) = add(store, "evt_1")
     thread = in_thread(lambda: runner.run(event))
-    assert hands.begun.acquire(timeout=60)
+    assert handler.begun.acquire(timeout=60)
     runner.release()
-    hands.go_on.set()
+    handler.go_on.set()
     thread.join(60)
     policy = AttemptPolicy(3, timedelta(seconds=1))
     assert make_runner(lambda held: attempt(held, Registry([]), policy, no_calls)).run(event)
@@ -461,7 +468,7 @@ def test_what_a_handler_worked_on_is_parked_without_it(
 def test_everything_ignored_is_reopened(
     store: Store, make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reopening takes all batches, and only what has a handler here; a second time there is nothing to do."""
+    """All batches are reopened, and only types with a handler; a second pass reopens nothing."""
     monkeypatch.setattr(sweep, "REOPEN_BATCH", 2)
     policy = AttemptPolicy(3, timedelta(seconds=1))
     without = make_runner(lambda held: attempt(held, Registry([]), policy, no_calls))

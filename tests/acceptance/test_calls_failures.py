@@ -1,4 +1,4 @@
-"""CallContext calls around a wrong credential, a worker that is told to stop, and a frozen database."""
+"""Calls with a wrong credential, in a stopping worker, and during a frozen database."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +18,18 @@ from tests.services.waiting import wait_until
 
 ENV = {"FIRSTSEEN_LEASE": "3s", "FIRSTSEEN_SWEEP": "300ms", "FIRSTSEEN_BACKOFF_MAX": "300ms"}
 WRONG = 'type = "header", name = "X-Forgotten"'
-"""A credential where the sandbox does not look for one."""
+"""A credential in a header that the sandbox does not read."""
 
 
 def reconfigured(deployment: Deployment, *targets: Target) -> Deployment:
-    """Point a deployment at these targets, with handlers that call them; processes started later see it."""
+    """Point a deployment at these targets; only processes that start afterwards use them."""
     deployment.env |= ENV | configure(deployment.folder, targets)
     return deployment
 
 
 @pytest.fixture
 def calling(site: Site, deploy: Deploy, tmp_path: Path) -> Deployment:
-    """Deploy handlers that call; no worker runs yet."""
+    """Deploy handlers that make calls; no worker runs yet."""
     return site.lend(deploy, handlers=CallingHandlers(tmp_path / "handlers"))
 
 
@@ -44,7 +44,7 @@ def wait_state(deployment: Deployment, event: str, *states: str) -> None:
 
 @ON_SQLITE
 def test_a_credential_is_mended_and_the_event_retried(calling: Deployment, sandbox: Sandbox) -> None:
-    """Three calls, the second one's credential wrong: after `retry` each has taken effect once, in order."""
+    """Of three calls, each takes effect once although the second needed a new credential and a retry."""
     first, third = Target("first", CELPER, sandbox.url), Target("third", TELNESS, sandbox.url)
     broken = Target("second", SALESLY, sandbox.url, auth=WRONG)
     deployment = reconfigured(calling, first, broken, third)
@@ -81,7 +81,7 @@ def test_a_credential_is_mended_and_the_event_retried(calling: Deployment, sandb
 def test_a_stopping_worker_waits_for_its_answer(
     calling: Deployment, sandbox: Sandbox, stop: Callable[[Process], None]
 ) -> None:
-    """A worker that is told to stop while a send is under way takes the answer, and the event is done."""
+    """A worker stopped during a send waits for the response, and the event is done."""
     target = Target("orders", TELNESS, sandbox.url)
     deployment = reconfigured(calling, target).start()
     sandbox.fault("/telness", "slow", seconds=1.5)
@@ -99,7 +99,7 @@ def test_a_stopping_worker_waits_for_its_answer(
 def test_an_answer_waits_for_a_frozen_database(
     own_postgres: Postgres, valkey: Valkey, deploy: Deploy, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """An answer that comes while the database is frozen is written down after it: nothing is sent again."""
+    """A response received during a database freeze is recorded after the thaw; nothing is resent."""
     target = Target("orders", TELNESS, sandbox.url, {"deadline": "5s"})
     handlers = CallingHandlers(tmp_path / "handlers")
     deployment = deploy(own_postgres.create_database(), valkey.url, handlers=handlers)

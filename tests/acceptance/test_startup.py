@@ -1,4 +1,4 @@
-"""What processes do when the world is not ready, or when they were told nonsense."""
+"""Processes that start before the database is ready, or with a wrong configuration."""
 
 import httpx
 
@@ -25,7 +25,7 @@ CANARY = "canary-5e1f"
 
 
 def start_unready_web(deployment: Deployment) -> Process:
-    """Start a web process and wait until it lives, ready or not."""
+    """Start a web process and wait until it answers, ready or not."""
     web = deployment._web(free_port())
 
     def lives() -> bool:
@@ -40,7 +40,7 @@ def start_unready_web(deployment: Deployment) -> Process:
 
 
 def test_processes_wait_for_migration(database_url: str, valkey: Valkey, deploy: Deploy) -> None:
-    """Before the release line web answers 503 and says why, and the worker waits; after it both work."""
+    """Before `firstseen migrate` web answers 503 and says why, and the worker waits; then both work."""
     deployment = deploy(database_url, valkey.url)
     (worker,) = deployment.start_worker()
     web = start_unready_web(deployment)
@@ -60,7 +60,7 @@ def test_processes_wait_for_migration(database_url: str, valkey: Valkey, deploy:
 
 
 def test_processes_wait_for_the_database(valkey: Valkey, deploy: Deploy) -> None:
-    """Started while PostgreSQL is down, web answers 503 and the worker waits; once it is up both work."""
+    """While PostgreSQL is down at start, web answers 503 and the worker waits; afterwards both work."""
     server = Postgres()
     try:
         deployment = deploy(server.start().create_database(), valkey.url)
@@ -95,15 +95,19 @@ MISTAKES = [
 def test_nonsense_stops_a_process_with_a_sentence(
     databases: Databases, valkey: Valkey, deploy: Deploy
 ) -> None:
-    """A process that was told nonsense prints one sentence, without a secret or a traceback, and exits 1."""
+    """A wrong setting stops a process with exit code 1 and one sentence, without a secret or a traceback."""
     deployment = deploy(databases.migrated("sqlite"), valkey.url)
     (deployment.handlers.folder / "twice.py").write_text(TWICE)
     begun = [
-        (deployment.spawn(name, f"python -m {'receiver' if name == 'web' else 'worker'}", **env), env, said)
-        for name, env, said in MISTAKES
+        (
+            deployment.spawn(name, f"python -m {'receiver' if name == 'web' else 'worker'}", **env),
+            env,
+            sentence,
+        )
+        for name, env, sentence in MISTAKES
     ]
-    for process, env, said in begun:
+    for process, env, sentence in begun:
         assert process.wait_exit(60) == 1, f"{env}:\n{process.logs()}"
-        assert said in process.logs()
+        assert sentence in process.logs()
         assert len(process.logs().splitlines()) == 1, process.logs()
         assert CANARY not in process.logs()

@@ -1,4 +1,4 @@
-"""Reading the journal: lists of calls, one call's story, and the calls in an event's story."""
+"""Reports of calls: lists, one call's timeline, and the calls in an event's timeline."""
 
 import json
 from datetime import timedelta
@@ -28,12 +28,12 @@ YES = SendOutcome.SUCCEEDED
 
 
 def steps(store: Store, **which: object) -> list[str]:
-    """Return the steps of the calls that a filter finds."""
+    """Return the steps of the calls that match a filter."""
     return [call.step for call in list_calls(store, CallFilter(**which)).data]  # type: ignore[arg-type]
 
 
 def test_each_part_of_a_filter_narrows(store: Store) -> None:
-    """State, API, source and event each leave out what does not match, and together they intersect."""
+    """State, API, source and event each narrow the list, and together they intersect."""
     event, _ = with_parked_call(store)
     held = take(store, deliver(store, "evt_2", source="github").event)
     done = planned(store, held, "contact", api="salesly").id
@@ -51,14 +51,14 @@ def test_each_part_of_a_filter_narrows(store: Store) -> None:
 
 @pytest.mark.parametrize("text", ["\x00", "\ud800", "é" * 300])
 def test_texts_that_no_column_holds_match_nothing(store: Store, text: str) -> None:
-    """They find no call, and break nothing."""
+    """They match no call and cause no error."""
     with_parked_call(store)
     for which in (CallFilter(api=text), CallFilter(source=text), CallFilter(event_id=text)):
         assert list_calls(store, which).data == []
 
 
 def test_pages_are_complete_and_disjoint_while_calls_arrive(store: Store) -> None:
-    """Following `next` gives every call once, newest first, though new ones come before each page."""
+    """Following `next` returns every call once, newest first, while others arrive."""
     held = take(store, deliver(store).event)
     there = [str(planned(store, held, f"step {n}", n).id) for n in range(11)]
     seen: list[str] = []
@@ -74,13 +74,13 @@ def test_pages_are_complete_and_disjoint_while_calls_arrive(store: Store) -> Non
 
 
 def test_a_foreign_cursor_is_refused(store: Store) -> None:
-    """A cursor that was not made here is named as such."""
+    """A cursor that this ledger did not make is a BadCursor."""
     with pytest.raises(BadCursor):
         list_calls(store, CallFilter(), cursor="nonsense")
 
 
 def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
-    """Event, attempts, calls, sends, keys and answers are one chain: a send names its attempt."""
+    """The timeline joins attempts, calls, sends, keys and responses: a send names its attempt."""
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held, once="letter-7").id
@@ -91,9 +91,9 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     assert planned(store, held, once="letter-7").id == call
     answered(store, held, call, YES)
     planned(store, held, "second", 1)
-    told = story(store, event).as_json()
-    json.dumps(told)
-    first, second = told["calls"]
+    report = story(store, event).as_json()
+    json.dumps(report)
+    first, second = report["calls"]
     assert (first["step"], first["state"], first["key"], first["once"]) == (
         "letter", "succeeded", "key-letter-0", "letter-7",
     )  # fmt: skip
@@ -102,14 +102,14 @@ def test_an_events_story_has_its_calls_with_their_sends(store: Store) -> None:
     assert [(s["number"], s["attempt"], s["outcome"], s["status"], s["open"]) for s in first["sends"]] == [
         (1, 1, "unknown", None, False), (2, 2, "succeeded", 201, False),
     ]  # fmt: skip
-    claims = [attempt["claim"] for attempt in told["attempts"]]
+    claims = [attempt["claim"] for attempt in report["attempts"]]
     assert [send["claim"] for send in first["sends"]] == claims
     assert (second["state"], second["sends"], second["answer"]) == ("pending", [], None)
-    assert "body" not in json.dumps(told["calls"]), "a call's contents stand in its event's story"
+    assert "body" not in json.dumps(report["calls"]), "a call's contents stand in its event's story"
 
 
 def test_successors_and_generations_stand_in_order(store: Store) -> None:
-    """Each generation's calls by place, a successor after the call whose place it took."""
+    """Calls are ordered by generation, position and successor."""
     event, call = with_parked_call(store)
     later(store, minutes=2)
     resolve(store, call, Resolution.RESEND_AS_NEW, "ann")
@@ -118,18 +118,18 @@ def test_successors_and_generations_stand_in_order(store: Store) -> None:
     planned(store, held, "second", 1)
     change(store, event, generation=1)
     change_call(store, planned(store, held, "third", 2).id, generation=1, position=0)
-    told = story(store, event).as_json()["calls"]
-    assert [(c["generation"], c["position"], c["successor"], c["step"], c["state"]) for c in told] == [
+    report = story(store, event).as_json()["calls"]
+    assert [(c["generation"], c["position"], c["successor"], c["step"], c["state"]) for c in report] == [
         (0, 0, 0, "letter", "replaced"),
         (0, 0, 1, "letter", "succeeded"),
         (0, 1, 0, "second", "pending"),
         (1, 0, 0, "third", "pending"),
     ]
-    assert [c["key"] for c in told[:2]] == ["key-letter-0", "key-letter-1"]
+    assert [c["key"] for c in report[:2]] == ["key-letter-0", "key-letter-1"]
 
 
 def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of very many calls and sends the latest are told, and all are counted."""
+    """Of many calls and sends the latest are shown, and all are counted."""
     monkeypatch.setattr("receiver.ledger.reports.call_timeline.CALLS_SHOWN", 3)
     monkeypatch.setattr("receiver.ledger.reports.call_timeline.SENDS_SHOWN", 2)
     event = deliver(store).event
@@ -138,44 +138,44 @@ def test_a_story_stays_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -
         call = planned(store, held, f"step {number}", number).id
     for _ in range(3):
         sent(store, held, call)
-    told = story(store, event).as_json()["calls"]
-    assert [one["step"] for one in told] == ["step 1", "step 2", "step 3"]
-    assert [send["number"] for send in told[-1]["sends"]] == [2, 3]
-    assert told[-1]["send_count"] == 3
+    report = story(store, event).as_json()["calls"]
+    assert [item["step"] for item in report] == ["step 1", "step 2", "step 3"]
+    assert [send["number"] for send in report[-1]["sends"]] == [2, 3]
+    assert report[-1]["send_count"] == 3
     assert len(call_story(store, call).as_json()["sends"]) == 3
 
 
 def test_a_calls_story_has_what_went_out_and_came_back(store: Store) -> None:
-    """Request and answer as text where they are, else in base64; null once they are erased."""
+    """Request and response are text if they are UTF-8, else base64, and null once erased."""
     held = take(store, deliver(store).event)
     call = planned(store, held, body=b"\xff\x00").id
     answered(store, held, call, YES)
-    told = call_story(store, call).as_json()
-    assert told["request"] == {
+    report = call_story(store, call).as_json()
+    assert report["request"] == {
         "content_type": "application/json", "size": 2, "encoding": "base64", "body": "/wA=",
     }  # fmt: skip
-    assert told["answer"] == {
+    assert report["answer"] == {
         "content_type": "application/json", "size": 8, "encoding": "utf-8", "body": '{"id":7}',
     }  # fmt: skip
-    assert (told["event"]["event_id"], told["call"]["source"]) == ("evt_1", "stripe")
+    assert (report["event"]["event_id"], report["call"]["source"]) == ("evt_1", "stripe")
     change_call(store, call, body=None, answer=None, answer_headers=None, headers="{}")
     erased = call_story(store, call).as_json()
     assert (erased["request"], erased["answer"]) == (None, None)
 
 
 def test_an_unknown_call_is_named(store: Store) -> None:
-    """Asking for nothing says so."""
+    """The error contains the id."""
     missing = uuid4()
     with pytest.raises(UnknownCall, match=str(missing)):
         call_story(store, missing).as_json()
 
 
 def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
-    """With the command for each, when the call may go out anew, and what is risked."""
+    """The next step lists the command of each resolution, its earliest time, and its risk."""
     event, call = with_parked_call(store)
-    told = story(store, event).as_json()
-    assert (told["event"]["parked_call"], told["event"]["calls_changed"]) == (str(call), False)
-    said = told["next"]
+    report = story(store, event).as_json()
+    assert (report["event"]["parked_call"], report["event"]["calls_changed"]) == (str(call), False)
+    sentence = report["next"]
     for words in (
         "Nobody knows whether it happened: look at stannp.",
         f"`firstseen call resolve {call} --happened`",
@@ -183,15 +183,15 @@ def test_a_parked_event_says_what_each_choice_does(store: Store) -> None:
         "happens twice if it did happen, not before 20",
         "`--give-up` ends the event",
     ):
-        assert words in said, said
-    assert "--use-stored" not in said
-    assert call_story(store, call).as_json()["next"] in said
+        assert words in sentence, sentence
+    assert "--use-stored" not in sentence
+    assert call_story(store, call).as_json()["next"] in sentence
     later(store, minutes=2)
     assert "not before" not in story(store, event).as_json()["next"]
 
 
 def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
-    """The stored bytes, or the present ones as a successor; both fingerprints are shown."""
+    """Both resolutions for a changed request are offered, and both fingerprints are shown."""
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
@@ -199,16 +199,16 @@ def test_a_changed_handler_has_two_more_choices(store: Store) -> None:
     held = take(store, event)
     assert planned(store, held, fingerprint="e" * 64).handler_changed
     settle(store, [(held, Outcome(Move.PARK, call=call))])
-    told = story(store, event).as_json()
-    assert (told["calls"][0]["fingerprint"], told["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)
-    said = told["next"]
-    assert "It has not happened" in said
-    assert "`--use-stored` sends the stored bytes under the stored key" in said
-    assert "`--resend-as-new` sends what the handler asks for now in its place, under a new key;" in said
+    report = story(store, event).as_json()
+    assert (report["calls"][0]["fingerprint"], report["calls"][0]["changed_to"]) == ("f" * 64, "e" * 64)
+    sentence = report["next"]
+    assert "It has not happened" in sentence
+    assert "`--use-stored` sends the stored bytes under the stored key" in sentence
+    assert "`--resend-as-new` sends what the handler asks for now in its place, under a new key;" in sentence
 
 
 def test_other_bytes_of_a_call_that_succeeded_flag_the_event(store: Store) -> None:
-    """The event tells that its handler is not the one that made the call."""
+    """The event is flagged if its handler would now make another request."""
     event = deliver(store).event
     held = take(store, event)
     answered(store, held, planned(store, held).id, YES)
@@ -217,26 +217,26 @@ def test_other_bytes_of_a_call_that_succeeded_flag_the_event(store: Store) -> No
 
 
 def test_a_waiting_event_says_which_call_waits(store: Store) -> None:
-    """The sentence of a waiting event names its call, and that its key stays."""
+    """The next step names the call and says that it keeps its key."""
     event = deliver(store).event
     held = take(store, event)
     answered(store, held, planned(store, held).id, SendOutcome.LATER, 429, retry_after=timedelta(minutes=5))
     settle(store, [(held, Outcome(Move.FINISH))])
-    told = story(store, event).as_json()["next"]
-    assert told.endswith("Its call 'letter' waits, and goes out again then, under the same key."), told
+    report = story(store, event).as_json()["next"]
+    assert report.endswith("Its call 'letter' waits, and goes out again then, under the same key."), report
 
 
 def test_a_retry_after_the_life_of_a_key_says_that_it_parks_again(store: Store) -> None:
-    """It promises nothing to go out that the guards hold back."""
+    """The next step does not promise a send after the key's expiry."""
     event, _ = with_parked_call(store)
     later(store, days=2)
     retry(store, event, "ann")
-    told = story(store, event).as_json()["next"]
-    assert told.endswith("'letter' parks then: it may have happened, and its key's life is over."), told
+    report = story(store, event).as_json()["next"]
+    assert report.endswith("'letter' parks then: it may have happened, and its key's life is over."), report
 
 
 def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
-    """A rejected call did not happen: a retry opens a successor; a discarded event promises nothing."""
+    """A retry sends a successor of the rejected call; a discarded event promises nothing."""
     event = deliver(store).event
     held = take(store, event)
     call = planned(store, held).id
@@ -253,31 +253,31 @@ def test_a_dead_event_says_what_a_retry_would_send(store: Store) -> None:
 @pytest.mark.parametrize("state", CallState)
 @pytest.mark.parametrize("parked", [True, False])
 def test_every_state_of_a_call_has_a_sentence(store: Store, state: CallState, *, parked: bool) -> None:
-    """No state is left without a word, whatever its event does."""
+    """Every state of a call has a next step, whatever the state of its event."""
     event, call = with_parked_call(store)
     change_call(store, call, state=state)
     if not parked:
         change(store, event, state="waiting")
-    told = call_story(store, call).as_json()["next"]
-    assert told.endswith("."), told
-    assert ("firstseen call resolve" in told) == (parked and state in ("pending", "parked"))
+    report = call_story(store, call).as_json()["next"]
+    assert report.endswith("."), report
+    assert ("firstseen call resolve" in report) == (parked and state in ("pending", "parked"))
 
 
-def test_a_call_of_an_earlier_generation_waits_for_nobody(store: Store) -> None:
-    """Its story says which generation its event is in."""
+def test_a_call_of_an_earlier_generation_needs_no_resolution(store: Store) -> None:
+    """Its next step names the event's present generation."""
     event, call = with_parked_call(store)
     change(store, event, generation=1)
     assert call_story(store, call).as_json()["next"] == "Nothing: its event is in generation 1 now."
 
 
 def test_a_call_that_shares_another_events_answer_says_so(store: Store) -> None:
-    """While the first one with the same `once` is not finished, the second waits for it."""
+    """While the first call with the same `once` is unfinished, the second waits for it."""
     first = take(store, deliver(store, "evt_1").event)
     holder = planned(store, first, once="order-1").id
     second = take(store, deliver(store, "evt_2").event)
     call = planned(store, second, once="order-1").id
-    told = call_story(store, call).as_json()
-    assert (told["call"]["shares"], told["next"]) == (
+    report = call_story(store, call).as_json()
+    assert (report["call"]["shares"], report["next"]) == (
         str(holder), f"It waits for the call {holder} of another event.",
     )  # fmt: skip
     settle(store, [(second, Outcome(Move.FINISH))])
@@ -285,7 +285,7 @@ def test_a_call_that_shares_another_events_answer_says_so(store: Store) -> None:
 
 
 def test_calls_are_counted_by_api(store: Store) -> None:
-    """By state, and by what they were told last; what was never sent was told nothing."""
+    """Calls are counted by state and latest outcome; a call that was never sent has no outcome."""
     held = take(store, deliver(store).event)
     answered(store, held, planned(store, held, "one", 0).id, YES)
     answered(store, held, planned(store, held, "two", 1).id, SendOutcome.LATER, 429)

@@ -1,4 +1,4 @@
-"""A worker's office for tests of calls: a ledger, a scripted API, attempts run by hand."""
+"""A harness for tests of calls: a ledger, a scripted API, and attempts that the test runs one by one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,21 +38,21 @@ Step = Reply | NoReply | Callable[[Outgoing], Reply | NoReply]
 
 
 class Crash(BaseException):
-    """The worker's process dies here: nothing of it runs any more."""
+    """The worker's process dies at this point."""
 
 
 def reply(status: int = 201, body: bytes = b'{"id": 1}', **headers: str) -> Reply:
-    """Return an answer; `a_b="c"` is its header `a-b: c`."""
+    """Return a response; the keyword `a_b="c"` becomes the header `a-b: c`."""
     return Reply(status, tuple((name.replace("_", "-"), value) for name, value in headers.items()), body)
 
 
 def crash(_request: Outgoing) -> Reply:
-    """Die once the bytes are out."""
+    """Die after the request was sent."""
     raise Crash
 
 
 class ScriptedTransport:
-    """Gives the next answer of its script, 201 when that is over, and keeps what went out."""
+    """Returns the replies of its script, then 201 for ever; keeps every request."""
 
     def __init__(self) -> None:
         self.script: list[Step] = []
@@ -60,7 +60,7 @@ class ScriptedTransport:
         self.before_begin: Callable[[], None] = lambda: None
 
     def send(self, request: Outgoing, before_send: BeforeSend) -> Reply | NoReply:
-        """Begin and send, unless the script says that no connection stands."""
+        """Begin and send, unless the script's step is a failed connection."""
         step = self.script.pop(0) if self.script else reply()
         if isinstance(step, NoReply) and not step.written:
             return step
@@ -72,11 +72,11 @@ class ScriptedTransport:
     def keys(self) -> list[str]:
         """Return the key of each request that went out."""
         names = ("idempotency-key", "x-idempotency-key", "paypal-request-id")
-        return [value for one in self.sent for name, value in one.headers if name.lower() in names]
+        return [value for request in self.sent for name, value in request.headers if name.lower() in names]
 
 
-class Office:
-    """One deployment's worker: `calls.shop` of a dialect."""
+class CallHarness:
+    """A worker whose handlers call `calls.shop`, an API of one dialect."""
 
     def __init__(self, store: Store, dialect: str = "stripe", **terms: Any) -> None:
         self.store, self.transport, self.secrets = store, ScriptedTransport(), (SECRET,)
@@ -96,11 +96,11 @@ class Office:
         self.policy = AttemptPolicy(3, timedelta(seconds=1), Random(1))
 
     def rotate(self, credential: str) -> None:
-        """Deploy another credential."""
+        """Replace the API's credential."""
         self.api = replace(self.api, credential=credential)
 
     def context(self) -> CallContext:
-        """Return what attempts call out with."""
+        """Return the call context of the harness's attempts."""
         return CallContext(
             store=self.store,
             apis={"shop": self.api},
@@ -114,12 +114,12 @@ class Office:
         )
 
     def perform(self, held: Claim, handle: Handle) -> Outcome:
-        """Run a handler for a claim, and do not settle."""
+        """Run a handler for a claim without settling the attempt."""
         registry = Registry([Handler(held.source, held.type, handle)])
         return attempt(held, registry, self.policy, partial(_calls, self.context()))
 
     def take(self, event: UUID) -> Claim:
-        """Claim an event, once it is due."""
+        """Claim an event, moving the clock to the time when it is due."""
         with self.store.read() as connection:
             now = connection.execute(select(self.store.now())).scalar_one()
         found = row(self.store, event)
@@ -135,12 +135,12 @@ class Office:
         return str(row(self.store, event).state)
 
     def run_after_retry(self, event: UUID, handle: Handle) -> str:
-        """Run one attempt that a person asks for."""
+        """Retry the event as a person, then run one attempt."""
         retry(self.store, event, "ada")
         return self.run(event, handle)
 
     def die(self, event: UUID, handle: Handle) -> Claim:
-        """Run one attempt whose worker dies in it."""
+        """Run one attempt during which the worker dies; return its claim."""
         held = self.take(event)
         try:
             handle(None, Calls(self.context(), held))
@@ -165,17 +165,17 @@ class Office:
             return list(connection.execute(mine))
 
     def open_sends(self, call: UUID) -> int:
-        """Return how many sends of a call may have been executed."""
-        return sum(one.open for one in self.sends(call))
+        """Return how many sends of a call are open."""
+        return sum(send.open for send in self.sends(call))
 
     def terms(self) -> SendPolicy:
-        """Return what the API's configuration says of its sends."""
+        """Return the send policy of the API's configuration."""
         marks = credential_marks(self.secrets, self.api.name, self.api.credential)
         apart = self.api.dialect.in_flight == "unstated"
         return SendPolicy(DEADLINE, self.api.key_life, self.api.key_margin, QUIET, marks, apart)
 
     def late(self, held: Claim, send: Row[Any], got: Reply) -> CallUpdate:
-        """Record the answer to a send, as the worker that sent it does whenever it comes."""
+        """Record a response to a send, as the worker that sent it does, at whatever time."""
         kept = StoredResponse(got.status, got.headers, None if got.truncated else got.body)
         receipt = SendResult(
             send.id,
@@ -187,7 +187,7 @@ class Office:
         return record_response(self.store, held, send.call, receipt)
 
     def change_call(self, call: UUID, **values: Any) -> None:
-        """Put a call into a shape that would take long to reach."""
+        """Set columns of a call directly, where reaching that state would take many steps."""
         with self.store.write() as connection:
             connection.execute(update(CALL).where(CALL.c.id == call).values(**values))
 
@@ -197,12 +197,12 @@ def _calls(context: CallContext, held: Claim) -> Calls:
 
 
 def letter(_event: Any, calls: Any) -> None:
-    """Make one call."""
+    """Handle an event by one call, step "letter"."""
     calls.shop.post("/letters", json={"to": "ada"}, step="letter")
 
 
 def posts(*steps: str, caught: bool = False, **given: Any) -> Handle:
-    """Return a handler that makes these calls in order; `caught` swallows whatever they raise."""
+    """Return a handler that makes these calls in order; with `caught` it swallows their exceptions."""
 
     def handle(_event: Any, calls: Any) -> None:
         for step in steps:
@@ -216,11 +216,11 @@ def posts(*steps: str, caught: bool = False, **given: Any) -> Handle:
 
 
 def used_up(store: Store, event: UUID) -> None:
-    """Let an event's next attempt be the last that is allowed."""
+    """Let the event's next attempt be its last."""
     change(store, event, attempts=2)
 
 
 def total(store: Store, table: Any) -> int:
-    """Return how many rows a table has."""
+    """Count the rows of a table."""
     with store.read() as connection:
         return int(connection.execute(select(func.count()).select_from(table)).scalar_one())

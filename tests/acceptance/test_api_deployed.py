@@ -1,4 +1,4 @@
-"""The management API as it is deployed: real webs, real workers, and one that is killed."""
+"""The management API on a real deployment: several web processes, and workers of which one is killed."""
 
 import http.client
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ HEADERS = {"Authorization": f"Bearer {API_KEY}"}
 
 
 def call(deployment: Deployment, method: str, path: str, *, web: int = -1, **options: Any) -> httpx.Response:
-    """Send one request with the API key to one of the webs."""
+    """Send one request with the API key to one of the web processes."""
     headers = HEADERS | options.pop("headers", {})
     return deployment.client.request(method, deployment.urls[web] + path, headers=headers, **options)
 
@@ -28,7 +28,7 @@ def done(deployment: Deployment, ledger: Ledger, events: list[str]) -> None:
 
 
 def test_a_rerun_is_nudged_after_its_commit(deployment: Deployment) -> None:
-    """The worker runs it at once: the sweeper, which would find it too, sleeps for an hour."""
+    """The nudge alone starts the second run: the sweeper sleeps for an hour."""
     deployment.start_worker(FIRSTSEEN_SWEEP="1h")
     ledger = Ledger(deployment.database_url)
     done(deployment, ledger, ["evt_1"])
@@ -38,8 +38,8 @@ def test_a_rerun_is_nudged_after_its_commit(deployment: Deployment) -> None:
     wait_until(lambda: deployment.handlers.lines().count("evt_1") == 2, lambda: "the second run")
 
 
-def test_copies_at_several_webs_are_one(deployment: Deployment) -> None:
-    """One idempotency key, two processes, many threads: one bulk run, one answer."""
+def test_copies_at_several_web_processes_have_one_effect(deployment: Deployment) -> None:
+    """Copies under one idempotency key, sent to two processes by many threads, start one bulk operation."""
     deployment.start(web=2, worker=0)
 
     def start(number: int) -> httpx.Response:
@@ -55,7 +55,7 @@ def test_copies_at_several_webs_are_one(deployment: Deployment) -> None:
 
 
 def test_a_bulk_run_survives_its_worker(deployment: Deployment) -> None:
-    """A worker is killed while it carries a bulk run on; another ends it, and each event ran once more."""
+    """A second worker finishes a bulk operation whose worker was killed, and each event is rerun once."""
     deployment.env |= {"FIRSTSEEN_SWEEP": "1s", "FIRSTSEEN_LEASE": "5s"}
     deployment.start()
     ledger, events = Ledger(deployment.database_url), [f"evt_{number}" for number in range(400)]

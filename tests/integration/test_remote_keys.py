@@ -1,4 +1,4 @@
-"""Keys that are fetched: how often, from where, in which bounds, and what a delivery gets when they fail."""
+"""Fetched verification keys: caching, limits, and the response to a delivery if the fetch fails."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
 
 
 class Clock:
-    """A clock that is moved."""
+    """A clock that the test moves."""
 
     now = 1_000.0
 
@@ -45,7 +45,7 @@ class Clock:
 
 
 def test_a_key_is_fetched_once_and_again_when_it_is_old(publisher: Publisher) -> None:
-    """Everybody gets the kept answer until it is older than the caller allows."""
+    """The cached key is used until it is older than the caller allows."""
     clock = Clock()
     keys = FetchedKeys(publisher.transport(), KeyCache(clock))
     assert [keys.get(KEY, DAY) for _ in range(5)] == [b"a key"] * 5
@@ -57,8 +57,8 @@ def test_a_key_is_fetched_once_and_again_when_it_is_old(publisher: Publisher) ->
     assert publisher.asked[2] == "POST https://keys.example.com/one.pem"
 
 
-def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> None:
-    """Twelve deliveries that need the same key at once make one request."""
+def test_concurrent_deliveries_share_one_request(publisher: Publisher) -> None:
+    """Twelve concurrent deliveries that need one key make one request."""
     publisher.gate.clear()
     cache = KeyCache(patience=60)
     keys = FetchedKeys(publisher.transport(), cache)
@@ -66,12 +66,12 @@ def test_those_who_come_together_wait_for_one_request(publisher: Publisher) -> N
         found = [pool.submit(keys.get, KEY, DAY) for _ in range(12)]
         wait_until(lambda: cache._waiting == 12, "the deliveries to wait")
         publisher.gate.set()
-    assert [one.result() for one in found] == [b"a key"] * 12
+    assert [item.result() for item in found] == [b"a key"] * 12
     assert len(publisher.asked) == 1
 
 
-def test_what_fails_is_not_asked_again_at_once(publisher: Publisher) -> None:
-    """A failure is told to everybody for a few seconds without another request, then it is tried again."""
+def test_a_failed_fetch_is_not_repeated_at_once(publisher: Publisher) -> None:
+    """A failure is cached for a few seconds, then the fetch is tried again."""
     clock = Clock()
     keys = FetchedKeys(publisher.transport(), KeyCache(clock))
     publisher.status = 500
@@ -86,7 +86,7 @@ def test_what_fails_is_not_asked_again_at_once(publisher: Publisher) -> None:
 
 @pytest.mark.parametrize("status", [204, 301, 302, 307, 400, 404, 503])
 def test_only_200_is_an_answer(publisher: Publisher, status: int) -> None:
-    """Redirects are not followed, and nothing but 200 gives a key."""
+    """Redirects are not followed, and only a 200 gives a key."""
     publisher.status = status
     publisher.headers = {"Location": "https://keys.example.com/two.pem"}
     with pytest.raises(CannotVerify, match=f"answers {status}"):
@@ -95,7 +95,7 @@ def test_only_200_is_an_answer(publisher: Publisher, status: int) -> None:
 
 
 def test_an_answer_is_short(publisher: Publisher) -> None:
-    """More bytes than any key has are not read to their end."""
+    """A response larger than any key is not read to its end."""
     publisher.body = bytes(LARGEST)
     assert len(FetchedKeys(publisher.transport()).get(KEY, DAY)) == LARGEST
     publisher.body = bytes(LARGEST + 1)
@@ -103,8 +103,8 @@ def test_an_answer_is_short(publisher: Publisher) -> None:
         FetchedKeys(publisher.transport()).get(KEY, DAY)
 
 
-def test_nobody_waits_for_a_server_that_drips(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A delivery waits its few seconds and no more, and the request itself ends too."""
+def test_a_dripping_server_is_given_up(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery waits a few seconds at most, and the request ends at its deadline."""
     monkeypatch.setattr(fetching, "DEADLINE", 1.0)
     publisher.body, publisher.drip = bytes(10_000), 0.05
     cache = KeyCache(patience=0.3)
@@ -116,7 +116,7 @@ def test_nobody_waits_for_a_server_that_drips(publisher: Publisher, monkeypatch:
 
 
 def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
-    """Beyond a few requests at once, further keys are not even asked for."""
+    """Beyond a few concurrent requests no further key is fetched."""
     publisher.gate.clear()
     cache = KeyCache(patience=0.01)
     keys = FetchedKeys(publisher.transport(), cache)
@@ -130,7 +130,7 @@ def test_made_up_names_take_few_threads(publisher: Publisher) -> None:
 
 
 def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
-    """However many deliveries need it, only some wait; the next is told at once to come again."""
+    """A bounded number of deliveries wait for a key; the next is refused at once."""
     publisher.gate.clear()
     cache = KeyCache(patience=60)
     keys = FetchedKeys(publisher.transport(), cache)
@@ -140,13 +140,13 @@ def test_a_slow_key_leaves_threads_to_others(publisher: Publisher) -> None:
         with pytest.raises(CannotVerify, match="too many deliveries wait"):
             keys.get(KEY, DAY)
         publisher.gate.set()
-    assert [one.result() for one in found] == [b"a key"] * WAITING
+    assert [item.result() for item in found] == [b"a key"] * WAITING
     assert cache._waiting == 0
     assert keys.get(KEY, DAY) == b"a key"
 
 
 def test_the_cache_is_bounded() -> None:
-    """The values used longest ago make room for new ones."""
+    """The least recently used keys are evicted."""
     cache, made = KeyCache(), []
     for number in range(ROOM + 1):
         cache.get(number, lambda number=number: made.append(number) or b"x", DAY)
@@ -155,8 +155,8 @@ def test_the_cache_is_bounded() -> None:
     assert made == [*range(ROOM + 1), "again"]
 
 
-def test_a_publisher_must_prove_who_it_is(publisher: Publisher) -> None:
-    """A certificate that no authority signed is refused, and so is plain http."""
+def test_a_publisher_needs_a_trusted_certificate(publisher: Publisher) -> None:
+    """A certificate without a trusted authority is refused, and so is plain http."""
     with pytest.raises(CannotVerify, match="ConnectError"):
         FetchedKeys(publisher.transport(trusted=False)).get(KEY, DAY)
     with pytest.raises(CannotVerify, match="https only"):

@@ -1,4 +1,4 @@
-"""The engine on SQLite and PostgreSQL: one key, one execution, whatever happens in between."""
+"""The idempotency engine on SQLite and PostgreSQL: one key, one execution, under races and crashes."""
 
 import secrets
 import sys
@@ -40,7 +40,7 @@ from tests.services.waiting import answers, free_port, wait_until
 from worker.sweeper import Pruner
 
 WAITS = replace(FIRSTSEEN, locked=None)
-"""The policy of our own API, but that a duplicate waits for the first one's answer."""
+"""The policy of our own API, except that a duplicate waits for the first response."""
 
 Make = Callable[..., Guarded]
 ANSWER = StoredAnswer(201, (("Content-Type", "text/plain"),), b"done")
@@ -48,15 +48,19 @@ ANSWER = StoredAnswer(201, (("Content-Type", "text/plain"),), b"done")
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
-    """Give the module one database of each kind."""
+    """Return one database of each kind for the module."""
     found = databases.fresh(request.param)
     yield found
     databases.drop(found)
 
 
 @pytest.fixture
-def make(url: str) -> Iterator[Make]:
-    """Build applications on an empty database: `make(policy, lease=...)`."""
+def make(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Build applications on an empty database: `make(policy, lease=...)`.
+
+    Duplicates wait for minutes, because on a busy machine a short lease is over before its second look.
+    """
+    monkeypatch.setattr(engine_module, "PATIENCE", 300)
     made: list[Guarded] = []
 
     def build(*arguments: Any, **named: Any) -> Guarded:
@@ -71,18 +75,18 @@ def make(url: str) -> Iterator[Make]:
 
 @pytest.fixture
 def guarded(make: Make) -> Guarded:
-    """Give the test an application with the policy of our own API."""
+    """Return an application with the policy of our own API."""
     return make()
 
 
 @pytest.fixture
 def store(make: Make) -> Store:
-    """Give the test a database with the table of keys."""
+    """Return a store with the table of keys."""
     return make().store
 
 
 def slot(key: str = "a-key", fingerprint: str = "f", life: float = 60) -> Slot:
-    """Return what a request claims."""
+    """Return the slot that a request claims."""
     return Slot("test", "scope", key, fingerprint, timedelta(seconds=life))
 
 
@@ -92,7 +96,7 @@ def opened(store: Store, wanted: Slot | None = None, lease: float = 30) -> Any:
 
 
 def test_concurrent_duplicates_run_once_and_get_equal_answers(make: Make) -> None:
-    """Eight identical requests at once: one deed, eight equal bodies, seven of them marked as replays."""
+    """Of eight concurrent copies one runs, and seven get its response, marked as replays."""
     guarded = make(WAITS)
     guarded.engine.stall = lambda: time.sleep(0.2)
     answers = together([guarded.send] * 8)
@@ -102,14 +106,14 @@ def test_concurrent_duplicates_run_once_and_get_equal_answers(make: Make) -> Non
 
 
 def test_concurrent_claims_have_one_holder(store: Store) -> None:
-    """However many claim one key at the same moment, the database lets one of them have it."""
+    """Of eight concurrent claims of one key one succeeds."""
     for number in range(5):
         found = together([partial(opened, store, slot(f"key-{number}"))] * 8)
-        assert sum(isinstance(one, Held) for one in found) == 1, found
+        assert sum(isinstance(item, Held) for item in found) == 1, found
 
 
 def test_a_locked_policy_answers_at_once(guarded: Guarded) -> None:
-    """While the first request runs, others get the policy's answer without waiting, on SQLite too."""
+    """While the first request runs, a copy gets 409 and a different request 422, without a wait."""
     inside, leave = threading.Event(), threading.Event()
 
     def view() -> Any:
@@ -133,7 +137,7 @@ def test_a_locked_policy_answers_at_once(guarded: Guarded) -> None:
 
 
 def test_patience_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A duplicate does not wait for ever: after two leases it is told that the key is busy."""
+    """A duplicate waits at most two leases, then gets 409."""
     monkeypatch.setattr(engine_module, "PATIENCE", 0)
     guarded = make(WAITS)
     assert isinstance(opened(guarded.store, _slot_of(guarded)), Held)
@@ -150,7 +154,7 @@ def _slot_of(guarded: Guarded) -> Slot:
 
 
 def test_a_late_finisher_rolls_back_whole(make: Make) -> None:
-    """One whose lease was taken over undoes its deed, and gives the answer of the one that took over."""
+    """A request whose lease was taken over rolls back and replays the new holder's response."""
     guarded = make(WAITS, lease=0.2)
     late, taken = threading.Event(), threading.Event()
 
@@ -175,7 +179,7 @@ def test_a_late_finisher_rolls_back_whole(make: Make) -> None:
 
 
 def test_a_late_view_rolls_back_whole(make: Make) -> None:
-    """The same with the first one's transaction open; on SQLite nobody can take over then, and it is done."""
+    """The same inside the view's transaction; on SQLite its lock prevents the takeover."""
     guarded = make(WAITS, lease=0.8)
     turn = iter([1.6])
 
@@ -191,7 +195,7 @@ def test_a_late_view_rolls_back_whole(make: Make) -> None:
 
 
 def test_zero_rows_settled_is_a_takeover(store: Store) -> None:
-    """An old token neither stores an answer nor frees the key."""
+    """An old fencing token neither stores a response nor frees the key."""
     old = opened(store, lease=-1)
     new = opened(store)
     assert (new.id, new.token) == (old.id, old.token + 1)
@@ -203,8 +207,8 @@ def test_zero_rows_settled_is_a_takeover(store: Store) -> None:
     assert opened(store) == ANSWER
 
 
-def test_a_deserted_key_runs_again_for_the_same_request_only(make: Make) -> None:
-    """A holder that died leaves a lease that ends; another request under its key is still a misuse."""
+def test_an_expired_key_runs_again_for_the_same_request_only(make: Make) -> None:
+    """After a crash the expired key runs the same request again; a different one is still a misuse."""
     guarded = make(WAITS, lease=0.2)
     opened(guarded.store, _slot_of(guarded), lease=-1)
     assert guarded.send(body=b"other").status_code == 422
@@ -212,8 +216,8 @@ def test_a_deserted_key_runs_again_for_the_same_request_only(make: Make) -> None
 
 
 @pytest.mark.parametrize("status", [500, 503, 404])
-def test_what_is_not_stored_runs_again(guarded: Guarded, status: int) -> None:
-    """Our own API stores neither 5xx nor 404: the same request runs, and its success is kept."""
+def test_responses_that_are_not_stored_run_again(guarded: Guarded, status: int) -> None:
+    """5xx and 404 are not stored: the same request runs again, and its success is stored."""
     guarded.view = lambda: ("not now", status)
     assert (guarded.send().status_code, guarded.keys) == (status, 0)
     guarded.view = guarded.deed
@@ -223,7 +227,7 @@ def test_what_is_not_stored_runs_again(guarded: Guarded, status: int) -> None:
 
 @pytest.mark.parametrize("how", ["answer", "abort"])
 def test_a_refusal_leaves_no_work_behind(guarded: Guarded, how: str) -> None:
-    """A view that writes and then says no has written nothing; its refusal is kept."""
+    """The work of a view that ends with a 4xx is rolled back, and the refusal is stored."""
 
     def view() -> Any:
         guarded.deed()
@@ -238,7 +242,7 @@ def test_a_refusal_leaves_no_work_behind(guarded: Guarded, how: str) -> None:
 
 
 def test_a_view_that_breaks_frees_its_key(guarded: Guarded) -> None:
-    """An error that nobody words is a 500; its work is gone and its key is free at once."""
+    """An unhandled error is a 500; its work is rolled back and its key free at once."""
 
     def view() -> Any:
         guarded.deed()
@@ -264,7 +268,7 @@ def _lose_database(guarded: Guarded) -> None:
 def test_a_database_that_goes_away_is_503(
     make: Make, monkeypatch: pytest.MonkeyPatch, *, released: bool
 ) -> None:
-    """Nothing is half stored, whatever the policy stores; the next request runs once the lease is over."""
+    """Nothing is stored, under any policy; the next request runs after the lease at the latest."""
     guarded = make(replace(WAITS, stored=StoredResponses.ALL), lease=0.3)
 
     def view() -> Any:
@@ -288,7 +292,7 @@ def test_a_database_that_goes_away_is_503(
 
 
 def test_an_unavailable_ledger_is_no_answer(make: Make) -> None:
-    """A view that finds its ledger away gets 503, and even a policy that stores everything stores nothing."""
+    """LedgerUnavailable in a view is a 503 that no policy stores."""
     guarded = make(replace(WAITS, stored=StoredResponses.ALL))
 
     def view() -> Any:
@@ -302,7 +306,7 @@ def test_an_unavailable_ledger_is_no_answer(make: Make) -> None:
 
 
 def test_replays_are_byte_for_byte(guarded: Guarded) -> None:
-    """Status, body and the headers that say how to read it come back; cookies and others do not."""
+    """A replay has status, body and content headers of the first response, and no cookie."""
     body = secrets.token_bytes(5000)
     headers = {"Content-Type": "image/x-odd; v=1", "ETag": '"7"', "Location": "/things/7", "X-Trace": "1"}
 
@@ -320,7 +324,7 @@ def test_replays_are_byte_for_byte(guarded: Guarded) -> None:
 
 
 def test_a_replay_has_no_type_that_the_answer_had_not(guarded: Guarded) -> None:
-    """An answer without a Content-Type is replayed without one."""
+    """A response without a Content-Type is replayed without one."""
 
     def view() -> Response:
         response = Response(b"", 204)
@@ -332,7 +336,7 @@ def test_a_replay_has_no_type_that_the_answer_had_not(guarded: Guarded) -> None:
 
 
 def test_an_answer_too_large_to_keep_is_undone(guarded: Guarded) -> None:
-    """More than 1 MiB is not half remembered: with a key it is a 500 that did nothing; else it is sent."""
+    """A response over 1 MiB is a 500 under a key, and sent without one."""
 
     def view() -> Any:
         guarded.deed()
@@ -344,7 +348,7 @@ def test_an_answer_too_large_to_keep_is_undone(guarded: Guarded) -> None:
 
 
 def test_a_body_over_the_limit_is_413(make: Make) -> None:
-    """One byte more than the limit is refused, with a key or without; one at the limit is read."""
+    """A body at the limit is read, and one byte more is refused, with or without a key."""
     guarded = make(body_max=100)
     with guarded.app.app_context():
         sizes = {(key, n): guarded.send(key, b"x" * n).status_code for key in ("k", None) for n in (100, 101)}
@@ -352,14 +356,14 @@ def test_a_body_over_the_limit_is_413(make: Make) -> None:
 
 
 def test_without_a_key_everything_runs(guarded: Guarded) -> None:
-    """A request without key, or with a method that takes none, leaves no key and runs each time."""
+    """A request without a key, or with a method that takes none, runs each time."""
     sent = [guarded.send(key=None), guarded.send(key=None), *(guarded.send(method="PATCH") for _ in range(2))]
     assert [answer.status_code for answer in sent] == [201] * 4
     assert (guarded.deeds, guarded.keys) == (4, 0)
 
 
 def test_after_its_life_a_key_is_new(guarded: Guarded) -> None:
-    """A key whose life is over runs again, also for another request, and lives anew from then."""
+    """An expired key runs again, also for a different request, with a new life."""
     guarded.send()
     guarded.store.shift = timedelta(hours=24, seconds=1)
     assert "Idempotent-Replayed" not in guarded.send(body=b"other").headers
@@ -369,7 +373,7 @@ def test_after_its_life_a_key_is_new(guarded: Guarded) -> None:
 
 
 def test_pruning_deletes_what_is_over_and_nothing_else(store: Store) -> None:
-    """Keys past their life go, at most a batch at a time; living ones and running ones stay."""
+    """Expired keys are deleted; live and running ones stay."""
     for number in range(3):
         opened(store, slot(f"old-{number}", life=-1), lease=-1)
     opened(store, slot("running", life=-1))
@@ -381,7 +385,7 @@ def test_pruning_deletes_what_is_over_and_nothing_else(store: Store) -> None:
 
 
 def test_a_pruned_holder_rolls_back(make: Make) -> None:
-    """A request that outlives its key's life and lease is undone and runs again: one deed."""
+    """A request whose key was pruned while it ran rolls back and runs again."""
     guarded = make(replace(WAITS, life=timedelta(seconds=-1)), lease=-1)
     seen = iter([True, False])
 
@@ -394,14 +398,14 @@ def test_a_pruned_holder_rolls_back(make: Make) -> None:
 
 
 def test_the_longest_keys_fit_the_index(store: Store) -> None:
-    """2,048 random characters, the most that a dialect may allow, are stored and found."""
+    """A key of 2,048 random characters, the most that a dialect may allow, is stored and found."""
     long = slot("".join(chr(33 + secrets.randbelow(94)) for _ in range(2048)))
     assert isinstance(opened(store, long), Held)
     assert not isinstance(opened(store, long), Held)
 
 
 def test_an_unknown_scope_is_refused_at_start(store: Store) -> None:
-    """A policy whose scope nobody can name stops the application, not its first request."""
+    """A policy with an unknown scope stops the application at start."""
     with pytest.raises(ValueError, match="nothing says what the scope planet is"):
         engine_module.Engine(
             store, replace(FIRSTSEEN, scope=("planet", "path")), scopes={}, refuse=lambda _: Response()
@@ -417,7 +421,7 @@ def test_an_unknown_scope_is_refused_at_start(store: Store) -> None:
 def test_any_header_and_any_body_get_a_defined_answer(
     guarded: Guarded, key: str | None, kind: str, body: bytes
 ) -> None:
-    """Whatever bytes come, the answer is a deed, its replay, or a refusal that says why."""
+    """Any bytes get an execution, its replay, or a refusal with a reason."""
     answer = guarded.send(key, body, Content_Type=kind)
     assert answer.status_code in {201, 400, 422}, answer.data
     assert answer.json, answer.data
@@ -428,7 +432,7 @@ def test_any_header_and_any_body_get_a_defined_answer(
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[httpx.Client]:
-    """Serve the application as a process that is followed by another when it dies."""
+    """Serve the application in a process that is restarted whenever it dies."""
     folder, port = tmp_path_factory.mktemp("guarded"), free_port()
     argv = [sys.executable, "-m", "tests.services.guarded", url, str(port)]
     env = clean_environment(PYTHONPATH=str(CHECKOUT))
@@ -441,7 +445,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[httpx
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_server_has_one_effect(client: httpx.Client, guarded: Guarded, point: str) -> None:
-    """Kill -9 at each point inside a request, then the same request: one deed, one stored answer."""
+    """After kill -9 at each point of a request, the same request has one effect and one stored response."""
     headers = {"Idempotency-Key": f"killed-{point}"}
     with pytest.raises(httpx.TransportError):
         client.post("/things", headers={**headers, "X-Die": point})
@@ -453,7 +457,7 @@ def test_a_killed_server_has_one_effect(client: httpx.Client, guarded: Guarded, 
 
 
 def test_the_workers_pruner_deletes_keys(migrated_url: str) -> None:
-    """Keys past their life go with everything else that is past its time."""
+    """The worker's pruner deletes expired keys."""
     store = Store(driver_url(migrated_url))
     try:
         opened(store, slot(life=-1), lease=-1)

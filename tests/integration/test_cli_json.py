@@ -1,4 +1,4 @@
-"""The command line's `--json` prints what `/v1` answers: both ask the same queries."""
+"""The command line's `--json` prints what `/v1` answers."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs a command with `--json` and returns what it printed."""
+    """Return a function that runs a command with `--json` and returns the parsed output."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str) -> Any:
@@ -38,13 +38,13 @@ def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def api(store: Store, environ: dict[str, str]) -> Api:
-    """Give the API on the same ledger and sources."""
+    """Serve the API on the same ledger and sources."""
     path = Path(environ["FIRSTSEEN_SOURCES"])
     return Api(store, sources=load_sources(path, load_providers(), environ))
 
 
 def test_lists_are_the_same(api: Api, store: Store, run: Run) -> None:
-    """Pages, their cursors and their filters."""
+    """Pages, cursors and filters are equal."""
     for number in range(5):
         deliver(store, f"evt_{number}")
     first = run("events", "--limit", "2")
@@ -54,7 +54,7 @@ def test_lists_are_the_same(api: Api, store: Store, run: Run) -> None:
 
 
 def test_stories_are_the_same(api: Api, store: Store, run: Run) -> None:
-    """The whole chain of one event."""
+    """The timelines of one event are equal."""
     event = deliver(store).event
     deliver(store, body=b"other")
     end(store, event, Move.PARK, reason="Somebody must look.")
@@ -62,7 +62,7 @@ def test_stories_are_the_same(api: Api, store: Store, run: Run) -> None:
 
 
 def test_sources_and_figures_are_the_same(api: Api, store: Store, run: Run) -> None:
-    """What is configured, and what came of it."""
+    """The lists of sources and the statistics are equal."""
     event = deliver(store).event
     end(store, event)
     record_rejections(store, [Rejected("github", "no_secret")])
@@ -72,7 +72,7 @@ def test_sources_and_figures_are_the_same(api: Api, store: Store, run: Run) -> N
 
 @pytest.mark.parametrize("what", ["retry", "rerun", "discard"])
 def test_actions_answer_alike(api: Api, store: Store, run: Run, what: str) -> None:
-    """Both tell the event as it stands now; only what differs between two events differs."""
+    """Both return the event as it is now; only its own ids and times differ."""
     one, two = (deliver(store, name).event for name in ("evt_1", "evt_2"))
     for event in (one, two):
         end(store, event, Move.PARK)
@@ -85,7 +85,7 @@ def test_actions_answer_alike(api: Api, store: Store, run: Run, what: str) -> No
 
 
 def test_calls_are_the_same(api: Api, store: Store, run: Run) -> None:
-    """Lists with their filters, and one call's story; the event's own has it, too."""
+    """Lists with filters and one call's timeline are equal."""
     event, call = with_parked_call(store)
     with_parked_call(store, "evt_2", api="salesly")
     first = run("calls", "--limit", "1")
@@ -101,7 +101,7 @@ def test_calls_are_the_same(api: Api, store: Store, run: Run) -> None:
 
 @pytest.mark.parametrize("how", [one for one in Resolution if one != Resolution.USE_STORED])
 def test_resolutions_answer_alike(api: Api, store: Store, run: Run, how: str) -> None:
-    """Both tell the call as it stands now; only what differs between two calls differs."""
+    """Both return the call as it is now; only its own ids and times differ."""
     (_, one), (_, two) = (with_parked_call(store, name) for name in ("evt_1", "evt_2"))
     for call in (one, two):
         change_call(store, call, quiet_until=None)
@@ -113,13 +113,13 @@ def test_resolutions_answer_alike(api: Api, store: Store, run: Run, how: str) ->
     assert printed["event"]["state"] == answered["event"]["state"]
     assert (printed["next"], printed["answer"]) == (answered["next"], answered["answer"])
     what = [
-        [(act["what"], act["who"], act["was"]) for act in told["actions"]] for told in (printed, answered)
+        [(act["what"], act["who"], act["was"]) for act in output["actions"]] for output in (printed, answered)
     ]
     assert what == [[(how, "api:ops", "parked")]] * 2
 
 
 def test_counts_and_bulk_runs_are_the_same(api: Api, store: Store, run: Run) -> None:
-    """A count before, and the progress after."""
+    """The count before and the progress afterwards are equal."""
     for number in range(3):
         end(store, deliver(store, f"evt_{number}").event, Move.PARK)
     body = {"what": "retry", "filter": {"state": "parked", "source": "stripe"}}
@@ -130,10 +130,10 @@ def test_counts_and_bulk_runs_are_the_same(api: Api, store: Store, run: Run) -> 
     assert shapes.Progress.model_validate(ran).done == 3
 
 
-def test_sources_are_told_without_their_secrets(api: Api) -> None:
-    """How many there are, and what is wrong; none of their values."""
-    told = api.get("/v1/sources")
-    stripe, github = told.json["data"]
-    assert "whsec_tests" not in told.text
+def test_sources_are_shown_without_their_secrets(api: Api) -> None:
+    """A source shows the number of its secrets and its problem, and no secret."""
+    output = api.get("/v1/sources")
+    stripe, github = output.json["data"]
+    assert "whsec_tests" not in output.text
     assert (stripe["name"], stripe["path"], stripe["secrets"]) == ("stripe", "/webhooks/stripe", 1)
     assert (github["secrets"], "NOT_SET" in github["problem"]) == (0, True)

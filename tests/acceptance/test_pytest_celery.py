@@ -1,4 +1,4 @@
-"""The Procfile's worker under pytest-celery: killed, restarted, and its broker with it."""
+"""The Procfile's worker under pytest-celery: unknown nudges, and a restart of worker and broker."""
 
 import pytest
 from pytest_celery import CeleryTestSetup
@@ -17,7 +17,7 @@ def postgres_deployment(postgres_deployment: Deployment) -> Deployment:
 
 
 def test_a_stray_nudge_harms_nothing(celery_setup: CeleryTestSetup, valkey: Valkey) -> None:
-    """Nudges for events that nobody recorded are taken off the queue, and the worker goes on."""
+    """Nudges for unknown events are taken off the queue, and the worker keeps running."""
     assert len(celery_setup) == 2, "one broker, one worker, no result backend"
     for row in ("00000000-0000-7000-8000-000000000000", "no id at all"):
         celery_setup.app.send_task(**wake_message(row), queue=QUEUE)
@@ -28,7 +28,7 @@ def test_a_stray_nudge_harms_nothing(celery_setup: CeleryTestSetup, valkey: Valk
 def test_an_event_outlives_worker_and_broker(
     celery_setup: CeleryTestSetup, postgres_deployment: Deployment, valkey: Valkey
 ) -> None:
-    """An event accepted while the worker is dead, its nudge lost, is handled after a restart."""
+    """An event whose worker was killed and whose nudge was lost is handled after a restart."""
     postgres_deployment.start_web()
     celery_setup.worker.kill()
     assert postgres_deployment.deliver("evt_outlives").status_code == 200

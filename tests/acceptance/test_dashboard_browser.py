@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, on a real deployment: what somebody does who was woken at 3 a.m."""
+"""The dashboard in a real browser on a real deployment: the tasks of an operator on call."""
 
 import hmac
 import os
@@ -41,7 +41,7 @@ SHOTS = [
     ("overview", "light", PHONE),
 ]
 STILL = 0.01
-"""A tenth of what Web Vitals call good."""
+"""The largest layout shift allowed: a tenth of the limit that Web Vitals rate as good."""
 PICTURES = os.environ.get("FIRSTSEEN_PICTURES")
 """The folder that keeps the pictures of docs/dashboard.md: FIRSTSEEN_PICTURES=docs/pictures renews them."""
 
@@ -93,13 +93,13 @@ def deployment(staged: tuple[Deployment, Stage]) -> Deployment:
 
 @pytest.fixture
 def stage(staged: tuple[Deployment, Stage]) -> Stage:
-    """Give the ids of what is on show."""
+    """Give the ids of the staged events."""
     return staged[1]
 
 
 @pytest.fixture
 def tab(browser: Browser, deployment: Deployment) -> Iterator[Tab]:
-    """Open a window; nothing in it may complain, whatever the test does."""
+    """Open a window; the test fails on any console error in it."""
     opened = Tab(browser, deployment.url)
     yield opened
     opened.close()
@@ -126,10 +126,10 @@ def pages_of(stage: Stage) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", PHONE)])
-def test_every_page_can_be_used_by_everybody(
+def test_every_page_is_accessible(
     browser: Browser, deployment: Deployment, stage: Stage, scheme: str, size: dict[str, int]
 ) -> None:
-    """axe-core finds nothing serious, in dark or light; no page is wider than its window or moves about."""
+    """No page, light or dark, has a serious axe-core violation, a sideways scroll or a layout shift."""
     tab = Tab(browser, deployment.url, scheme=scheme, size=size)
     found = dict[str, list[str]]()
     try:
@@ -151,7 +151,7 @@ def test_every_page_can_be_used_by_everybody(
 
 
 def test_pages_are_pictured(browser: Browser, deployment: Deployment, stage: Stage, tmp_path: Path) -> None:
-    """Each picture of docs/dashboard.md is one of a page that works, small enough for a repository."""
+    """Each picture of docs/dashboard.md shows a working page and is small enough for the repository."""
     folder = CHECKOUT / PICTURES if PICTURES else tmp_path
     for name, scheme, size in SHOTS:
         tab = Tab(browser, deployment.url, scheme=scheme, size=size)
@@ -165,8 +165,8 @@ def test_pages_are_pictured(browser: Browser, deployment: Deployment, stage: Sta
         assert 5_000 < picture.stat().st_size < 150_000
 
 
-def test_a_wrong_password_stays_outside(tab: Tab) -> None:
-    """The page says so beside the form, keeps the name, and lets nobody in."""
+def test_a_wrong_password_is_refused(tab: Tab) -> None:
+    """A wrong password shows an error beside the form, keeps the name, and signs nobody in."""
     page = tab.sign_in("ada", "wrong password")
     expect(page.get_by_role("alert")).to_have_text("Name or password is wrong.")
     expect(page.get_by_label("Name")).to_have_value("ada")
@@ -175,7 +175,7 @@ def test_a_wrong_password_stays_outside(tab: Tab) -> None:
 
 
 def test_an_event_is_found_and_its_story_read(tab: Tab, stage: Stage) -> None:
-    """From the link of an alert, past the sign-in, by its id to its story."""
+    """An alert's link leads through the sign-in; a search by id leads to the event's timeline."""
     page = tab.sign_in("ada", PASSWORD, "/events")
     page.keyboard.press("/")
     page.keyboard.type("evt_1Qx7done")
@@ -197,7 +197,7 @@ def test_an_event_is_found_and_its_story_read(tab: Tab, stage: Stage) -> None:
 
 
 def test_a_dead_event_is_retried_and_turns_done(tab: Tab, deployment: Deployment, stage: Stage) -> None:
-    """One click; the page shows the end by itself, and who did it."""
+    """One click retries the event; without a reload the page shows the end and the person's name."""
     page = tab.sign_in("ada", PASSWORD, f"/events/{stage.dead}")
     expect(page.locator("#story")).to_have_attribute("data-state", "dead")
     page.get_by_role("button", name="Retry").click()
@@ -208,7 +208,7 @@ def test_a_dead_event_is_retried_and_turns_done(tab: Tab, deployment: Deployment
 
 
 def test_the_queue_is_worked_through_by_keys(tab: Tab, deployment: Deployment) -> None:
-    """Two events wait; a keystroke each, and the focus goes on to the next; a key held down decides once."""
+    """One key press decides one event and moves the focus to the next; a key held down decides once."""
     page = tab.sign_in("ada", PASSWORD, "/queue")
     items = page.locator(".item")
     expect(items).to_have_count(2)
@@ -228,7 +228,7 @@ def test_the_queue_is_worked_through_by_keys(tab: Tab, deployment: Deployment) -
 
 
 def test_many_are_rerun_after_a_count(tab: Tab, deployment: Deployment) -> None:
-    """The filter finds them, the page counts them, the workers carry it on to its end."""
+    """The page counts the events of a filter before it reruns them, and shows when all are done."""
     ids = [f"evt_bulk_{number}" for number in range(6)]
     deployment.deliver_many(ids, threads=2, type="bulk.test")
     deployment.wait_handled(ids)
@@ -243,7 +243,7 @@ def test_many_are_rerun_after_a_count(tab: Tab, deployment: Deployment) -> None:
 
 
 def test_a_form_without_the_token_does_nothing(tab: Tab, stage: Stage) -> None:
-    """As another site would send it: refused, with a sentence."""
+    """A form with a wrong CSRF token is refused with a sentence."""
     page = tab.sign_in("ada", PASSWORD, f"/events/{stage.done}")
     page.evaluate("document.querySelector('#story form [name=csrf]').value = 'guess'")
     page.get_by_role("button", name="Rerun with new keys").click()
@@ -252,10 +252,10 @@ def test_a_form_without_the_token_does_nothing(tab: Tab, stage: Stage) -> None:
     expect(page.locator("#story")).to_have_attribute("data-state", "done")
 
 
-def test_the_overview_lives(tab: Tab, deployment: Deployment) -> None:
-    """A delivery shows without a reload; a server that is gone is said to be."""
+def test_the_overview_updates_itself(tab: Tab, deployment: Deployment) -> None:
+    """A new delivery appears without a reload, and a lost connection is shown."""
     page = tab.sign_in("ada", PASSWORD, "/?minutes=1440")
-    # No other test delivers to this source: figures are a few seconds old, and these do not change meanwhile.
+    # No other test delivers to this source: figures are cached, and these must not change meanwhile.
     count = page.locator("tr", has=page.get_by_role("link", name="github")).locator("td").first
     before = int(re.sub(r"\D", "", count.inner_text()))
     body = b'{"zen": "Keep it logically awesome."}'
@@ -271,4 +271,4 @@ def test_the_overview_lives(tab: Tab, deployment: Deployment) -> None:
     expect(page.get_by_text("Not live")).to_be_visible()
     page.context.set_offline(False)
     expect(page.get_by_text("Not live")).to_be_hidden()
-    tab.trouble.clear()  # the browser's own words about being offline
+    tab.trouble.clear()  # the browser's console errors while it was offline

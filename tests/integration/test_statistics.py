@@ -1,12 +1,14 @@
-"""What the overview reads: by minute, by source, what is pending, who lives."""
+"""Statistics: counts by minute, by source and by state, pending events, and worker heartbeats."""
 
+import json
 from datetime import timedelta
 
 import pytest
 
+from receiver.ledger.control import discard
 from receiver.ledger.counters import ALL_TIME, Rejected, record_rejections
 from receiver.ledger.queue import forget_worker, prune, record_heartbeat
-from receiver.ledger.reports import flow, pending, throughput, workers
+from receiver.ledger.reports import flow, pending, stats, throughput, workers
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import COUNTER
@@ -15,21 +17,21 @@ from tests.integration.steps import change, crowd, deliver, deliver_all, end, ho
 
 
 def repeat(store: Store, *names: str) -> None:
-    """Deliver these events once more, or for the first time."""
+    """Deliver these events once more."""
     for name in names:
         deliver(store, name)
 
 
 def test_each_minute_has_its_counts(store: Store) -> None:
-    """The minute under way is the last one; what is older than the span is left out."""
+    """The present minute is the last one, and older ones than the span are left out."""
     for event in deliver_all(store, 3)[:2]:
         end(store, event)
     repeat(store, "evt_0", "evt_1")
     deliver(store, "evt_2", b"another body")
-    told = throughput(store, 5).as_json()
-    assert [sum(told[name]) for name in ("accepted", "duplicates", "done")] == [3, 3, 2]
-    assert [len(told[name]) for name in ("accepted", "duplicates", "done")] == [5, 5, 5]
-    assert sum(told["done"][-2:]) == 2
+    report = throughput(store, 5).as_json()
+    assert [sum(report[name]) for name in ("accepted", "duplicates", "done")] == [3, 3, 2]
+    assert [len(report[name]) for name in ("accepted", "duplicates", "done")] == [5, 5, 5]
+    assert sum(report["done"][-2:]) == 2
     later(store, minutes=10)
     assert [sum(throughput(store, 5).as_json()[name]) for name in ("accepted", "duplicates", "done")] == [
         0,
@@ -39,14 +41,14 @@ def test_each_minute_has_its_counts(store: Store) -> None:
 
 
 def test_only_done_events_count_as_done(store: Store) -> None:
-    """A dead one has an end too."""
+    """A dead event is not counted as done."""
     end(store, deliver(store, "evt_1").event)
     end(store, deliver(store, "evt_2").event, Move.GIVE_UP)
     assert sum(throughput(store, 5).as_json()["done"]) == 1
 
 
-def test_sources_are_told_apart(store: Store) -> None:
-    """Each one's accepted, duplicates, done and rejections of the span."""
+def test_counts_are_separate_by_source(store: Store) -> None:
+    """Each source has its own accepted, duplicates, done and rejections."""
     end(store, deliver(store, "evt_1").event)
     deliver(store, "evt_2", source="github")
     deliver(store, "evt_1")
@@ -60,7 +62,7 @@ def test_sources_are_told_apart(store: Store) -> None:
 
 
 def test_a_span_reads_no_older_rows(store: Store) -> None:
-    """A search by index for each minute: a table that grows does not slow it down."""
+    """The query searches an index, whatever the table's size."""
     crowd(store, 2_000, state="done", finished_at=store.after(timedelta(days=-9)))
     plans = list[str]()
 
@@ -78,7 +80,7 @@ def test_a_span_reads_no_older_rows(store: Store) -> None:
 
 
 def test_old_minutes_are_forgotten(store: Store) -> None:
-    """Duplicates of days ago are no longer counted by the minute, but in all."""
+    """Counts by minute are deleted after days, and totals stay."""
     repeat(store, "evt_0", "evt_0")
     later(store, days=3)
     repeat(store, "evt_0")
@@ -89,44 +91,44 @@ def test_old_minutes_are_forgotten(store: Store) -> None:
     assert sum(row.count for row in kept if row.minute == ALL_TIME) == 2
 
 
-def test_what_is_pending_is_counted_by_source_and_state(store: Store) -> None:
-    """Done events are not among it; the oldest unfinished one is named."""
+def test_pending_events_are_counted_by_source_and_state(store: Store) -> None:
+    """Done events are not counted, and the oldest unfinished event is named."""
     first, second, third = deliver_all(store, 3)
     end(store, first)
     end(store, second, Move.PARK, reason="Look.")
     deliver(store, "evt_github", source="github")
-    told = pending(store).as_json()
-    assert told["states"] == {"stripe": {"parked": 1, "received": 1}, "github": {"received": 1}}
-    assert told["oldest"]["id"] == str(third)
-    assert told["due"]["count"] == 2
+    report = pending(store).as_json()
+    assert report["states"] == {"stripe": {"parked": 1, "received": 1}, "github": {"received": 1}}
+    assert report["oldest"]["id"] == str(third)
+    assert report["due"]["count"] == 2
     later(store, minutes=5)
     assert pending(store).as_json()["due"]["seconds"] == pytest.approx(300, abs=60)
 
 
 def test_the_oldest_is_found_in_any_state(store: Store) -> None:
-    """A waiting event may be older than a received one."""
+    """A waiting event can be older than a received one."""
     old, _new = deliver_all(store, 2)
     change(store, old, state="waiting", received_at=store.after(timedelta(hours=-2)))
-    told = pending(store).as_json()["oldest"]
-    assert (told["id"], told["state"]) == (str(old), "waiting")
-    assert told["seconds"] == pytest.approx(7200, abs=60)
+    report = pending(store).as_json()["oldest"]
+    assert (report["id"], report["state"]) == (str(old), "waiting")
+    assert report["seconds"] == pytest.approx(7200, abs=60)
 
 
 def test_an_empty_ledger_has_nothing_pending(store: Store) -> None:
-    """Zeros, not errors."""
-    told = pending(store).as_json()
-    assert (told["states"], told["oldest"], told["due"]) == ({}, None, {"count": 0, "seconds": 0.0})
+    """The counts are zero."""
+    report = pending(store).as_json()
+    assert (report["states"], report["oldest"], report["due"]) == ({}, None, {"count": 0, "seconds": 0.0})
     assert flow(store, 60) == {}
 
 
 def test_a_worker_lives_while_it_says_so(store: Store) -> None:
-    """Its last word and how long ago; an hour later it is forgotten, and at an orderly stop at once."""
+    """A worker is listed for an hour after its last heartbeat, or until it stops in order."""
     record_heartbeat(store, "one:1")
     later(store, minutes=5)
     record_heartbeat(store, "two:2")
-    told = workers(store)
-    assert [worker.name for worker in told] == ["two:2", "one:1"]
-    assert told[1].silent_seconds == pytest.approx(300, abs=30)
+    report = workers(store)
+    assert [worker.name for worker in report] == ["two:2", "one:1"]
+    assert report[1].silent_seconds == pytest.approx(300, abs=30)
     later(store, minutes=58)
     record_heartbeat(store, "two:2")
     assert [worker.name for worker in workers(store)] == ["two:2"]
@@ -135,5 +137,27 @@ def test_a_worker_lives_while_it_says_so(store: Store) -> None:
 
 
 def test_ids_begin_with_their_minute() -> None:
-    """The bound of a minute is below every id of it."""
+    """The lower bound of a minute is below every id of it."""
     assert uuid7(1_000, 0) <= uuid7(1_000) < uuid7(1_001, 0)
+
+
+def test_stats_count_by_source(store: Store) -> None:
+    """Each source has its states, duplicates, conflicts, oldest unfinished event and rejections."""
+    deliver(store, "evt_1")
+    later(store, seconds=90)
+    deliver(store, "evt_1", body=b"other")
+    discard(store, deliver(store, "evt_2").event, "ann")
+    end(store, deliver(store, "evt_1", source="github").event)
+    record_rejections(store, [Rejected("slack", "bad_signature")] * 3)
+    github, slack, stripe = stats(store).as_json()["data"]
+    assert (stripe["source"], stripe["accepted"], stripe["duplicates"], stripe["conflicts"]) == (
+        "stripe",
+        2,
+        1,
+        1,
+    )
+    assert (stripe["states"]["received"], stripe["states"]["dead"], stripe["states"]["done"]) == (1, 1, 0)
+    assert 89 < stripe["oldest_unfinished_seconds"] < 120
+    assert (github["states"]["done"], github["oldest_unfinished"]) == (1, None)
+    assert (slack["accepted"], slack["rejections"]) == (0, {"bad_signature": 3})
+    json.dumps(stats(store).as_json())

@@ -1,4 +1,4 @@
-"""Bulk runs through the API: counted first, listed in one transaction, carried on by every sweeper."""
+"""Bulk operations through the API: counted first, planned in one transaction, stepped by every sweeper."""
 
 import os
 import signal
@@ -34,11 +34,11 @@ def step(*arguments):
 bulk.BulkStep = step
 sweeper.continue_bulk_operations(Store(sys.argv[1]))
 """
-"""Dies after the acts and marks of its last batch, before their commit."""
+"""Dies after the actions of its last batch and before their commit."""
 
 
 def dead_events(store: Store, number: int) -> list[UUID]:
-    """Record this many events and let them be dead."""
+    """Record this many events and make them dead."""
     events = deliver_all(store, number)
     with store.write() as connection:
         connection.execute(
@@ -48,14 +48,14 @@ def dead_events(store: Store, number: int) -> list[UUID]:
 
 
 def acted(store: Store) -> tuple[int, int]:
-    """Return how many actions there are, and on how many events."""
+    """Count the actions, and the events with an action."""
     with store.read() as connection:
         counted = select(func.count(), func.count(ACTION.c.event.distinct()))
         return tuple(connection.execute(counted).one())
 
 
 def test_a_dry_run_counts_and_does_nothing(api: Api, store: Store) -> None:
-    """It answers 200 with the number, and no bulk run exists."""
+    """It answers 200 with the count and plans no bulk operation."""
     dead_events(store, 3)
     deliver(store, "evt_alive")
     answer = api.post("/v1/replays", {**RETRY_DEAD, "dry_run": True})
@@ -66,7 +66,7 @@ def test_a_dry_run_counts_and_does_nothing(api: Api, store: Store) -> None:
 
 
 def test_a_bulk_run_is_listed_at_once_and_done_by_a_sweeper(api: Api, store: Store) -> None:
-    """202 with where to ask; what dies later is not of it; a sweeper's pass ends it."""
+    """A sweep finishes the operation; events that die after the 202 are not part of it."""
     dead_events(store, REPLAY_BATCH + 1)
     started = api.post("/v1/replays", RETRY_DEAD)
     late = deliver(store, "evt_late").event
@@ -86,7 +86,7 @@ def test_a_bulk_run_is_listed_at_once_and_done_by_a_sweeper(api: Api, store: Sto
 
 
 def test_events_that_moved_on_are_skipped(api: Api, store: Store) -> None:
-    """A rerun is for the generation that was listed: one that was rerun meanwhile is left alone."""
+    """A bulk rerun skips an event whose generation changed since it was planned."""
     events = dead_events(store, 3)
     started = api.post("/v1/replays", {"what": "rerun", "filter": {"source": "stripe"}})
     change(store, events[0], generation=1)
@@ -96,7 +96,7 @@ def test_events_that_moved_on_are_skipped(api: Api, store: Store) -> None:
 
 
 def test_sweepers_at_once_do_nothing_twice(api: Api, store: Store) -> None:
-    """Any number of them share the steps, and two bulk runs take turns."""
+    """Concurrent sweepers share the steps of two bulk operations."""
     dead_events(store, 450)
     paths = [api.post("/v1/replays", {**RETRY_DEAD, "filter": {"type": "invoice.paid"}}).headers["Location"]]
     paths.append(
@@ -110,7 +110,7 @@ def test_sweepers_at_once_do_nothing_twice(api: Api, store: Store) -> None:
 
 
 def test_a_pass_ends_though_much_is_left(api: Api, store: Store) -> None:
-    """The sweeper has other work: the next pass goes on."""
+    """One pass does a bounded number of steps, and the next continues."""
     number = REPLAY_BATCH * REPLAY_ROUNDS + 1
     dead_events(store, number)
     api.post("/v1/replays", RETRY_DEAD)
@@ -119,7 +119,7 @@ def test_a_pass_ends_though_much_is_left(api: Api, store: Store) -> None:
 
 
 def test_a_killed_sweeper_costs_nothing(api: Api, store: Store) -> None:
-    """It dies inside its third batch: two are done, the third is whole again, and another sweeper ends it."""
+    """A sweeper killed in its third batch leaves two done; another does the rest, and nothing twice."""
     dead_events(store, 350)
     path = api.post("/v1/replays", RETRY_DEAD).headers["Location"]
     url = store.url.render_as_string(hide_password=False)
@@ -140,7 +140,7 @@ def test_a_killed_sweeper_costs_nothing(api: Api, store: Store) -> None:
 
 
 def test_the_same_key_starts_one_bulk_run(api: Api, store: Store) -> None:
-    """Sent again, the request is answered with the first run's id and its state of then."""
+    """A repeated request gets the stored response, with the first operation's id."""
     dead_events(store, 2)
     first = api.post("/v1/replays", RETRY_DEAD, once="k1")
     continue_bulk_operations(store)
@@ -150,7 +150,7 @@ def test_the_same_key_starts_one_bulk_run(api: Api, store: Store) -> None:
 
 
 def test_a_filter_of_nothing_ends_at_once(api: Api, store: Store) -> None:
-    """A bulk run of no events is over after one pass."""
+    """A bulk operation without events is finished after one pass."""
     path = api.post("/v1/replays", RETRY_DEAD).headers["Location"]
     assert continue_bulk_operations(store) == 0
     assert api.get(path).json["finished_at"]
@@ -168,14 +168,14 @@ def test_a_filter_of_nothing_ends_at_once(api: Api, store: Store) -> None:
     ],
 )
 def test_a_wrong_bulk_run_is_refused(api: Api, body: dict[str, object], sentence: str) -> None:
-    """The filter has no default, and no part of it is guessed."""
+    """The filter has no default, and an unknown part is refused."""
     refused = api.post("/v1/replays", body)
     assert problem(refused) == (422, "invalid-request")
     assert sentence in refused.json["detail"]
 
 
 def test_a_read_only_key_sees_how_far_it_is(api: Api, store: Store) -> None:
-    """It may look, not start."""
+    """A read-only key may read the progress."""
     dead_events(store, 1)
     path = api.post("/v1/replays", RETRY_DEAD).headers["Location"]
     assert api.get(path, key=BOARD).json["open"] == 1

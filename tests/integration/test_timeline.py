@@ -1,22 +1,27 @@
-"""Reading the ledger: filters, pages, and plans that search an index."""
+"""Reports of events: lists with filters and pages, their query plans, and one event's timeline."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
+from receiver.ledger.control import rerun
 from receiver.ledger.errors import BadCursor, UnknownEvent
 from receiver.ledger.filter import EventFilter, conditions
-from receiver.ledger.reports import find_event, list_events
+from receiver.ledger.lease import Outcome
+from receiver.ledger.queue import settle
+from receiver.ledger.reports import find_event, list_events, story
 from receiver.ledger.reports.models import EventsView
 from receiver.ledger.states import Move, State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from receiver.ledger.text import rfc3339
-from tests.integration.steps import change, deliver, deliver_all, end, later, row
+from tests.integration.steps import change, deliver, deliver_all, end, later, row, take
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 EVERY_PART = {
@@ -30,12 +35,12 @@ EVERY_PART = {
 
 
 def ids(page: EventsView) -> list[str]:
-    """Return the events' own ids of a page."""
+    """Return the provider's event ids of a page."""
     return [event.event_id for event in page.data]
 
 
 def pages(store: Store, which: EventFilter, limit: int) -> Iterator[EventsView]:
-    """Read all pages."""
+    """Yield all pages."""
     page = list_events(store, which, limit=limit)
     yield page
     while page.next:
@@ -44,7 +49,7 @@ def pages(store: Store, which: EventFilter, limit: int) -> Iterator[EventsView]:
 
 
 def test_an_event_has_the_agreed_shape(store: Store) -> None:
-    """Twelve fields, ids and times as text, times with a Z."""
+    """A listed event has twelve fields; ids are strings and times end with Z."""
     event = deliver(store).event
     deliver(store)
     deliver(store, body=b"other")
@@ -68,7 +73,7 @@ def test_an_event_has_the_agreed_shape(store: Store) -> None:
 
 
 def test_each_part_of_a_filter_narrows(store: Store) -> None:
-    """Source, state, type and id each leave out what does not match, and together they intersect."""
+    """Source, state, type and id each narrow the list, and together they intersect."""
     end(store, deliver(store, "evt_1").event)
     deliver(store, "evt_2", type="invoice.failed")
     deliver(store, "evt_1", source="github")
@@ -81,10 +86,10 @@ def test_each_part_of_a_filter_narrows(store: Store) -> None:
 
 
 def test_since_is_inclusive_and_until_is_not(store: Store) -> None:
-    """Neighbouring spans share no event and lose none."""
+    """Adjacent spans share no event and miss none."""
     for number in range(3):
         deliver(store, f"evt_{number}")
-    times = {one.event_id: one.received_at for one in list_events(store, EventFilter()).data}
+    times = {event.event_id: event.received_at for event in list_events(store, EventFilter()).data}
     middle = times["evt_1"]
     assert "evt_1" in ids(list_events(store, EventFilter(since=middle)))
     assert "evt_1" not in ids(list_events(store, EventFilter(until=middle)))
@@ -95,7 +100,7 @@ def test_since_is_inclusive_and_until_is_not(store: Store) -> None:
 
 
 def test_a_shifted_clock_still_finds_events_by_time(store: Store) -> None:
-    """A filter by time follows the ledger's clock, also where it is ahead of the host that made the ids."""
+    """A filter by time uses the ledger's clock, also where it differs from the host's."""
     later(store, days=3)
     deliver(store)
     span = EventFilter(
@@ -106,7 +111,7 @@ def test_a_shifted_clock_still_finds_events_by_time(store: Store) -> None:
 
 @pytest.mark.parametrize("moment", [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
 def test_any_time_can_be_asked_for(store: Store, moment: datetime) -> None:
-    """The first and the last moment that a clock can name break nothing."""
+    """The earliest and the latest datetime are valid bounds."""
     deliver(store)
     assert (
         len(list_events(store, EventFilter(since=moment)).data)
@@ -116,7 +121,7 @@ def test_any_time_can_be_asked_for(store: Store, moment: datetime) -> None:
 
 
 def test_pages_are_complete_and_disjoint_while_events_arrive(store: Store) -> None:
-    """Every event that was there at the first page is seen once, though new ones come before each page."""
+    """Every event of the first page's time is listed once, while others arrive."""
     there = {f"evt_{n}" for n in range(25)}
     deliver_all(store, 25)
     seen: list[str] = []
@@ -128,7 +133,7 @@ def test_pages_are_complete_and_disjoint_while_events_arrive(store: Store) -> No
 
 
 def test_a_full_last_page_has_no_next(store: Store) -> None:
-    """Exactly one page of events is one page; one more event makes two."""
+    """A full last page has no `next`."""
     deliver_all(store, 5)
     assert [len(page.data) for page in pages(store, EventFilter(), 5)] == [5]
     deliver(store, "evt_9")
@@ -138,13 +143,13 @@ def test_a_full_last_page_has_no_next(store: Store) -> None:
 
 @pytest.mark.parametrize("cursor", ["x", "ü", "=" * 9, "a" * 23, "\x00", "AAAA"])
 def test_a_foreign_cursor_is_refused(store: Store, cursor: str) -> None:
-    """A cursor that was not made here is named as such, whatever it is."""
+    """A cursor that this ledger did not make is a BadCursor."""
     with pytest.raises(BadCursor):
         list_events(store, EventFilter(), cursor=cursor)
 
 
 def test_texts_that_no_column_holds_match_nothing(store: Store) -> None:
-    """U+0000 and half a surrogate pair in a filter find nothing; such an id is found by its hash."""
+    """NUL and lone surrogates match nothing; an event with such an id is found by its hash."""
     deliver(store, "evt_\x00")
     assert len(list_events(store, EventFilter(source="\x00")).data) == 0
     assert len(list_events(store, EventFilter(type="\ud800")).data) == 0
@@ -152,7 +157,7 @@ def test_texts_that_no_column_holds_match_nothing(store: Store) -> None:
 
 
 def test_an_unknown_event_is_named(store: Store) -> None:
-    """What cannot be found says where it was looked for."""
+    """The error names the id and the source."""
     with pytest.raises(UnknownEvent, match="No event evt_9 of stripe"):
         find_event(store, "stripe", "evt_9")
 
@@ -163,7 +168,7 @@ def test_an_unknown_event_is_named(store: Store) -> None:
     ids=" ".join,
 )
 def test_lists_search_an_index_and_stop_early(store: Store, parts: tuple[str, ...]) -> None:
-    """No list reads or sorts the whole table: the plan walks an index in the order of the page."""
+    """No list reads or sorts the whole table: the plan walks an index in the page's order."""
     plan = explained(store, EventFilter(**{part: EVERY_PART[part] for part in parts}))
     assert "sort" not in plan.lower().replace("temp b-tree", "sort") or "event_id" in parts, plan
     assert "Seq Scan" not in plan, plan
@@ -171,7 +176,7 @@ def test_lists_search_an_index_and_stop_early(store: Store, parts: tuple[str, ..
 
 
 def explained(store: Store, which: EventFilter) -> str:
-    """Return the database's plan for a first page, on PostgreSQL the one for a table too large to sort."""
+    """Return the database's plan for a first page; PostgreSQL's as for a table too large to sort."""
     listed = (
         select(EVENT.c.id, EVENT.c.reason)
         .where(*conditions(store, which))
@@ -183,27 +188,72 @@ def explained(store: Store, which: EventFilter) -> str:
     with store.read() as connection:
         if store.sqlite:
             rows = connection.execute(text(f"EXPLAIN QUERY PLAN {escaped(query)}")).all()
-            return "\n".join(one[3] for one in rows)
+            return "\n".join(item[3] for item in rows)
         for setting in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):
             connection.execute(text(f"SET LOCAL {setting} = off"))
-        return "\n".join(one[0] for one in connection.execute(text(f"EXPLAIN {escaped(query)}")))
+        return "\n".join(item[0] for item in connection.execute(text(f"EXPLAIN {escaped(query)}")))
 
 
 def escaped(query: str) -> str:
-    """Return SQL in which no colon looks like a parameter."""
+    """Escape colons, which `text()` would take for parameters."""
     return query.replace(":", "\\:")
 
 
 def test_a_page_is_bounded(store: Store) -> None:
-    """However much is asked for, a page holds at most 500 events, and at least one."""
+    """A page has at least one and at most 500 events, whatever the limit."""
     deliver_all(store, 502)
     assert len(list_events(store, EventFilter(), limit=10_000).data) == 500
     assert len(list_events(store, EventFilter(), limit=0).data) == 1
 
 
 def test_a_filter_by_state_sees_the_present_state(store: Store) -> None:
-    """An event that moved on is listed where it is now."""
+    """An event is listed under its present state only."""
     event = deliver(store).event
     change(store, event, state=State.PARKED)
     assert ids(list_events(store, EventFilter(state=State.PARKED))) == ["evt_1"]
     assert ids(list_events(store, EventFilter(state=State.RECEIVED))) == []
+
+
+def test_the_whole_story_of_an_event(store: Store) -> None:
+    """Duplicates, conflicts, attempts, actions and the next step are in one JSON document."""
+    event = deliver(store, body=b"first", address="192.0.2.1").event
+    for number in range(25):
+        deliver(store, body=b"first", address=f"192.0.2.{number}")
+        later(store, seconds=1)
+    deliver(store, body=b"other", address="192.0.2.99")
+    failed = Outcome(Move.RETRY_LATER, reason="Attempt 1 failed.", error="Traceback: boom")
+    assert settle(store, [(take(store, event, worker="host:1"), failed)])
+    later(store, minutes=1)
+    end(store, event)
+    rerun(store, event, "ann", generation=0)
+    report = story(store, event).as_json()
+    json.dumps(report)
+    assert report["event"]["address"] == "192.0.2.1"
+    assert report["duplicates"]["count"] == 26
+    latest = report["duplicates"]["latest"]
+    assert [one["address"] for one in latest][:2] == ["192.0.2.99", "192.0.2.24"]
+    assert len(latest) == 20
+    assert latest == sorted(latest, key=lambda one: one["at"], reverse=True)
+    assert report["duplicates"]["first"] < report["duplicates"]["last"]
+    assert [(one["size"], one["promoted_to"]) for one in report["conflicts"]] == [(5, None)]
+    outcomes = [(one["number"], one["generation"], one["outcome"]) for one in report["attempts"]]
+    assert outcomes == [(1, 0, "retry later"), (2, 0, "finish")]
+    assert (report["attempts"][0]["error"], report["attempts"][0]["worker"]) == ("Traceback: boom", "host:1")
+    assert [(one["what"], one["who"], one["was"]) for one in report["actions"]] == [("rerun", "ann", "done")]
+    assert report["calls"] == []
+    assert report["next"].startswith("Attempt 1 runs as soon as a worker is free")
+
+
+def test_a_running_attempt_is_open(store: Store) -> None:
+    """The attempt of a held event has no end, and the next step says that it runs."""
+    event = deliver(store).event
+    take(store, event, worker="host:1")
+    report = story(store, event).as_json()
+    assert (report["attempts"][0]["ended_at"], report["attempts"][0]["outcome"]) == (None, None)
+    assert report["next"].startswith("A worker runs attempt 1 now")
+
+
+def test_an_unknown_event_has_no_story(store: Store) -> None:
+    """An unknown event is an UnknownEvent error."""
+    with pytest.raises(UnknownEvent):
+        story(store, uuid4()).as_json()

@@ -1,4 +1,4 @@
-"""Recording from 32 threads and 4 processes at once: one first-seen for each event, no deadlock."""
+"""Recording from 32 threads in 4 processes: one first-seen delivery per event, and no deadlock."""
 
 import random
 import subprocess
@@ -24,11 +24,11 @@ THREADS, PROCESSES = 32, 4
 EACH = THREADS // PROCESSES
 BATCH, ROUNDS = 8, 2
 TRIES = 50
-"""SQLite lets one writer in at a time, and 32 at once on a busy disk can wait past their five seconds."""
+"""SQLite has one writer at a time, so on a busy disk some of 32 wait longer than the timeout of 5 s."""
 
 WORKER = """
 import sys
-from tests.integration.test_record_concurrency import record_batches
+from tests.integration.test_recording_concurrency import record_batches
 from receiver.ledger.store import Store
 store = Store(sys.stdin.readline().strip())
 print("ready", flush=True)
@@ -40,14 +40,14 @@ store.close()
 
 
 def batches(seed: int) -> list[list[str]]:
-    """Return what one thread records: overlapping batches in an order of its own, some ids twice."""
+    """Return the batches of one thread: overlapping, in their own order, some ids twice."""
     rng = random.Random(seed)
     names = [f"evt_{n:03}" for n in range(EVENTS)]
     return [rng.choices(names, k=BATCH) for _ in range(ROUNDS * EVENTS // BATCH // 4)]
 
 
 def record_as_sent(store: Store, names: list[str]) -> list[Verdict]:
-    """Record a batch; where a crowded ledger says 503, nothing stands, and the provider sends it again."""
+    """Record a batch; after LedgerUnavailable on SQLite try again, as a provider does after a 503."""
     for _ in range(TRIES if store.sqlite else 0):
         with suppress(LedgerUnavailable):
             return record(store, [delivery(name) for name in names])
@@ -55,7 +55,7 @@ def record_as_sent(store: Store, names: list[str]) -> list[Verdict]:
 
 
 def record_batches(store: Store, seed: int) -> list[str]:
-    """Record as `EACH` threads at once; return the ids that were first seen here."""
+    """Record in `EACH` concurrent threads; return the ids that were first seen here."""
     first: list[str] = []
     gate = threading.Barrier(EACH)
 
@@ -63,7 +63,7 @@ def record_batches(store: Store, seed: int) -> list[str]:
         gate.wait(60)
         for names in batches(number):
             verdicts = record_as_sent(store, names)
-            first.extend(one.event_id for one in verdicts if one.first_seen)
+            first.extend(verdict.event_id for verdict in verdicts if verdict.first_seen)
 
     with ThreadPoolExecutor(EACH) as pool:
         list(pool.map(work, range(seed * EACH, (seed + 1) * EACH)))
@@ -72,7 +72,7 @@ def record_batches(store: Store, seed: int) -> list[str]:
 
 @pytest.fixture
 def processes(store: Store) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start four processes, ready to record at a word."""
+    """Start four processes that record when told to."""
     url = store.url.render_as_string(hide_password=False)
     with ExitStack() as stack:
         started = []
@@ -94,7 +94,7 @@ def processes(store: Store) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def test_exactly_one_first_seen_each(store: Store, processes: list[subprocess.Popen[str]]) -> None:
-    """However threads and processes overlap, each id is first seen once, and every other copy is counted."""
+    """However threads and processes overlap, each id is first seen once, and every copy is counted."""
     seen: Counter[str] = Counter()
     for process in processes:
         assert process.stdin
@@ -114,7 +114,7 @@ def test_exactly_one_first_seen_each(store: Store, processes: list[subprocess.Po
 
 @contextmanager
 def slow_inserts(store: Store) -> Iterator[None]:
-    """Let PostgreSQL take 2 ms for each new row, so that statements that could meet do meet."""
+    """Slow each INSERT down by 2 ms on PostgreSQL, so that concurrent statements meet."""
     if store.sqlite:
         yield
         return
@@ -132,7 +132,7 @@ def slow_inserts(store: Store) -> Iterator[None]:
 
 
 def test_batches_in_opposite_orders_do_not_deadlock(store: Store) -> None:
-    """Eight threads record new ids forwards and backwards; none is ever thrown out."""
+    """Eight threads record the same new ids in opposite orders, and none is aborted."""
 
     def work(number: int) -> None:
         for round_ in range(3):

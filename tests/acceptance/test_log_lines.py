@@ -1,4 +1,4 @@
-"""The lines that web and worker write: what stands on each, and what never does."""
+"""The log lines of web and worker: the fields of each line, and no secret or payload in any."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
 MARK = "canary7d0c"
-"""Stands in every secret and in all personal data of this test."""
+"""Part of every secret and of all personal data in this test."""
 
 API_KEY, TOKEN, SECRET = f"{MARK}-api-key-0123", f"{MARK}-metrics-token", f"whsec_{MARK}"
 PERSON = {"email": f"jane@{MARK}.example", "name": f"Jane {MARK}", "iban": f"DE00{MARK}"}
@@ -78,7 +78,7 @@ HAPPENED = (
     "Broker unreachable",
     "Connection to broker lost",
 )
-"""What the lines tell of, so that no path of the test went another way."""
+"""Messages that must be logged, which proves that the test took every intended path."""
 
 LEAKY = """
 CREATE TRIGGER leaky_{table} BEFORE {verb} ON {table} WHEN {condition} BEGIN
@@ -88,16 +88,16 @@ END
 
 
 def answer(heard: Heard) -> tuple[int, bytes] | None:
-    """Answer a call by the first part of its path, and say back what it said."""
-    said = json.dumps({"echo": heard.body.decode(), "you": PERSON}).encode()
-    return {"drops": None, "rejects": (400, said), "hook": (500, said)}.get(
-        heard.path.split("/")[1], (201, said)
+    """Answer a call by the first segment of its path, and echo its body."""
+    echo = json.dumps({"echo": heard.body.decode(), "you": PERSON}).encode()
+    return {"drops": None, "rejects": (400, echo), "hook": (500, echo)}.get(
+        heard.path.split("/")[1], (201, echo)
     )
 
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Valkey]:
-    """Start a broker whose password is a canary."""
+    """Start a broker whose password is the canary."""
     server = Valkey().start()
     with server.client() as client:
         client.config_set("requirepass", MARK)
@@ -106,10 +106,10 @@ def broker() -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="module")
-def told(
+def deployment(
     databases: Databases, broker: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Deploy on SQLite with a canary in everything secret, a handler for each way to fail, and an API."""
+    """Deploy on SQLite with the canary in every secret, a handler for each way to fail, and an API."""
     api = Listener(answer)
     url = broker.url.replace("://", f"://:{MARK}@")
     made = Deployment(tmp_path_factory.mktemp("logs"), databases.migrated("sqlite"), url)
@@ -133,7 +133,7 @@ def told(
 
 
 def lines(deployment: Deployment, name: str) -> list[dict[str, Any]]:
-    """Return every line that a process has ended: each is one JSON object."""
+    """Return every complete line of a process; each is one JSON object."""
     ended = deployment.logs(name).splitlines(keepends=True)
     return [json.loads(line) for line in ended if line.endswith("\n")]
 
@@ -147,8 +147,8 @@ def send(deployment: Deployment, kind: str, **headers: str) -> str:
     return str(answer.headers["X-Request-Id"])
 
 
-def knock(deployment: Deployment) -> None:
-    """Send what is refused: forged, too long, unreadable, elsewhere, without the right key."""
+def send_refused_requests(deployment: Deployment) -> None:
+    """Send requests that are refused: forged, too large, unparsable, to unknown paths, with wrong keys."""
     client, body = deployment.client, json.dumps(stripe_event("evt_forged", **PERSON)).encode()
     webhook = f"{deployment.url}/webhooks/stripe"
     answers = [
@@ -171,25 +171,27 @@ def knock(deployment: Deployment) -> None:
     assert all(answer.status_code >= 400 for answer in answers[4:])
 
 
-def test_lines_say_what_they_are_about(told: Deployment) -> None:
-    """A good request id is kept, another one replaced; event, attempt and call stand on their lines."""
-    ledger = Ledger(told.database_url)
-    assert send(told, "good", **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
-    made = send(told, "other", **{"X-Request-Id": f"{MARK} and more"})
+def test_lines_say_what_they_are_about(deployment: Deployment) -> None:
+    """A well-formed request id is kept and any other replaced; lines name their event, attempt and call."""
+    ledger = Ledger(deployment.database_url)
+    assert send(deployment, "good", **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
+    made = send(deployment, "other", **{"X-Request-Id": f"{MARK} and more"})
     assert re.fullmatch("[0-9a-f]{32}", made)
-    wait_until(lambda: ledger.state("evt_good") == "done", told.logs)
+    wait_until(lambda: ledger.state("evt_good") == "done", deployment.logs)
     (row,) = ledger.rows("SELECT e.id AS event, c.id AS call FROM event e JOIN call c ON c.event = e.id"
                          " WHERE e.event_id = 'evt_good'")  # fmt: skip
     event, call = (re.sub("-", "", str(row[name])) for name in ("event", "call"))
 
     def mine() -> list[dict[str, Any]]:
-        return [line for line in lines(told, "worker") if line.get("event", "").replace("-", "") == event]
+        return [
+            line for line in lines(deployment, "worker") if line.get("event", "").replace("-", "") == event
+        ]
 
     def requests() -> list[dict[str, Any]]:
-        return [line for line in lines(told, "web") if line.get("request") == "router-0123456789"]
+        return [line for line in lines(deployment, "web") if line.get("request") == "router-0123456789"]
 
-    # A line is written after what it tells of: the answer, the send, the end of the attempt.
-    wait_until(lambda: len(mine()) >= 2 and requests(), told.logs)
+    # A line is written after its subject: the response, the send, the end of the attempt.
+    wait_until(lambda: len(mine()) >= 2 and requests(), deployment.logs)
     (asked,) = requests()
     assert (asked["event"].replace("-", ""), asked["event_id"]) == (event, "evt_good")
     assert (asked["status"], asked["verdict"], asked["source"]) == (200, "first seen", "stripe")
@@ -198,42 +200,43 @@ def test_lines_say_what_they_are_about(told: Deployment) -> None:
     assert {"time", "level", "logger", "message"} <= set(mine()[0])
 
 
-def test_no_secret_and_no_payload_is_ever_logged(told: Deployment, broker: Valkey) -> None:
-    """Through every path, errors and tracebacks included, the lines name types and places, never values."""
-    ledger = Ledger(told.database_url)
+def test_no_secret_and_no_payload_is_ever_logged(deployment: Deployment, broker: Valkey) -> None:
+    """On every path, errors included, lines name types and places but no values."""
+    ledger = Ledger(deployment.database_url)
     for table, verb, condition in (
         ("event", "INSERT", "NEW.event_id = 'evt_web_breaks'"),
         ("attempt", "UPDATE", "NEW.event IN (SELECT id FROM event WHERE event_id = 'evt_worker_breaks')"),
     ):
         ledger.change(LEAKY.format(table=table, verb=verb, condition=condition, mark=MARK))
-    knock(told)
+    send_refused_requests(deployment)
     for kind in ("web_breaks", "worker_breaks", "raises", "dies", "thread", "refused", "rejects", "drops"):
-        send(told, kind, traceparent=MARK)
+        send(deployment, kind, traceparent=MARK)
     wait_until(
-        lambda: ledger.state("evt_raises") == "dead" and ledger.state("evt_rejects") == "dead", told.logs
+        lambda: ledger.state("evt_raises") == "dead" and ledger.state("evt_rejects") == "dead",
+        deployment.logs,
     )
     broker.kill()
-    send(told, "fine")
-    wait_until(lambda: ledger.state("evt_fine") == "done", told.logs)
+    send(deployment, "fine")
+    wait_until(lambda: ledger.state("evt_fine") == "done", deployment.logs)
     wait_until(
-        lambda: all(text in told.logs() for text in HAPPENED),
-        lambda: f"{[text for text in HAPPENED if text not in told.logs()]} in\n{told.logs()}",
+        lambda: all(text in deployment.logs() for text in HAPPENED),
+        lambda: f"{[text for text in HAPPENED if text not in deployment.logs()]} in\n{deployment.logs()}",
     )
     (kept,) = [row["error"] for row in ledger.attempts("evt_raises")][:1]
     assert PERSON["email"] in kept, "the ledger has the traceback, text and all"
-    (failed,) = [line for line in lines(told, "worker") if "raises failed" in line["message"]][:1]
-    assert [one["type"] for one in failed["failure"]] == ["ValueError", "KeyError"]
-    assert re.fullmatch(rf"{told.handlers.module}:9 raises", failed["failure"][0]["at"][-1])
-    assert any("IntegrityError" in str(line.get("failure")) for line in lines(told, "web"))
-    found = [line for line in told.logs().splitlines() if MARK in line.lower()]
+    (failed,) = [line for line in lines(deployment, "worker") if "raises failed" in line["message"]][:1]
+    assert [item["type"] for item in failed["failure"]] == ["ValueError", "KeyError"]
+    assert re.fullmatch(rf"{deployment.handlers.module}:9 raises", failed["failure"][0]["at"][-1])
+    assert any("IntegrityError" in str(line.get("failure")) for line in lines(deployment, "web"))
+    found = [line for line in deployment.logs().splitlines() if MARK in line.lower()]
     assert found == []
 
 
-def test_a_stopping_web_loses_no_line(told: Deployment) -> None:
-    """Lines wait for a writer of their own; at SIGTERM all of them are written first."""
-    web = told.webs[0]
-    asked = [told.client.get(f"{told.url}/nothing").headers["X-Request-Id"] for _ in range(100)]
+def test_a_stopping_web_loses_no_line(deployment: Deployment) -> None:
+    """Queued log lines are written before the process ends at SIGTERM."""
+    web = deployment.webs[0]
+    asked = [deployment.client.get(f"{deployment.url}/nothing").headers["X-Request-Id"] for _ in range(100)]
     web.terminate()
     assert web.wait_exit() == 0
-    logged = [line.get("request") for line in lines(told, "web")]
-    assert [one for one in asked if logged.count(one) != 1] == []
+    logged = [line.get("request") for line in lines(deployment, "web")]
+    assert [item for item in asked if logged.count(item) != 1] == []
