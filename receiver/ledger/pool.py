@@ -1,4 +1,4 @@
-"""Pooled connections: FIFO turns, limits on waits, pings of idle connections, and the driver's own on loan."""
+"""Pooled connections: FIFO turns, limits on waits, pings of idle connections, the driver's own on loan."""
 
 import logging
 import math
@@ -51,7 +51,7 @@ class LimitedConnection(psycopg.Connection[Any]):
     """
 
     limit: float | None = None
-    """Seconds of silence, None for any number; while a thread gets a connection, its deadline holds instead."""
+    """Seconds of silence, None for any. While a thread gets a connection, that deadline holds instead."""
 
     def wait(self, gen: PQGen[_Result], interval: float = 0.1, timeout: float | None = None) -> _Result:
         """Wait as psycopg does, within the limit. Every wait of a connection that stands passes here."""

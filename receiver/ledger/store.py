@@ -19,12 +19,13 @@ from receiver.ledger.pool import FifoSemaphore, acquiring, lent, limit_waits, pi
 
 log = logging.getLogger(__name__)
 
-# Seconds to get a connection, and seconds that its server may be silent, before the answer is 503.
-WAIT = 5.0
+# Seconds to get a connection, and seconds that its server may be silent, before the answer is 503. Less than
+# the gateway's patience: what it answers 503 must not be recorded afterwards, as far as that can be known.
+WAIT = 4.0
 
 # The part of it that a turn or a lock may take: the server's own "no" must come first, for it costs no
 # connection, and a thread whose turn comes late must not take a busy server for a silent one.
-SHARE = 0.8
+SHARE = 0.75
 
 # Seconds of silence where a statement may have many rows to look at or to change: platforms' routers wait for
 # an answer as long. On a server that was frozen before, the connection's ping has failed after WAIT.

@@ -30,7 +30,7 @@ SHORT = 0.5
 SLACK = 2.0
 """Seconds that a busy machine may add."""
 
-SLEEP = text("SELECT pg_sleep(60)")
+SLEEP = text("SELECT pg_sleep(20)")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_silent_batch_ends_at_its_limit(store: Store) -> None:
     """The same where the driver sends a statement once for each of several rows."""
     many = text("SELECT pg_sleep(:seconds)")
     with unavailable(within=SHORT), store.write(limit=SHORT) as connection:
-        connection.execute(many, [{"seconds": 60}, {"seconds": 60}])
+        connection.execute(many, [{"seconds": 20}, {"seconds": 20}])
     assert deliver(store).first_seen
 
 
@@ -103,7 +103,7 @@ def test_a_silent_lent_connection_ends_at_its_limit(store: Store, monkeypatch: p
     before = pid(store)
     with unavailable(within=SHORT), store.raw_connection() as pooled:
         driver: Any = pooled.driver_connection
-        driver.execute("SELECT pg_sleep(60)")
+        driver.execute("SELECT pg_sleep(20)")
     assert pid(store) != before
 
 
@@ -113,7 +113,7 @@ def test_a_connection_closes_itself_at_its_limit(store: Store) -> None:
     with LimitedConnection.connect(url) as connection:
         connection.limit = SHORT
         with pytest.raises(AnswerTimeout, match="silent"):
-            connection.execute("SELECT pg_sleep(60)")
+            connection.execute("SELECT pg_sleep(20)")
         assert connection.closed
 
 
@@ -260,4 +260,7 @@ def test_a_delivery_that_stands_unanswered_is_a_duplicate_later(
     assert not verdict.first_seen
     with store.read() as connection:
         counts = "SELECT what, sum(count) FROM counter WHERE minute = 'epoch' GROUP BY what"
-        assert dict(connection.execute(text(counts)).tuples()) == {"first seen": 1, "duplicate": 1}
+        assert dict(tuple(row) for row in connection.execute(text(counts))) == {
+            "first seen": 1,
+            "duplicate": 1,
+        }
