@@ -1,4 +1,4 @@
-"""*Profile*: processor time of each stage of one delivery, in the gateway's one thread, beside the bare view's.
+"""*Profile*: processor time of each stage of a delivery, in the gateway's thread, beside the bare view's.
 
 Deliveries go through the gateway as granian hands them over, many in one turn of the loop, to a recorder that
 records nothing. The ledger's part is measured separately, on sixteen deliveries in one batch, as under load.
