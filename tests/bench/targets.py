@@ -24,15 +24,15 @@ def percentiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _accept(found: Found) -> Iterator[Row]:
-    rates = _rates(found["accept"])
-    ours = rates["firstseen"]
+    new = rates(found["accept"])
+    ours = new["firstseen"]
     for other, least in (("bare", 0.40), ("naive", 8.0), ("durable", 7.0)):
-        if other in rates:
-            ratio = ours / rates[other]
+        if other in new:
+            ratio = ours / new[other]
             yield f"first-seen, PostgreSQL, beside {other}", f"{least} x", f"{ratio:.2f} x", ratio >= least
-    lite = rates["firstseen-sqlite"] / rates["bare"]
+    lite = new["firstseen-sqlite"] / new["bare"]
     yield "first-seen, SQLite, beside bare", "0.4 x", f"{lite:.2f} x", lite >= 0.40
-    half = _rates(found["accept"], "half duplicates")
+    half = rates(found["accept"], "half duplicates")
     ratio = half["firstseen"] / half["bare"]
     yield "half duplicates, beside bare", "0.35 x", f"{ratio:.2f} x", ratio >= 0.35
     for figure in found["accept"]:
@@ -43,8 +43,8 @@ def _accept(found: Found) -> Iterator[Row]:
 
 
 def _storm(found: Found) -> Iterator[Row]:
-    rates = {figure.contestant: figure.rate for figure in found["storm"]}
-    ratio = rates["firstseen"] / rates["bare"]
+    storm = rates(found["storm"], "storm")
+    ratio = storm["firstseen"] / storm["bare"]
     yield "storm of done events, beside bare", "0.6 x", f"{ratio:.2f} x", ratio >= 0.60
 
 
@@ -85,7 +85,8 @@ def _burst(found: Found) -> Iterator[Row]:
     yield "burst: memory of web", "150 MB", f"{burst.memory:.0f} MB", burst.memory < 150
 
 
-def _rates(figures: Sequence[Figure], workload: str = "all first-seen") -> dict[str, float]:
+def rates(figures: Sequence[Figure], workload: str = "all first-seen") -> dict[str, float]:
+    """Return the answers a second of each contestant at MANY connections."""
     return {
         figure.contestant: figure.rate
         for figure in figures
