@@ -97,9 +97,7 @@ class Bench:
             self.start(serve_naive(self.folder, self.databases, self.broker)),
             self.start(serve_firstseen(self.deployed("postgres"), "firstseen")),
             self.start(serve_firstseen(self.deployed("sqlite"), "firstseen-sqlite")),
-            self.start(
-                serve_firstseen(self.deployed("postgres", WEB_CONCURRENCY="2"), "firstseen, 2 processes")
-            ),
+            self.start(serve_firstseen(self.deployed("postgres", **TWO), "firstseen, 2 processes")),
         ]
         if find_spec("dbos"):
             contestants.append(self.start(serve_dbos(self.folder, self.databases)))
@@ -109,12 +107,7 @@ class Bench:
         self.found["accept"] = measure(
             contestants, ("all first-seen", "half duplicates"), connections=(16, MANY), **options
         )
-        full = next(
-            figure.rate
-            for figure in self.found["accept"]
-            if (figure.contestant, figure.workload, figure.connections)
-            == ("firstseen", "all first-seen", MANY)
-        )
+        full = rates(self.found["accept"])["firstseen"]
         self.found["accept"] += measure_paced(contestants[2], full, **options)
         gunicorn = [self.start(serve_app(self.folder, "bare", "gunicorn"))]
         self.found["gunicorn"] = measure(gunicorn, ("all first-seen",), connections=(MANY,), **options)
