@@ -16,7 +16,7 @@ from flask import Flask, Response, g, request
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 from config.logs import begin, bind, unbind
-from config.tracing import describe, span
+from config.tracing import describe, is_on, span
 from receiver.ledger.intake import Delivery, Verdict
 from receiver.ledger.text import random_hex
 from receiver.metrics import Instruments
@@ -89,7 +89,7 @@ class Observer:
         request_id = sent_id if sent_id and WELL_FORMED.fullmatch(sent_id) else random_hex()
         facts = RequestFacts(request_id, route, method)
         begin(request=request_id)
-        if route == DELIVERIES:
+        if route == DELIVERIES and is_on():
             # A sender is not trusted with our traces: its own is linked to, never joined.
             facts.opened = span(f"POST {DELIVERIES}", SpanKind.SERVER, link=traceparent, root=True)
             facts.span = facts.opened.__enter__()

@@ -5,7 +5,7 @@ answer under its idempotency key. The endpoints' docstrings are their documentat
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from flask import Blueprint, Response, after_this_request, g, jsonify, make_resp
 from config.credentials import ApiKey, bearer_token, find_api_key
 from config.dialects import load_dialects
 from receiver import requests
-from receiver.api.openapi import document, render_page
+from receiver.api.openapi import POLICY, document, render_page
 from receiver.api.operation import PREFIX, Answers, Operation, read
 from receiver.idempotency import Engine, Refusal, policy_of
 from receiver.ledger.errors import LedgerError
@@ -64,8 +64,10 @@ def api_views(service: Service, keys: Sequence[ApiKey]) -> Blueprint:
     views.register_error_handler(LedgerError, answer_ledger_error)
     # The document and the page are the same for everybody, so neither asks for a key.
     described = document(operations)
-    views.add_url_rule("/openapi.json", "openapi", lambda: jsonify(described))
-    views.add_url_rule("/docs", "docs", lambda: render_page(described))
+    # Rendered once, at the first request: anybody may ask for them, at any rate.
+    text, page = cache(lambda: jsonify(described).data), cache(lambda: render_page(described))
+    views.add_url_rule("/openapi.json", "openapi", lambda: Response(text(), mimetype="application/json"))
+    views.add_url_rule("/docs", "docs", lambda: Response(page(), headers={"Content-Security-Policy": POLICY}))
     return views
 
 

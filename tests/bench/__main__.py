@@ -1,6 +1,7 @@
 """`make bench`: measure everything in one run and write docs/PERFORMANCE.md."""
 
 import argparse
+import itertools
 import os
 import platform
 import sys
@@ -16,7 +17,7 @@ from unittest.mock import patch
 from config.settings import load_settings
 from receiver.ledger.store import Store
 from tests.bench import report
-from tests.bench.accept import STORM, measure, new_ids
+from tests.bench.accept import MANY, STORM, measure, measure_paced, new_ids
 from tests.bench.burst import burst
 from tests.bench.contestants import (
     EMPTY,
@@ -34,6 +35,7 @@ from tests.bench.drain import celery_latencies, drain_celery, drain_firstseen, l
 from tests.bench.growth import grow
 from tests.bench.load import MISSING, has_wrk, read_deliveries, write_deliveries
 from tests.bench.profile import profile
+from tests.bench.targets import rates
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -42,6 +44,7 @@ from tests.services.valkey import Valkey
 from tests.services.waiting import wait_until
 
 PARTS = ("accept", "storm", "drain", "idle", "growth", "burst", "profile")
+TWO = {"WEB_CONCURRENCY": "2"}
 DBOS_MISSING = "dbos is not installed (the extra `bench`): that contestant is left out."
 
 
@@ -58,6 +61,7 @@ class Bench:
         self.broker.start()
         self.databases = Databases(folder, lambda: self.postgres)
         self.found: dict[str, Any] = {}
+        self.numbers = itertools.count()
         self.found |= {"settings": self.settings(), "versions": versions()}
 
     def settings(self) -> dict[str, str]:
@@ -72,7 +76,7 @@ class Bench:
         lite.close()
         with patch.dict(os.environ, self.deployed("sqlite").env):
             ours = load_settings()
-        found |= {"granian's threads, and Firstseen's default": f"{THREADS}, {ours.web_threads}"}
+        found |= {"threads of the others' servers": str(THREADS)}
         found |= {"worker's threads": str(ours.worker_concurrency), "database connections": str(ours.db_pool)}
         return found | {"processes of the server": str(ours.web_concurrency), "cores": str(os.cpu_count())}
 
@@ -81,9 +85,10 @@ class Bench:
         self.contestants.callback(contestant.stop)
         return contestant
 
-    def deployed(self, kind: str) -> Deployment:
+    def deployed(self, kind: str, **env: str) -> Deployment:
         """Deploy Firstseen on one kind of database."""
-        return deploy(self.folder / f"{kind}-{len(self.found)}", self.databases, self.broker, kind)
+        place = self.folder / f"{kind}-{next(self.numbers)}"
+        return deploy(place, self.databases, self.broker, kind, **env)
 
     def accept(self) -> None:
         """Compare all contestants on first-seen events and on half duplicates."""
@@ -92,6 +97,7 @@ class Bench:
             self.start(serve_naive(self.folder, self.databases, self.broker)),
             self.start(serve_firstseen(self.deployed("postgres"), "firstseen")),
             self.start(serve_firstseen(self.deployed("sqlite"), "firstseen-sqlite")),
+            self.start(serve_firstseen(self.deployed("postgres", **TWO), "firstseen, 2 processes")),
         ]
         if find_spec("dbos"):
             contestants.append(self.start(serve_dbos(self.folder, self.databases)))
@@ -99,10 +105,12 @@ class Bench:
             say(DBOS_MISSING)
         options: dict[str, Any] = {"folder": self.folder, **self.lengths}
         self.found["accept"] = measure(
-            contestants, ("all first-seen", "half duplicates"), connections=(16, 64), **options
+            contestants, ("all first-seen", "half duplicates"), connections=(16, MANY), **options
         )
+        full = rates(self.found["accept"])["firstseen"]
+        self.found["accept"] += measure_paced(contestants[2], full, **options)
         gunicorn = [self.start(serve_app(self.folder, "bare", "gunicorn"))]
-        self.found["gunicorn"] = measure(gunicorn, ("all first-seen",), connections=(64,), **options)
+        self.found["gunicorn"] = measure(gunicorn, ("all first-seen",), connections=(MANY,), **options)
 
     def storm(self) -> None:
         """Compare a storm of duplicates of done events with the bare view."""
@@ -116,7 +124,7 @@ class Bench:
         wait_until(lambda: ledger.states()["done"] == STORM, "the storm's events to be done")
         contestants = [self.start(serve_app(self.folder, "bare")), firstseen]
         options: dict[str, Any] = {"folder": self.folder, "storm": ids, **self.lengths}
-        self.found["storm"] = measure(contestants, ("storm",), connections=(64,), **options)
+        self.found["storm"] = measure(contestants, ("storm",), connections=(MANY,), **options)
 
     def drain(self) -> None:
         """Compare empty handlers with plain Celery tasks, then measure handlers with one call."""

@@ -17,6 +17,13 @@ STORM = 20
 """Events of a storm; all of its deliveries are duplicates of these."""
 
 
+MANY = 64
+"""Connections at which contestants are judged."""
+
+LONE_PAUSE = 20.0
+"""Milliseconds between lone deliveries."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """The medians of all rounds for one contestant, workload and number of connections."""
@@ -75,6 +82,18 @@ def measure(
                     file = write_deliveries(folder / "deliveries.txt", ids)
                     done = run_wrk(contestant.url, file, connections=count, seconds=seconds)
                     results[contestant.name, workload, count].append(done)
+    return [_figure(*key, found) for key, found in results.items()]
+
+
+def measure_paced(one: Contestant, full: float, *, folder: Path, rounds: int, seconds: float) -> list[Figure]:
+    """Load a contestant with half of what it takes in full, a second, and with lone deliveries."""
+    paces = {"half of that load": (MANY, 2000 * MANY / full), "lone deliveries": (1, LONE_PAUSE)}
+    results: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
+    for _ in range(rounds):
+        for workload, (count, pause) in paces.items():
+            file = write_deliveries(folder / "deliveries.txt", all_new(seconds))
+            done = run_wrk(one.url, file, connections=count, seconds=seconds, pause=pause)
+            results[one.name, workload, count].append(done)
     return [_figure(*key, found) for key, found in results.items()]
 
 

@@ -1,5 +1,6 @@
 -- Sends the signed deliveries of a file, one a line: signature, blank, body. Counts what is not answered 200, and
--- stops when all are answered, if it is told to send them `once`.
+-- stops when all are answered, if it is told to send them `once`. With a number of milliseconds, each connection rests
+-- for so long on average before it sends the next.
 local deliveries, sent, answered, once, threads = {}, 0, 0, false, {}
 
 function setup(thread)
@@ -9,6 +10,10 @@ end
 function init(arguments)
   refused = 0
   once = arguments[2] == "once"
+  local pause = tonumber(arguments[2])
+  if pause then
+    function delay() return math.random() * 2 * pause end
+  end
   for line in io.lines(arguments[1]) do
     local signature, body = line:match("^(%S+) (.*)$")
     local headers = { ["Stripe-Signature"] = signature, ["Content-Type"] = "application/json; charset=utf-8" }

@@ -62,9 +62,14 @@ def read_deliveries(file: Path) -> list[tuple[bytes, dict[str, str]]]:
     return found
 
 
-def run_wrk(url: str, deliveries: Path, *, connections: int, seconds: float, once: bool = False) -> Result:
-    """Send the deliveries for this many seconds, or until all are answered, and return the measurements."""
+def run_wrk(
+    url: str, deliveries: Path, *, connections: int, seconds: float, once: bool = False, pause: float = 0
+) -> Result:
+    """Send the deliveries for this many seconds, or all of them `once`, and return the measurements.
+
+    `pause` is the mean of milliseconds for which each connection rests between two deliveries.
+    """
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(SCRIPT), url]
-    argv += ["--", str(deliveries), *(["once"] if once else [])]
+    argv += ["--", str(deliveries), *(["once"] if once else []), *([str(pause)] if pause else [])]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     return Result(**json.loads(done.stdout.strip().splitlines()[-1]))

@@ -1,16 +1,17 @@
-"""*Profile*: processor time of each stage of one delivery, in one thread, beside the bare view's.
+"""*Profile*: processor time of each stage of a delivery, in the gateway's thread, beside the bare view's.
 
-The ledger's part is measured separately, on sixteen deliveries in one batch, as under load: a thread that has
-waited for the database finds its caches cold, and then every stage seems slower than it is.
+Deliveries go through the gateway as granian hands them over, many in one turn of the loop, to a recorder that
+records nothing. The ledger's part is measured separately, on sixteen deliveries in one batch, as under load.
 """
 
+import asyncio
 import io
 import os
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from uuid import uuid4
 from flask import Flask
 
 from config.settings import load_settings
-from receiver import ingress
-from receiver.app import create_app
+from receiver.app import build_web
 from receiver.endpoints import Endpoint
-from receiver.ledger.intake import Delivery, Recorder, Verdict
+from receiver.gateway import Gateway
+from receiver.ingress import Ingress
+from receiver.ledger.intake import Delivery, GroupCommit, Verdict
 from receiver.ledger.intake.recording import record_first_seen
 from receiver.ledger.store import Store
 from receiver.telemetry import Observer
@@ -36,14 +38,15 @@ from tests.services.deployment import Deployment
 
 COUNT, CHUNK = 2_000, 100
 STAGES: Mapping[str, tuple[tuple[Any, str], ...]] = {
-    "request id, log line, histogram": ((Observer, "_begin"), (Observer, "_answered"), (Observer, "_end")),
-    "reading body, headers and URL": ((ingress.Ingress, "_read"),),
+    "request id, histogram, log": ((Observer, "begin"), (Observer, "answered"), (Observer, "end")),
     "verifying the signature": ((Endpoint, "verify"),),
     "finding id, type and time": ((Endpoint, "extract"),),
-    "answer": ((ingress, "_answer"),),
+    "answer": ((Ingress, "answer"),),
 }
-REST, LEDGER = "Flask, routing and the rest", "its share of a commit for sixteen"
+REST, LEDGER = "gateway: headers, body, URL and the loop", "its share of a commit for sixteen"
 TOGETHER = 16
+
+Deliveries = Iterable[tuple[bytes, Mapping[str, str]]]
 
 
 def profile(deployment: Deployment, folder: Path) -> dict[str, float]:
@@ -54,19 +57,71 @@ def profile(deployment: Deployment, folder: Path) -> dict[str, float]:
         patches.enter_context(patch.dict(os.environ, deployment.env))
         # Logging takes its stream when the application is built.
         patches.enter_context(patch.object(sys, "stderr", nowhere))
+        patches.enter_context(patch.object(GroupCommit, "record", _recorded))
+        gateway = Gateway(build_web(load_settings()))
+        whole = asyncio.run(_through(gateway, deliveries))
         for stage, places in STAGES.items():
             for owner, name in places:
                 clocked = _clocked(getattr(owner, name), spent[stage])
                 patches.enter_context(patch.object(owner, name, clocked))
-        patches.enter_context(patch.object(Recorder, "record", _recorded))
-        whole = _run(create_app(load_settings()), deliveries)
+        asyncio.run(_through(gateway, deliveries))
     found = {stage: sum(times) / COUNT for stage, times in spent.items()}
     found |= {REST: whole - sum(found.values()), LEDGER: _ledger(deployment)}
     return found | {"bare": _run(bare.application(), deliveries)}
 
 
-def _recorded(_recorder: Recorder, deliveries: Sequence[Delivery]) -> list[Verdict]:
+async def _recorded(_commits: GroupCommit, deliveries: Sequence[Delivery]) -> list[Verdict]:
     return [Verdict(uuid4(), delivery.event_id, first_seen=True) for delivery in deliveries]
+
+
+async def _through(gateway: Gateway, deliveries: Deliveries) -> float:
+    """Send deliveries through a gateway; return the median microseconds of one, over chunks."""
+    begin, end = asyncio.Event(), asyncio.Event()
+    begin.set()
+
+    async def life() -> Mapping[str, str]:
+        await (end if not begin.is_set() else begin).wait()
+        begin.clear()
+        return {"type": "lifespan"}
+
+    async def ignore(_message: Any) -> None:
+        pass
+
+    living = asyncio.create_task(gateway({"type": "lifespan"}, life, ignore))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    scopes = [(_scope(body, headers), _receive(body)) for body, headers in deliveries]
+    chunks = []
+    for start in range(0, len(scopes), CHUNK):
+        begun = time.thread_time()
+        calls = [gateway(scope, receive, ignore) for scope, receive in scopes[start : start + CHUNK]]
+        await asyncio.gather(*calls)
+        chunks.append((time.thread_time() - begun) / CHUNK * 1e6)
+    end.set()
+    await living
+    return statistics.median(chunks)
+
+
+def _receive(body: bytes) -> Callable[[], Awaitable[dict[str, Any]]]:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def _scope(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    sent = {"host": "127.0.0.1:8000", **headers, "content-length": str(len(body))}
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": ENDPOINT,
+        "raw_path": ENDPOINT.encode(),
+        "query_string": b"",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in sent.items()],
+        "server": ("127.0.0.1", "8000"),
+        "client": ("127.0.0.1", "50000"),
+    }
 
 
 def _ledger(deployment: Deployment) -> float:
@@ -95,8 +150,8 @@ def _clocked(function: Callable[..., Any], times: list[float]) -> Callable[..., 
     return run
 
 
-def _run(app: Flask, deliveries: Iterable[tuple[bytes, Mapping[str, str]]]) -> float:
-    """Call an application as a server does; return the median microseconds per call, over chunks."""
+def _run(app: Flask, deliveries: Deliveries) -> float:
+    """Call a WSGI application as a server does; return the median microseconds of one, over chunks."""
     environs = [_environ(body, headers) for body, headers in deliveries]
     chunks = []
     for start in range(0, len(environs), CHUNK):
