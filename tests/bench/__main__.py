@@ -109,7 +109,7 @@ class Bench:
         )
         full = rates(self.found["accept"])["firstseen"]
         self.found["accept"] += measure_paced(contestants[2], full, **options)
-        self.found["accept"].append(measure_commits(driver_url(self.databases.fresh("postgres"))))
+        self.found["accept"].append(measure_commits(self.databases.fresh("postgres")))
         gunicorn = [self.start(serve_app(self.folder, "bare", "gunicorn"))]
         self.found["gunicorn"] = measure(gunicorn, ("all first-seen",), connections=(MANY,), **options)
 

@@ -101,7 +101,7 @@ def measure_paced(one: Contestant, full: float, *, folder: Path, rounds: int, se
 
 
 def measure_commits(url: str, count: int = 150) -> Figure:
-    """Insert one small row at a time with the driver alone: what a lone delivery's commit costs at the least."""
+    """Insert one small row at a time with the driver alone: the least that a lone delivery can take."""
     times = []
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE lone (body text)")
