@@ -53,12 +53,12 @@ class LimitedConnection(psycopg.Connection[Any]):
     limit: float | None = None
     """Seconds of silence, None for any. While a thread gets a connection, that deadline holds instead."""
 
-    def wait(self, gen: PQGen[_Result], interval: float = 0.1, timeout: float | None = None) -> _Result:
+    def wait(self, gen: PQGen[_Result], *arguments: Any, **named: Any) -> _Result:
         """Wait as psycopg does, within the limit. Every wait of a connection that stands passes here."""
-        return super().wait(self._limited(gen), interval, timeout)
+        return super().wait(self._limited(gen), *arguments, **named)
 
     def _limited(self, gen: PQGen[_Result]) -> PQGen[_Result]:
-        """Pass on what psycopg and its generator say to each other; after `interval`, it says 0: silence."""
+        """Pass on what psycopg and its generator say to each other; a tenth of a second of silence is a 0."""
         until, limit, heard = _acquiring.until, self.limit, time.monotonic()
         try:
             wanted = next(gen)

@@ -52,11 +52,12 @@ def on_pgbouncer(own_postgres: Postgres, pgbouncer: PgBouncer, valkey: Valkey, d
     return made
 
 
-@pytest.fixture(params=["postgres", "pgbouncer"])
+@pytest.fixture(params=["postgres", "pgbouncer", "behind_pgbouncer"])
 def freezable(request: pytest.FixtureRequest) -> tuple[Deployment, Server]:
-    """Deploy on a server that this test may freeze: PostgreSQL itself, or a PgBouncer in front of it."""
-    server = request.getfixturevalue("own_postgres" if request.param == "postgres" else request.param)
-    return request.getfixturevalue(f"on_{request.param}"), server
+    """Deploy on a server that this test may freeze: PostgreSQL, a PgBouncer before it, or one behind that."""
+    deployment = "on_postgres" if request.param == "postgres" else "on_pgbouncer"
+    server = "pgbouncer" if request.param == "pgbouncer" else "own_postgres"
+    return request.getfixturevalue(deployment), request.getfixturevalue(server)
 
 
 @pytest.fixture
@@ -103,6 +104,11 @@ def test_a_stopped_postgres(on_postgres: Deployment, own_postgres: Postgres) -> 
     assert ledger.outcomes("evt_running") == ["finish"], "it was settled late, not run again"
     assert sorted(on_postgres.handlers.lines()) == ["evt_late", "evt_running"]
     assert all(process.running for process in (*on_postgres.webs, *on_postgres.workers))
+
+
+def direct(deployment: Deployment, server: Postgres) -> str:
+    """Return the address of a deployment's database without a pooler."""
+    return server.url(deployment.database_url.rpartition("/")[2])
 
 
 @contextmanager
@@ -172,7 +178,7 @@ def test_a_frozen_database(freezable: tuple[Deployment, Server], own_postgres: P
         deployment.handlers.release()
         deployment.wait_handled(["evt_running"])
         wait_until(lambda: "No sweep: The ledger's database does not answer" in worker.logs(), worker.logs)
-    database_url = deployment.database_url.replace(f":{server.port}/", f":{own_postgres.port}/")
+    database_url = direct(deployment, own_postgres)
     assert_well_again(deployment, ids, database_url)
     assert Ledger(database_url).outcomes("evt_running") == ["finish"], "it was settled late, not run again"
     assert "Traceback" not in deployment.logs()
@@ -209,13 +215,11 @@ def test_a_database_that_freezes_under_load(
             lane.result()
     assert {status for _, status, _ in others} == {503}
     assert max(took for _, _, took in others) < BOUND + SLACK
-    database_url = deployment.database_url.replace(f":{server.port}/", f":{own_postgres.port}/")
+    database_url = direct(deployment, own_postgres)
     assert_well_again(deployment, acknowledged + [name for name, _, _ in others], database_url)
 
 
-def test_a_pool_that_is_used_up(
-    on_pgbouncer: Deployment, pgbouncer: PgBouncer, own_postgres: Postgres
-) -> None:
+def test_a_pool_that_is_used_up(on_pgbouncer: Deployment, own_postgres: Postgres) -> None:
     """PgBouncer's connections are all inside of others' transactions: deliveries get 503 in time."""
     on_pgbouncer.start()
     ids = [f"evt_{number}" for number in range(20)]
@@ -224,7 +228,7 @@ def test_a_pool_that_is_used_up(
         for _ in range(POOL):
             held.enter_context(closing(psycopg.connect(url))).execute("SELECT 1")
         assert_refused_in_time(on_pgbouncer, ids)
-    assert_well_again(on_pgbouncer, ids, url.replace(f":{pgbouncer.port}/", f":{own_postgres.port}/"))
+    assert_well_again(on_pgbouncer, ids, direct(on_pgbouncer, own_postgres))
 
 
 def test_connections_that_all_wait_for_a_lock(on_postgres: Deployment) -> None:
