@@ -64,6 +64,11 @@ class Ingress:
         self._endpoints, self._rejections = endpoints, rejections
         self.public_url = public_url
 
+    @property
+    def largest_body(self) -> int:
+        """The bytes of the largest body that any source takes."""
+        return max((endpoint.source.max_body for endpoint in self._endpoints.values()), default=0)
+
     def endpoint(self, source: str) -> Endpoint:
         """Return the endpoint of a source; raise Problem 404 where there is none."""
         found = self._endpoints.get(source)
