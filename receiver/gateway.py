@@ -9,6 +9,7 @@ together have a budget, so a stalled sender costs a socket and nothing else.
 import asyncio
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -24,6 +25,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from config.tracing import flush
 from receiver.app import Web
 from receiver.endpoints import Endpoint
 from receiver.ingress import METHODS, base_url, full_url
@@ -46,9 +48,12 @@ PATIENCE = 4.5
 # Seconds between two looks at deadlines; also the longest that measures wait before other processes see them.
 TICK = 0.25
 
+# Seconds after a stop in which requests end, and any process does: granian kills it at ten, unflushed.
+LEAVE_AFTER = 7.0
+
 # Bytes of all bodies that are in memory at once, unfinished uploads and requests that wait for the ledger; or
-# twice the largest body that a source takes. Past it, the oldest unfinished uploads are refused, or the newest
-# request where none is unfinished.
+# twice the largest body that a source takes. Past it, the oldest unfinished uploads are refused, or the
+# newest request where none is unfinished.
 BUDGET = 64 * 1024 * 1024
 
 # Bytes of a request's body for a page or `/v1`, which all take far less; the application says so itself.
@@ -62,17 +67,13 @@ DELIVERY_PATH = "/webhooks/"
 _REQUEST_ID = REQUEST_ID.lower().encode()
 
 
-class BrokenOff(Exception):
-    """The sender went away before its body was whole: there is nobody to answer."""
-
-
 def budget(largest: int) -> int:
     """Return the bytes that all bodies may take, given the largest of a source: never too few for it."""
     return max(BUDGET, 2 * largest)
 
 
 class UploadRefused(Exception):
-    """A body is given up before it is whole: `reason` is stalled, no_room or stopping."""
+    """A body is given up before it is whole: `reason` is stalled, no_room, stopping or cut_off."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -104,7 +105,7 @@ class Uploads:
     async def whole(self, receive: Receive, length: int | None, limit: int) -> bytes | None:
         """Return a request's body, whose bytes the caller gives back; None where it is longer than `limit`.
 
-        Raises UploadRefused, or BrokenOff when its sender is gone.
+        Raises UploadRefused.
         """
         if length is not None and length > limit:
             return None
@@ -115,7 +116,7 @@ class Uploads:
             while more:
                 message = await receive()
                 if message["type"] != "http.request":
-                    raise BrokenOff
+                    raise UploadRefused("cut_off")
                 more = message.get("more_body", False)
                 if piece := message.get("body"):
                     pieces.append(piece)
@@ -196,14 +197,10 @@ class Gateway:
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         source = scope["path"].removeprefix(DELIVERY_PATH)
         delivers = source != scope["path"] and "/" not in source and scope["method"] in METHODS
-        try:
-            if delivers:
-                await self._delivery(source, scope, headers, receive, send)
-            else:
-                await self._page(scope, headers, receive, send)
-        except BrokenOff:
-            # Nobody waits for an answer; what was sent has been forgotten.
-            pass
+        if delivers:
+            await self._delivery(source, scope, headers, receive, send)
+        else:
+            await self._page(scope, headers, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -232,8 +229,17 @@ class Gateway:
 
     def _stop(self) -> None:
         self._uploads.stop()
+        self._loop.call_later(LEAVE_AFTER, self._leave)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.raise_signal(signal.SIGINT)
+
+    def _leave(self) -> None:
+        """End this process: what waits by now is a sender that stopped in mid-header, or a verifier."""
+        log.warning("Requests are not over %g s after the stop; they are cut off.", LEAVE_AFTER)
+        self._instruments.flush()
+        flush(TICK)
+        logging.shutdown()
+        os._exit(0)
 
     async def _delivery(
         self, source: str, scope: Scope, headers: Headers, receive: Receive, send: Send
@@ -248,7 +254,7 @@ class Gateway:
             try:
                 body = await self._uploads.whole(receive, _length(headers), endpoint.source.max_body)
             except UploadRefused as error:
-                if error.reason != "stopping":
+                if error.reason in ("stalled", "no_room"):
                     self._ingress.refuse(endpoint, error.reason, address, facts)
                 raise self._given_up(error) from None
             if body is None:
@@ -261,9 +267,6 @@ class Gateway:
         except HTTPException as error:
             answer = document(http_problem(error.code or 400))
         except Exception as error:
-            if isinstance(error, BrokenOff):
-                self._observer.end(facts)
-                raise
             failed = error
             log.exception("A delivery failed.")
             answer = document(http_problem(500))
@@ -279,8 +282,13 @@ class Gateway:
         """Return what a request gets whose body was given up; it is not read on."""
         if refused.reason == "stopping":
             return unavailable("This server stops; nothing was recorded. Send it again.", close=True)
+        if refused.reason == "cut_off":
+            # Its sender may have ended its own side alone, and still read.
+            return Problem(400, "cut-off", "The body ended before it was whole.", {"Connection": "close"})
         if refused.reason == "no_room":
-            return unavailable("Too many uploads came at once; nothing was recorded. Send it again.", close=True)
+            return unavailable(
+                "Too many uploads came at once; nothing was recorded. Send it again.", close=True
+            )
         seconds = f"{self._settings.upload_timeout.total_seconds():g}"
         problem = f"The request was not whole after {seconds} s."
         return Problem(408, "stalled", problem, {"Connection": "close"})

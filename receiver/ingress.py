@@ -24,7 +24,7 @@ from receiver.dispatch import Background
 from receiver.endpoints import Endpoint
 from receiver.handshakes import HandshakeAnswer
 from receiver.ledger.counters import Rejected
-from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.errors import CommitUncertain, LedgerUnavailable
 from receiver.ledger.intake import Delivery, Recorder, Verdict
 from receiver.problems import Answer, Problem, http_problem, unavailable
 from receiver.signatures import CannotVerify, InvalidSignature, Request
@@ -104,6 +104,8 @@ class Ingress:
 
     def failure(self, prepared: Prepared, error: Exception) -> Problem:
         """Return the 503 for events that could not be recorded; log it, unless the ledger was just away."""
+        if isinstance(error, CommitUncertain):
+            return unavailable("The ledger does not answer in time; it may have this or not. Send it again.")
         if isinstance(error, LedgerUnavailable):
             return unavailable("The ledger does not answer; nothing was recorded. Send it again.")
         log.error("A delivery to %s could not be recorded.", prepared.endpoint.source.name, exc_info=error)

@@ -1,4 +1,4 @@
-"""The front of web: stalled senders, bodies that are not whole, repeated headers, slow pages and verifiers."""
+"""The front of web: stalled senders, bodies cut off, repeated headers, slow pages and verifiers."""
 
 import hmac
 import json
@@ -23,7 +23,7 @@ from tests.services.databases import NO_BROKER, Databases
 from tests.services.deployment import Deployment, timed
 from tests.services.ledger import Ledger
 from tests.services.processes import lives
-from tests.services.raw_client import RawClient, Reply, chunked, request
+from tests.services.raw_client import RawClient, chunked, request
 from tests.services.signing import STRIPE_SECRET, stripe_delivery, stripe_event, stripe_headers
 from tests.services.waiting import wait_until
 
@@ -176,10 +176,6 @@ class Stalled:
                     with suppress(OSError):
                         client.send(chunked(b"x") if kind is in_chunked_body else b"x")
 
-    def answers(self) -> list[Reply | None]:
-        """Wait until every connection is answered or closed."""
-        return [client.reply() for client in self.clients]
-
     def close(self) -> None:
         """Close all."""
         self._over.set()
@@ -227,7 +223,7 @@ def line_of(deployment: Deployment, request_id: str) -> dict[str, Any]:
 
 
 def assert_prompt(deployment: Deployment, name: str) -> None:
-    """Deliver and look at /healthz a few times: all are answered well, and as a rule within PROMPT seconds."""
+    """Deliver and ask for /healthz a few times: all are answered well, as a rule within PROMPT seconds."""
     deliveries = [timed(deployment.deliver, f"{name}_{number}") for number in range(9)]
     health = [timed(deployment.client.get, f"{deployment.url}/healthz") for _ in range(9)]
     assert {answer.status_code for answer, _ in deliveries + health} == {200}
@@ -244,7 +240,7 @@ def test_stalled_senders_hold_nothing_up(
     stalled = stall(patient.url, HEADS + BODIES, count)
     assert_prompt(patient, "evt_among")
     for client in stalled.clients:
-        client.socket.setblocking(False)
+        client.socket.settimeout(0)
         with pytest.raises(BlockingIOError):
             client.socket.recv(1)  # none of them was answered or closed meanwhile
     events = Ledger(patient.database_url).events()
@@ -254,22 +250,20 @@ def test_stalled_senders_hold_nothing_up(
 def test_stalled_requests_are_refused_and_counted(web: Deployment, stall: Callable[..., Stalled]) -> None:
     """After the deadline a stalled body gets 408 and its connection ends; those of sources are counted."""
     bodies, heads = stall(web.url, BODIES, 32), stall(web.url, HEADS, 8)
-    answers = bodies.answers()
-    assert {answer.status for answer in answers if answer} == {408}
-    assert None not in answers
-    problem = json.loads(answers[0].body)  # type: ignore[union-attr]
+    answers = [client.reply() for client in bodies.clients]
+    assert {answer.status for answer in answers} == {408}
+    problem = json.loads(answers[0].body)
     assert problem["type"] == "urn:firstseen:problem:stalled"
     assert all(client.closed() for client in bodies.clients)
-    assert {answer.status for answer in heads.answers() if answer} <= {408}
+    assert {answer.status for client in heads.clients if (answer := client.reply_or_end())} <= {408}
     assert all(client.closed() for client in heads.clients)
     wait_until(lambda: rejections(web) == {"stalled": 32}, lambda: str(rejections(web)))
-    page = RawClient(web.url).send(request("/v1/events", None, {"Content-Length": "10"}, method="POST"))
-    refused = page.reply()
-    assert refused is not None
-    assert (refused.status, page.closed()) == (408, True)
+    with RawClient(web.url).send(request("/v1/events", None, {"Content-Length": "10"})) as page:
+        refused = page.reply()
+        assert (refused.status, page.closed()) == (408, True)
     assert Ledger(web.database_url).events() == []
     assert "Traceback" not in web.logs("web")
-    line = line_of(web, answers[0].headers["x-request-id"])  # type: ignore[union-attr]
+    line = line_of(web, answers[0].headers["x-request-id"])
     assert (line["source"], line["refused"], line["status"]) == ("stripe", "stalled", 408)
 
 
@@ -279,10 +273,10 @@ def test_idle_connections_hold_nothing_up(patient: Deployment) -> None:
         clients = [cleanup.enter_context(RawClient(patient.url)) for _ in range(500)]
         for client in clients:
             client.send(request("/healthz", method="GET"))
-        assert {client.reply().status for client in clients} == {200}  # type: ignore[union-attr]
+        assert {client.reply().status for client in clients} == {200}
         assert_prompt(patient, "evt_among")
         clients[0].send(request("/healthz", method="GET"))
-        assert clients[0].reply().status == 200  # type: ignore[union-attr]
+        assert clients[0].reply().status == 200
 
 
 @pytest.mark.parametrize(
@@ -300,7 +294,6 @@ def test_a_long_body_is_refused_unread(web: Deployment, target: str, limit: int,
             expect = {"Expect": "100-continue"} if way == "expect" else {}
             client.send(request(target, None, {"Content-Length": str(limit + 1)} | expect))
         answer = client.reply()
-        assert answer is not None
         assert answer.status == 413, "and no 100 Continue before it"
         assert answer.headers["content-type"] == "application/problem+json"
         assert client.closed()
@@ -310,14 +303,14 @@ def test_a_long_body_is_refused_unread(web: Deployment, target: str, limit: int,
 
 def test_bodies_up_to_the_limit_are_taken(web: Deployment) -> None:
     """The limit itself is allowed, with a length and in chunks."""
-    body = b"x" * 100_000
+    body, other = b"x" * 100_000, b"y" * 100_000
     with RawClient(web.url) as client:
         client.send(request("/webhooks/open", body))
-        assert client.reply().status == 200  # type: ignore[union-attr]
+        assert client.reply().status == 200
         client.send(request("/webhooks/open", None, {"Transfer-Encoding": "chunked"}))
-        client.send(chunked(body[:7], body[7:]), b"0\r\n\r\n")
-        assert client.reply().status == 200  # type: ignore[union-attr]
-    assert [bytes(event["body"]) for event in Ledger(web.database_url).events()] == [body, body]
+        client.send(chunked(other[:7], other[7:]), b"0\r\n\r\n")
+        assert client.reply().status == 200
+    assert [bytes(event["body"]) for event in Ledger(web.database_url).events()] == [body, other]
 
 
 def test_a_client_that_waits_for_continue_is_told_to(web: Deployment) -> None:
@@ -326,10 +319,8 @@ def test_a_client_that_waits_for_continue_is_told_to(web: Deployment) -> None:
     head = request(body=None, headers=headers | {"Content-Length": str(len(body)), "Expect": "100-continue"})
     with RawClient(web.url).send(head) as client:
         go_on = client.reply()
-        assert go_on is not None
         assert go_on.status == 100
         answer = client.send(body).reply()
-        assert answer is not None
         assert answer.status == 200
     assert Ledger(web.database_url).state("evt_1") == "received"
 
@@ -339,7 +330,6 @@ def test_http_1_0_is_answered_and_closed(web: Deployment) -> None:
     body, headers = signed("evt_1")
     with RawClient(web.url).send(request(body=body, headers=headers, version="1.0")) as client:
         answer = client.reply()
-        assert answer is not None
         assert answer.status == 200
         assert client.closed()
     assert Ledger(web.database_url).state("evt_1") == "received"
@@ -352,10 +342,10 @@ def test_pipelined_requests_are_answered_in_order(web: Deployment) -> None:
     health = request("/healthz", method="GET")
     with RawClient(web.url).send(b"".join([deliveries[0], forged, health, *deliveries])) as client:
         answers = [client.reply() for _ in range(5)]
-    assert [answer.status for answer in answers if answer] == [200, 401, 200, 200, 200]
-    events = [json.loads(answers[place].body)["event_id"] for place in (0, 3, 4)]  # type: ignore[union-attr]
+    assert [answer.status for answer in answers] == [200, 401, 200, 200, 200]
+    events = [json.loads(answers[place].body)["event_id"] for place in (0, 3, 4)]
     assert events == ["evt_1", "evt_1", "evt_2"]
-    ids = {answer.headers["x-request-id"] for answer in answers if answer}
+    ids = {answer.headers["x-request-id"] for answer in answers}
     assert len(ids) == 5
     assert Ledger(web.database_url).event("evt_1")["duplicates"] == 1
 
@@ -365,9 +355,8 @@ def test_bytes_after_a_body_are_no_part_of_it(web: Deployment) -> None:
     body, headers = signed("evt_1")
     with RawClient(web.url).send(request(body=body, headers=headers) + b"\x00trailing\r\n\r\n") as client:
         answer = client.reply()
-        assert answer is not None
         assert answer.status == 200
-        refused = client.reply()
+        refused = client.reply_or_end()
         assert refused is None or refused.status == 400
     stored = Ledger(web.database_url).event("evt_1")
     assert bytes(stored["body"]) == body
@@ -391,26 +380,23 @@ def test_a_body_cut_off_is_never_recorded(web: Deployment, way: str) -> None:
             client.close()
         else:
             answer = client.end().reply()
-            assert answer is None or answer.status in (400, 408)
+            assert answer.status == 400
     with RawClient(web.url).send(request("/webhooks/open", b"id=tr_2")) as client:
-        assert client.reply().status == 200  # type: ignore[union-attr]
+        assert client.reply().status == 200
     assert [bytes(event["body"]) for event in Ledger(web.database_url).events()] == [b"id=tr_2"]
     assert "Traceback" not in web.logs("web")
 
 
 @pytest.mark.parametrize(
     "field",
-    ["Content-Length: x", "Content-Length: -1", "Content-Length: 2\r\nContent-Length: 3", "Host: a/b c"],
+    ["Content-Length: x", "Content-Length: -1", "Content-Length: 2\r\nContent-Length: 3", "Bad Name: x"],
 )
 def test_a_malformed_head_is_a_bad_request(web: Deployment, field: str) -> None:
     """A head that means nothing gets 400, on a delivery and on a page, and no traceback."""
     for target in ("/webhooks/open", "/v1/events"):
-        head = f"POST {target} HTTP/1.1\r\n{field}\r\n"
-        head += "" if field.startswith("Host") else "Host: hooks.example.com\r\n"
-        head += "" if field.startswith("Content-Length") else "Content-Length: 2\r\n"
-        with RawClient(web.url).send(f"{head}\r\n{{}}".encode()) as client:
+        head = f"POST {target} HTTP/1.1\r\nHost: hooks.example.com\r\n{field}\r\n\r\n"
+        with RawClient(web.url).send(head.encode() + b"{}") as client:
             answer = client.reply()
-            assert answer is not None
             assert answer.status == 400
     assert Ledger(web.database_url).events() == []
     assert "Traceback" not in web.logs("web")
@@ -434,7 +420,6 @@ def test_targets_name_sources_as_urls_do(web: Deployment, target: str, status: i
     body, headers = signed("evt_1")
     with RawClient(web.url).send(request(target, body, headers)) as client:
         answer = client.reply()
-    assert answer is not None
     assert answer.status == status
     assert answer.headers["x-request-id"]
     assert "Traceback" not in web.logs("web")
@@ -447,11 +432,10 @@ def test_other_methods_keep_the_connection(web: Deployment, method: str) -> None
         for target, status in (("/webhooks/stripe", 405), ("/healthz", 200 if method != "PUT" else 405)):
             client.send(request(target, None, method=method))
             answer = client.reply(head=method == "HEAD")
-            assert answer is not None
             assert answer.status == status
             assert status == 200 or "allow" in answer.headers
         client.send(request("/healthz", None, method="GET"))
-        assert client.reply().status == 200  # type: ignore[union-attr]
+        assert client.reply().status == 200
 
 
 @pytest.mark.parametrize(
@@ -465,25 +449,27 @@ def test_a_header_of_one_value_is_refused_when_repeated(web: Deployment, name: s
     for target in ("/webhooks/stripe", "/v1/events"):
         with RawClient(web.url).send(request(target, body, pairs)) as client:
             answer = client.reply()
-            assert answer is not None
             assert answer.status == 400
             assert name.lower() in json.loads(answer.body)["detail"]
     assert Ledger(web.database_url).events() == []
 
 
 def test_a_repeated_header_is_joined(web: Deployment) -> None:
-    """The values of other headers are joined by commas, in order; a signature that stands twice is refused."""
+    """The values of other headers are joined by commas, in order; a repeated signature is refused."""
     sent = [("X-Note", "first"), ("x-note", "second, third"), ("X-NOTE", "caf\xe9 \xff")]
     with RawClient(web.url).send(request("/webhooks/open", b"id=tr_1", sent)) as client:
-        assert client.reply().status == 200  # type: ignore[union-attr]
+        assert client.reply().status == 200
     (event,) = Ledger(web.database_url).events()
     kept = json.loads(event["headers"]) if isinstance(event["headers"], str) else event["headers"]
     assert kept == {"X-Note": "first, second, third, caf\xe9 \xff"}
     body, headers = signed("evt_1")
     forged = stripe_headers(body, secret="whsec_another")["Stripe-Signature"]
-    for pairs in ([("Stripe-Signature", forged), *headers.items()], [*headers.items(), ("Stripe-Signature", forged)]):
+    for pairs in (
+        [("Stripe-Signature", forged), *headers.items()],
+        [*headers.items(), ("Stripe-Signature", forged)],
+    ):
         with RawClient(web.url).send(request(body=body, headers=pairs)) as client:
-            assert client.reply().status == 401  # type: ignore[union-attr]
+            assert client.reply().status == 401
 
 
 def test_an_underscore_does_not_pass_for_a_hyphen(web: Deployment) -> None:
@@ -493,14 +479,15 @@ def test_an_underscore_does_not_pass_for_a_hyphen(web: Deployment) -> None:
     github = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Delivery": "evt_g"}
     with RawClient(web.url) as client:
         client.send(request("/webhooks/github", b"{}", github | {"X_GitHub_Event": "forged"}))
-        assert client.reply().status == 200  # type: ignore[union-attr]
+        assert client.reply().status == 200
         under = {name.replace("-", "_"): value for name, value in headers.items()}
         client.send(request(body=body, headers=under))
-        assert client.reply().status == 401  # type: ignore[union-attr]
+        assert client.reply().status == 401
         key = f"Bearer {API_KEY}"
-        client.send(request("/v1/events", method="GET", headers={"Authorization": key, "X_Request_Id": "x" * 20}))
+        client.send(
+            request("/v1/events", method="GET", headers={"Authorization": key, "X_Request_Id": "x" * 20})
+        )
         answer = client.reply()
-    assert answer is not None
     assert answer.status == 200
     assert answer.headers["x-request-id"] != "x" * 20
     (event,) = Ledger(web.database_url).events()
@@ -512,12 +499,16 @@ def test_repeated_forwarded_headers_are_one_list(databases: Databases, deploy: D
     """A proxy may add a line of its own: the trusted value is the last of all lines, not of the first."""
     web = deploy_gateway(databases, deploy, FIRSTSEEN_PROXY_HOPS="1")
     web.start_web()
-    pairs = [("X-Forwarded-For", "198.51.100.7"), ("X-Forwarded-For", "203.0.113.9"), ("X_Forwarded_For", "192.0.2.1")]
+    pairs = [
+        ("X-Forwarded-For", "198.51.100.7"),
+        ("X-Forwarded-For", "203.0.113.9"),
+        ("X_Forwarded_For", "192.0.2.1"),
+    ]
     with RawClient(web.url) as client:
         client.send(request("/webhooks/open", b"id=tr_1", pairs))
-        assert client.reply().status == 200  # type: ignore[union-attr]
+        assert client.reply().status == 200
         forged = request(headers=[*pairs, *stripe_headers(b"", secret="whsec_another").items()])
-        assert client.send(forged).reply().status == 401  # type: ignore[union-attr]
+        assert client.send(forged).reply().status == 401
     ledger = Ledger(web.database_url)
     assert [event["address"] for event in ledger.events()] == ["203.0.113.9"]
     (sample,) = wait_until(lambda: ledger.rows("SELECT address FROM rejection_sample"))
@@ -631,7 +622,7 @@ def test_a_stopping_web_ends_every_kind_of_connection(databases: Databases, depl
         RawClient(deployed.url) as head,
         RawClient(deployed.url) as idle,
     ):
-        assert idle.send(request("/healthz", method="GET")).reply().status == 200  # type: ignore[union-attr]
+        assert idle.send(request("/healthz", method="GET")).reply().status == 200
         other.execute(text("LOCK TABLE event IN EXCLUSIVE MODE"))
         whole.send(request(body=body, headers=headers))
         stalled.send(in_signed_body())
@@ -641,13 +632,11 @@ def test_a_stopping_web_ends_every_kind_of_connection(databases: Databases, depl
         begun = time.monotonic()
         web.terminate()
         for client in (stalled, pieces):
-            answer = client.reply()
-            assert answer is None or answer.status == 503
+            assert client.reply().status == 503
             assert client.closed()
         assert idle.closed()
         other.rollback()
         answer = whole.reply()
-        assert answer is not None
         assert answer.status == 200
         assert web.wait_exit() == 0
         assert time.monotonic() - begun < 10
@@ -690,15 +679,17 @@ def test_two_processes_share_events_and_measures(databases: Databases, deploy: D
         answers = [answer for got in pool.map(lane, range(threads)) for answer in got]
     sent = events * threads * copies // 2
     assert Counter(answer.status_code for answer in answers) == {200: sent}
-    firsts = Counter(answer.json()["event_id"] for answer in answers if "Idempotent-Replayed" not in answer.headers)
+    firsts = Counter(
+        answer.json()["event_id"] for answer in answers if "Idempotent-Replayed" not in answer.headers
+    )
     assert firsts == Counter({f"evt_{number}": 1 for number in range(events)})
     ledger = Ledger(deployed.database_url)
     assert sum(event["duplicates"] for event in ledger.events()) == sent - events
-    answered = ("firstseen_answer_seconds_count", "200", "/webhooks/<source>")
+    answered = ("firstseen_answer_seconds_count", "/webhooks/<source>", "200")
 
     def agree(served: int) -> bool:
         # Both processes answer scrapes; each writes its measures a few times a second.
-        return {scrape(deployed)[answered] for _ in range(8)} == {served}
+        return {scrape(deployed).get(answered) for _ in range(8)} == {served}
 
     wait_until(lambda: agree(sent), lambda: str(scrape(deployed)))
     found = scrape(deployed)

@@ -1,7 +1,7 @@
 """A client on plain sockets: it sends exactly the bytes it is given and reads one response after another."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
@@ -43,8 +43,14 @@ class RawClient:
         self.socket.shutdown(socket.SHUT_WR)
         return self
 
-    def reply(self, *, head: bool = False) -> Reply | None:
-        """Read the next response (with `head`, one without its body); None if the server closes instead."""
+    def reply(self, *, head: bool = False) -> Reply:
+        """Read the next response, with `head` one without its body; fail if the server closes instead."""
+        found = self.reply_or_end(head=head)
+        assert found is not None, "the server closed its connection without a response"
+        return found
+
+    def reply_or_end(self, *, head: bool = False) -> Reply | None:
+        """Read the next response; None if the server closes instead."""
         try:
             line = self._answers.readline()
             if not line:
@@ -75,13 +81,13 @@ class RawClient:
 def request(
     target: str = "/webhooks/stripe",
     body: bytes | None = b"",
-    headers: Mapping[str, str] | list[tuple[str, str]] = {},
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     *,
     method: str = "POST",
     version: str = "1.1",
 ) -> bytes:
     """Return a whole request; without a body (None) only its head, with the length that `headers` have."""
-    pairs = list(headers.items()) if isinstance(headers, Mapping) else headers
+    pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
     names = {name.lower() for name, _ in pairs}
     if "host" not in names and version == "1.1":
         pairs = [("Host", "hooks.example.com"), *pairs]

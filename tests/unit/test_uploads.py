@@ -1,13 +1,13 @@
 """Uploads: bodies taken whole, each with a deadline and all within a budget."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from receiver import gateway
-from receiver.gateway import BrokenOff, UploadRefused, Uploads
+from receiver.gateway import UploadRefused, Uploads
 
 BUDGET, LIMIT = 1000, 800
 FOREVER = 60.0
@@ -36,23 +36,24 @@ class Sender:
         return await self._messages.get()
 
 
+Test = Callable[[Uploads], Coroutine[Any, Any, None]]
+Run = Callable[[Test], None]
+
+
 @pytest.fixture
-def run() -> Iterator[Callable[[Callable[[Uploads], Coroutine[Any, Any, None]]], None]]:
+def run() -> Run:
     """Run a test's coroutine with empty uploads, and check that no byte and no upload is left in them."""
 
-    def run(test: Callable[[Uploads], Coroutine[Any, Any, None]], deadline: float = FOREVER) -> None:
+    def run(test: Test) -> None:
         async def body() -> None:
-            uploads = Uploads(deadline, BUDGET)
+            uploads = Uploads(FOREVER, BUDGET)
             await test(uploads)
             assert uploads.bytes == 0
             assert not uploads._unfinished
 
         asyncio.run(body())
 
-    yield run
-
-
-Run = Callable[..., None]
+    return run
 
 
 def take(uploads: Uploads, sender: Sender, length: int | None = None) -> "asyncio.Task[bytes | None]":
@@ -126,7 +127,7 @@ def test_a_sender_that_goes_away_leaves_nothing(run: Run) -> None:
         assert uploads.bytes == 6
         sender.leave()
         cancelled.cancel()
-        with pytest.raises(BrokenOff):
+        with pytest.raises(UploadRefused, match="cut_off"):
             await gone
         with pytest.raises(asyncio.CancelledError):
             await cancelled
