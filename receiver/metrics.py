@@ -76,8 +76,8 @@ GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
 class Instruments(Collector):
     """The measures of one web process, at the cost of an addition each; the ledger counts the rest.
 
-    Processes of one server share a folder, into which each writes its measures a few times a second: whichever
-    is asked reports them all. The measures of a process that ended stay, so totals never go down.
+    Processes of one server share a folder, into which each writes its measures a few times a second: any of
+    them reports those of all. The measures of a process that ended stay, so totals never go down.
     """
 
     def __init__(self, folder: str | None = None) -> None:

@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
+from receiver import gateway
 from tests.conftest import Deploy
 from tests.services.databases import NO_BROKER, Databases
 from tests.services.deployment import Deployment, timed
@@ -532,6 +533,37 @@ def test_a_usual_delivery_leaves_no_line(web: Deployment) -> None:
     usual_ids = {answer.headers["X-Request-Id"] for answer in usual[:-1]}
     assert len(usual_ids) == 3
     assert not [line for line in lines(web) if line.get("request") in usual_ids]
+
+
+def test_lines_of_requests_that_meet_have_their_own_facts(on_postgres: Deployment) -> None:
+    """Of conflicts that are answered together, each has a line with its own request, event and verdict."""
+    ids = [f"evt_{number}" for number in range(8)]
+    for event_id in ids:
+        assert on_postgres.deliver(event_id).status_code == 200
+    ledger = Ledger(on_postgres.database_url)
+    with ThreadPoolExecutor(len(ids)) as pool, ledger.engine.connect() as other:
+        other.execute(text("LOCK TABLE event IN EXCLUSIVE MODE"))
+        asked = {event_id: pool.submit(on_postgres.deliver, event_id, changed=1) for event_id in ids}
+        wait_until(lambda: ledger.rows(WAITS_FOR_EVENT), "a delivery to be recorded")
+        other.rollback()
+        answers = {event_id: delivery.result() for event_id, delivery in asked.items()}
+    for event_id, answer in answers.items():
+        assert answer.status_code == 200
+        line = line_of(on_postgres, answer.headers["X-Request-Id"])
+        assert (line["event_id"], line["event"]) == (event_id, answer.json()["id"])
+        assert line["verdict"] == "conflict"
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("/webhooks/stripe", 401), ("/v1/events", 405)], ids=["delivery", "page"]
+)
+def test_bodies_are_forgotten_once_answered(web: Deployment, target: str, status: int) -> None:
+    """After bodies of more than all the room there is, the next delivery is taken as ever."""
+    body = b"x" * 1024 * 1024
+    with RawClient(web.url) as client:
+        for _ in range(gateway.BUDGET // len(body) + 1):
+            assert client.send(request(target, body)).reply().status == status
+    assert web.deliver("evt_after").status_code == 200
 
 
 def test_a_delivery_that_waits_too_long_is_unavailable(on_postgres: Deployment) -> None:

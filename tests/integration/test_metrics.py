@@ -177,7 +177,7 @@ def test_no_event_that_is_done_is_read(store: Store) -> None:
 
 
 def test_processes_share_their_measures(tmp_path: Path) -> None:
-    """Each reports what all in the folder measured, also one that has ended; a file half written counts not."""
+    """Each reports what all in the folder measured, ended ones too; a half written file does not count."""
     one, other = Instruments(str(tmp_path)), Instruments(str(tmp_path))
     one.answered("/readyz", 200, 0.3)
     other.answered("/readyz", 200, 0.4)

@@ -108,6 +108,7 @@ def test_a_stalled_body_is_refused_at_its_deadline(run: Run) -> None:
             patch.setattr(uploads._loop, "time", lambda: clock() + FOREVER + 1)
             uploads.expire()
             await settle()
+            assert late.done()
         with pytest.raises(UploadRefused, match="stalled"):
             await late
         honest.send(b"!")
