@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
@@ -182,7 +182,9 @@ class Gateway:
         self._app, self._ingress, self._recorder = web.app, web.ingress, web.recorder
         self._observer, self._instruments, self._settings = web.observer, web.instruments, web.settings
         hops = web.settings.proxy_hops
-        self._pages = ThreadPoolExecutor(web.settings.web_threads, "page")
+        # Pages may all wait for the database at once: one connection is left for deliveries.
+        pages = min(web.settings.web_threads, web.settings.db_pool - 1)
+        self._pages = ThreadPoolExecutor(pages, "page")
         # For each source whose verifier may wait, so that it holds up no other.
         self._verifying: dict[str, ThreadPoolExecutor] = {}
         # One is enough: of checks that meet, the others share what it found.
@@ -244,15 +246,17 @@ class Gateway:
     async def _delivery(
         self, source: str, scope: Scope, headers: Headers, receive: Receive, send: Send
     ) -> None:
-        sent_id, traceparent = _joined(headers, "x-request-id"), _joined(headers, "traceparent")
-        facts = self._observer.begin(DELIVERIES, scope["method"], sent_id, traceparent)
+        found = _by_name(headers)
+        facts = self._observer.begin(
+            DELIVERIES, scope["method"], found.get("x-request-id"), found.get("traceparent")
+        )
         held, failed = 0, None
         try:
-            _check_repeated(headers)
+            _check_repeated(headers, found)
             endpoint = self._ingress.endpoint(source)
             url, address = self._origin(scope, headers)
             try:
-                body = await self._uploads.whole(receive, _length(headers), endpoint.source.max_body)
+                body = await self._uploads.whole(receive, _length(found), endpoint.source.max_body)
             except UploadRefused as error:
                 if error.reason in ("stalled", "no_room"):
                     self._ingress.refuse(endpoint, error.reason, address, facts)
@@ -330,8 +334,9 @@ class Gateway:
         """Answer with the Flask application, which observes its requests itself."""
         path, held = scope["path"], 0
         try:
-            _check_repeated(headers)
-            body = await self._uploads.whole(receive, _length(headers), PAGE_BODY)
+            found = _by_name(headers)
+            _check_repeated(headers, found)
+            body = await self._uploads.whole(receive, _length(found), PAGE_BODY)
             if body is None:
                 raise Problem(413, "too-large", f"The body is longer than {PAGE_BODY} bytes.")
             held = len(body)
@@ -364,24 +369,27 @@ async def _send(send: Send, answer: Answer, request_id: str) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def _joined(headers: Headers, name: str) -> str | None:
-    """Return a header, or None; one that stands more than once is joined by commas (RFC 9110, 5.3)."""
-    values = [value for found, value in headers if found == name]
-    return ", ".join(values) if values else None
+def _by_name(headers: Headers) -> Mapping[str, str]:
+    """Return headers by name; one that stands more than once is joined by commas (RFC 9110, 5.3)."""
+    found = dict(headers)
+    if len(found) < len(headers):
+        for name in found:
+            found[name] = ", ".join(value for other, value in headers if other == name)
+    return found
 
 
-def _length(headers: Headers) -> int | None:
+def _length(headers: Mapping[str, str]) -> int | None:
     """Return the announced length of a body; None where none is, or one that is no number."""
-    text = _joined(headers, "content-length")
+    text = headers.get("content-length")
     if text is None or not (text.isascii() and text.isdecimal()):
         return None
     return int(text)
 
 
-def _check_repeated(headers: Headers) -> None:
+def _check_repeated(headers: Headers, found: Mapping[str, str]) -> None:
     """Raise Problem 400 where a header stands twice that has one value: which of them counts is a guess."""
-    names = [name for name, _ in headers]
-    if len(names) != len(set(names)):
+    if len(found) < len(headers):
+        names = [name for name, _ in headers]
         for name in SINGLE:
             if names.count(name) > 1:
                 raise Problem(400, "repeated-header", f"The header {name} stands more than once.")

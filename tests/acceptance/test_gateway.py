@@ -611,10 +611,10 @@ def test_a_slow_page_holds_no_delivery(on_postgres: Deployment) -> None:
     page = f"{on_postgres.url}/v1/events/{first}"
     assert on_postgres.client.get(page, headers=bearer).status_code == 200
     with ThreadPoolExecutor(8) as pool, ledger.engine.connect() as other:
-        # Two, as all connections of the pool but two are then free for deliveries.
         other.execute(text("LOCK TABLE conflict IN ACCESS EXCLUSIVE MODE"))
-        asked = [pool.submit(on_postgres.client.get, page, headers=bearer) for _ in range(2)]
-        wait_until(lambda: len(ledger.rows(waits)) == 2, "the pages to wait")
+        asked = [pool.submit(on_postgres.client.get, page, headers=bearer) for _ in range(8)]
+        # All connections to the database but the one that pages leave to deliveries.
+        wait_until(lambda: len(ledger.rows(waits)) == 3, "the pages to wait")
         assert_prompt(on_postgres, "evt_among")
         assert not any(request.done() for request in asked)
         other.rollback()
