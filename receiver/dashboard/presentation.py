@@ -51,7 +51,7 @@ SENT: Mapping[SendOutcome | None, tuple[str, str]] = {
 REJECTION_REASONS = {
     "no_secret": "this source has no secret yet",
     "too_large": "the body is larger than max_body",
-    "stalled": "the body did not arrive in time",
+    "stalled": "the request was not whole within FIRSTSEEN_UPLOAD_TIMEOUT",
     "no_room": "too many bodies arrived at once",
 }
 

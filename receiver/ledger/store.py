@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,21 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.pool import FifoSemaphore, lent, ping_first
+from receiver.ledger.pool import FifoSemaphore, acquiring, lent, limit_waits, ping_first
 
 log = logging.getLogger(__name__)
 
-# Seconds that a statement waits for a connection or a lock before the answer is 503.
-WAIT = 5.0
+# Seconds to get a connection, and seconds that its server may be silent, before the answer is 503. Less than
+# the gateway's patience: what it answers 503 must not be recorded afterwards, as far as that can be known.
+WAIT = 4.0
+
+# The part of it that a turn or a lock may take: the server's own "no" must come first, for it costs no
+# connection, and a thread whose turn comes late must not take a busy server for a silent one.
+SHARE = 0.75
+
+# Seconds of silence where a statement may have many rows to look at or to change: platforms' routers wait for
+# an answer as long. On a server that was frozen before, the connection's ping has failed after WAIT.
+LONG = 30.0
 
 # Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours.
 PATIENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
@@ -35,7 +45,10 @@ MOMENT = sa.select(
     sa.func.clock_timestamp(type_=UTCDateTime()) + sa.bindparam("shift", type_=sa.Interval())
 ).scalar_subquery()
 
-_LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
+# Seconds.
+LOCK_WAIT = WAIT * SHARE
+
+_LOCAL = f"SET LOCAL lock_timeout = {LOCK_WAIT * 1000:.0f}"
 _UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalError)
 _Statement = TypeVar("_Statement")
 
@@ -86,20 +99,22 @@ class Store:
         return found
 
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """Open a transaction that only reads."""
-        with self._transaction(writes=False) as connection:
+    def read(self, limit: float | None = LONG) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads; the database may be silent for `limit` seconds at a time.
+
+        Raises LedgerUnavailable when there is no connection within WAIT, or no answer within the limit.
+        """
+        with self._transaction(writes=False, limit=limit) as connection:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """Open a transaction whose commit is on disk when the block ends.
+    def write(self, limit: float | None = WAIT) -> Iterator[sa.Connection]:
+        """Open a transaction whose commit is on disk when the block ends; `limit` is as in `read`.
 
         Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
-        connection died at the commit itself, only a second try shows whether it was.
+        connection died or the limit passed at the commit itself, only a second try shows whether it was.
         """
-        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
-        with alone, self._transaction(writes=True) as connection:
+        with self._transaction(writes=True, limit=limit) as connection:
             yield connection
 
     @contextmanager
@@ -109,8 +124,7 @@ class Store:
         Raises LedgerUnavailable as `write` does, but any other error, and one of a connection that broke, as
         the driver does: then it is not known whether that transaction stands.
         """
-        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
-        with alone, self._pool.turn(WAIT), lent(self.engine) as connection:
+        with self._turn(writes=True) as until, lent(self.engine, until, WAIT) as connection:
             yield connection
 
     def joined(self, connection: sa.Connection) -> "Store":
@@ -122,11 +136,29 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
+    def _turn(self, *, writes: bool) -> Iterator[float]:
+        """Wait for this thread's turn; return the monotonic time until which a connection is got."""
+        begun = time.monotonic()
+        alone = self._writer.turn(WAIT * SHARE) if writes and self._writer else nullcontext()
+        with alone, self._pool.turn(max(0.0, begun + WAIT * SHARE - time.monotonic())):
+            yield begun + WAIT
+
+    @contextmanager
+    def _connection(self, until: float, limit: float | None) -> Iterator[sa.Connection]:
+        with acquiring(until):
+            connection = self.engine.connect()
+        with connection:
+            if not self.sqlite:
+                driver: Any = connection.connection.driver_connection
+                driver.limit = limit
+            yield connection
+
+    @contextmanager
+    def _transaction(self, *, writes: bool, limit: float | None) -> Iterator[sa.Connection]:
         try:
             with (
-                self._pool.turn(WAIT),
-                self.engine.connect() as connection,
+                self._turn(writes=writes) as until,
+                self._connection(until, limit) as connection,
                 connection.execution_options(writes=writes).begin(),
             ):
                 if writes and not self.sqlite:
@@ -155,6 +187,7 @@ class Store:
             connect_args=arguments,
         )
         sa.event.listen(engine, "connect", _note_settings)
+        limit_waits(engine)
         ping_first(engine)
         return engine
 
@@ -178,16 +211,16 @@ class _Joined(Store):
 
     def __init__(self, outer: Store, connection: sa.Connection) -> None:
         self.__dict__.update(outer.__dict__)
-        self._connection = connection
+        self._outer = connection
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:  # noqa: ARG002 - the outer one decided
-        yield self._connection
-
-    @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """Return the transaction under way."""
-        yield self._connection
+    def _transaction(
+        self,
+        *,
+        writes: bool,  # noqa: ARG002 - the outer one decided
+        limit: float | None,  # noqa: ARG002 - as well
+    ) -> Iterator[sa.Connection]:
+        yield self._outer
 
     def raw_connection(self) -> NoReturn:
         """Refuse: a transaction of its own would not end with the one under way."""

@@ -17,7 +17,7 @@ from unittest.mock import patch
 from config.settings import load_settings
 from receiver.ledger.store import Store
 from tests.bench import report
-from tests.bench.accept import MANY, STORM, measure, measure_paced, new_ids
+from tests.bench.accept import MANY, STORM, measure, measure_commits, measure_paced, new_ids
 from tests.bench.burst import burst
 from tests.bench.contestants import (
     EMPTY,
@@ -109,6 +109,7 @@ class Bench:
         )
         full = rates(self.found["accept"])["firstseen"]
         self.found["accept"] += measure_paced(contestants[2], full, **options)
+        self.found["accept"].append(measure_commits(self.databases.fresh("postgres")))
         gunicorn = [self.start(serve_app(self.folder, "bare", "gunicorn"))]
         self.found["gunicorn"] = measure(gunicorn, ("all first-seen",), connections=(MANY,), **options)
 

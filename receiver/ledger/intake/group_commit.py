@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import ChainMap, Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -84,11 +84,12 @@ class Recorder:
             if len(events) == 1 and events[0].is_plain and len(events[0].body) <= SHORT
         ]
         rest = dict(enumerate(requests))
+        known: set[Key] = set()
         if fast:
-            outcomes = self._record_first_seen({place: requests[place] for place in fast})
+            outcomes, known = self._record_first_seen({place: requests[place] for place in fast})
             yield outcomes
             rest = {place: events for place, events in rest.items() if place not in outcomes}
-        if len(rest) > 1 and (outcomes := self._record_together(rest)):
+        if (len(rest) > 1 or known) and (outcomes := self._record_together(rest, known)):
             yield outcomes
             return
         for place, events in rest.items():
@@ -100,21 +101,30 @@ class Recorder:
                 self._committed(verdicts)
                 yield {place: verdicts}
 
-    def _record_first_seen(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
-        """Record by the fast path what is first-seen; what it leaves is not returned."""
+    def _record_first_seen(
+        self, requests: Mapping[int, Sequence[Delivery]]
+    ) -> tuple[dict[int, Outcome], set[Key]]:
+        """Record by the fast path what is first-seen; return it, and the keys that are in the ledger already.
+
+        What it leaves for any other reason is in neither.
+        """
         try:
             verdicts = record_first_seen(self._store, [events[0] for events in requests.values()])
         except LedgerUnavailable as error:
-            return dict.fromkeys(requests, error)
+            return dict.fromkeys(requests, error), set()
         except Exception:  # noqa: BLE001 - the delivery at fault raises it again, alone
-            return {}
+            return {}, set()
         self._committed([verdict for verdict in verdicts if verdict])
-        return {place: [verdict] for place, verdict in zip(requests, verdicts, strict=True) if verdict}
+        pairs = list(zip(requests, verdicts, strict=True))
+        known = {requests[place][0].storable().key for place, verdict in pairs if not verdict}
+        return {place: [verdict] for place, verdict in pairs if verdict}, known
 
-    def _record_together(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
+    def _record_together(
+        self, requests: Mapping[int, Sequence[Delivery]], known: Collection[Key]
+    ) -> dict[int, Outcome]:
         """Record several requests in one transaction; return nothing when one of them makes it fail."""
         try:
-            verdicts = record_together(self._store, list(chain.from_iterable(requests.values())))
+            verdicts = record_together(self._store, list(chain.from_iterable(requests.values())), known)
         except LedgerUnavailable as error:
             return dict.fromkeys(requests, error)
         except Exception:  # noqa: BLE001 - the delivery at fault raises it again, alone

@@ -17,7 +17,7 @@ from sqlmodel import UTCDateTime
 from receiver.ledger.counters import CounterKind, bump
 from receiver.ledger.lease import Claim, claim_guard
 from receiver.ledger.states import CRASH_LIMIT, UNFINISHED, Move, State, enters, leaves
-from receiver.ledger.store import Store
+from receiver.ledger.store import LONG, Store
 from receiver.ledger.tables import ATTEMPT, EVENT, in_state
 from receiver.ledger.text import clipped
 
@@ -63,7 +63,7 @@ def renew(store: Store, claims: Iterable[Claim], *, lease: timedelta) -> set[UUI
 
 def expire(store: Store) -> int:
     """Take expired leases back, each counted as a crash; at the fifth the event parks. Returns how many."""
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         return _expire(store, connection, sa.true())
 
 
