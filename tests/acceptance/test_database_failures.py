@@ -71,12 +71,13 @@ def path(deployment: Deployment) -> Path:
     return Path(deployment.database_url.removeprefix("sqlite:///"))
 
 
-def assert_unavailable(answer: httpx.Response) -> None:
-    """Check for a 503 that asks for another try."""
+def assert_unavailable(answer: httpx.Response, *, certain: bool = True) -> None:
+    """Check for a 503 that asks for another try; unless `certain`, it may be unknown what was recorded."""
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
     assert answer.headers["Content-Type"] == "application/problem+json"
-    assert "nothing was recorded" in answer.json()["detail"]
+    detail = answer.json()["detail"]
+    assert "nothing was recorded" in detail or (not certain and "it may have this or not" in detail)
 
 
 def assert_first(answer: httpx.Response) -> None:
@@ -140,7 +141,8 @@ def assert_refused_in_time(deployment: Deployment, ids: list[str], *, ready: boo
         if not ready:
             wait_until(lambda: readiness(deployment) == (503, "unavailable"), "/readyz to say so")
         for answer, took in (job.result() for job in waiting):
-            assert_unavailable(answer)
+            # Of many at once, some end while a second commit is under way.
+            assert_unavailable(answer, certain=False)
             assert took < BOUND + SLACK
 
 

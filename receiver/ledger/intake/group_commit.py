@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from receiver.ledger.counters import CounterKind, bump
-from receiver.ledger.errors import LedgerError, LedgerUnavailable
+from receiver.ledger.errors import CommitUncertain, LedgerError, LedgerUnavailable
 from receiver.ledger.intake.delivery import Delivery, Key, Verdict
 from receiver.ledger.intake.duplicates import RING, Repeated, note_duplicates
 from receiver.ledger.intake.recording import record, record_first_seen, record_together
@@ -157,15 +157,20 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(1, "commit")
         self._waiting: deque[_Waiting] = deque()
         self._under_way: Sequence[_Waiting] = ()
+        self._committing = False
 
     async def record(self, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
-        """Return the verdicts once they are committed; raises LedgerUnavailable, or what refuses them."""
+        """Return the verdicts once they are committed; raises LedgerUnavailable, or what refuses them.
+
+        CommitUncertain when a commit was under way that may still stand.
+        """
         known = self._recorder.cache.answer(deliveries)
         if known is not None:
             return known
         mine = _Waiting(deliveries, self._loop.create_future(), self._loop.time() + self._patience)
         self._waiting.append(mine)
-        if len(self._waiting) == 1 and not self._under_way:
+        if not self._committing:
+            self._committing = True
             # Not at once: what else this turn of the loop brings belongs to the same batch.
             self._loop.call_soon(self._commit)
         verdicts = await mine.outcome
@@ -180,7 +185,7 @@ class GroupCommit:
         for waiting in self._under_way:
             # It may still be recorded: then its next delivery is a duplicate.
             if waiting.until < now:
-                _settle([(waiting, LedgerUnavailable())])
+                _settle([(waiting, CommitUncertain())])
 
     def _commit(self) -> None:
         batch: list[_Waiting] = []
@@ -189,6 +194,7 @@ class GroupCommit:
             batch.append(self._waiting.popleft())
             room -= len(batch[-1].deliveries)
         self._under_way = batch
+        self._committing = bool(batch)
         if batch:
             self._thread.submit(self._record, batch)
 
@@ -197,9 +203,9 @@ class GroupCommit:
         try:
             for outcomes in self._recorder.record_requests([waiting.deliveries for waiting in batch]):
                 self._in_loop(_settle, [(batch[place], outcome) for place, outcome in outcomes.items()])
-        except BaseException as error:
+        except BaseException:
             log.exception("A batch could not be recorded.")
-            self._in_loop(_settle, [(waiting, LedgerUnavailable(str(error))) for waiting in batch])
+            self._in_loop(_settle, [(waiting, CommitUncertain()) for waiting in batch])
         self._in_loop(self._commit)
 
     def _in_loop(self, call: Callable[..., None], *given: Any) -> None:
