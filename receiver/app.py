@@ -73,9 +73,7 @@ def build_web(settings: Settings, metrics_folder: str | None = None) -> Web:
     count = partial(record_rejections, store)
     rejections = Background("rejections", count, room=COUNTS_ROOM, batch=COUNTS_ROOM, pause=COUNTS_PAUSE)
     # After the commit, as a worker that wakes earlier finds no row.
-    recorder = Recorder(
-        store, lambda verdicts: dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
-    )
+    recorder = Recorder(store, lambda verdicts: dispatcher.nudge(sum(verdict.nudge for verdict in verdicts)))
     ingress = Ingress(endpoints, rejections, settings.public_url)
     app = Flask("receiver", static_folder=None)
     if settings.proxy_hops:

@@ -12,12 +12,12 @@ import pytest
 
 from receiver.ledger.calls.sends import SLACK
 from receiver.ledger.intake import Delivery, record
-from receiver.ledger.queue import claim
 from receiver.ledger.schema import migrate
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.services.attempts import LEASE, Attempts, apis_of
 from tests.services.calling import Target
+from tests.services.claiming import claim
 from tests.services.raw_server import RawServer, hang_up, reply, stay
 from tests.services.sandbox import CHRONAPILOT, STANNP, TELNESS, Client
 from tests.services.waiting import free_port, wait_until

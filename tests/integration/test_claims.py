@@ -12,7 +12,7 @@ from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.intake import record
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, claim_due, expire, renew, settle, unattended
+from receiver.ledger.queue import claim_due, expire, renew, settle, unattended
 from receiver.ledger.queue.claims import EXPIRE_BATCH
 from receiver.ledger.states import CRASH_LIMIT, Move, State, leaves
 from receiver.ledger.store import Store
@@ -36,6 +36,7 @@ from tests.integration.steps import (
     take,
     worst_plan,
 )
+from tests.services.claiming import claim
 
 DONE = Outcome(Move.FINISH)
 
