@@ -67,7 +67,10 @@ class FifoSemaphore:
 
 
 def ping_first(engine: Engine) -> None:
-    """Let connections be pinged before they are used, lent ones only after a rest."""
+    """Let connections that have rested be pinged before they are lent.
+
+    Others begin with a BEGIN, which shows as well whether the connection lives.
+    """
 
     def made(_connection: Any, record: Any) -> None:
         record.info["new"] = True
@@ -79,7 +82,7 @@ def ping_first(engine: Engine) -> None:
         if record.info.pop("new", False):
             return
         rested = time.monotonic() - record.info["used"] >= REST
-        if rested or not getattr(_lending, "now", False):
+        if rested and getattr(_lending, "now", False):
             try:
                 alive = engine.dialect.do_ping(connection)
             except engine.dialect.loaded_dbapi.Error:
@@ -95,7 +98,7 @@ def ping_first(engine: Engine) -> None:
 
 @contextmanager
 def lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
-    """Lend a connection in the driver's autocommit mode: its user begins and ends transactions.
+    """Lend a connection, in the driver's autocommit mode as all are: its user begins and ends transactions.
 
     Raises LedgerUnavailable when there is no connection, or none in time; the driver's own error for anything
     else that fails. A connection that broke is thrown away.
@@ -110,11 +113,7 @@ def lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
     finally:
         _lending.now = False
     connection: Any = pooled.driver_connection
-    # SQLite's connections are always in it.
-    autocommits = engine.dialect.name == "sqlite"
     try:
-        if not autocommits:
-            connection.autocommit = True
         yield pooled
     except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
         if engine.dialect.is_disconnect(error, connection, None):
@@ -125,10 +124,8 @@ def lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
     finally:
         if pooled.is_valid:
             try:
-                if not autocommits:
-                    # A transaction that failed half-way is undone first: the mode cannot be set inside of it.
-                    connection.rollback()
-                    connection.autocommit = False
+                # A transaction that failed half-way.
+                connection.rollback()
             except driver.Error as error:
                 pooled.invalidate(error)
             pooled.close()

@@ -35,6 +35,8 @@ MOMENT = sa.select(
     sa.func.clock_timestamp(type_=UTCDateTime()) + sa.bindparam("shift", type_=sa.Interval())
 ).scalar_subquery()
 
+# Under a stricter default of the database, transactions that meet at one row would fail.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
 _UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalError)
 _Statement = TypeVar("_Statement")
@@ -124,14 +126,7 @@ class Store:
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
         try:
-            with (
-                self._pool.turn(WAIT),
-                self.engine.connect() as connection,
-                connection.execution_options(writes=writes).begin(),
-            ):
-                if writes and not self.sqlite:
-                    commit = f"SET LOCAL synchronous_commit = {connection.info['commit']}"
-                    connection.exec_driver_sql(f"{_LOCAL}; {commit}")
+            with self._pool.turn(WAIT), self._begun(writes=writes) as connection:
                 yield connection
         except (*_UNAVAILABLE, sa.exc.DatabaseError) as error:
             # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
@@ -139,6 +134,20 @@ class Store:
                 raise
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
             raise LedgerUnavailable from error
+
+    @contextmanager
+    def _begun(self, *, writes: bool) -> Iterator[sa.Connection]:
+        with self.engine.connect().execution_options(writes=writes) as connection:
+            try:
+                begun = connection.begin()
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # It ended while it was idle. Nothing has been done, so another one does as well; a ping of
+                # each connection before its use would cost a round trip a transaction.
+                begun = connection.begin()
+            with begun:
+                yield connection
 
     def _postgres_engine(self, pool: int) -> Engine:
         # PgBouncer in transaction mode: no prepared statements, no session state.
@@ -149,12 +158,12 @@ class Store:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=WAIT,
-            # Part of each BEGIN: under a stricter default of the database, transactions that meet at one
-            # row would fail.
-            isolation_level="READ COMMITTED",
+            # So that BEGIN is ours: one message begins a transaction and sets its options.
+            isolation_level="AUTOCOMMIT",
             connect_args=arguments,
         )
         sa.event.listen(engine, "connect", _note_settings)
+        sa.event.listen(engine, "begin", _begin_postgres)
         ping_first(engine)
         return engine
 
@@ -203,6 +212,13 @@ def _note_settings(connection: Any, record: Any) -> None:
         cursor.execute("SHOW default_transaction_isolation")
         record.info["strict"] = cursor.fetchone()[0] not in ("read committed", "read uncommitted")
     connection.rollback()
+
+
+def _begin_postgres(connection: sa.Connection) -> None:
+    # PgBouncer in transaction mode keeps no options between transactions.
+    commit = f"SET LOCAL synchronous_commit = {connection.info['commit']}"
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql(f"{_BEGIN}; {_LOCAL}; {commit}" if writes else _BEGIN)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

@@ -160,7 +160,7 @@ def test_one_nudge_is_enough_for_idle_threads(
 
 
 def test_a_crowd_of_nudges_asks_an_empty_ledger_once(
-    store: Store, make_runner: MakeRunner, handler: GatedHandler, monkeypatch: pytest.MonkeyPatch
+    make_runner: MakeRunner, handler: GatedHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads that wake while one of them finds that nothing is due do not ask again."""
     asked, asking, go_on = 0, threading.Event(), threading.Event()
