@@ -53,6 +53,7 @@ class Web:
     app: Flask
     ingress: Ingress
     recorder: Recorder
+    dispatcher: Dispatcher
     observer: Observer
     instruments: Instruments
 
@@ -97,7 +98,7 @@ def build_web(settings: Settings, metrics_folder: str | None = None) -> Web:
     except LedgerError as error:
         # Serve anyway: the ledger may come later, and /readyz says what is wrong until then.
         log.warning("Deliveries get 503 until this is mended: %s", error)
-    return Web(settings, app, ingress, recorder, observer, instruments)
+    return Web(settings, app, ingress, recorder, dispatcher, observer, instruments)
 
 
 class Readiness:

@@ -46,6 +46,12 @@ class Dispatcher:
         self._pace = Pace(AT_ONCE, PAUSE)
         self.state = "untried"
 
+    def load(self) -> None:
+        """Load the broker's client, which takes a tenth of a second at the first nudge otherwise."""
+        with self._app.connection_for_write() as connection:
+            # It makes the transport, and connects to nothing yet.
+            _ = connection.transport
+
     def nudge(self, count: int) -> None:
         """Queue wake-ups for this many due events, fewer when many come at once; never waits, never fails."""
         if count:

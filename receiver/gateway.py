@@ -132,6 +132,7 @@ class Gateway:
     def __init__(self, web: Web) -> None:
         self._app, self._ingress, self._recorder = web.app, web.ingress, web.recorder
         self._observer, self._instruments, self._settings = web.observer, web.instruments, web.settings
+        self._dispatcher = web.dispatcher
         threads, hops = web.settings.web_threads, web.settings.proxy_hops
         self._pages = ThreadPoolExecutor(threads, "page")
         self._verifying = ThreadPoolExecutor(threads, "verify")
@@ -164,6 +165,7 @@ class Gateway:
         # Granian stops at SIGTERM and at SIGINT alike: this takes the first, and passes on the second.
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         ticking = self._loop.create_task(self._tick())
+        self._dispatcher.load()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         ticking.cancel()

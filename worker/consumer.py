@@ -103,6 +103,7 @@ class Worker:
         pause, stopping = self.settings.sweep, self.runner.stopping
         _in_background(renew_for_ever, self.runner, self.settings.lease / 3)
         _in_background(sweeper.run, self.sweeper, self.pruner, self.reopener, pause, stopping)
+        self.runner.begin()
         if self.notifier:
             _in_background(notifier.run, self.notifier, pause, stopping)
         return self._consume()

@@ -130,6 +130,10 @@ class Runner:
             log.exception("An event could not be run; its lease will expire.")
         return total
 
+    def begin(self) -> None:
+        """Look for work on a thread of this process's own: nudges may have been lost while no worker ran."""
+        self._own.submit(self.run_nudged)
+
     def _wake_another(self) -> None:
         """Let an idle thread of this process look for work too; it wakes the next one if it leaves some."""
         with self._lock:

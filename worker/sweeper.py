@@ -130,8 +130,8 @@ def run(
 ) -> None:
     """Sweep until the worker stops, prune and reopen now and then; after an error the next pass follows."""
     rng, passes = Random(), 0
-    # Jittered, so that workers that started together do not sweep together.
-    while not stopping.wait(pause.total_seconds() * rng.uniform(0.8, 1.2)):
+    # The first pass does most work, and is over before the broker sends anything.
+    while not stopping.is_set():
         try:
             if passes % REOPEN_EVERY == 0:
                 reopener.run_once()
@@ -146,3 +146,5 @@ def run(
         except Exception:
             log.exception("A sweep failed; the next one follows.")
         passes += 1
+        # Jittered, so that workers that started together do not sweep together.
+        stopping.wait(pause.total_seconds() * rng.uniform(0.8, 1.2))
