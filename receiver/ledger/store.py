@@ -94,14 +94,14 @@ class Store:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
+    def write(self, options: str = "") -> Iterator[sa.Connection]:
         """Open a transaction whose commit is on disk when the block ends.
 
-        Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
+        `options` are further `SET LOCAL ...` for PostgreSQL, sent with its BEGIN. Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
         connection died at the commit itself, only a second try shows whether it was.
         """
         alone = self._writer.turn(WAIT) if self._writer else nullcontext()
-        with alone, self._transaction(writes=True) as connection:
+        with alone, self._transaction(writes=True, options=options) as connection:
             yield connection
 
     @contextmanager
@@ -124,9 +124,9 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
+    def _transaction(self, *, writes: bool, options: str = "") -> Iterator[sa.Connection]:
         try:
-            with self._pool.turn(WAIT), self._begun(writes=writes) as connection:
+            with self._pool.turn(WAIT), self._begun(writes=writes, options=options) as connection:
                 yield connection
         except (*_UNAVAILABLE, sa.exc.DatabaseError) as error:
             # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
@@ -136,8 +136,8 @@ class Store:
             raise LedgerUnavailable from error
 
     @contextmanager
-    def _begun(self, *, writes: bool) -> Iterator[sa.Connection]:
-        with self.engine.connect().execution_options(writes=writes) as connection:
+    def _begun(self, **how: Any) -> Iterator[sa.Connection]:
+        with self.engine.connect().execution_options(**how) as connection:
             try:
                 begun = connection.begin()
             except sa.exc.DBAPIError as error:
@@ -190,11 +190,11 @@ class _Joined(Store):
         self._connection = connection
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:  # noqa: ARG002 - the outer one decided
+    def _transaction(self, **_: Any) -> Iterator[sa.Connection]:
         yield self._connection
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
+    def write(self, options: str = "") -> Iterator[sa.Connection]:  # noqa: ARG002 - the outer one decided
         """Return the transaction under way."""
         yield self._connection
 
@@ -217,8 +217,9 @@ def _note_settings(connection: Any, record: Any) -> None:
 def _begin_postgres(connection: sa.Connection) -> None:
     # PgBouncer in transaction mode keeps no options between transactions.
     commit = f"SET LOCAL synchronous_commit = {connection.info['commit']}"
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql(f"{_BEGIN}; {_LOCAL}; {commit}" if writes else _BEGIN)
+    how = connection.get_execution_options()
+    options = f"; {_LOCAL}; {commit}; {how.get('options', '')}" if how.get("writes") else ""
+    connection.exec_driver_sql(f"{_BEGIN}{options}")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

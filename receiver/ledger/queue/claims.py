@@ -24,6 +24,9 @@ from receiver.ledger.text import clipped
 # Leases taken back in one transaction: short enough to let deliveries through on SQLite.
 EXPIRE_BATCH = 1000
 
+# PostgreSQL takes few events for due, and would read and sort them all: an index has them in order.
+IN_ORDER = "SET LOCAL enable_bitmapscan = off"
+
 # What a claim reads of an event, and what an attempt is begun with.
 _OF_CLAIM = [
     EVENT.c[name]
@@ -45,7 +48,7 @@ def claim_due(
     moment = store.moment()
     parameters = moment | {"limit": limit, "worker_": clipped(worker)}
     parameters |= {"until": moment["now"] + lease} if store.sqlite else {"lease": lease}
-    with store.write() as connection:
+    with store.write(IN_ORDER) as connection:
         rows = connection.execute(statement, parameters).all()
         if not rows:
             return []
@@ -146,8 +149,8 @@ def _claim_on_postgres(store: Store, where: sa.ColumnElement[bool] | None = None
     begun = ATTEMPT.insert().from_select(_OF_ATTEMPT, sa.select(*copied, *_of_this_claim(store))).cte("begun")
     limit = sa.bindparam("limit", type_=sa.Integer())
     # All parts of a statement see the ledger as it was before: those that are claimed here are due as well.
-    due = sa.select(EVENT.c.id).where(is_due(store, store.clock)).limit(limit + 1).subquery()
-    more = sa.select(sa.func.count() > limit).select_from(due).scalar_subquery()
+    due = sa.select(EVENT.c.id).where(is_due(store, store.clock)).order_by(EVENT.c.due_at).limit(limit + 1)
+    more = sa.select(sa.func.count() > limit).select_from(due.subquery()).scalar_subquery()
     return sa.select(claimed, more.label("more_due")).add_cte(begun)
 
 
@@ -159,7 +162,7 @@ def _claim_on_sqlite(store: Store, where: sa.ColumnElement[bool] | None = None) 
 def _claim_oldest(
     store: Store, until: sa.ColumnElement[datetime], where: sa.ColumnElement[bool] | None
 ) -> ReturningUpdate[Any]:
-    oldest = sa.select(EVENT.c.id).where(is_due(store, store.clock)).order_by(EVENT.c.due_at)
+    oldest = sa.select(EVENT.c.id, EVENT.c.claim).where(is_due(store, store.clock)).order_by(EVENT.c.due_at)
     if where is not None:
         oldest = oldest.where(where)
     # A CTE is evaluated once; as a plain subquery, PostgreSQL may run it again for each row, past its limit.
@@ -174,9 +177,10 @@ def _claim_oldest(
         "claim": EVENT.c.claim + 1,
         "attempts": EVENT.c.attempts + 1,
     }
-    # Due is asked again: by the time that its row is locked, another worker may have had the event.
-    still_due = EVENT.c.id.in_(sa.select(chosen.c.id)), is_due(store, store.clock)
-    return sa.update(EVENT).where(*still_due).values(**change).returning(*_OF_CLAIM)
+    # The token is compared: by the time that its row is locked, another worker may have had the event. To ask
+    # again whether it is due would let PostgreSQL look at all that are: 25 ms at 7,000 of them, measured.
+    same = EVENT.c.id == chosen.c.id, EVENT.c.claim == chosen.c.claim
+    return sa.update(EVENT).where(*same).values(**change).returning(*_OF_CLAIM)
 
 
 def _insert_attempts(store: Store) -> sa.Insert:
