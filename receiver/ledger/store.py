@@ -97,7 +97,9 @@ class Store:
     def write(self, options: str = "") -> Iterator[sa.Connection]:
         """Open a transaction whose commit is on disk when the block ends.
 
-        `options` are further `SET LOCAL ...` for PostgreSQL, sent with its BEGIN. Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
+        `options` are further `SET LOCAL ...` for PostgreSQL, sent with its BEGIN.
+
+        Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
         connection died at the commit itself, only a second try shows whether it was.
         """
         alone = self._writer.turn(WAIT) if self._writer else nullcontext()

@@ -332,14 +332,14 @@ def test_an_answer_after_the_claim_was_lost_counts(prepare: Prepare) -> None:
 
 
 def test_a_lost_claim_sends_nothing(prepare: Prepare) -> None:
-    """A worker that lost its claim does not even connect."""
+    """A worker that lost its claim writes no byte, and nothing in the journal."""
     with RawServer() as server:
         attempts = prepare(server.url)
         held = attempts.claim()
         attempts.change("UPDATE event SET claim = claim + 1")
         with pytest.raises(Exception, match="taken this event over"):
             post(None, Calls(attempts.context, held))
-        assert server.connections == 0
+        assert server.requests == []
     assert attempts.calls == []
 
 

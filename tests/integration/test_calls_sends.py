@@ -330,7 +330,7 @@ def test_a_claim_lost_before_the_mark_sends_nothing(
     harness.transport.before_begin = lose
     with pytest.raises(ClaimLost):
         letter(None, Calls(harness.context(), held))
-    assert (harness.transport.sent, harness.sends(harness.call(event).id)) == ([], [])
+    assert (harness.transport.sent, harness.calls(event)) == ([], [])
 
 
 def test_a_claim_lost_is_not_done(harness: CallHarness, event: UUID) -> None:

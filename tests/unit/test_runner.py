@@ -107,8 +107,8 @@ def test_a_finished_event_is_settled_at_shutdown(store: Store) -> None:
 
     def attempt(held: Claim) -> Outcome:
         ran.append(held)
-        # Claims take 1 and 2 events, so this is the first event of the batch of two.
-        if len(ran) == 2:
+        # Claims take 1 and 2 events, so this is the last event of the batch of two.
+        if len(ran) == 3:
             runner.stopping.set()
             runner.release()
         return Outcome(Move.FINISH)
@@ -116,4 +116,4 @@ def test_a_finished_event_is_settled_at_shutdown(store: Store) -> None:
     runner = Runner(store, attempt, LIMITS)
     add(store, 5)
     runner.run_nudged()
-    assert (len(ran), states(store)) == (2, {"done": 2, "waiting": 1, "received": 2})
+    assert (len(ran), states(store)) == (3, {"done": 2, "waiting": 1, "received": 2})
