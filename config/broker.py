@@ -57,16 +57,10 @@ def consumer_options(broker: str) -> dict[str, Any]:
     return options
 
 
-def wake_message(event: str) -> dict[str, Any]:
-    """Arguments of `send_task` for one nudge; the empty reprs keep its arguments out of message headers."""
-    return {
-        "name": WAKE_TASK,
-        "args": (event,),
-        "retry": False,
-        "ignore_result": True,
-        "argsrepr": "",
-        "kwargsrepr": "",
-    }
+def wake_message() -> dict[str, Any]:
+    """Arguments of `send_task` for one nudge. It names no event: the woken thread claims what is due."""
+    # Without the empty reprs Celery computes some for the headers.
+    return {"name": WAKE_TASK, "retry": False, "ignore_result": True, "argsrepr": "", "kwargsrepr": ""}
 
 
 def _common(broker: str) -> dict[str, Any]:
@@ -78,6 +72,6 @@ def _common(broker: str) -> dict[str, Any]:
         "accept_content": ["json"],
     }
     if broker.startswith("rediss://"):
-        # Heroku's Redis has a self-signed certificate: it is not checked, as nudges carry row ids only.
+        # Heroku's Redis has a self-signed certificate: it is not checked, as nudges carry nothing.
         options["broker_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_NONE}
     return options

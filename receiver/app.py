@@ -53,6 +53,7 @@ class Web:
     app: Flask
     ingress: Ingress
     recorder: Recorder
+    dispatcher: Dispatcher
     observer: Observer
     instruments: Instruments
 
@@ -73,9 +74,7 @@ def build_web(settings: Settings, metrics_folder: str | None = None) -> Web:
     count = partial(record_rejections, store)
     rejections = Background("rejections", count, room=COUNTS_ROOM, batch=COUNTS_ROOM, pause=COUNTS_PAUSE)
     # After the commit, as a worker that wakes earlier finds no row.
-    recorder = Recorder(
-        store, lambda verdicts: dispatcher.nudge(verdict.event for verdict in verdicts if verdict.nudge)
-    )
+    recorder = Recorder(store, lambda verdicts: dispatcher.nudge(sum(verdict.nudge for verdict in verdicts)))
     ingress = Ingress(endpoints, rejections, settings.public_url)
     app = Flask("receiver", static_folder=None)
     if settings.proxy_hops:
@@ -99,7 +98,7 @@ def build_web(settings: Settings, metrics_folder: str | None = None) -> Web:
     except LedgerError as error:
         # Serve anyway: the ledger may come later, and /readyz says what is wrong until then.
         log.warning("Deliveries get 503 until this is mended: %s", error)
-    return Web(settings, app, ingress, recorder, observer, instruments)
+    return Web(settings, app, ingress, recorder, dispatcher, observer, instruments)
 
 
 class Readiness:

@@ -181,6 +181,7 @@ class Gateway:
     def __init__(self, web: Web) -> None:
         self._app, self._ingress, self._recorder = web.app, web.ingress, web.recorder
         self._observer, self._instruments, self._settings = web.observer, web.instruments, web.settings
+        self._dispatcher = web.dispatcher
         hops = web.settings.proxy_hops
         # Pages may all wait for the database at once: one connection is left for deliveries.
         pages = min(web.settings.web_threads, web.settings.db_pool - 1)
@@ -213,6 +214,7 @@ class Gateway:
         # Granian stops at SIGTERM and at SIGINT alike: this takes the first, and passes on the second.
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         ticking = self._loop.create_task(self._tick())
+        self._dispatcher.load()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         ticking.cancel()

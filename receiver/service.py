@@ -4,7 +4,7 @@ Here, once: what a source hides is redacted, workers are nudged for what an acti
 has its HTTP status. Everything returned is a read model of `receiver.ledger.reports`, or what an action did.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -29,8 +29,8 @@ __all__ = [
     "refusal",
 ]
 
-# Wakes workers for events; never waits and never raises.
-Nudge = Callable[[Iterable[UUID]], None]
+# Wakes workers, as there is work: takes the number of events that became due, never waits and never raises.
+Nudge = Callable[[int], None]
 
 # Status, kind and the API's advice of each definite refusal; every other LedgerError is a 503.
 _REFUSALS: Sequence[tuple[type[errors.LedgerError], int, str, str]] = (
@@ -70,7 +70,7 @@ def describe_sources(sources: Mapping[str, Source]) -> models.Sources:
     return models.Sources(data=configured, next=None)
 
 
-def wake_nobody(_events: Iterable[UUID]) -> None:
+def wake_nobody(_count: int) -> None:
     """Leave what is due to the sweeper, which finds it at its next pass."""
 
 
@@ -186,7 +186,7 @@ class Service:
     def promote(self, event: UUID, body_hash: str, who: str) -> models.PromotedView:
         """Make a conflicting body an event of its own; asked again, return the same one."""
         promoted = control.promote(self.store, event, body_hash, who)
-        self.nudge([promoted.id])
+        self.nudge(1)
         return promoted
 
     def resolve(
@@ -214,7 +214,7 @@ class Service:
 
     def _nudged(self, acted: ActionResult) -> ActionResult:
         if acted.nudge:
-            self.nudge([acted.event])
+            self.nudge(1)
         return acted
 
     def _hides(self, source: str) -> bool:

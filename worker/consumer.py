@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import FrameType
 from typing import Any
-from uuid import UUID
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
@@ -104,14 +103,15 @@ class Worker:
         pause, stopping = self.settings.sweep, self.runner.stopping
         _in_background(renew_for_ever, self.runner, self.settings.lease / 3)
         _in_background(sweeper.run, self.sweeper, self.pruner, self.reopener, pause, stopping)
+        self.runner.begin()
         if self.notifier:
             _in_background(notifier.run, self.notifier, pause, stopping)
         return self._consume()
 
-    def nudge(self, event: UUID) -> bool:
+    def nudge(self) -> bool:
         """Publish one nudge, in bounded time; False when the broker does not take it."""
         try:
-            self.publisher.send_task(**wake_message(str(event)))
+            self.publisher.send_task(**wake_message())
         except Exception as error:  # noqa: BLE001 - clients raise whatever they like; the sweep goes on
             log.warning("The broker takes no nudges: %s", type(error).__name__)
             return False
@@ -126,8 +126,9 @@ class Worker:
         app = Celery("firstseen", **consumer_options(self.settings.broker))
 
         @app.task(name=WAKE_TASK)
-        def wake(event: str) -> None:
-            self.runner.run_nudged(UUID(event))
+        def wake(*_event: str) -> None:
+            # A message of an older release names an event: whichever is due longest comes first all the same.
+            self.runner.run_nudged()
 
         class Consumer(app.Worker):  # type: ignore[name-defined,misc]  # made by Celery at run time
             def install_platform_tweaks(self, worker: Any) -> None:

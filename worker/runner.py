@@ -1,7 +1,8 @@
 """The runner: claims events, runs them on this process's threads, and renews, settles or releases the claims.
 
-`run_nudged` serves Celery's threads, `run_unattended` the sweeper; both share the slots. `renew` is called
-for as long as the process lives, `release` when it stops. `settle_all` writes down how attempts ended.
+`run_nudged` serves Celery's threads, `run_unattended` the sweeper; both claim what has been due for longest,
+and share the slots. `renew` is called for as long as the process lives, `release` when it stops. `settle_all`
+writes down how attempts ended.
 """
 
 import logging
@@ -18,7 +19,7 @@ from uuid import UUID
 
 from receiver.ledger.errors import LedgerError
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, claim_due, renew, settle, unattended
+from receiver.ledger.queue import claim_due, renew, settle, unattended
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from worker.spans import attempt_facts, attempt_span
@@ -86,47 +87,68 @@ class Runner:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.stopping = threading.Event()
         self._attempt = attempt
-        self._held: dict[UUID, HeldClaim] = {}
+        self._held = dict[UUID, HeldClaim]()
         self._busy = self._drains = 0
+        self._waking = False
+        # When the last claim began that left nothing due.
+        self._nothing_due_at = float("-inf")
         self._lock, self._claiming = threading.Lock(), threading.Lock()
         self._slots = threading.BoundedSemaphore(limits.concurrency)
         self._own = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="firstseen-own")
 
-    def run(self, event: UUID) -> bool:
-        """Claim one event and run it to its settlement; False when it cannot be claimed."""
-
-        def take() -> list[Claim]:
-            taken = claim(self.store, event, lease=self.limits.lease, worker=self.name)
-            return [taken] if taken else []
-
-        return self._run(take).events > 0
-
-    def run_nudged(self, event: UUID) -> None:
-        """Run the event of a nudge, then go on with what is due: a nudge says that there is work.
+    def run_nudged(self) -> int:
+        """Run what is due until nothing is, or for AWAKE seconds; return how many events were run.
 
         Handlers that return quickly are taken up several at a time; slow ones one by one, so that other
         threads find the rest. Errors are logged here, since Celery would quote them.
         """
-        size = 1
+        size, total = 1, 0
 
         def take() -> list[Claim]:
+            asked = time.monotonic()
             # One thread at a time: several that claim at once pay as much each, and get fewer events.
             with self._claiming:
-                if self.stopping.is_set():
+                # Threads that were woken together need not all find out that nothing is left.
+                if self.stopping.is_set() or self._nothing_due_at > asked:
                     return []
-                return claim_due(self.store, limit=size, lease=self.limits.lease, worker=self.name)
+                begun = time.monotonic()
+                taken = claim_due(self.store, limit=size, lease=self.limits.lease, worker=self.name)
+                if len(taken) < size:
+                    self._nothing_due_at = begun
+            # The nudge may have been for another event than this one, and this handler may take long.
+            if size == 1 and taken and taken[0].more_due:
+                self._wake_another()
+            return taken
 
         try:
-            self.run(event)
             ends = time.monotonic() + AWAKE
             # Of a flood web nudges only a few events, so this thread looks for the rest by itself.
             while time.monotonic() < ends:
                 ran = self._run(take)
                 if not ran.events:
-                    return
+                    break
+                total += ran.events
                 size = min(size * 2, TOGETHER) if ran.seconds < QUICK * ran.events else 1
         except Exception:
             log.exception("An event could not be run; its lease will expire.")
+        return total
+
+    def begin(self) -> None:
+        """Look for work on a thread of this process's own: nudges may have been lost while no worker ran."""
+        self._own.submit(self.run_nudged)
+
+    def _wake_another(self) -> None:
+        """Let an idle thread of this process look for work too; it wakes the next one if it leaves some."""
+        with self._lock:
+            if self._waking or self.stopping.is_set() or self._busy >= self.limits.concurrency:
+                return
+            # One at a time, so that no crowd wakes for a few events.
+            self._waking = True
+        self._own.submit(self._woken)
+
+    def _woken(self) -> None:
+        self._waking = False
+        self.run_nudged()
 
     def run_next(self) -> bool:
         """Claim and run the due event that has waited longest unattended; False when there is none."""

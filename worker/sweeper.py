@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from random import Random
-from uuid import UUID
 
 from config.logs import about
 from receiver.ledger import queue
@@ -51,7 +50,7 @@ class Swept:
 class Sweeper:
     """Takes expired leases back, nudges what is due, runs what nobody fetches, continues bulk operations."""
 
-    def __init__(self, store: Store, sweep: timedelta, nudge: Callable[[UUID], bool], runner: Runner) -> None:
+    def __init__(self, store: Store, sweep: timedelta, nudge: Callable[[], bool], runner: Runner) -> None:
         self._store, self._sweep, self._nudge, self._runner = store, sweep, nudge, runner
 
     def run_once(self) -> Swept:
@@ -61,8 +60,8 @@ class Sweeper:
         expired = queue.expire(self._store)
         nudged = failed = 0
         most = max(NUDGES_A_PASS, NUDGES_A_THREAD * self._runner.limits.concurrency)
-        for event in queue.take_nudges(self._store, self._sweep, limit=most):
-            if not self._nudge(event):
+        for _ in queue.take_nudges(self._store, self._sweep, limit=most):
+            if not self._nudge():
                 # The remaining ones stay marked as nudged, and are nudged again later like lost ones.
                 failed = 1
                 break
@@ -131,8 +130,8 @@ def run(
 ) -> None:
     """Sweep until the worker stops, prune and reopen now and then; after an error the next pass follows."""
     rng, passes = Random(), 0
-    # Jittered, so that workers that started together do not sweep together.
-    while not stopping.wait(pause.total_seconds() * rng.uniform(0.8, 1.2)):
+    # The first pass does most work, and is over before the broker sends anything.
+    while not stopping.is_set():
         try:
             if passes % REOPEN_EVERY == 0:
                 reopener.run_once()
@@ -147,3 +146,5 @@ def run(
         except Exception:
             log.exception("A sweep failed; the next one follows.")
         passes += 1
+        # Jittered, so that workers that started together do not sweep together.
+        stopping.wait(pause.total_seconds() * rng.uniform(0.8, 1.2))

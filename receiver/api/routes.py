@@ -4,7 +4,7 @@
 answer under its idempotency key. The endpoints' docstrings are their documentation, in `/v1/openapi.json`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NoReturn
 from uuid import UUID
@@ -245,11 +245,11 @@ class Acting:
         self._service.act(what, event, who(), generation=generation)
         return self._service.story(event).event
 
-    def _nudge_after_commit(self, events: Iterable[UUID]) -> None:
+    def _nudge_after_commit(self, count: int) -> None:
         # The endpoint runs inside the transaction; what it registers here runs after the commit.
         @after_this_request
         def nudge(response: Any) -> Any:
-            self._nudge(events)
+            self._nudge(count)
             return response
 
 

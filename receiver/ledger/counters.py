@@ -14,7 +14,19 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import Boolean, Connection, Insert, bindparam, case, delete, func, literal, select
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Insert,
+    Integer,
+    Select,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    select,
+)
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.store import MOMENT, Store
@@ -104,6 +116,21 @@ def _add(store: Store) -> Insert:
     insert = insert_for(store, COUNTER)
     more = {"count": COUNTER.c.count + insert.excluded["count"]}
     return insert.values(**row).on_conflict_do_update(index_elements=list(COUNTER.primary_key), set_=more)
+
+
+def add_selected(store: Store, rows: Select[Any]) -> Insert:
+    """Build the upsert of the totals that a SELECT yields, as part of a larger statement of PostgreSQL.
+
+    Its columns are kind, name, what and count; no kind is counted by the minute. `slot_of` has `:slot`.
+    """
+    found = rows.subquery()
+    minute, slot = literal(ALL_TIME, UTCDateTime()), bindparam("slot", type_=Integer())
+    columns = found.c.kind, minute, found.c.name, found.c.what, slot, found.c.count
+    order = found.c.kind, found.c.name, found.c.what
+    names = ["kind", "minute", "name", "what", "slot", "count"]
+    insert = insert_for(store, COUNTER).from_select(names, select(*columns).order_by(*order))
+    more = {"count": COUNTER.c.count + insert.excluded["count"]}
+    return insert.on_conflict_do_update(index_elements=list(COUNTER.primary_key), set_=more)
 
 
 def slot_of(store: Store) -> int:

@@ -32,6 +32,8 @@ class Claim:
     """The trace of the delivery that first brought it."""
     tried: bool = False
     """Whether a handler may have worked on it before: then it is not ignored for want of one."""
+    more_due: bool = False
+    """Whether more events than were claimed with it were due."""
 
 
 @dataclass(frozen=True)

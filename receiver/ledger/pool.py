@@ -151,7 +151,10 @@ class FifoSemaphore:
 
 
 def ping_first(engine: Engine) -> None:
-    """Let connections be pinged before they are used, lent ones only after a rest."""
+    """Let connections that have rested be pinged before they are lent.
+
+    Others begin with a BEGIN, which shows as well whether the connection lives.
+    """
 
     def made(_connection: Any, record: Any) -> None:
         record.info["new"] = True
@@ -163,7 +166,7 @@ def ping_first(engine: Engine) -> None:
         if record.info.pop("new", False):
             return
         rested = time.monotonic() - record.info["used"] >= REST
-        if rested or not _acquiring.lends:
+        if rested and _acquiring.lends:
             try:
                 alive = engine.dialect.do_ping(connection)
             except engine.dialect.loaded_dbapi.Error:
@@ -179,7 +182,7 @@ def ping_first(engine: Engine) -> None:
 
 @contextmanager
 def lent(engine: Engine, until: float, limit: float) -> Iterator[PoolProxiedConnection]:
-    """Lend a connection in the driver's autocommit mode: its user begins and ends transactions.
+    """Lend a connection, in the driver's autocommit mode as all are: its user begins and ends transactions.
 
     It is got until a monotonic time, and each of its statements has `limit` seconds. Raises LedgerUnavailable
     when there is no connection, or no answer, in time; the driver's own error for anything else that fails. A
@@ -193,12 +196,9 @@ def lent(engine: Engine, until: float, limit: float) -> Iterator[PoolProxiedConn
         log.warning("The ledger does not answer: %s", type(error).__name__)
         raise LedgerUnavailable from error
     connection: Any = pooled.driver_connection
-    # SQLite's connections are always in it.
-    autocommits = engine.dialect.name == "sqlite"
     try:
-        if not autocommits:
+        if isinstance(connection, LimitedConnection):
             connection.limit = limit
-            connection.autocommit = True
         yield pooled
     except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
         if engine.dialect.is_disconnect(error, connection, None):
@@ -211,10 +211,8 @@ def lent(engine: Engine, until: float, limit: float) -> Iterator[PoolProxiedConn
     finally:
         if pooled.is_valid:
             try:
-                if not autocommits:
-                    # A transaction that failed half-way is undone first: the mode cannot be set inside of it.
-                    connection.rollback()
-                    connection.autocommit = False
+                # A transaction that failed half-way.
+                connection.rollback()
             except driver.Error as error:
                 pooled.invalidate(error)
             pooled.close()

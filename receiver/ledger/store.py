@@ -15,7 +15,7 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.pool import FifoSemaphore, acquiring, lent, limit_waits, ping_first
+from receiver.ledger.pool import FifoSemaphore, LimitedConnection, acquiring, lent, limit_waits, ping_first
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ MOMENT = sa.select(
 # Seconds.
 LOCK_WAIT = WAIT * SHARE
 
+# Under a stricter default of the database, transactions that meet at one row would fail.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _LOCAL = f"SET LOCAL lock_timeout = {LOCK_WAIT * 1000:.0f}"
 _UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalError)
 _Statement = TypeVar("_Statement")
@@ -108,13 +110,15 @@ class Store:
             yield connection
 
     @contextmanager
-    def write(self, limit: float | None = WAIT) -> Iterator[sa.Connection]:
+    def write(self, options: str = "", *, limit: float | None = WAIT) -> Iterator[sa.Connection]:
         """Open a transaction whose commit is on disk when the block ends; `limit` is as in `read`.
+
+        `options` are further `SET LOCAL ...` for PostgreSQL, sent with its BEGIN.
 
         Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
         connection died or the limit passed at the commit itself, only a second try shows whether it was.
         """
-        with self._transaction(writes=True, limit=limit) as connection:
+        with self._transaction(writes=True, limit=limit, options=options) as connection:
             yield connection
 
     @contextmanager
@@ -144,26 +148,17 @@ class Store:
             yield begun + WAIT
 
     @contextmanager
-    def _connection(self, until: float, limit: float | None) -> Iterator[sa.Connection]:
-        with acquiring(until):
-            connection = self.engine.connect()
-        with connection:
-            if not self.sqlite:
-                driver: Any = connection.connection.driver_connection
-                driver.limit = limit
-            yield connection
-
-    @contextmanager
-    def _transaction(self, *, writes: bool, limit: float | None) -> Iterator[sa.Connection]:
+    def _transaction(
+        self, *, writes: bool, limit: float | None, options: str = ""
+    ) -> Iterator[sa.Connection]:
         try:
             with (
                 self._turn(writes=writes) as until,
-                self._connection(until, limit) as connection,
-                connection.execution_options(writes=writes).begin(),
+                self._begun(until, writes=writes, options=options) as connection,
             ):
-                if writes and not self.sqlite:
-                    commit = f"SET LOCAL synchronous_commit = {connection.info['commit']}"
-                    connection.exec_driver_sql(f"{_LOCAL}; {commit}")
+                driver = connection.connection.driver_connection
+                if isinstance(driver, LimitedConnection):
+                    driver.limit = limit
                 yield connection
         except (*_UNAVAILABLE, sa.exc.DatabaseError) as error:
             # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
@@ -171,6 +166,24 @@ class Store:
                 raise
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
             raise LedgerUnavailable from error
+
+    @contextmanager
+    def _begun(self, until: float, **how: Any) -> Iterator[sa.Connection]:
+        """Begin a transaction by a monotonic time: its BEGIN shows whether the connection still lives."""
+        with acquiring(until):
+            connection = self.engine.connect().execution_options(**how)
+        with connection:
+            with acquiring(until):
+                try:
+                    begun = connection.begin()
+                except sa.exc.DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                    # It ended while it was idle. Nothing has been done, so another one does as well; a ping
+                    # of each connection before its use would cost a round trip a transaction.
+                    begun = connection.begin()
+            with begun:
+                yield connection
 
     def _postgres_engine(self, pool: int) -> Engine:
         # PgBouncer in transaction mode: no prepared statements, no session state.
@@ -181,13 +194,13 @@ class Store:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=WAIT,
-            # Part of each BEGIN: under a stricter default of the database, transactions that meet at one
-            # row would fail.
-            isolation_level="READ COMMITTED",
+            # So that BEGIN is ours: one message begins a transaction and sets its options.
+            isolation_level="AUTOCOMMIT",
             connect_args=arguments,
         )
         sa.event.listen(engine, "connect", _note_settings)
         limit_waits(engine)
+        sa.event.listen(engine, "begin", _begin_postgres)
         ping_first(engine)
         return engine
 
@@ -214,12 +227,7 @@ class _Joined(Store):
         self._outer = connection
 
     @contextmanager
-    def _transaction(
-        self,
-        *,
-        writes: bool,  # noqa: ARG002 - the outer one decided
-        limit: float | None,  # noqa: ARG002 - as well
-    ) -> Iterator[sa.Connection]:
+    def _transaction(self, **_: Any) -> Iterator[sa.Connection]:
         yield self._outer
 
     def raw_connection(self) -> NoReturn:
@@ -236,6 +244,14 @@ def _note_settings(connection: Any, record: Any) -> None:
         cursor.execute("SHOW default_transaction_isolation")
         record.info["strict"] = cursor.fetchone()[0] not in ("read committed", "read uncommitted")
     connection.rollback()
+
+
+def _begin_postgres(connection: sa.Connection) -> None:
+    # PgBouncer in transaction mode keeps no options between transactions.
+    commit = f"SET LOCAL synchronous_commit = {connection.info['commit']}"
+    how = connection.get_execution_options()
+    options = f"; {_LOCAL}; {commit}; {how.get('options', '')}" if how.get("writes") else ""
+    connection.exec_driver_sql(f"{_BEGIN}{options}")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

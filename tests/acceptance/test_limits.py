@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -50,8 +50,8 @@ def sweeper(store: Store, broker: str) -> Sweeper:
     """Make a sweeper with a real broker; its runner fails if it runs anything."""
     publisher = Celery("test", **publisher_options(broker), set_as_current=False)
 
-    def nudge(event: UUID) -> bool:
-        publisher.send_task(**wake_message(str(event)))
+    def nudge() -> bool:
+        publisher.send_task(**wake_message())
         return True
 
     def run(_held: Claim) -> Outcome:

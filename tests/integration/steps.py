@@ -10,10 +10,11 @@ from sqlalchemy import Connection, Row, Table, bindparam, event, func, select, t
 
 from receiver.ledger.intake import Delivery, Verdict, record
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue import settle
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ATTEMPT, CONFLICT, DUPLICATE, EVENT
+from tests.services.claiming import claim
 
 LEASE = timedelta(seconds=60)
 SWEEP = timedelta(seconds=5)

@@ -10,12 +10,13 @@ import pytest
 from receiver.ledger.control import discard, promote, rerun, retry
 from receiver.ledger.errors import NotAllowed, UnknownEvent
 from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import claim, expire, settle
+from receiver.ledger.queue import expire, settle
 from receiver.ledger.reports import story
 from receiver.ledger.states import Move, State, leaves
 from receiver.ledger.store import Store
 from receiver.ledger.tables import ACTION
 from tests.integration.steps import change, conflicts, count, deliver, end, later, row, rows_of, state, take
+from tests.services.claiming import claim
 
 ACTIONS = {Move.RETRY: retry, Move.RERUN: rerun, Move.DISCARD: discard}
 

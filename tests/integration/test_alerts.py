@@ -10,12 +10,13 @@ import pytest
 from receiver.ledger.counters import Rejected, record_rejections
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue import settle
 from receiver.ledger.reports import DueAlert, Topic, mark_sent, take_alert
 from receiver.ledger.reports.alerts import AGAIN, SPIKE_LEAST, TAKEN, Subject
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.integration.steps import LEASE, deliver
+from tests.services.claiming import claim
 from tests.services.listener import Listener
 from worker.notifier import AT_ONCE, Notifier, SlackWebhook, sentence
 

@@ -12,12 +12,12 @@ import pytest
 
 from receiver.ledger.calls.sends import SLACK
 from receiver.ledger.intake import Delivery, record
-from receiver.ledger.queue import claim
 from receiver.ledger.schema import migrate
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.services.attempts import LEASE, Attempts, apis_of
 from tests.services.calling import Target
+from tests.services.claiming import claim
 from tests.services.raw_server import RawServer, hang_up, reply, stay
 from tests.services.sandbox import CHRONAPILOT, STANNP, TELNESS, Client
 from tests.services.waiting import free_port, wait_until
@@ -332,14 +332,14 @@ def test_an_answer_after_the_claim_was_lost_counts(prepare: Prepare) -> None:
 
 
 def test_a_lost_claim_sends_nothing(prepare: Prepare) -> None:
-    """A worker that lost its claim does not even connect."""
+    """A worker that lost its claim writes no byte, and nothing in the journal."""
     with RawServer() as server:
         attempts = prepare(server.url)
         held = attempts.claim()
         attempts.change("UPDATE event SET claim = claim + 1")
         with pytest.raises(Exception, match="taken this event over"):
             post(None, Calls(attempts.context, held))
-        assert server.connections == 0
+        assert server.requests == []
     assert attempts.calls == []
 
 

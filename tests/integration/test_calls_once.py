@@ -9,12 +9,13 @@ from uuid import UUID
 import pytest
 
 from receiver.ledger.control import Resolution, rerun, resolve, retry
-from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue import settle
 from receiver.ledger.queue.sweep import erase_contents
 from receiver.ledger.reports import story
 from receiver.ledger.store import Store
 from tests.integration.call_harness import SILENCE, CallHarness, crash, posts, reply
 from tests.integration.steps import LEASE, ONLY_POSTGRES, deliver, later, row, state
+from tests.services.claiming import claim
 
 order = posts("order", once="order-1")
 

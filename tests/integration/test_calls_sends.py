@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from receiver.ledger.control import Resolution, resolve, retry
 from receiver.ledger.errors import NotAllowed
-from receiver.ledger.queue import claim, renew, settle
+from receiver.ledger.queue import renew, settle
 from receiver.ledger.store import Store
 from tests.integration.call_harness import (
     DAY,
@@ -27,6 +27,7 @@ from tests.integration.call_harness import (
     reply,
 )
 from tests.integration.steps import LEASE, change, deliver, later, row, state
+from tests.services.claiming import claim
 from tests.services.clock import Clock
 from worker.calls import perform
 from worker.calls.client import Calls
@@ -329,7 +330,7 @@ def test_a_claim_lost_before_the_mark_sends_nothing(
     harness.transport.before_begin = lose
     with pytest.raises(ClaimLost):
         letter(None, Calls(harness.context(), held))
-    assert (harness.transport.sent, harness.sends(harness.call(event).id)) == ([], [])
+    assert (harness.transport.sent, harness.calls(event)) == ([], [])
 
 
 def test_a_claim_lost_is_not_done(harness: CallHarness, event: UUID) -> None:

@@ -16,12 +16,13 @@ from sqlalchemy import event as engine_events
 from receiver.ledger.control import Resolution, rerun, resolve, retry
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.lease import Claim
-from receiver.ledger.queue import claim, expire, settle
+from receiver.ledger.queue import expire, settle
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, EVENT, SEND
 from tests.integration.call_harness import CallHarness, Crash
 from tests.integration.model_api import FAULTS, KEY_RULES, ModelApi
 from tests.integration.steps import LEASE, deliver, row
+from tests.services.claiming import claim
 from worker.calls.errors import CallError
 
 JUMPS = [timedelta(seconds=5), timedelta(seconds=50), timedelta(minutes=5), timedelta(days=1)]

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from receiver import metrics
 from receiver.ledger.counters import Rejected, count_sweep, record_rejections
 from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import Retention, claim, expire, prune, record_heartbeat, settle
+from receiver.ledger.queue import Retention, expire, prune, record_heartbeat, settle
 from receiver.ledger.reports import figures
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -22,6 +22,7 @@ from receiver.metrics import Instruments, metrics_views
 from receiver.problems import answer_problems
 from receiver.telemetry import Observer
 from tests.integration.steps import LEASE, deliver, hooked, statements
+from tests.services.claiming import claim
 
 TOKEN = "metrics-token-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

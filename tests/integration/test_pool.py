@@ -11,10 +11,11 @@ import pytest
 
 from receiver.ledger.intake import record
 from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import claim, expire, renew, settle, take_nudges
+from receiver.ledger.queue import expire, renew, settle, take_nudges
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
 from tests.integration.steps import LEASE, ONLY_POSTGRES, SWEEP, deliver, delivery, take
+from tests.services.claiming import claim
 from tests.services.waiting import wait_until
 
 POOL = 3

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select
 
 from receiver.ledger.control import discard
-from receiver.ledger.queue import Retention, claim, prune
+from receiver.ledger.queue import Retention, prune
 from receiver.ledger.queue.sweep import PRUNE_BATCH
 from receiver.ledger.states import Move
 from receiver.ledger.store import Store
@@ -28,6 +28,7 @@ from tests.integration.steps import (
     take,
     worst_plan,
 )
+from tests.services.claiming import claim
 
 WINDOWS = {"stripe": Retention(retention=timedelta(days=90), payload_retention=timedelta(days=30))}
 ENDS = [Move.FINISH, Move.GIVE_UP, Move.IGNORE]

@@ -17,11 +17,12 @@ from sqlalchemy import event, func, inspect, select, text
 
 from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.intake import record
-from receiver.ledger.queue import claim, expire, prune, starved, take_nudges
+from receiver.ledger.queue import expire, prune, starved, take_nudges
 from receiver.ledger.schema import check_schema, migrate
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.integration.steps import LEASE, ONLY_POSTGRES, ONLY_SQLITE, SWEEP, count, deliver, delivery, hooked
+from tests.services.claiming import claim
 from tests.services.databases import driver_url
 from tests.services.postgres import Postgres
 

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
 
 from flask import Flask
 from werkzeug.test import TestResponse
@@ -22,16 +21,19 @@ KEYS = (OPS, DEV, BOARD)
 
 
 class Api:
-    """`/v1` on a store. `nudged` lists the nudged events in order."""
+    """`/v1` on a store. `nudged` counts the nudges."""
 
     def __init__(
         self, store: Store, *, keys: tuple[ApiKey, ...] = KEYS, sources: Mapping[str, Source] | None = None
     ) -> None:
-        self.store, self.nudged = store, list[UUID]()
+        self.store, self.nudged = store, 0
         self.app = Flask("receiver", static_folder=None)
-        service = Service(store, sources or {}, self.nudged.extend)
+        service = Service(store, sources or {}, self._nudge)
         self.app.register_blueprint(api_views(service, keys))
         answer_problems(self.app)
+
+    def _nudge(self, count: int) -> None:
+        self.nudged += count
 
     def send(self, method: str, path: str, *, key: ApiKey | None = OPS, **options: Any) -> TestResponse:
         """Send one request, with an API key unless it is None."""

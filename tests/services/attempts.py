@@ -12,10 +12,11 @@ from config.apis import Api, load_apis
 from config.dialects import load_dialects
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Claim, Outcome
-from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue import settle
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.services.calling import Target, configure
+from tests.services.claiming import claim
 from worker.attempt import AttemptPolicy, attempt
 from worker.calls.client import Calls
 from worker.calls.perform import CallContext

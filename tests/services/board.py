@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
 
 from flask import Flask
 from werkzeug.security import generate_password_hash
@@ -26,7 +25,7 @@ _TOKEN = re.compile(r'name="csrf" value="([^"]+)"')
 
 
 class Board:
-    """The dashboard's pages on a store. `nudged` lists the nudged events in order."""
+    """The dashboard's pages on a store. `nudged` counts the nudges."""
 
     def __init__(
         self,
@@ -37,13 +36,16 @@ class Board:
         apis: Mapping[str, Api] | None = None,
         keys: tuple[str, ...] = (SECRET_KEY,),
     ) -> None:
-        self.nudged = list[UUID]()
+        self.nudged = 0
         self.app = Flask("receiver", static_folder=None)
-        service = Service(store, sources or {}, self.nudged.extend)
+        service = Service(store, sources or {}, self._nudge)
         self.app.register_blueprint(dashboard_views(service, users, apis or {}, lambda: "ok", 20))
         set_up_sessions(self.app, keys)
         answer_problems(self.app)
         self.client = self.app.test_client()
+
+    def _nudge(self, count: int) -> None:
+        self.nudged += count
 
     def get(self, path: str, **options: Any) -> TestResponse:
         """Send a GET."""

@@ -23,11 +23,12 @@ from receiver.ledger.calls import (
 from receiver.ledger.counters import CounterKind, Rejected, bump, record_rejections
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Outcome
-from receiver.ledger.queue import claim, settle
+from receiver.ledger.queue import settle
 from receiver.ledger.states import Move, Protection, SendOutcome
 from receiver.ledger.store import Store
 from receiver.ledger.tables import CALL, COUNTER, EVENT
 from receiver.ledger.text import uuid7
+from tests.services.claiming import claim
 
 TERMS = SendPolicy(
     timedelta(seconds=30), timedelta(hours=24), timedelta(minutes=10), timedelta(seconds=15), ("mark",)

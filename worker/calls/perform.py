@@ -1,14 +1,16 @@
 """One call from its plan to its end: plan, begin, send, record.
 
 `CallPerformer.run` is the flow. The journal decides at each step: `plan` whether the call is still to be
-made, `begin_send` whether its request may go out now, `record_response` what came of it. What keeps the call
-from its response is raised as a CallError.
+made, `begin_send` whether its request may go out now, `record_response` what came of it. A call that no
+earlier attempt can have begun is planned and begun at once. What keeps the call from its response is raised
+as a CallError.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from random import Random
 from uuid import UUID
 
@@ -42,6 +44,8 @@ RECORD_PAUSE = 0.5
 
 # An obstacle that no send removes is checked again after a quarter of the time it has lasted, at most this.
 TRIED_SHARE, PATIENCE_MAX = 4, timedelta(minutes=5)
+
+TAKEN_OVER = "Another worker has taken this event over."
 
 # The wait before a call whose ledger did not answer.
 LEDGER_AWAY = timedelta(seconds=5)
@@ -89,6 +93,10 @@ class Step:
     once: str | None = None
 
 
+class _Known(Exception):
+    """The journal has a call in the place of a new one."""
+
+
 class CallPerformer:
     """Performs one call of one attempt."""
 
@@ -103,6 +111,20 @@ class CallPerformer:
             credentials=credential_marks(context.secrets, step.api.name, step.api.credential),
             one_at_a_time=step.api.dialect.in_flight == "unstated",
         )
+        request = step.request
+        self._wanted = journal.CallRequest(
+            position=step.position,
+            step=step.name,
+            api=step.api.name,
+            method=request.method,
+            url=request.url,
+            headers=request.headers,
+            body=request.body,
+            fingerprint=request.fingerprint,
+            protection=step.protection,
+            give_up_after=context.give_up_after,
+            once=step.once,
+        )
 
     def run(self) -> httpx.Response:
         """Return the call's response, live or stored; raises CallError.
@@ -112,18 +134,31 @@ class CallPerformer:
         """
         patience = time.monotonic() + self._context.lease.total_seconds() / LOCKED_SHARE
         pause = LOCKED_PAUSE
+        new = self._is_new()
         while True:
-            call = self._plan()
-            if call.state == CallState.SUCCEEDED and not call.handler_changed:
-                stored = call.response
-                if stored is None or stored.body is None:
-                    reason = f"Call {call.step!r} happened, but its answer is not kept any more."
-                    raise errors.CallParked(reason, call.id)
-                return respond(self._step.request, stored.status, stored.headers, stored.body)
-            outgoing = self._sendable(call)
-            with send_span(self._api.name, call.method, call.id) as span:
-                send, reply = self._begin_and_send(call, outgoing)
-                recorded = self._record(call, send, reply)
+            if new:
+                call, sends, outgoing, begin = self._wanted.id, 0, self._new_request(), self._begin_new
+            else:
+                planned = self._plan()
+                if planned.state == CallState.SUCCEEDED and not planned.handler_changed:
+                    stored = planned.response
+                    if stored is None or stored.body is None:
+                        reason = f"Call {planned.step!r} happened, but its answer is not kept any more."
+                        raise errors.CallParked(reason, planned.id)
+                    return respond(self._step.request, stored.status, stored.headers, stored.body)
+                call, sends, outgoing = planned.id, planned.sends, self._sendable(planned)
+                begin = partial(self._begin, planned)
+            with send_span(self._api.name, outgoing.method, call) as span:
+                try:
+                    send, reply = self._send(outgoing, begin)
+                    if new and send is None:
+                        # No byte left, and people see that only of a call in the journal.
+                        self._plan()
+                except _Known:
+                    continue
+                finally:
+                    new = False
+                recorded = self._record(call, sends, send, reply)
                 log_outcome(span, self._api.name, recorded.classification.outcome)
             if recorded.applied and recorded.state == CallState.SUCCEEDED and isinstance(reply, Reply):
                 status = journal.status_for_handler(recorded.classification, reply.status)
@@ -135,32 +170,19 @@ class CallPerformer:
             if recorded.classification.outcome != SendOutcome.LOCKED or time.monotonic() + wait > patience:
                 kinds = {SendOutcome.LOCKED: errors.CallLocked, SendOutcome.UNKNOWN: errors.CallUnknown}
                 kind = kinds.get(recorded.classification.outcome, errors.CallLater)
-                raise kind(f"Call {call.step!r}: {recorded.classification.reason}", recorded.delay, call.id)
+                reason = f"Call {self._step.name!r}: {recorded.classification.reason}"
+                raise kind(reason, recorded.delay, call)
             time.sleep(wait)
             pause = min(pause + LOCKED_PAUSE, LOCKED_PAUSE_MAX)
 
     def _plan(self) -> journal.PlannedCall:
         """Find the call in the journal, or write it down; raise CallLater or ClaimLost where that fails."""
-        step, request = self._step, self._step.request
-        wanted = journal.CallRequest(
-            position=step.position,
-            step=step.name,
-            api=self._api.name,
-            method=request.method,
-            url=request.url,
-            headers=request.headers,
-            body=request.body,
-            fingerprint=request.fingerprint,
-            protection=step.protection,
-            give_up_after=self._context.give_up_after,
-            once=step.once,
-        )
         try:
-            call = journal.plan(self._store, self._held, wanted, self._make_key)
+            call = journal.plan(self._store, self._held, self._wanted, self._make_key)
         except LedgerError as error:
             raise errors.CallLater(f"The call cannot be written down: {error}", LEDGER_AWAY) from error
         if call is None:
-            raise errors.ClaimLost("Another worker has taken this event over.")
+            raise errors.ClaimLost(TAKEN_OVER)
         return call
 
     def _make_key(self, successor: int) -> str | None:
@@ -193,7 +215,7 @@ class CallPerformer:
         # No send of ours changes either of these, so they are looked at later and later.
         if self._api.problem or call.waits_for_other:
             patience = min(call.tried_for / TRIED_SHARE, PATIENCE_MAX)
-            raise errors.CallLater(self._api.problem or reason, patience + self._backoff(call), call.id)
+            raise errors.CallLater(self._api.problem or reason, patience + self._backoff(call.sends), call.id)
         # A resend is the stored request, byte for byte, whatever the handler asks for now.
         stored = OutboundRequest(call.method, call.url, self._step.request.path, call.headers, call.body)
         outgoing = complete(self._api, stored, call.key)
@@ -202,9 +224,17 @@ class CallPerformer:
             raise errors.CallLater(reason or "It is not due yet.", call.delay, call.id)
         return outgoing
 
-    def _begin_and_send(
-        self, call: journal.PlannedCall, outgoing: Outgoing
-    ) -> tuple[UUID | None, Reply | NoReply]:
+    def _is_new(self) -> bool:
+        """Whether the journal cannot know this call yet: no earlier attempt can have begun it.
+
+        Then it is written down with its send, in one commit right before the first byte.
+        """
+        return self._held.token == 1 and self._step.once is None and not self._api.problem
+
+    def _new_request(self) -> Outgoing:
+        return complete(self._api, self._step.request, self._make_key(0))
+
+    def _send(self, outgoing: Outgoing, begin: Callable[[], UUID]) -> tuple[UUID | None, Reply | NoReply]:
         """Send once; return the send's id, if it began, and what came back.
 
         The send is committed once a connection stands, right before its first byte: before that nothing is
@@ -212,32 +242,46 @@ class CallPerformer:
         """
         send: UUID | None = None
 
-        def begin() -> None:
+        def before_send() -> None:
             nonlocal send
-            try:
-                result = journal.begin_send(self._store, self._held, call.id, self._policy)
-            except LedgerError as error:
-                raise errors.CallLater(
-                    f"The send cannot be written down: {error}", LEDGER_AWAY, call.id
-                ) from error
-            match result:
-                case journal.SendBegun(begun):
-                    send = begun
-                case journal.SendTooEarly(delay):
-                    reason = f"An earlier send of {call.step!r} may still be under way there."
-                    raise errors.CallLater(reason, delay, call.id)
-                case journal.CallNotPending(CallState.PARKED, reason):
-                    raise errors.CallParked(f"Call {call.step!r} is parked. {reason}", call.id)
-                case journal.CallNotPending():
-                    raise errors.CallLater("The call has ended meanwhile.", timedelta(0), call.id)
-                case journal.LeaseLost():
-                    raise errors.ClaimLost("Another worker has taken this event over.")
+            send = begin()
 
-        reply = self._context.transports[self._api.name].send(with_traceparent(outgoing), begin)
+        reply = self._context.transports[self._api.name].send(with_traceparent(outgoing), before_send)
         return send, reply
 
+    def _begin_new(self) -> UUID:
+        key = self._make_key(0)
+        try:
+            begun = journal.begin_first_send(self._store, self._held, self._wanted, key, self._policy)
+        except LedgerError as error:
+            raise errors.CallLater(f"The call cannot be written down: {error}", LEDGER_AWAY) from error
+        if begun is None:
+            raise _Known
+        if isinstance(begun, journal.LeaseLost):
+            raise errors.ClaimLost(TAKEN_OVER)
+        return begun.send
+
+    def _begin(self, call: journal.PlannedCall) -> UUID:
+        try:
+            result = journal.begin_send(self._store, self._held, call.id, self._policy)
+        except LedgerError as error:
+            reason = f"The send cannot be written down: {error}"
+            raise errors.CallLater(reason, LEDGER_AWAY, call.id) from error
+        match result:
+            case journal.SendBegun(send):
+                return send
+            case journal.SendTooEarly(delay):
+                reason = f"An earlier send of {call.step!r} may still be under way there."
+                raise errors.CallLater(reason, delay, call.id)
+            case journal.CallNotPending(CallState.PARKED, reason):
+                raise errors.CallParked(f"Call {call.step!r} is parked. {reason}", call.id)
+            case journal.CallNotPending():
+                raise errors.CallLater("The call has ended meanwhile.", timedelta(0), call.id)
+            case journal.LeaseLost():
+                raise errors.ClaimLost(TAKEN_OVER)
+
     def _record(
-        self, call: journal.PlannedCall, send: UUID | None, reply: Reply | NoReply
+        self, call: UUID, sends: int, send: UUID | None, reply: Reply | NoReply
     ) -> journal.CallUpdate:
         """Write down what came back; while the ledger does not answer, try again for as long as a lease."""
         response = None
@@ -250,18 +294,18 @@ class CallPerformer:
             response,
             lambda context, now: classify(self._api.dialect, context, reply, now),
             self._policy,
-            self._backoff(call),
+            self._backoff(sends),
         )
         # Worth waiting for: without this response the call can only be sent again or parked.
         ends = time.monotonic() + self._context.lease.total_seconds()
         while True:
             try:
-                return journal.record_response(self._store, self._held, call.id, result)
+                return journal.record_response(self._store, self._held, call, result)
             except LedgerError as error:
                 if time.monotonic() > ends:
                     reason = "What came back could not be written down; the call counts as unknown."
-                    raise errors.CallUnknown(reason, LEDGER_AWAY, call.id) from error
+                    raise errors.CallUnknown(reason, LEDGER_AWAY, call) from error
                 time.sleep(RECORD_PAUSE)
 
-    def _backoff(self, call: journal.PlannedCall) -> timedelta:
-        return backoff(call.sends + 1, cap=self._context.backoff_max, rng=self._context.rng)
+    def _backoff(self, sends: int) -> timedelta:
+        return backoff(sends + 1, cap=self._context.backoff_max, rng=self._context.rng)

@@ -1,6 +1,12 @@
 """The outbound journal: plan a call, begin a send, record its response."""
 
-from receiver.ledger.calls.journal import CallRequest, PlannedCall, compute_once, plan
+from receiver.ledger.calls.journal import (
+    CallRequest,
+    PlannedCall,
+    begin_first_send,
+    compute_once,
+    plan,
+)
 from receiver.ledger.calls.outcome import (
     no_unfinished_calls,
     outcome_given_calls,
@@ -36,6 +42,7 @@ __all__ = [
     "SendResult",
     "SendTooEarly",
     "StoredResponse",
+    "begin_first_send",
     "begin_send",
     "compute_once",
     "no_unfinished_calls",

@@ -1,6 +1,7 @@
 """The journal: a call's row, with key and exact request, is committed before its first byte leaves.
 
-`plan` finds or inserts the call that a handler makes at a position of its attempt. `compute_once` keeps a
+`plan` finds or inserts the call that a handler makes at a position of its attempt; `begin_first_send` inserts
+one that is certainly new, and begins its send in the same transaction. `compute_once` keeps a
 value that a handler computes once for a generation. A call with `once` is made once for all events of an API
 that name it so: the database decides by which event, and the others follow that call.
 """
@@ -12,15 +13,30 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Interval,
+    Row,
+    Select,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    literal,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.calls.outcome import is_last
-from receiver.ledger.calls.sends import StoredResponse
+from receiver.ledger.calls.sends import SLACK, LeaseLost, SendBegun, SendPolicy, StoredResponse
 from receiver.ledger.lease import Claim, lock_alive
-from receiver.ledger.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome
+from receiver.ledger.states import COSTS_NO_ATTEMPT, CallState, Protection, SendOutcome, State
 from receiver.ledger.store import Store
-from receiver.ledger.tables import CALL, EVENT, VALUE, insert_for
+from receiver.ledger.tables import CALL, EVENT, SEND, VALUE, insert_for
 from receiver.ledger.text import uuid7
 
 # States of a call that never happened, so that another event may use its `once`.
@@ -53,6 +69,8 @@ class CallRequest:
     """How long it may be put off before it parks for a person."""
     once: str | None = None
     """The name under which all events of this API share one call."""
+    id: UUID = field(default_factory=uuid7)
+    """The id of the call's row, if this request is the first of its place."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,53 @@ def plan(store: Store, held: Claim, request: CallRequest, make_key: MakeKey) -> 
         return _Planning(store, connection, held, request).plan(event, make_key)
 
 
+def begin_first_send(
+    store: Store, held: Claim, request: CallRequest, key: str | None, policy: SendPolicy
+) -> SendBegun | LeaseLost | None:
+    """Insert a call that the journal cannot know yet, and record that its request goes out now: one commit.
+
+    It is for an event that was never claimed before, and for calls without `once`. None when the journal
+    has a call in its place all the same: then `plan` decides.
+    """
+    keyed = request.protection == Protection.KEYED
+    send = uuid7()
+    # With an underscore: parameters with the names of columns would be set by the statement's UPDATE.
+    given = {
+        "event_": held.event,
+        "generation_": held.generation,
+        "claim_": held.token,
+        "position_": request.position,
+        "step_": request.step,
+        "protection_": request.protection,
+        "api_": request.api,
+        "method_": request.method,
+        "url_": request.url,
+        "headers_": json.dumps(dict(request.headers)),
+        "body_": request.body,
+        "key_": key,
+        "fingerprint_": request.fingerprint,
+        "credential_": policy.credentials[0],
+        "call_": request.id,
+        "send_": send,
+        "key_life_": policy.key_life if keyed else None,
+        "deadline_": policy.deadline,
+        "quiet_": policy.deadline + policy.settle_delay,
+        "lease_": policy.deadline + SLACK,
+    }
+    with store.write() as connection:
+        if store.sqlite:
+            found = _begin_first_on_sqlite(store, connection, held, given)
+        else:
+            statement = store.built(_first_send)
+            found = tuple(connection.execute(statement, given | store.moment()).one())
+    match found:
+        case (None, _):
+            return LeaseLost()
+        case (_, None):
+            return None
+    return SendBegun(send)
+
+
 def compute_once(store: Store, held: Claim, step: str, compute: Callable[[], str]) -> str | None:
     """Return the JSON that a step computed first in this generation; None when the claim is lost.
 
@@ -114,6 +179,83 @@ def compute_once(store: Store, held: Claim, step: str, compute: Callable[[], str
         connection.execute(insert.values(**row, at=store.now()).on_conflict_do_nothing())
         value: str = connection.execute(found).scalar_one()
         return value
+
+
+# The columns of a new call that its request and its claim bring.
+_GIVEN = (
+    *("generation", "claim", "position", "step", "protection", "api", "method", "url", "headers", "body"),
+    *("key", "fingerprint", "credential"),
+)
+
+
+def _first_send(store: Store) -> Select[Any]:
+    """Build `begin_first_send` for PostgreSQL: one statement, which returns the ids of event and call."""
+    event, token = bindparam("event_", type_=Uuid()), bindparam("claim_", type_=Integer())
+    held = (EVENT.c.id == event, EVENT.c.state == State.PROCESSING, EVENT.c.claim == token)
+    alive = (
+        select(EVENT.c.id, EVENT.c.lease_until, store.clock.label("now"))
+        .where(*held, EVENT.c.lease_until > store.clock)
+        .with_for_update()
+        .cte("alive")
+    )
+    now = alive.c.now
+
+    def later(name: str) -> ColumnElement[datetime]:
+        return now + cast(bindparam(f"{name}_"), Interval())
+
+    call: dict[str, Any] = {name: bindparam(f"{name}_", type_=CALL.c[name].type) for name in _GIVEN}
+    call |= {name: literal(value) for name, value in _FIRST.items()}
+    call |= {"id": bindparam("call_", type_=Uuid()), "event": alive.c.id, "quiet_until": later("quiet")}
+    call |= {"created_at": now, "trying_since": now, "first_sent_at": now, "expires_at": later("key_life")}
+    insert = insert_for(store, CALL).from_select(list(call), select(*call.values()).select_from(alive))
+    planned = insert.on_conflict_do_nothing().returning(CALL.c.id, CALL.c.event).cte("planned")
+    both = planned.join(alive, planned.c.event == alive.c.id)
+    send: dict[str, Any] = {"id": bindparam("send_", type_=Uuid()), "call": planned.c.id, "claim": token}
+    send |= {"number": literal(1), "at": now, "sending_until": later("deadline"), "open": true()}
+    begun = SEND.insert().from_select(list(send), select(*send.values()).select_from(both)).cte("begun")
+    # The lease outlasts the send.
+    short = (EVENT.c.id == planned.c.event, EVENT.c.id == alive.c.id, alive.c.lease_until < later("lease"))
+    longer = update(EVENT).where(*short).values(lease_until=later("lease")).cte("longer")
+    found = select(alive.c.id).scalar_subquery(), select(planned.c.id).scalar_subquery()
+    return select(*found).add_cte(begun, longer)
+
+
+# What every first send of a call begins with.
+_FIRST: dict[str, Any] = {
+    "state": CallState.PENDING.value,
+    "successor": 0,
+    "sends": 1,
+    "use_stored": False,
+}
+
+
+def _begin_first_on_sqlite(
+    store: Store, connection: Connection, held: Claim, given: Mapping[str, Any]
+) -> tuple[UUID | None, UUID | None]:
+    """Do as `_first_send` does, statement by statement."""
+    event = lock_alive(store, connection, held)
+    if event is None:
+        return None, None
+    now = event.now
+    call: dict[str, Any] = (
+        {name: given[f"{name}_"] for name in _GIVEN} | _FIRST | {"id": given["call_"], "event": held.event}
+    )
+    call |= {
+        "created_at": now,
+        "trying_since": now,
+        "first_sent_at": now,
+        "quiet_until": now + given["quiet_"],
+    }
+    call["expires_at"] = None if given["key_life_"] is None else now + given["key_life_"]
+    insert = insert_for(store, CALL).values(**call).on_conflict_do_nothing().returning(CALL.c.id)
+    if connection.execute(insert).first() is None:
+        return held.event, None
+    send = {"id": given["send_"], "call": given["call_"], "number": 1, "claim": held.token, "at": now}
+    connection.execute(SEND.insert().values(**send, sending_until=now + given["deadline_"], open=True))
+    if event.lease_until < now + given["lease_"]:
+        longer = update(EVENT).where(EVENT.c.id == held.event).values(lease_until=now + given["lease_"])
+        connection.execute(longer)
+    return held.event, given["call_"]
 
 
 class _Planning:
@@ -179,7 +321,7 @@ class _Planning:
         following = select(func.coalesce(func.max(CALL.c.successor) + 1, 0)).where(*self.mine, used)
         successor = int(self.connection.execute(following).scalar_one())
         row: dict[str, Any] = {
-            "id": uuid7(),
+            "id": uuid7() if successor else request.id,
             "event": self.held.event,
             "generation": self.held.generation,
             "position": request.position,

@@ -6,13 +6,14 @@ writes down what came back, whoever holds the claim by then.
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, Select, Table, Update, Uuid, bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.counters import CounterKind, bump
@@ -176,14 +177,15 @@ def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -
     A success, a replay or a stored response closes every send of the call. A late one also wakes an event
     that was parked for this call.
     """
+    lock, read = store.built(_lock_event), store.built(_read_call)
     with store.write() as connection:
         # Event before call: the order in which every transaction locks them.
-        connection.execute(select(EVENT.c.id).where(EVENT.c.id == held.event).with_for_update())
-        row = connection.execute(select(CALL, store.now().label("now")).where(CALL.c.id == call)).one()
+        connection.execute(lock, {"event_": held.event})
+        row = connection.execute(read, {"call_": call, "send_": result.send} | store.moment()).one()
         protection, policy = Protection(row.protection), result.policy
         lives = row.expires_at is not None and row.expires_at - policy.key_margin > row.now
         context = SendContext(
-            open_before=open_until(connection, row.id, but=result.send) is not None,
+            open_before=row.open_before is not None,
             live=lives and protection == Protection.KEYED,
             protection=protection,
             method=row.method,
@@ -194,29 +196,33 @@ def record_response(store: Store, held: Claim, call: UUID, result: SendResult) -
         response = result.response
         # It happened, but its response was too long to keep: its sends stay open, and a person decides.
         unreadable = final == CallState.SUCCEEDED and response is not None and response.body is None
-        _end_send(connection, held, row, result, classification, unreadable=unreadable)
-        if final and not unreadable:
+        closes = final is not None and not unreadable
+        stays_open = (
+            (classification.open or unreadable) and not closes and row.state not in ENDS_CALL.values()
+        )
+        _end_send(store, connection, held, row, result, classification, stays_open=stays_open)
+        if closes and row.open_before is not None:
             connection.execute(update(SEND).where(SEND.c.call == row.id).values(open=False))
         # Retry-After of 0 counts as none: it would be sent again as fast as a worker runs.
         delay = classification.retry_after or result.backoff
-        until = open_until(connection, row.id)
-        if until and policy.one_at_a_time:
+        until = open_until(connection, row.id) if policy.one_at_a_time and not closes else None
+        if until:
             delay = max(delay, until + policy.settle_delay - row.now)
         state = _next_state(connection, row, final, unreadable=unreadable, park=classification.park)
         if state is not None:
             ended = state != CallState.PENDING
             change: dict[str, Any] = {
-                "state": state,
-                "outcome": classification.outcome,
-                "reason": TOO_LONG if unreadable else plain(classification.reason),
-                "due_at": None if ended else row.now + delay,
-                "ended_at": row.now if ended else None,
+                "state_": state,
+                "outcome_": classification.outcome,
+                "reason_": TOO_LONG if unreadable else plain(classification.reason),
+                "due_at_": None if ended else row.now + delay,
+                "ended_at_": row.now if ended else None,
             }
             if response is not None:
-                change["status"] = status_for_handler(classification, response.status)
-                change |= {"answer_headers": json.dumps(response.headers), "answer": response.body}
-            _change_call(connection, row, change)
-            if state in ENDS_CALL.values():
+                change["status_"] = status_for_handler(classification, response.status)
+                change |= {"answer_headers_": json.dumps(response.headers), "answer_": response.body}
+            _change_call(store, connection, row, change)
+            if state in ENDS_CALL.values() and row.parked_call == row.id:
                 # An event goes on that was parked for this call and for nothing else.
                 mine = (EVENT.c.id == row.event, EVENT.c.state == State.PARKED, EVENT.c.parked_call == row.id)
                 move = {"state": enters(Move.RESOLVE), "due_at": row.now, "parked_call": None, "reason": LATE}
@@ -278,14 +284,56 @@ def _insert_send(
     return send
 
 
+# Statements of a response are built once, as most sends have one: to build one costs as much as to run it.
+
+
+def _lock_event(_store: Store) -> Select[Any]:
+    return select(EVENT.c.id).where(EVENT.c.id == bindparam("event_", type_=Uuid())).with_for_update()
+
+
+def _read_call(store: Store) -> Select[Any]:
+    """Build the reading of a call, save its contents, with the last end of its other open sends."""
+    send = bindparam("send_", type_=Uuid())
+    others = (SEND.c.call == CALL.c.id, SEND.c.open, SEND.c.id.is_distinct_from(send))
+    open_before = select(func.max(SEND.c.sending_until)).where(*others).scalar_subquery()
+    facts = [
+        column for column in CALL.c if column.name not in ("headers", "body", "answer", "answer_headers")
+    ]
+    columns = (*facts, EVENT.c.parked_call, store.clock.label("now"), open_before.label("open_before"))
+    mine = CALL.c.id == bindparam("call_", type_=Uuid())
+    return select(*columns).join_from(CALL, EVENT, EVENT.c.id == CALL.c.event).where(mine)
+
+
+def _end_of_send(_store: Store) -> Update:
+    return _setting(SEND, "ended_at", "outcome", "status", "reason", "open")
+
+
+def _end_of_call(_store: Store) -> Update:
+    return _setting(CALL, *_DECIDED)
+
+
+def _response_of_call(_store: Store) -> Update:
+    return _setting(CALL, *_DECIDED, "status", "answer_headers", "answer")
+
+
+_DECIDED = ("state", "outcome", "reason", "due_at", "ended_at")
+
+
+def _setting(table: Table, *names: str) -> Update:
+    """Build an UPDATE of one row that sets these columns; parameters end with an underscore."""
+    values = {name: bindparam(f"{name}_", type_=table.c[name].type) for name in names}
+    return update(table).where(table.c.id == bindparam("id_", type_=Uuid())).values(**values)
+
+
 def _end_send(
+    store: Store,
     connection: Connection,
     held: Claim,
     row: Row[Any],
     result: SendResult,
     classification: Classification,
     *,
-    unreadable: bool,
+    stays_open: bool,
 ) -> None:
     """Write the end of one send; one that never left gets its row here, so that people see it."""
     end = {
@@ -293,10 +341,11 @@ def _end_send(
         "outcome": classification.outcome,
         "status": result.response.status if result.response else None,
         "reason": plain(classification.reason),
-        "open": (classification.open or unreadable) and row.state not in ENDS_CALL.values(),
+        "open": stays_open,
     }
     if result.send is not None:
-        connection.execute(update(SEND).where(SEND.c.id == result.send).values(**end))
+        parameters = {f"{name}_": value for name, value in end.items()} | {"id_": result.send}
+        connection.execute(store.built(_end_of_send), parameters)
         return
     number = row.sends + 1
     begun = {"id": uuid7(), "call": row.id, "number": number, "claim": held.token}
@@ -324,11 +373,15 @@ def _next_state(
             return None
 
 
-def _change_call(connection: Connection, row: Row[Any], change: dict[str, Any]) -> None:
-    statement = update(CALL).where(CALL.c.id == row.id).values(**change)
+def _change_call(store: Store, connection: Connection, row: Row[Any], change: dict[str, Any]) -> None:
+    statement = store.built(_response_of_call if "status_" in change else _end_of_call)
+    parameters = change | {"id_": row.id}
+    # While it counted as replaced, another event's call may have taken its `once`.
+    taken = row.once is not None and row.state == CallState.REPLACED
     try:
-        with connection.begin_nested():
-            connection.execute(statement)
+        with connection.begin_nested() if taken else nullcontext():
+            connection.execute(statement, parameters)
     except IntegrityError:
-        # While it counted as replaced, another event's call may have taken its `once`.
-        connection.execute(statement.values(once=None))
+        if not taken:
+            raise
+        connection.execute(statement.values(once=None), parameters)

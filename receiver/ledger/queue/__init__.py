@@ -1,6 +1,6 @@
 """Events out: claim, renew, settle, expire; nudge, reopen, prune."""
 
-from receiver.ledger.queue.claims import claim, claim_due, expire, renew
+from receiver.ledger.queue.claims import claim_due, expire, renew
 from receiver.ledger.queue.settlement import settle
 from receiver.ledger.queue.sweep import (
     Retention,
@@ -16,7 +16,6 @@ from receiver.ledger.queue.sweep import (
 
 __all__ = [
     "Retention",
-    "claim",
     "claim_due",
     "expire",
     "forget_worker",

@@ -6,13 +6,14 @@ unfinished call, takes some statements of its own in the same transaction.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from receiver.ledger.calls import no_unfinished_calls, outcome_given_calls, replace_rejected
-from receiver.ledger.counters import CounterKind, bump
+from receiver.ledger.counters import CounterKind, add_selected, bump, slot_of
 from receiver.ledger.errors import NotAllowed
 from receiver.ledger.lease import Claim, Outcome, claim_guard
 from receiver.ledger.states import Move, State, enters, leaves
@@ -43,6 +44,9 @@ def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
     if not ended:
         return set()
     finished = [held for held, outcome in ended if outcome == FINISHED]
+    if len(finished) == len(ended) and not store.sqlite:
+        with suppress(_SomeRemain):
+            return _finish_all(store, finished)
     with store.write() as connection:
         # The statement that finishes locks its events in order, but the others are locked one by one below:
         # in another order than `record` locks its rows, the two would deadlock.
@@ -68,6 +72,33 @@ def settle(store: Store, ended: Sequence[tuple[Claim, Outcome]]) -> set[UUID]:
     return settled
 
 
+class _SomeRemain(Exception):
+    """Some of the events could not be finished: nothing was, and each is looked at."""
+
+
+def _finish_all(store: Store, claims: Sequence[Claim]) -> set[UUID]:
+    """Make events done, end their attempts and count them, in one statement of PostgreSQL."""
+    parameters = _arrays(claims) | store.moment() | {"slot": slot_of(store)}
+    with store.write() as connection:
+        events = set(connection.execute(store.built(_finish_all_statement), parameters).scalars())
+        if len(events) < len(claims):
+            # What else is counted comes before these counts: the order in which all lock the rows.
+            raise _SomeRemain
+    return events
+
+
+def _finish_all_statement(store: Store) -> sa.Select[Any]:
+    finish, end = _finish_values(store)
+    locked = _lock(store).cte("locked")
+    whole = finish.where(EVENT.c.id == locked.c.id, no_unfinished_calls())
+    done = whole.returning(EVENT.c.id, EVENT.c.source, EVENT.c.claim).cte("done")
+    ended = end.where(ATTEMPT.c.event == done.c.id, ATTEMPT.c.claim == done.c.claim).cte("ended")
+    kind, what = sa.literal(CounterKind.ATTEMPT.value), sa.literal(Move.FINISH.value)
+    columns = kind.label("kind"), done.c.source.label("name"), what.label("what")
+    counts = sa.select(*columns, sa.func.count().label("count")).group_by(done.c.source)
+    return sa.select(done.c.id).add_cte(ended, add_selected(store, counts).cte("counted"))
+
+
 def _finish(store: Store, connection: sa.Connection, claims: Sequence[Claim]) -> set[UUID]:
     """Make events done and end their attempts; leave those that are lost or have an unfinished call."""
     if not claims:
@@ -86,8 +117,8 @@ def _finish(store: Store, connection: sa.Connection, claims: Sequence[Claim]) ->
     return events
 
 
-def _finish_statements(store: Store) -> tuple[sa.Update, sa.Update]:
-    """Build what finishes events and what ends their attempts: many at once, on SQLite one at a time."""
+def _finish_values(store: Store) -> tuple[sa.Update, sa.Update]:
+    """Build what finishes events and what ends their attempts, without saying of which."""
     finish = sa.update(EVENT).values(
         state=enters(Move.FINISH),
         finished_at=store.clock,
@@ -97,6 +128,12 @@ def _finish_statements(store: Store) -> tuple[sa.Update, sa.Update]:
         reason=None,
     )
     end = sa.update(ATTEMPT).values(ended_at=store.clock, outcome=Move.FINISH.value, reason=None, error=None)
+    return finish, end
+
+
+def _finish_statements(store: Store) -> tuple[sa.Update, sa.Update]:
+    """Build what finishes events and what ends their attempts: many at once, on SQLite one at a time."""
+    finish, end = _finish_values(store)
     if store.sqlite:
         event, token = sa.bindparam("event_", type_=sa.Uuid()), sa.bindparam("token", type_=sa.Integer())
         return (
