@@ -35,6 +35,7 @@ from tests.bench.drain import celery_latencies, drain_celery, drain_firstseen, l
 from tests.bench.growth import grow
 from tests.bench.load import MISSING, has_wrk, read_deliveries, write_deliveries
 from tests.bench.profile import profile
+from tests.bench.targets import rates
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
