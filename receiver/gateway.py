@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -233,7 +234,10 @@ class Gateway:
 
     def _stop(self) -> None:
         self._uploads.stop()
-        self._loop.call_later(LEAVE_AFTER, self._leave)
+        # A thread: the loop may have ended while a verifier's own thread still holds the process.
+        leaving = threading.Timer(LEAVE_AFTER, self._leave)
+        leaving.daemon = True
+        leaving.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.raise_signal(signal.SIGINT)
 

@@ -43,6 +43,12 @@ unverified = true
 max_body = 100000
 keep_headers = ["X-Note"]
 
+[rides]
+provider = "strava"
+unverified = true
+handshake = true
+verify_token_env = "STRIPE_WEBHOOK_SECRET"
+
 [sleepy]
 provider = "code"
 verifier = "sleepy_webhooks:verify"
@@ -678,6 +684,36 @@ def test_a_stopping_web_ends_every_kind_of_connection(databases: Databases, depl
     assert "Killing" not in web.logs()
     assert "Traceback" not in web.logs()
     assert rejections(deployed) == {}, "the senders are not to blame"
+
+
+def test_a_verifier_does_not_hold_up_a_stop(web: Deployment) -> None:
+    """A delivery whose verifier sleeps through a stop is cut off, and web exits 0 in time."""
+    (process,) = web.webs
+    until = web.folder / "never"
+    with RawClient(web.url) as client:
+        client.send(request("/webhooks/sleepy", b"{}", {"X-Until": str(until)}))
+        wait_until(until.with_suffix(".begun").exists, "the verifier to begin")
+        begun = time.monotonic()
+        process.terminate()
+        assert client.reply_or_end() is None
+        assert process.wait_exit() == 0
+        assert time.monotonic() - begun < 10
+    assert "Killing" not in web.logs()
+    assert "they are cut off" in web.logs()
+
+
+def test_a_handshake_is_answered(web: Deployment) -> None:
+    """By GET with its challenge, by HEAD without a body; the connection goes on."""
+    query = f"hub.mode=subscribe&hub.challenge=c%20%26&hub.verify_token={STRIPE_SECRET}"
+    with RawClient(web.url) as client:
+        answer = client.send(request(f"/webhooks/rides?{query}", None, method="GET")).reply()
+        assert (answer.status, json.loads(answer.body)) == (200, {"hub.challenge": "c &"})
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert client.send(request("/webhooks/rides?hub.mode=x", None, method="GET")).reply().status == 403
+        head = client.send(request(f"/webhooks/rides?{query}", None, method="HEAD")).reply(head=True)
+        assert head.status in (200, 403, 405)
+        assert client.send(request("/healthz", None, method="HEAD")).reply(head=True).status == 200
+        assert client.send(request("/healthz", None, method="GET")).reply().status == 200
 
 
 def scrape(deployment: Deployment) -> dict[tuple[str, ...], float]:
