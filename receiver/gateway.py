@@ -9,13 +9,14 @@ together have a budget, so a stalled sender costs a socket and nothing else.
 import asyncio
 import io
 import logging
+import os
 import signal
 import sys
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -24,6 +25,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from config.tracing import flush
 from receiver.app import Web
 from receiver.endpoints import Endpoint
 from receiver.ingress import METHODS, base_url, full_url
@@ -46,8 +48,12 @@ PATIENCE = 4.5
 # Seconds between two looks at deadlines; also the longest that measures wait before other processes see them.
 TICK = 0.25
 
-# Bytes of all bodies that are in memory at once, unfinished uploads and requests that wait for the ledger.
-# Past it, the oldest unfinished upload is refused, or the newest request where none is unfinished.
+# Seconds after a stop in which requests end, and any process does: granian kills it at ten, unflushed.
+LEAVE_AFTER = 7.0
+
+# Bytes of all bodies that are in memory at once, unfinished uploads and requests that wait for the ledger; or
+# twice the largest body that a source takes. Past it, the oldest unfinished uploads are refused, or the
+# newest request where none is unfinished.
 BUDGET = 64 * 1024 * 1024
 
 # Bytes of a request's body for a page or `/v1`, which all take far less; the application says so itself.
@@ -61,69 +67,112 @@ DELIVERY_PATH = "/webhooks/"
 _REQUEST_ID = REQUEST_ID.lower().encode()
 
 
-class BrokenOff(Exception):
-    """The sender went away before its body was whole: there is nobody to answer."""
+def budget(largest: int) -> int:
+    """Return the bytes that all bodies may take, given the largest of a source: never too few for it."""
+    return max(BUDGET, 2 * largest)
+
+
+class UploadRefused(Exception):
+    """A body is given up before it is whole: `reason` is stalled, no_room, stopping or cut_off."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Upload:
+    until: float
+    size: int = 0
+    refused: str | None = None
 
 
 class Uploads:
     """The requests whose bodies are not whole yet, oldest first, and the bytes of all bodies in memory."""
 
-    def __init__(self, deadline: float) -> None:
-        self._deadline, self._loop = deadline, asyncio.get_running_loop()
-        self._unfinished: OrderedDict[asyncio.Task[None], float] = OrderedDict()
+    def __init__(self, deadline: float, budget: int) -> None:
+        self._deadline, self._budget = deadline, budget
+        self._loop = asyncio.get_running_loop()
+        self._unfinished: dict[asyncio.Task[Any], _Upload] = {}
+        self._stopping = False
         self.bytes = 0
-        self.stopping = False
+
+    @property
+    def full(self) -> bool:
+        """Whether whole bodies alone are past the budget, since unfinished ones make room for them."""
+        return self.bytes > self._budget
 
     async def whole(self, receive: Receive, length: int | None, limit: int) -> bytes | None:
         """Return a request's body, whose bytes the caller gives back; None where it is longer than `limit`.
 
-        Raises TimeoutError for one that stalls, BrokenOff when its sender is gone.
+        Raises UploadRefused.
         """
         if length is not None and length > limit:
             return None
         task: Any = asyncio.current_task()
-        self._unfinished[task] = self._loop.time() + self._deadline
-        pieces, size, more = [], 0, True
+        upload = self._unfinished[task] = _Upload(self._loop.time() + self._deadline)
+        pieces, more = [], True
         try:
             while more:
                 message = await receive()
                 if message["type"] != "http.request":
-                    raise BrokenOff
+                    raise UploadRefused("cut_off")
                 more = message.get("more_body", False)
                 if piece := message.get("body"):
                     pieces.append(piece)
-                    size += len(piece)
+                    upload.size += len(piece)
                     self.bytes += len(piece)
-                    if size > limit:
-                        self.bytes -= size
+                    if upload.size > limit:
+                        self._give_back(upload)
                         return None
-                    if self.bytes > BUDGET and more:
-                        self._refuse_oldest()
+                    if not more:
+                        # It is whole, and no more one of those that make room.
+                        del self._unfinished[task]
+                    self._make_room()
+                    if upload.refused:
+                        raise UploadRefused(upload.refused)
         except BaseException as error:
-            self.bytes -= size
-            if isinstance(error, asyncio.CancelledError) and task not in self._unfinished:
-                task.uncancel()
-                raise TimeoutError from None
+            self._give_back(upload)
+            if isinstance(error, asyncio.CancelledError) and upload.refused and not task.uncancel():
+                raise UploadRefused(upload.refused) from None
             raise
         finally:
             self._unfinished.pop(task, None)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _refuse_oldest(self) -> None:
-        task, _ = self._unfinished.popitem(last=False)
-        task.cancel()
+    def _give_back(self, upload: _Upload) -> None:
+        self.bytes -= upload.size
+        upload.size = 0
+
+    def _make_room(self) -> None:
+        while self.full:
+            # One that holds nothing would make no room.
+            oldest = next((task for task, upload in self._unfinished.items() if upload.size), None)
+            if oldest is None:
+                return
+            self._refuse(oldest, "no_room")
+
+    def _refuse(self, task: asyncio.Task[Any], reason: str) -> None:
+        upload = self._unfinished.pop(task)
+        upload.refused = reason
+        self._give_back(upload)
+        # The present task finds out by itself; others wait for their next piece.
+        if task is not asyncio.current_task():
+            task.cancel()
 
     def expire(self) -> None:
-        """Refuse the uploads past their deadline."""
+        """Refuse the uploads past their deadline; called a few times a second."""
         now = self._loop.time()
-        while self._unfinished and next(iter(self._unfinished.values())) < now:
-            self._refuse_oldest()
+        while self._unfinished:
+            task, oldest = next(iter(self._unfinished.items()))
+            if not self._stopping and oldest.until >= now:
+                return
+            self._refuse(task, "stopping" if self._stopping else "stalled")
 
     def stop(self) -> None:
-        """Refuse every unfinished upload: the server stops."""
-        self.stopping = True
-        while self._unfinished:
-            self._refuse_oldest()
+        """Refuse every unfinished upload, now and at each `expire`: the server stops."""
+        self._stopping = True
+        self.expire()
 
 
 class Gateway:
@@ -133,9 +182,12 @@ class Gateway:
         self._app, self._ingress, self._recorder = web.app, web.ingress, web.recorder
         self._observer, self._instruments, self._settings = web.observer, web.instruments, web.settings
         self._dispatcher = web.dispatcher
-        threads, hops = web.settings.web_threads, web.settings.proxy_hops
-        self._pages = ThreadPoolExecutor(threads, "page")
-        self._verifying = ThreadPoolExecutor(threads, "verify")
+        hops = web.settings.proxy_hops
+        # Pages may all wait for the database at once: one connection is left for deliveries.
+        pages = min(web.settings.web_threads, web.settings.db_pool - 1)
+        self._pages = ThreadPoolExecutor(pages, "page")
+        # For each source whose verifier may wait, so that it holds up no other.
+        self._verifying: dict[str, ThreadPoolExecutor] = {}
         # One is enough: of checks that meet, the others share what it found.
         self._health = ThreadPoolExecutor(1, "health")
         self._forwarded = _forwarding(hops) if hops else None
@@ -148,19 +200,16 @@ class Gateway:
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         source = scope["path"].removeprefix(DELIVERY_PATH)
         delivers = source != scope["path"] and "/" not in source and scope["method"] in METHODS
-        try:
-            if delivers:
-                await self._delivery(source, scope, headers, receive, send)
-            else:
-                await self._page(scope, headers, receive, send)
-        except BrokenOff:
-            # Nobody waits for an answer; what was sent has been forgotten.
-            pass
+        if delivers:
+            await self._delivery(source, scope, headers, receive, send)
+        else:
+            await self._page(scope, headers, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         self._loop = asyncio.get_running_loop()
-        self._uploads = Uploads(self._settings.upload_timeout.total_seconds())
+        deadline = self._settings.upload_timeout.total_seconds()
+        self._uploads = Uploads(deadline, budget(self._ingress.largest_body))
         self._commits = GroupCommit(self._recorder, PATIENCE)
         # Granian stops at SIGTERM and at SIGINT alike: this takes the first, and passes on the second.
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
@@ -174,32 +223,46 @@ class Gateway:
 
     async def _tick(self) -> None:
         while True:
-            self._uploads.expire()
-            self._commits.expire()
-            self._instruments.flush()
+            for tidy in (self._uploads.expire, self._commits.expire, self._instruments.flush):
+                try:
+                    tidy()
+                except Exception:
+                    # Without this loop no deadline would hold.
+                    log.exception("A look at deadlines failed.")
             await asyncio.sleep(TICK)
 
     def _stop(self) -> None:
         self._uploads.stop()
+        self._loop.call_later(LEAVE_AFTER, self._leave)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.raise_signal(signal.SIGINT)
+
+    def _leave(self) -> None:
+        """End this process: what waits by now is a sender that stopped in mid-header, or a verifier."""
+        log.warning("Requests are not over %g s after the stop; they are cut off.", LEAVE_AFTER)
+        self._instruments.flush()
+        flush(TICK)
+        logging.shutdown()
+        os._exit(0)
 
     async def _delivery(
         self, source: str, scope: Scope, headers: Headers, receive: Receive, send: Send
     ) -> None:
-        found = dict(headers)
+        found = _by_name(headers)
         facts = self._observer.begin(
             DELIVERIES, scope["method"], found.get("x-request-id"), found.get("traceparent")
         )
-        held = 0
+        held, failed = 0, None
         try:
-            _check_repeated(headers)
+            _check_repeated(headers, found)
             endpoint = self._ingress.endpoint(source)
             url, address = self._origin(scope, headers)
             try:
                 body = await self._uploads.whole(receive, _length(found), endpoint.source.max_body)
-            except TimeoutError:
-                raise self._stalled(endpoint, address, facts) from None
+            except UploadRefused as error:
+                if error.reason in ("stalled", "no_room"):
+                    self._ingress.refuse(endpoint, error.reason, address, facts)
+                raise self._given_up(error) from None
             if body is None:
                 raise self._ingress.too_large(endpoint, address, facts)
             held = len(body)
@@ -209,39 +272,50 @@ class Gateway:
             answer = document(problem)
         except HTTPException as error:
             answer = document(http_problem(error.code or 400))
-        except BrokenOff:
-            self._observer.end(facts)
-            raise
-        except Exception:
+        except Exception as error:
+            failed = error
             log.exception("A delivery failed.")
             answer = document(http_problem(500))
         finally:
             self._uploads.bytes -= held
-        self._observer.answered(facts, answer.status)
-        await _send(send, answer, facts.request_id)
-        self._observer.end(facts)
+        try:
+            self._observer.answered(facts, answer.status)
+            await _send(send, answer, facts.request_id)
+        finally:
+            self._observer.end(facts, failed)
 
-    def _stalled(self, endpoint: Endpoint, address: str, facts: RequestFacts) -> Problem:
-        if self._uploads.stopping:
+    def _given_up(self, refused: UploadRefused) -> Problem:
+        """Return what a request gets whose body was given up; it is not read on."""
+        if refused.reason == "stopping":
             return unavailable("This server stops; nothing was recorded. Send it again.", close=True)
-        self._ingress.refuse(endpoint, "stalled", address, facts)
+        if refused.reason == "cut_off":
+            # Its sender may have ended its own side alone, and still read.
+            return Problem(400, "cut-off", "The body ended before it was whole.", {"Connection": "close"})
+        if refused.reason == "no_room":
+            return unavailable(
+                "Too many uploads came at once; nothing was recorded. Send it again.", close=True
+            )
         seconds = f"{self._settings.upload_timeout.total_seconds():g}"
-        return Problem(
-            408, "stalled", f"The request was not whole after {seconds} s.", {"Connection": "close"}
-        )
+        problem = f"The request was not whole after {seconds} s."
+        return Problem(408, "stalled", problem, {"Connection": "close"})
 
     async def _answer(
         self, endpoint: Endpoint, request: Request, address: str, facts: RequestFacts
     ) -> Answer:
+        if self._uploads.full:
+            raise unavailable("Too many deliveries wait here; nothing was recorded. Send it again.")
         if endpoint.may_wait:
+            name = endpoint.source.name
+            threads = self._verifying.get(name)
+            if threads is None:
+                threads = ThreadPoolExecutor(self._settings.web_threads, f"verify-{name}")
+                self._verifying[name] = threads
             prepare = partial(self._ingress.prepare, endpoint, request, address, facts)
-            prepared = await self._loop.run_in_executor(self._verifying, copy_context().run, prepare)
+            prepared = await self._loop.run_in_executor(threads, copy_context().run, prepare)
         else:
             prepared = self._ingress.prepare(endpoint, request, address, facts)
         if isinstance(prepared, Answer):
             return prepared
-        if self._uploads.bytes > BUDGET:
-            raise unavailable("Too many deliveries wait for the ledger; nothing was recorded. Send it again.")
         try:
             verdicts = await self._commits.record(prepared.deliveries)
         except Exception as error:
@@ -262,8 +336,9 @@ class Gateway:
         """Answer with the Flask application, which observes its requests itself."""
         path, held = scope["path"], 0
         try:
-            _check_repeated(headers)
-            body = await self._uploads.whole(receive, _length(dict(headers)), PAGE_BODY)
+            found = _by_name(headers)
+            _check_repeated(headers, found)
+            body = await self._uploads.whole(receive, _length(found), PAGE_BODY)
             if body is None:
                 raise Problem(413, "too-large", f"The body is longer than {PAGE_BODY} bytes.")
             held = len(body)
@@ -274,8 +349,8 @@ class Gateway:
                 threads = self._health if path == "/readyz" else self._pages
                 run = self._loop.run_in_executor(threads, _run_wsgi, self._app, environ)
                 status, sent, text = await run
-        except (Problem, TimeoutError) as error:
-            problem = error if isinstance(error, Problem) else http_problem(408, {"Connection": "close"})
+        except (Problem, UploadRefused) as error:
+            problem = error if isinstance(error, Problem) else self._given_up(error)
             facts = self._observer.begin(UNKNOWN, scope["method"], None, None)
             self._observer.answered(facts, problem.status)
             await _send(send, document(problem), facts.request_id)
@@ -296,18 +371,27 @@ async def _send(send: Send, answer: Answer, request_id: str) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
+def _by_name(headers: Headers) -> Mapping[str, str]:
+    """Return headers by name; one that stands more than once is joined by commas (RFC 9110, 5.3)."""
+    found = dict(headers)
+    if len(found) < len(headers):
+        for name in found:
+            found[name] = ", ".join(value for other, value in headers if other == name)
+    return found
+
+
 def _length(headers: Mapping[str, str]) -> int | None:
-    """Return the announced length of a body; None where it comes in pieces until it ends."""
+    """Return the announced length of a body; None where none is, or one that is no number."""
     text = headers.get("content-length")
-    if text is not None:
-        return int(text)
-    return None if "transfer-encoding" in headers else 0
+    if text is None or not (text.isascii() and text.isdecimal()):
+        return None
+    return int(text)
 
 
-def _check_repeated(headers: Headers) -> None:
+def _check_repeated(headers: Headers, found: Mapping[str, str]) -> None:
     """Raise Problem 400 where a header stands twice that has one value: which of them counts is a guess."""
-    names = [name for name, _ in headers]
-    if len(names) != len(set(names)):
+    if len(found) < len(headers):
+        names = [name for name, _ in headers]
         for name in SINGLE:
             if names.count(name) > 1:
                 raise Problem(400, "repeated-header", f"The header {name} stands more than once.")

@@ -24,7 +24,7 @@ from receiver.dispatch import Background
 from receiver.endpoints import Endpoint
 from receiver.handshakes import HandshakeAnswer
 from receiver.ledger.counters import Rejected
-from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.errors import CommitUncertain, LedgerUnavailable
 from receiver.ledger.intake import Delivery, Recorder, Verdict
 from receiver.problems import Answer, Problem, http_problem, unavailable
 from receiver.signatures import CannotVerify, InvalidSignature, Request
@@ -64,6 +64,11 @@ class Ingress:
         self._endpoints, self._rejections = endpoints, rejections
         self.public_url = public_url
 
+    @property
+    def largest_body(self) -> int:
+        """The bytes of the largest body that any source takes."""
+        return max((endpoint.source.max_body for endpoint in self._endpoints.values()), default=0)
+
     def endpoint(self, source: str) -> Endpoint:
         """Return the endpoint of a source; raise Problem 404 where there is none."""
         found = self._endpoints.get(source)
@@ -99,6 +104,8 @@ class Ingress:
 
     def failure(self, prepared: Prepared, error: Exception) -> Problem:
         """Return the 503 for events that could not be recorded; log it, unless the ledger was just away."""
+        if isinstance(error, CommitUncertain):
+            return unavailable("The ledger does not answer in time; it may have this or not. Send it again.")
         if isinstance(error, LedgerUnavailable):
             return unavailable("The ledger does not answer; nothing was recorded. Send it again.")
         log.error("A delivery to %s could not be recorded.", prepared.endpoint.source.name, exc_info=error)

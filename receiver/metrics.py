@@ -76,8 +76,8 @@ GAUGES: Final[dict[str, tuple[str, Callable[[LedgerFigures], float]]]] = {
 class Instruments(Collector):
     """The measures of one web process, at the cost of an addition each; the ledger counts the rest.
 
-    Processes of one server share a folder, into which each writes its measures once a second: whichever is
-    asked reports them all. The measures of a process that ended stay, so totals never go down.
+    Processes of one server share a folder, into which each writes its measures a few times a second: any of
+    them reports those of all. The measures of a process that ended stay, so totals never go down.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -86,7 +86,7 @@ class Instruments(Collector):
         self._answers: dict[tuple[str, int], list[float]] = {}
         self._batches = [0.0] * (len(BATCH_BUCKETS) + 2)
         self._nudges: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._changed = False
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -114,16 +114,18 @@ class Instruments(Collector):
 
     def flush(self) -> None:
         """Write this process's measures into the folder, if they changed."""
-        with self._lock:
-            if self._file is None or not self._changed:
-                return
-            self._changed, mine = False, json.dumps(self._measures())
-        try:
-            fresh = self._file.with_suffix(".new")
-            fresh.write_text(mine)
-            fresh.replace(self._file)
-        except OSError as error:
-            log.warning("The folder of the measures takes none: %s", type(error).__name__)
+        # One thread at a time, as the event loop and a scrape would write into one file.
+        with self._writing:
+            with self._lock:
+                if self._file is None or not self._changed:
+                    return
+                self._changed, mine = False, json.dumps(self._measures())
+            try:
+                fresh = self._file.with_suffix(".new")
+                fresh.write_text(mine)
+                fresh.replace(self._file)
+            except OSError as error:
+                log.warning("The folder of the measures takes none: %s", type(error).__name__)
 
     def describe(self) -> list[Metric]:
         """Name nothing beforehand: a registry would collect to find out."""

@@ -15,6 +15,7 @@ from tests.services.celery_nodes import BrokerContainer, WorkerContainer
 from tests.services.databases import Databases
 from tests.services.deployment import Deployment
 from tests.services.listener import Listener
+from tests.services.pgbouncer import NOT_INSTALLED, PgBouncer, program
 from tests.services.postgres import Postgres
 from tests.services.rabbitmq import MISSING, RabbitMQ, programs
 from tests.services.sandbox import Sandbox
@@ -63,6 +64,18 @@ def postgres() -> Iterator[Postgres]:
 def own_postgres() -> Iterator[Postgres]:
     """Start a PostgreSQL for this test alone, to stop, freeze and kill."""
     server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def pgbouncer(own_postgres: Postgres) -> Iterator[PgBouncer]:
+    """Start a PgBouncer in front of the test's own PostgreSQL, to freeze and use up."""
+    if program() is None:
+        pytest.skip(NOT_INSTALLED)
+    server = PgBouncer(own_postgres)
     try:
         yield server.start()
     finally:

@@ -44,6 +44,9 @@ SETTLE_AFTER = 0.05
 # Seconds between tries to settle while the ledger does not answer.
 SETTLE_PAUSE = 0.5
 
+# The same for renewals: after a third of the lease it might be over.
+RENEW_PAUSE = 1.0
+
 SHUT_DOWN = Outcome(Move.RELEASE, reason="Its worker shut down; the attempt does not count.")
 
 NOT_BEGUN = Outcome(Move.RELEASE, reason="Its worker did not come to it; the attempt does not count.")
@@ -269,14 +272,18 @@ class Runner:
 
 def renew_for_ever(runner: Runner, pause: timedelta) -> None:
     """Renew this process's leases until it ends, also while it stops: running handlers need them."""
+    seconds = pause.total_seconds()
     while True:
-        time.sleep(pause.total_seconds())
+        time.sleep(seconds)
+        seconds = min(RENEW_PAUSE, pause.total_seconds())
         try:
             runner.renew()
         except LedgerError as error:
             log.warning("No lease renewed: %s", error)
         except Exception:
             log.exception("A renewal failed; the next one follows.")
+        else:
+            seconds = pause.total_seconds()
 
 
 def settle_all(store: Store, ended: Sequence[tuple[Claim, Outcome]], *, patience: timedelta) -> None:

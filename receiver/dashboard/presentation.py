@@ -51,6 +51,8 @@ SENT: Mapping[SendOutcome | None, tuple[str, str]] = {
 REJECTION_REASONS = {
     "no_secret": "this source has no secret yet",
     "too_large": "the body is larger than max_body",
+    "stalled": "the request was not whole within FIRSTSEEN_UPLOAD_TIMEOUT",
+    "no_room": "too many bodies arrived at once",
 }
 
 # Characters of a payload on a page; the raw download has all of it.

@@ -13,6 +13,10 @@ class LedgerUnavailable(LedgerError):
     """The ledger's database does not answer; nothing was recorded. Try again."""
 
 
+class CommitUncertain(LedgerUnavailable):
+    """The ledger's database does not answer in time; whether this was recorded is not known. Try again."""
+
+
 class SchemaBehind(LedgerError):
     """The database's schema is older than this release; run `firstseen migrate`."""
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 
-from receiver.ledger.store import Store
+from receiver.ledger.store import LONG, Store
 from receiver.ledger.tables import KEY, insert_for
 from receiver.ledger.text import uuid7
 
@@ -97,7 +97,7 @@ def prune_keys(store: Store) -> int:
     over = select(KEY.c.id).where(_is_over(store)).limit(PRUNE_BATCH).with_for_update(skip_locked=True)
     total = 0
     while True:
-        with store.write() as connection:
+        with store.write(limit=LONG) as connection:
             pruned = connection.execute(delete(KEY).where(KEY.c.id.in_(over))).rowcount
         total += pruned
         if pruned < PRUNE_BATCH:

@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from receiver.ledger.errors import SchemaBehind
-from receiver.ledger.store import Store
+from receiver.ledger.store import WAIT, Store
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -21,7 +21,8 @@ def migrate(store: Store, revision: str = "head") -> str:
     """Bring the schema to a revision (the newest by default) and return where it stands."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with store.write() as connection:
+    # As long as it takes: it builds indexes over whole tables.
+    with store.write(limit=None) as connection:
         config.attributes["connection"] = connection
         if not store.sqlite:
             # Migrations wait for each other, and for tables, as long as it takes.
@@ -41,7 +42,7 @@ def head() -> str:
 
 def found(store: Store) -> str | None:
     """Return the revision that the database has; None before the first migration."""
-    with store.read() as connection:
+    with store.read(limit=WAIT) as connection:
         return _found(connection)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,21 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.pool import FifoSemaphore, lent, ping_first
+from receiver.ledger.pool import FifoSemaphore, acquiring, lent, limit_waits, ping_first
 
 log = logging.getLogger(__name__)
 
-# Seconds that a statement waits for a connection or a lock before the answer is 503.
-WAIT = 5.0
+# Seconds to get a connection, and seconds that its server may be silent, before the answer is 503. Less than
+# the gateway's patience: what it answers 503 must not be recorded afterwards, as far as that can be known.
+WAIT = 4.0
+
+# The part of it that a turn or a lock may take: the server's own "no" must come first, for it costs no
+# connection, and a thread whose turn comes late must not take a busy server for a silent one.
+SHARE = 0.75
+
+# Seconds of silence where a statement may have many rows to look at or to change: platforms' routers wait for
+# an answer as long. On a server that was frozen before, BEGIN has failed after WAIT.
+LONG = 30.0
 
 # Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours.
 PATIENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
@@ -35,9 +45,12 @@ MOMENT = sa.select(
     sa.func.clock_timestamp(type_=UTCDateTime()) + sa.bindparam("shift", type_=sa.Interval())
 ).scalar_subquery()
 
+# Seconds.
+LOCK_WAIT = WAIT * SHARE
+
 # Under a stricter default of the database, transactions that meet at one row would fail.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
-_LOCAL = f"SET LOCAL lock_timeout = {int(WAIT * 1000)}"
+_LOCAL = f"SET LOCAL lock_timeout = {LOCK_WAIT * 1000:.0f}"
 _UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalError)
 _Statement = TypeVar("_Statement")
 
@@ -88,22 +101,24 @@ class Store:
         return found
 
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """Open a transaction that only reads."""
-        with self._transaction(writes=False) as connection:
+    def read(self, limit: float | None = LONG) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads; the database may be silent for `limit` seconds at a time.
+
+        Raises LedgerUnavailable when there is no connection within WAIT, or no answer within the limit.
+        """
+        with self._transaction(writes=False, limit=limit) as connection:
             yield connection
 
     @contextmanager
-    def write(self, options: str = "") -> Iterator[sa.Connection]:
-        """Open a transaction whose commit is on disk when the block ends.
+    def write(self, limit: float | None = WAIT, options: str = "") -> Iterator[sa.Connection]:
+        """Open a transaction whose commit is on disk when the block ends; `limit` is as in `read`.
 
         `options` are further `SET LOCAL ...` for PostgreSQL, sent with its BEGIN.
 
         Raises LedgerUnavailable when the database does not answer. Then nothing was recorded; or, if the
-        connection died at the commit itself, only a second try shows whether it was.
+        connection died or the limit passed at the commit itself, only a second try shows whether it was.
         """
-        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
-        with alone, self._transaction(writes=True, options=options) as connection:
+        with self._transaction(writes=True, limit=limit, options=options) as connection:
             yield connection
 
     @contextmanager
@@ -113,8 +128,7 @@ class Store:
         Raises LedgerUnavailable as `write` does, but any other error, and one of a connection that broke, as
         the driver does: then it is not known whether that transaction stands.
         """
-        alone = self._writer.turn(WAIT) if self._writer else nullcontext()
-        with alone, self._pool.turn(WAIT), lent(self.engine) as connection:
+        with self._turn(writes=True) as until, lent(self.engine, until, WAIT) as connection:
             yield connection
 
     def joined(self, connection: sa.Connection) -> "Store":
@@ -126,10 +140,42 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def _transaction(self, *, writes: bool, options: str = "") -> Iterator[sa.Connection]:
+    def _turn(self, *, writes: bool) -> Iterator[float]:
+        """Wait for this thread's turn; return the monotonic time until which a connection is got."""
+        begun = time.monotonic()
+        alone = self._writer.turn(WAIT * SHARE) if writes and self._writer else nullcontext()
+        with alone, self._pool.turn(max(0.0, begun + WAIT * SHARE - time.monotonic())):
+            yield begun + WAIT
+
+    def _begin(self, **how: Any) -> tuple[sa.Connection, sa.RootTransaction]:
+        connection = self.engine.connect().execution_options(**how)
         try:
-            with self._pool.turn(WAIT), self._begun(writes=writes, options=options) as connection:
-                yield connection
+            try:
+                return connection, connection.begin()
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # It ended while it was idle. Nothing has been done, so another one does as well; a ping of
+                # each connection before its use would cost a round trip a transaction.
+                return connection, connection.begin()
+        except BaseException:
+            connection.close()
+            raise
+
+    @contextmanager
+    def _transaction(
+        self, *, writes: bool, limit: float | None, options: str = ""
+    ) -> Iterator[sa.Connection]:
+        try:
+            with self._turn(writes=writes) as until:
+                # BEGIN is in it: a server that is silent already is not waited for as long as a statement.
+                with acquiring(until):
+                    connection, begun = self._begin(writes=writes, options=options)
+                with connection, begun:
+                    if not self.sqlite:
+                        driver: Any = connection.connection.driver_connection
+                        driver.limit = limit
+                    yield connection
         except (*_UNAVAILABLE, sa.exc.DatabaseError) as error:
             # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
             if not isinstance(error, _UNAVAILABLE) and type(error) is not sa.exc.DatabaseError:
@@ -166,6 +212,7 @@ class Store:
         )
         sa.event.listen(engine, "connect", _note_settings)
         sa.event.listen(engine, "begin", _begin_postgres)
+        limit_waits(engine)
         ping_first(engine)
         return engine
 
@@ -189,16 +236,11 @@ class _Joined(Store):
 
     def __init__(self, outer: Store, connection: sa.Connection) -> None:
         self.__dict__.update(outer.__dict__)
-        self._connection = connection
+        self._outer = connection
 
     @contextmanager
     def _transaction(self, **_: Any) -> Iterator[sa.Connection]:
-        yield self._connection
-
-    @contextmanager
-    def write(self, options: str = "") -> Iterator[sa.Connection]:  # noqa: ARG002 - the outer one decided
-        """Return the transaction under way."""
-        yield self._connection
+        yield self._outer
 
     def raw_connection(self) -> NoReturn:
         """Refuse: a transaction of its own would not end with the one under way."""

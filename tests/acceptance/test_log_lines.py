@@ -138,9 +138,9 @@ def lines(deployment: Deployment, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended if line.endswith("\n")]
 
 
-def send(deployment: Deployment, kind: str, **headers: str) -> str:
+def send(deployment: Deployment, kind: str, data: dict[str, str] = PERSON, **headers: str) -> str:
     """Deliver an event of this type about a person; return its request id."""
-    body, signed = stripe_delivery(stripe_event(f"evt_{kind}", kind, **PERSON), secret=SECRET)
+    body, signed = stripe_delivery(stripe_event(f"evt_{kind}", kind, **data), secret=SECRET)
     given = {"Authorization": f"Bearer {MARK}", "Cookie": f"session={MARK}", "X-Note": MARK, **headers}
     url = f"{deployment.url}/webhooks/stripe?token={MARK}"
     answer = deployment.client.post(url, content=body, headers=signed | given)
@@ -172,15 +172,21 @@ def send_refused_requests(deployment: Deployment) -> None:
 
 
 def test_lines_say_what_they_are_about(deployment: Deployment) -> None:
-    """A well-formed request id is kept and any other replaced; lines name their event, attempt and call."""
+    """A well-formed request id is kept and any other replaced; lines name their event, attempt and call.
+
+    A usual delivery leaves no line, another body under its id does.
+    """
     ledger = Ledger(deployment.database_url)
-    assert send(deployment, "good", **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
+    assert send(deployment, "good", **{"X-Request-Id": "router-usual-01"}) == "router-usual-01"
     made = send(deployment, "other", **{"X-Request-Id": f"{MARK} and more"})
     assert re.fullmatch("[0-9a-f]{32}", made)
     wait_until(lambda: ledger.state("evt_good") == "done", deployment.logs)
     (row,) = ledger.rows("SELECT e.id AS event, c.id AS call FROM event e JOIN call c ON c.event = e.id"
                          " WHERE e.event_id = 'evt_good'")  # fmt: skip
     event, call = (re.sub("-", "", str(row[name])) for name in ("event", "call"))
+
+    joan = PERSON | {"name": f"Joan {MARK}"}
+    assert send(deployment, "good", joan, **{"X-Request-Id": "router-0123456789"}) == "router-0123456789"
 
     def mine() -> list[dict[str, Any]]:
         return [
@@ -194,7 +200,8 @@ def test_lines_say_what_they_are_about(deployment: Deployment) -> None:
     wait_until(lambda: len(mine()) >= 2 and requests(), deployment.logs)
     (asked,) = requests()
     assert (asked["event"].replace("-", ""), asked["event_id"]) == (event, "evt_good")
-    assert (asked["status"], asked["verdict"], asked["source"]) == (200, "first seen", "stripe")
+    assert (asked["status"], asked["verdict"], asked["source"]) == (200, "conflict", "stripe")
+    assert "router-usual-01" not in deployment.logs("web")
     assert [line["attempt"] for line in mine()] == [1, 1]
     assert [line.get("call", "").replace("-", "") for line in mine()] == [call, ""]
     assert {"time", "level", "logger", "message"} <= set(mine()[0])

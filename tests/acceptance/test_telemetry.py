@@ -111,7 +111,7 @@ def test_any_process_answers_for_all(running: Running) -> None:
         assert read["firstseen_attempts_total", "finish", "stripe"] == COUNT
         assert read["firstseen_workers",] == 2
     (folder,) = running.temporary.glob("firstseen-metrics-*")
-    assert len(list(folder.glob("histogram_*.db"))) == 2
+    assert len(list(folder.glob("*.json"))) == 2
     (web,) = running.webs
     web.terminate()
     assert web.wait_exit() == 0

@@ -17,7 +17,7 @@ from unittest.mock import patch
 from config.settings import load_settings
 from receiver.ledger.store import Store
 from tests.bench import report
-from tests.bench.accept import MANY, STORM, measure, measure_paced, new_ids
+from tests.bench.accept import MANY, STORM, measure, measure_commits, measure_paced, new_ids
 from tests.bench.burst import burst
 from tests.bench.contestants import (
     EMPTY,
@@ -35,6 +35,7 @@ from tests.bench.drain import celery_latencies, drain_celery, drain_firstseen, l
 from tests.bench.growth import grow
 from tests.bench.load import MISSING, has_wrk, read_deliveries, write_deliveries
 from tests.bench.profile import profile
+from tests.bench.targets import rates
 from tests.services.databases import Databases, driver_url
 from tests.services.deployment import Deployment
 from tests.services.ledger import Ledger
@@ -96,9 +97,7 @@ class Bench:
             self.start(serve_naive(self.folder, self.databases, self.broker)),
             self.start(serve_firstseen(self.deployed("postgres"), "firstseen")),
             self.start(serve_firstseen(self.deployed("sqlite"), "firstseen-sqlite")),
-            self.start(
-                serve_firstseen(self.deployed("postgres", WEB_CONCURRENCY="2"), "firstseen, 2 processes")
-            ),
+            self.start(serve_firstseen(self.deployed("postgres", **TWO), "firstseen, 2 processes")),
         ]
         if find_spec("dbos"):
             contestants.append(self.start(serve_dbos(self.folder, self.databases)))
@@ -108,13 +107,9 @@ class Bench:
         self.found["accept"] = measure(
             contestants, ("all first-seen", "half duplicates"), connections=(16, MANY), **options
         )
-        full = next(
-            figure.rate
-            for figure in self.found["accept"]
-            if (figure.contestant, figure.workload, figure.connections)
-            == ("firstseen", "all first-seen", MANY)
-        )
+        full = rates(self.found["accept"])["firstseen"]
         self.found["accept"] += measure_paced(contestants[2], full, **options)
+        self.found["accept"].append(measure_commits(self.databases.fresh("postgres")))
         gunicorn = [self.start(serve_app(self.folder, "bare", "gunicorn"))]
         self.found["gunicorn"] = measure(gunicorn, ("all first-seen",), connections=(MANY,), **options)
 

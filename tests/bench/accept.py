@@ -1,11 +1,14 @@
 """*Accept*: deliveries answered per second, contestants in turn."""
 
 import statistics
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psycopg
 
 from tests.bench.contestants import Contestant
 from tests.bench.load import Result, run_wrk, write_deliveries
@@ -95,6 +98,20 @@ def measure_paced(one: Contestant, full: float, *, folder: Path, rounds: int, se
             done = run_wrk(one.url, file, connections=count, seconds=seconds, pause=pause)
             results[one.name, workload, count].append(done)
     return [_figure(*key, found) for key, found in results.items()]
+
+
+def measure_commits(url: str, count: int = 150) -> Figure:
+    """Insert one small row at a time with the driver alone: the least that a lone delivery can take."""
+    times = []
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE lone (body text)")
+        for _ in range(count):
+            begun = time.perf_counter()
+            connection.execute("INSERT INTO lone VALUES ('x')")
+            times.append((time.perf_counter() - begun) * 1000)
+            time.sleep(LONE_PAUSE / 1000)
+    p50, p99 = statistics.median(times), statistics.quantiles(times, n=100)[98]
+    return Figure("the driver, one row", "lone deliveries", 1, count / sum(times) * 1000, p50, p99, 0)
 
 
 def _figure(contestant: str, workload: str, connections: int, found: Sequence[Result]) -> Figure:

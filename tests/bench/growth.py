@@ -50,7 +50,7 @@ def _fill(store: Store, start: int, end: int) -> None:
     query = f"""WITH RECURSIVE numbers(n) AS ({numbers})
         INSERT INTO event ({", ".join(names)}) SELECT {chosen} FROM event, numbers
         WHERE event.event_id = 'evt_model'"""
-    with store.write() as connection:
+    with store.write(limit=None) as connection:
         connection.execute(text(query))
     if not store.sqlite:
         with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

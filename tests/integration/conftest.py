@@ -155,7 +155,7 @@ def _close_for_good(store: Store) -> None:
         # While this holds every turn, no thread has a connection.
         for _ in range(store.engine.pool.size()):
             turns.enter_context(store._pool.turn(30))
-        listen(store.engine, "do_connect", refuse)
+        listen(store.engine, "do_connect", refuse, insert=True)
         store.close()
 
 

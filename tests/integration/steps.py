@@ -104,7 +104,7 @@ def crowd(store: Store, count: int, prefix: str = "crowd", **values: Any) -> Non
     columns, chosen = ", ".join(names), ", ".join(new.get(name, name) for name in names)
     query = f"""WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)
         INSERT INTO event ({columns}) SELECT {chosen} FROM event, numbers WHERE event.id = :model"""
-    with store.write() as connection:
+    with store.write(limit=None) as connection:
         bound = text(query).bindparams(bindparam("model", model, EVENT.c.id.type), last=count - 1)
         connection.execute(bound)
 

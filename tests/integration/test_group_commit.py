@@ -1,8 +1,8 @@
 """Group commit and the duplicate cache: concurrent requests share a commit, and each gets its own result."""
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from receiver.ledger.counters import CounterKind, totals
-from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.intake import Delivery, Recorder, group_commit, record
+from receiver.ledger.errors import CommitUncertain, LedgerUnavailable
+from receiver.ledger.intake import Delivery, GroupCommit, Recorder, Verdict, group_commit, record
 from receiver.ledger.intake import insert as insert_module
 from receiver.ledger.intake.group_commit import MEMORY, STORM, DuplicateCache
 from receiver.ledger.intake.insert import insert_new
@@ -39,64 +39,108 @@ def commits(store: Store) -> Iterator[list[int]]:
 
 
 class Held:
-    """A recorder whose transactions wait until the test releases them, so that requests meet."""
+    """A group commit whose transactions wait until the test releases them, so that requests meet.
+
+    `nudged` collects the verdicts that are handed on after a commit.
+    """
 
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store, self.nudged = store, list[str]()
         self.begun, self.go_on = threading.Semaphore(0), threading.Event()
-        self.recorder = Recorder(store)
+        self.recorder = Recorder(
+            store, lambda verdicts: self.nudged.extend(verdict.event_id for verdict in verdicts)
+        )
         real = Store.raw_connection
 
-        def alone(of: Store) -> Any:
+        def held(of: Store) -> Any:
             self.begun.release()
             assert self.go_on.wait(60)
             return real(of)
 
-        monkeypatch.setattr(Store, "raw_connection", alone)
+        monkeypatch.setattr(Store, "raw_connection", held)
 
-    def together(self, batches: list[list[Delivery]], waiting: Callable[[], int]) -> list[Any]:
-        """Record each batch in its own thread; all but the first start while the first commit waits."""
+    def together(self, batches: list[list[Delivery]]) -> list[Any]:
+        """Record each batch as a request; all but the first arrive while the first commit waits."""
 
-        def one(batch: list[Delivery]) -> Any:
-            try:
-                return self.recorder.record(batch)
-            except Exception as error:  # noqa: BLE001 - the test inspects it
-                return error
-
-        with ThreadPoolExecutor(len(batches)) as pool:
-            first = pool.submit(one, batches[0])
-            assert self.begun.acquire(timeout=60)
-            rest = [pool.submit(one, batch) for batch in batches[1:]]
-            while waiting() < len(rest):
-                threading.Event().wait(0.01)
+        async def meet() -> list[Any]:
+            commits = GroupCommit(self.recorder, patience=60)
+            first = asyncio.create_task(self.record(commits, batches[0]))
+            await self.committing()
+            rest = [asyncio.create_task(self.record(commits, batch)) for batch in batches[1:]]
+            await asyncio.sleep(0)  # each comes as far as its commit
+            assert len(commits._waiting) == len(rest)
             self.go_on.set()
-            return [future.result(60) for future in [first, *rest]]
+            return await asyncio.gather(first, *rest, return_exceptions=True)
+
+        return asyncio.run(meet())
+
+    async def committing(self) -> None:
+        """Wait until a transaction begins."""
+        assert await asyncio.to_thread(self.begun.acquire, timeout=60)
+
+    async def record(self, commits: GroupCommit, batch: list[Delivery]) -> Sequence[Verdict]:
+        """Record one request, and prove that its own rows stand when it is answered."""
+        verdicts = await commits.record(batch)
+        assert count(self.store, EVENT.c.id.in_([verdict.event for verdict in verdicts])) == len(batch)
+        return verdicts
+
+
+async def alone(recorder: Recorder, *deliveries: Delivery) -> Sequence[Verdict]:
+    """Record one request in a group of its own."""
+    return await GroupCommit(recorder, patience=60).record(deliveries)
 
 
 @pytest.fixture
 def held(store: Store, monkeypatch: pytest.MonkeyPatch) -> Held:
-    """Return a recorder whose commits wait until the test releases them."""
+    """Return a group commit whose transactions wait until the test releases them."""
     return Held(store, monkeypatch)
 
 
 def test_a_lone_request_is_one_transaction(store: Store, commits: list[int]) -> None:
-    """One request is one transaction."""
-    assert Recorder(store).record([delivery()])[0].first_seen
+    """One request is one transaction, with and without a group."""
+    assert Recorder(store).record([delivery("evt_1")])[0].first_seen
     assert len(commits) == 1
+    assert asyncio.run(alone(Recorder(store), delivery("evt_2")))[0].first_seen
+    assert len(commits) == 2
 
 
-def test_requests_that_meet_share_a_commit(store: Store, commits: list[int], held: Held) -> None:
+def test_requests_that_meet_share_a_commit(
+    store: Store, commits: list[int], held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nine requests that arrive during a commit share the next one, and each gets its own verdict."""
-    batches = [[delivery(f"evt_{number}")] for number in range(10)]
-    answers = held.together(batches, lambda: len(held.recorder._waiting))
+    monkeypatch.setattr(held, "record", GroupCommit.record)
+    answers = held.together([[delivery(f"evt_{number}")] for number in range(10)])
     assert len(commits) == 2
     assert [verdicts[0].event_id for verdicts in answers] == [f"evt_{number}" for number in range(10)]
     assert all(verdicts[0].first_seen for verdicts in answers)
     assert count(store) == 10
+    with store.read() as connection:
+        assert [total.count for total in totals(connection, CounterKind.DELIVERY)] == [10]
+
+
+def test_each_request_is_answered_after_its_own_commit(held: Held) -> None:
+    """When a request is answered, its own row is in the ledger, and every row is handed on once."""
+    batches = [[delivery(f"evt_{number}")] for number in range(10)]
+    answers = held.together(batches)
+    assert [verdicts[0].event_id for verdicts in answers] == [f"evt_{number}" for number in range(10)]
+    assert sorted(held.nudged) == [f"evt_{number}" for number in range(10)]
+
+
+def test_a_batch_is_bounded_and_the_rest_follows(
+    commits: list[int], held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit into a transaction is recorded by the next one, and nothing is left behind."""
+    monkeypatch.setattr(group_commit, "BATCH_MAX", 3)
+    monkeypatch.setattr(held, "record", GroupCommit.record)
+    answers = held.together([[delivery(f"evt_{number}")] for number in range(8)])
+    assert len(commits) == 4, "one, then three, three and one"
+    assert all(verdicts[0].first_seen for verdicts in answers)
+    assert count(held.store) == 8
 
 
 def test_copies_that_meet_are_first_seen_once(store: Store, held: Held) -> None:
     """Of ten copies in two transactions one is first seen, and nine are counted as duplicates."""
-    answers = held.together([[delivery()] for _ in range(10)], lambda: len(held.recorder._waiting))
+    answers = held.together([[delivery()] for _ in range(10)])
     assert sum(verdicts[0].first_seen for verdicts in answers) == 1
     assert row(store, answers[0][0].event).duplicates == 9
 
@@ -105,8 +149,7 @@ def test_a_bad_row_fails_its_own_request_alone(store: Store, held: Held) -> None
     """A row that the database refuses fails its own request; the others of the batch are recorded."""
     bad = delivery("evt_bad")
     object.__setattr__(bad, "body_hash", None)  # its column may not be null
-    batches = [[delivery("evt_0")], [delivery("evt_1")], [bad], [delivery("evt_2")]]
-    answers = held.together(batches, lambda: len(held.recorder._waiting))
+    answers = held.together([[delivery("evt_0")], [delivery("evt_1")], [bad], [delivery("evt_2")]])
     assert isinstance(answers[2], IntegrityError)
     assert [verdicts[0].first_seen for verdicts in (answers[0], answers[1], answers[3])] == [True] * 3
     assert count(store) == 3
@@ -115,45 +158,100 @@ def test_a_bad_row_fails_its_own_request_alone(store: Store, held: Held) -> None
 def test_a_dead_ledger_fails_every_waiting_request(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every waiting request gets the error, and the next one tries again."""
 
-    def alone(_: Store) -> Any:
+    def dead(_: Store) -> Any:
         held.begun.release()
         assert held.go_on.wait(60)
         raise LedgerUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "raw_connection", alone)
-        batches = [[delivery(f"evt_{number}")] for number in range(4)]
-        answers = held.together(batches, lambda: len(held.recorder._waiting))
+        patch.setattr(Store, "raw_connection", dead)
+        answers = held.together([[delivery(f"evt_{number}")] for number in range(4)])
     assert [type(answer) for answer in answers] == [LedgerUnavailable] * 4
-    assert held.recorder.record([delivery("evt_0")])[0].first_seen
+    assert held.nudged == []
+    assert asyncio.run(alone(held.recorder, delivery("evt_0")))[0].first_seen
 
 
-def test_the_first_waiting_request_records_for_the_others(store: Store, held: Held) -> None:
-    """The first waiting request writes the next batch as soon as the transaction before it ends."""
-    batches = [[delivery(f"evt_{number}")] for number in range(3)]
-    threads = [threading.Thread(target=held.recorder.record, args=(item,), daemon=True) for item in batches]
-    threads[0].start()
-    assert held.begun.acquire(timeout=60)
-    for thread in threads[1:]:
-        thread.start()
-    while len(held.recorder._waiting) < 2:
-        threading.Event().wait(0.01)
-    held.go_on.set()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    with store.read() as connection:
-        assert [total.count for total in totals(connection, CounterKind.DELIVERY)] == [3]
+def test_an_unforeseen_error_fails_a_batch_and_no_other(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when the committing thread itself fails, every request is answered, and the next batch too."""
+
+    async def fail() -> tuple[Any, Any]:
+        commits = GroupCommit(held.recorder, patience=60)
+        with monkeypatch.context() as patch:
+            patch.setattr(held.recorder, "record_requests", Mock(side_effect=MemoryError))
+            broken = await asyncio.gather(commits.record([delivery("evt_1")]), return_exceptions=True)
+        held.go_on.set()
+        return broken[0], await commits.record([delivery("evt_1")])
+
+    broken, verdicts = asyncio.run(fail())
+    assert isinstance(broken, CommitUncertain)
+    assert verdicts[0].first_seen
+
+
+def test_a_request_that_waited_long_enough_is_unavailable(store: Store, held: Held) -> None:
+    """While a commit hangs, every request is answered in time; its late row is handed on all the same."""
+
+    async def hang() -> list[Any]:
+        commits = GroupCommit(held.recorder, patience=0.05)
+        first = asyncio.create_task(commits.record([delivery("evt_1")]))
+        await held.committing()
+        others = [asyncio.create_task(commits.record([delivery(f"evt_{n}")])) for n in (2, 3)]
+        while not all(task.done() for task in (first, *others)):
+            await asyncio.sleep(0.01)
+            commits.expire()
+        held.go_on.set()
+        # The thread is free again: what comes now is recorded after the late row, in a commit of its own.
+        verdicts = await commits.record([delivery("evt_4")])
+        assert verdicts[0].first_seen
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    kinds = [type(answer) for answer in asyncio.run(hang())]
+    assert kinds == [CommitUncertain, LedgerUnavailable, LedgerUnavailable]
+    assert held.nudged == ["evt_1", "evt_4"], "who was given up before a commit began is not recorded"
+    assert count(store) == 2
+
+
+def test_a_request_whose_sender_is_gone_harms_nobody(store: Store, held: Held) -> None:
+    """Of cancelled requests, one under way stands all the same; those that meet them are answered."""
+
+    async def leave() -> Any:
+        commits = GroupCommit(held.recorder, patience=60)
+        first = asyncio.create_task(commits.record([delivery("evt_1")]))
+        await held.committing()
+        gone = asyncio.create_task(commits.record([delivery("evt_2")]))
+        stays = asyncio.create_task(commits.record([delivery("evt_3")]))
+        await asyncio.sleep(0)
+        first.cancel()
+        gone.cancel()
+        await asyncio.sleep(0)
+        commits.expire()
+        held.go_on.set()
+        return await stays
+
+    assert asyncio.run(leave())[0].first_seen
+    assert held.nudged == ["evt_1", "evt_3"]
+    assert count(store) == 2
 
 
 def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the ledger fails in the middle of a request, none of its events is recorded."""
     deliver(store, "evt_old")
+
+    async def meet() -> list[Any]:
+        commits = GroupCommit(Recorder(store), patience=60)
+        several = commits.record([delivery("evt_new"), delivery("evt_old")])
+        lone = commits.record([delivery("evt_1")])
+        return list(await asyncio.gather(several, lone, return_exceptions=True))
+
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", Mock(side_effect=LedgerUnavailable))
         with pytest.raises(LedgerUnavailable):
             Recorder(store).record([delivery("evt_new"), delivery("evt_old")])
-    assert count(store) == 1
+        refused, recorded = asyncio.run(meet())
+    assert isinstance(refused, LedgerUnavailable)
+    assert recorded[0].first_seen
+    assert count(store) == 2
+    both, _ = asyncio.run(meet())
+    assert [verdict.first_seen for verdict in both] == [True, False]
 
 
 @pytest.mark.parametrize(**steps.ONLY_POSTGRES)

@@ -1,5 +1,7 @@
 """`/metrics`: authentication, counters and gauges, on both databases."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -173,3 +175,45 @@ def test_no_event_that_is_done_is_read(store: Store) -> None:
     assert len(steps) > 5
     scans = ("SCAN event", "SCAN call", "Seq Scan on event", "Seq Scan on call")
     assert [step for step in steps if any(scan in step for scan in scans)] == []
+
+
+def test_processes_share_their_measures(tmp_path: Path) -> None:
+    """Each reports what all in the folder measured, ended ones too; a half written file does not count."""
+    one, other = Instruments(str(tmp_path)), Instruments(str(tmp_path))
+    one.answered("/readyz", 200, 0.3)
+    other.answered("/readyz", 200, 0.4)
+    other.recorded(2)
+    other.nudged("taken", 3)
+    other.flush()
+    del other
+    (tmp_path / "1-half.new").write_text('{"answers": [["/readyz"')
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in one.collect()
+        for sample in family.samples
+    }
+    assert samples["firstseen_answer_seconds_count", "/readyz", "200"] == 2
+    assert samples["firstseen_answer_seconds_bucket", "/readyz", "200", "0.25"] == 0
+    assert samples["firstseen_answer_seconds_bucket", "/readyz", "200", "0.5"] == 2
+    assert samples["firstseen_answer_seconds_sum", "/readyz", "200"] == pytest.approx(0.7)
+    assert samples["firstseen_record_batch_events_sum",] == 2
+    assert samples["firstseen_nudges_total", "taken"] == 3
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A scrape and the event loop write the same file: it is always whole, and never an older one."""
+    instruments = Instruments(str(tmp_path))
+
+    def write(_: int) -> None:
+        for _ in range(200):
+            instruments.answered("/readyz", 200, 0.1)
+            instruments.flush()
+            for file in tmp_path.glob("*.json"):
+                json.loads(file.read_text())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    (file,) = tmp_path.glob("*.json")
+    ((_, _, counts),) = json.loads(file.read_text())["answers"]
+    assert sum(counts[:-1]) == 800
+    assert caplog.messages == []

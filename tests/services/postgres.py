@@ -10,7 +10,6 @@ import ctypes
 import importlib.util
 import itertools
 import os
-import pwd
 import secrets
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from tests.services.private_server import Server, make_folder
+from tests.services.private_server import Server, as_nobody, make_folder
 from tests.services.processes import clean_environment
 
 INSTALLS = {16: "pginstall", 18: "pginstall18"}
@@ -60,7 +59,7 @@ class Postgres(Server):
 
     def popen(self) -> dict[str, Any]:
         """Return the user that the server runs as, and its folder, which that user can enter."""
-        return {"cwd": self.folder, **_nobody()}
+        return {"cwd": self.folder, **as_nobody()}
 
     def answers(self) -> bool:
         """Return whether it answers a query."""
@@ -118,12 +117,12 @@ class Cluster:
     def __init__(self, version: int) -> None:
         self.folder = make_folder("cluster")
         self.data, self.password = self.folder / "data", secrets.token_hex(16)
-        package = _copied(self.folder, INSTALLS[version]) if _nobody() else _package()
+        package = _copied(self.folder, INSTALLS[version]) if as_nobody() else _package()
         self.bin = package / INSTALLS[version] / "bin"
         password = self.folder / "password"
         password.touch(mode=0o600)
         password.write_text(self.password)
-        if nobody := _nobody():
+        if nobody := as_nobody():
             for path in (self.folder, password):
                 os.chown(path, nobody["user"], nobody["group"])
         owner = ["-U", "firstseen", "--auth=scram-sha-256", f"--pwfile={password}"]
@@ -139,7 +138,7 @@ class Cluster:
             stderr=subprocess.STDOUT,
             check=False,
             cwd=self.folder,
-            **_nobody(),
+            **as_nobody(),
         )
         assert ended.returncode == 0, f"{program} failed:\n{ended.stdout.decode()}"
 
@@ -152,18 +151,10 @@ def _cluster(version: int) -> Cluster:
     return made
 
 
-def _nobody() -> dict[str, Any]:
-    """Return the Popen arguments that keep root's server from running as root."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
 def _copy_as_nobody(source: Path, target: Path) -> None:
     """Copy a folder so that the server can enter it and owns all of it."""
     shutil.copytree(source, target)
-    if nobody := _nobody():
+    if nobody := as_nobody():
         for path in (target.parent, target, *target.rglob("*")):
             os.chown(path, nobody["user"], nobody["group"])
 

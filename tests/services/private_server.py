@@ -1,6 +1,7 @@
 """Base of the private servers: a folder, a port, a process with its descendants, and complete clean-up."""
 
 import os
+import pwd
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,6 +24,14 @@ def make_folder(name: str) -> Path:
     # 100 bytes.
     place = "/tmp" if os.geteuid() == 0 else None
     return Path(tempfile.mkdtemp(prefix=f"fs-{name}-", dir=place))
+
+
+def as_nobody() -> dict[str, Any]:
+    """Return the Popen arguments that keep root's server from running as root."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 class Server:

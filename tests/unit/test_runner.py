@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from receiver.ledger.errors import LedgerUnavailable
 from receiver.ledger.intake import Delivery, record
 from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import claim_due
@@ -14,7 +15,7 @@ from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
 from tests.services.clock import Clock
 from worker import runner as runner_module
-from worker.runner import AWAKE, TOGETHER, Limits, Runner
+from worker.runner import AWAKE, RENEW_PAUSE, TOGETHER, Limits, Runner, renew_for_ever
 
 
 @pytest.fixture
@@ -117,3 +118,25 @@ def test_a_finished_event_is_settled_at_shutdown(store: Store) -> None:
     add(store, 5)
     runner.run_nudged()
     assert (len(ran), states(store)) == (3, {"done": 2, "waiting": 1, "received": 2})
+
+
+class Ended(BaseException):
+    """The end of a loop that has none."""
+
+
+def test_a_failed_renewal_is_repeated_soon(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the ledger is silent a lease runs out; the next renewal does not wait for a third of it."""
+    slept: list[float] = []
+    answers = iter([LedgerUnavailable(), OSError(), None, Ended()])
+
+    class Flaky(Runner):
+        def renew(self) -> int:
+            answer = next(answers)
+            if answer is not None:
+                raise answer
+            return 1
+
+    monkeypatch.setattr(runner_module.time, "sleep", slept.append)
+    with pytest.raises(Ended):
+        renew_for_ever(Flaky(store, lambda _: Outcome(Move.FINISH), LIMITS), timedelta(seconds=20))
+    assert slept == [20, RENEW_PAUSE, RENEW_PAUSE, 20]

@@ -1,5 +1,7 @@
 """Row ids, storable texts, digests and times."""
 
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from uuid import RFC_4122
@@ -8,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from receiver.ledger.text import TEXT_MAX, clipped, digest, plain, rfc3339, storable, uuid7
+from tests.services.checkout import CHECKOUT
 
 TIMES = st.integers(0, 2**48 - 1)
 NOISE = st.integers(0, 2**74 - 1)
@@ -97,3 +100,19 @@ def test_times_are_rfc3339_in_utc() -> None:
     assert rfc3339(at.replace(microsecond=0)) == "2026-05-06T07:08:09Z"
     assert rfc3339(at, "seconds") == "2026-05-06T07:08:09Z"
     assert rfc3339(None) is None
+
+
+FORK = """
+import os
+from receiver.ledger.text import random_hex
+child = os.fork()
+print(random_hex(), flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_fork_makes_ids_of_its_own() -> None:
+    """A forked process does not repeat the ids that its parent makes."""
+    ran = subprocess.run([sys.executable, "-c", FORK], cwd=CHECKOUT, capture_output=True, check=True)
+    assert len(set(ran.stdout.split())) == 2

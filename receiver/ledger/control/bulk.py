@@ -16,7 +16,7 @@ from receiver.ledger.errors import NotAllowed, UnknownReplay
 from receiver.ledger.filter import EventFilter, conditions
 from receiver.ledger.reports.models import Progress
 from receiver.ledger.states import Move
-from receiver.ledger.store import Store
+from receiver.ledger.store import LONG, Store
 from receiver.ledger.tables import EVENT, REPLAY, REPLAY_STEP
 from receiver.ledger.text import clipped, uuid7
 
@@ -49,7 +49,7 @@ def plan_bulk(store: Store, move: Move, which: EventFilter, who: str) -> Progres
     if move not in ACTIONS:
         raise NotAllowed(f"A bulk run can retry, rerun or discard, not {move}.")
     bulk = uuid7()
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         row = {"id": bulk, "what": move, "who": clipped(who), "filter": json.dumps(which.as_json())}
         connection.execute(REPLAY.insert().values(**row, at=store.now(), total=0))
         listed = select(literal(bulk, EVENT.c.id.type), EVENT.c.id, EVENT.c.generation)
@@ -69,7 +69,7 @@ def step_bulk(store: Store, bulk: UUID, *, batch: int = 100) -> BulkStep:
     """
     open_ = (REPLAY_STEP.c.replay == bulk, REPLAY_STEP.c.outcome.is_(None))
     steps = select(REPLAY_STEP.c.event, REPLAY_STEP.c.generation).where(*open_).order_by(REPLAY_STEP.c.event)
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         row = _row(connection, bulk)
         move = Move(row.what)
         rows = connection.execute(steps.limit(batch).with_for_update(skip_locked=True))

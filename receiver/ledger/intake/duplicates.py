@@ -58,9 +58,12 @@ def note_duplicates(
             for number, address in enumerate(latest, start=first):
                 # Addresses are erased together with the body, so none is kept beside one that is gone.
                 kept = address if row.headers else None
-                slots.append({"event": row.id, "slot": number % RING, "address": kept} | moment)
-    if slots:
-        connection.execute(store.built(_keep), slots)
+                slots.append({"event": row.id, "slot": number % RING, "address": kept})
+    if slots and store.sqlite:
+        connection.execute(store.built(_keep), [slot | moment for slot in slots])
+    elif slots:
+        columns = {name: [slot[name] for slot in slots] for name in slots[0]}
+        connection.execute(store.built(_keep), columns | moment)
     return found
 
 
@@ -162,7 +165,14 @@ _COUNT_ALL = _count_all()
 
 def _keep(store: Store) -> sa.Insert:
     insert = insert_for(store, DUPLICATE)
-    slot = {name: sa.bindparam(name, type_=DUPLICATE.c[name].type) for name in ("event", "slot", "address")}
+    names = ("event", "slot", "address")
+    if store.sqlite:
+        slot = {name: sa.bindparam(name, type_=DUPLICATE.c[name].type) for name in names}
+        keyed = insert.values(**slot, at=store.clock)
+    else:
+        arrays = [sa.bindparam(name, type_=sa.ARRAY(DUPLICATE.c[name].type)) for name in names]
+        shape = [sa.column(name, DUPLICATE.c[name].type) for name in names]
+        slots = sa.func.unnest(*arrays).table_valued(*shape, name="slots").render_derived()
+        keyed = insert.from_select([*names, "at"], sa.select(*slots.c, MOMENT))
     newer = {"at": insert.excluded.at, "address": insert.excluded.address}
-    keyed = insert.values(**slot, at=store.clock)
     return keyed.on_conflict_do_update(index_elements=["event", "slot"], set_=newer)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import ChainMap, Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from receiver.ledger.counters import CounterKind, bump
-from receiver.ledger.errors import LedgerError, LedgerUnavailable
+from receiver.ledger.errors import CommitUncertain, LedgerError, LedgerUnavailable
 from receiver.ledger.intake.delivery import Delivery, Key, Verdict
 from receiver.ledger.intake.duplicates import RING, Repeated, note_duplicates
 from receiver.ledger.intake.recording import record, record_first_seen, record_together
@@ -84,11 +84,12 @@ class Recorder:
             if len(events) == 1 and events[0].is_plain and len(events[0].body) <= SHORT
         ]
         rest = dict(enumerate(requests))
+        known: set[Key] = set()
         if fast:
-            outcomes = self._record_first_seen({place: requests[place] for place in fast})
+            outcomes, known = self._record_first_seen({place: requests[place] for place in fast})
             yield outcomes
             rest = {place: events for place, events in rest.items() if place not in outcomes}
-        if len(rest) > 1 and (outcomes := self._record_together(rest)):
+        if (len(rest) > 1 or known) and (outcomes := self._record_together(rest, known)):
             yield outcomes
             return
         for place, events in rest.items():
@@ -100,21 +101,30 @@ class Recorder:
                 self._committed(verdicts)
                 yield {place: verdicts}
 
-    def _record_first_seen(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
-        """Record by the fast path what is first-seen; what it leaves is not returned."""
+    def _record_first_seen(
+        self, requests: Mapping[int, Sequence[Delivery]]
+    ) -> tuple[dict[int, Outcome], set[Key]]:
+        """Record by the fast path what is first-seen; return it, and the keys that are in the ledger already.
+
+        What it leaves for any other reason is in neither.
+        """
         try:
             verdicts = record_first_seen(self._store, [events[0] for events in requests.values()])
         except LedgerUnavailable as error:
-            return dict.fromkeys(requests, error)
+            return dict.fromkeys(requests, error), set()
         except Exception:  # noqa: BLE001 - the delivery at fault raises it again, alone
-            return {}
+            return {}, set()
         self._committed([verdict for verdict in verdicts if verdict])
-        return {place: [verdict] for place, verdict in zip(requests, verdicts, strict=True) if verdict}
+        pairs = list(zip(requests, verdicts, strict=True))
+        known = {requests[place][0].storable().key for place, verdict in pairs if not verdict}
+        return {place: [verdict] for place, verdict in pairs if verdict}, known
 
-    def _record_together(self, requests: Mapping[int, Sequence[Delivery]]) -> dict[int, Outcome]:
+    def _record_together(
+        self, requests: Mapping[int, Sequence[Delivery]], known: Collection[Key]
+    ) -> dict[int, Outcome]:
         """Record several requests in one transaction; return nothing when one of them makes it fail."""
         try:
-            verdicts = record_together(self._store, list(chain.from_iterable(requests.values())))
+            verdicts = record_together(self._store, list(chain.from_iterable(requests.values())), known)
         except LedgerUnavailable as error:
             return dict.fromkeys(requests, error)
         except Exception:  # noqa: BLE001 - the delivery at fault raises it again, alone
@@ -147,15 +157,20 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(1, "commit")
         self._waiting: deque[_Waiting] = deque()
         self._under_way: Sequence[_Waiting] = ()
+        self._committing = False
 
     async def record(self, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
-        """Return the verdicts once they are committed; raises LedgerUnavailable, or what refuses them."""
+        """Return the verdicts once they are committed; raises LedgerUnavailable, or what refuses them.
+
+        CommitUncertain when a commit was under way that may still stand.
+        """
         known = self._recorder.cache.answer(deliveries)
         if known is not None:
             return known
         mine = _Waiting(deliveries, self._loop.create_future(), self._loop.time() + self._patience)
         self._waiting.append(mine)
-        if len(self._waiting) == 1 and not self._under_way:
+        if not self._committing:
+            self._committing = True
             # Not at once: what else this turn of the loop brings belongs to the same batch.
             self._loop.call_soon(self._commit)
         verdicts = await mine.outcome
@@ -170,7 +185,7 @@ class GroupCommit:
         for waiting in self._under_way:
             # It may still be recorded: then its next delivery is a duplicate.
             if waiting.until < now:
-                _settle([(waiting, LedgerUnavailable())])
+                _settle([(waiting, CommitUncertain())])
 
     def _commit(self) -> None:
         batch: list[_Waiting] = []
@@ -179,6 +194,7 @@ class GroupCommit:
             batch.append(self._waiting.popleft())
             room -= len(batch[-1].deliveries)
         self._under_way = batch
+        self._committing = bool(batch)
         if batch:
             self._thread.submit(self._record, batch)
 
@@ -187,9 +203,9 @@ class GroupCommit:
         try:
             for outcomes in self._recorder.record_requests([waiting.deliveries for waiting in batch]):
                 self._in_loop(_settle, [(batch[place], outcome) for place, outcome in outcomes.items()])
-        except BaseException as error:
+        except BaseException:
             log.exception("A batch could not be recorded.")
-            self._in_loop(_settle, [(waiting, LedgerUnavailable(str(error))) for waiting in batch])
+            self._in_loop(_settle, [(waiting, CommitUncertain()) for waiting in batch])
         self._in_loop(self._commit)
 
     def _in_loop(self, call: Callable[..., None], *given: Any) -> None:

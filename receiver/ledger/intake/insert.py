@@ -17,7 +17,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
 from receiver.ledger.counters import ALL_TIME, FIRST_SEEN, CounterKind, slot_of
-from receiver.ledger.store import WAIT, Store
+from receiver.ledger.store import LOCK_WAIT, Store
 from receiver.ledger.tables import COUNTER, EVENT
 
 # What a delivery brings of a new row; the rest are times of the ledger's clock, and defaults.
@@ -119,7 +119,7 @@ _NEW = _POSTGRES.format(settings="")
 
 # The settings are joined first, so no row is inserted before they are made; they end with the statement.
 _ALONE = f"""WITH settings AS MATERIALIZED (
-        SELECT set_config('lock_timeout', '{WAIT:.0f}s', true),
+        SELECT set_config('lock_timeout', '{LOCK_WAIT:.0f}s', true),
             set_config('synchronous_commit', %(commit)s, true)
     ), first AS (
         {_POSTGRES.format(settings="settings,")}

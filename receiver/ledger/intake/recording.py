@@ -6,7 +6,7 @@ is first-seen and nothing special. Group commit tries the fast path first and re
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -49,13 +49,19 @@ def record(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
         return verdicts
 
 
-def record_together(store: Store, deliveries: Sequence[Delivery]) -> list[Verdict]:
-    """Record as `record` does, but all or none: raises what the database says of a batch that it refuses."""
+def record_together(
+    store: Store, deliveries: Sequence[Delivery], known: Collection[Key] = ()
+) -> list[Verdict]:
+    """Record as `record` does, but all or none: raises what the database says of a batch that it refuses.
+
+    Events that are `known` to be in the ledger are not inserted; raises Pruned if one is there no more.
+    """
     if not deliveries:
         return []
     batch = [delivery.storable() for delivery in deliveries]
     # Every transaction takes its rows in the order of their keys, else overlapping batches deadlock.
     places, leaders = _by_key(batch)
+    leaders = [place for place in leaders if batch[place].key not in known]
     rows = {batch[place].key: _new_row(batch[place]) for place in leaders}
     verdicts: dict[int, Verdict] = {}
     with store.write() as connection:
@@ -65,7 +71,7 @@ def record_together(store: Store, deliveries: Sequence[Delivery]) -> list[Verdic
             for body in sorted({f"{item.source}:{item.body_hash}" for item in guarded}):
                 lock = func.pg_advisory_xact_lock(func.hashtextextended(body, text("0")))
                 connection.execute(select(lock))
-        new = insert_new(store, connection, list(rows.values()))
+        new = insert_new(store, connection, list(rows.values())) if rows else set()
         first = sorted(place for place in leaders if rows[batch[place].key]["id"] in new)
         parked = _flag_replays(connection, [(batch[place], rows[batch[place].key]) for place in first])
         for place in first:

@@ -17,7 +17,7 @@ from sqlmodel import UTCDateTime
 from receiver.ledger.counters import CounterKind, bump
 from receiver.ledger.lease import Claim, claim_guard
 from receiver.ledger.states import CRASH_LIMIT, UNFINISHED, Move, State, enters, leaves
-from receiver.ledger.store import Store
+from receiver.ledger.store import LONG, Store
 from receiver.ledger.tables import ATTEMPT, EVENT, in_state
 from receiver.ledger.text import clipped
 
@@ -48,7 +48,7 @@ def claim_due(
     moment = store.moment()
     parameters = moment | {"limit": limit, "worker_": clipped(worker)}
     parameters |= {"until": moment["now"] + lease} if store.sqlite else {"lease": lease}
-    with store.write(IN_ORDER) as connection:
+    with store.write(options=IN_ORDER) as connection:
         rows = connection.execute(statement, parameters).all()
         if not rows:
             return []
@@ -124,7 +124,7 @@ def expire(store: Store) -> int:
     taken = (
         sa.update(EVENT).where(EVENT.c.id.in_(sa.select(expired.c.id))).values(**change).returning(*columns)
     )
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         rows = connection.execute(taken).all()
         if rows:
             end = {"ended_at": store.now(), "outcome": Move.EXPIRE}

@@ -16,7 +16,7 @@ from receiver.ledger import tables
 from receiver.ledger.counters import CounterKind, forget_minutes
 from receiver.ledger.queue.claims import is_due
 from receiver.ledger.states import REOPEN_WINDOW, UNFINISHED, Move, State, enters, leaves
-from receiver.ledger.store import Store
+from receiver.ledger.store import LONG, Store
 from receiver.ledger.text import clipped
 
 # Events nudged and not yet claimed at any time: a dead consumer must not fill the broker.
@@ -84,7 +84,7 @@ def take_nudges(store: Store, sweep: timedelta, *, limit: int = NUDGES_OPEN) -> 
     due = sa.select(tables.EVENT.c.id).where(is_due(store, store.now()))
     again = due.where(_nudged(store), sa.or_(*pauses, longest)).order_by(nudged_at)
     first = due.where(nudges == 0, _not_just_recorded(store, sweep)).order_by(tables.EVENT.c.due_at)
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         if not store.sqlite:
             lock = sa.text("SELECT pg_try_advisory_xact_lock(:lock)")
             if not connection.execute(lock, {"lock": NUDGE_LOCK}).scalar_one():
@@ -141,7 +141,7 @@ def reopen(store: Store, source: str, event_type: str) -> int:
             .with_for_update()
         )
         change = {"state": enters(Move.REOPEN), "due_at": store.now(), "finished_at": None, "reason": None}
-        with store.write() as connection:
+        with store.write(limit=LONG) as connection:
             statement = (
                 sa.update(tables.EVENT).where(_among(chosen)).values(**change).returning(tables.EVENT.c.id)
             )
@@ -161,7 +161,7 @@ def prune(store: Store, windows: Mapping[str, Retention]) -> dict[str, int]:
     for source, window in windows.items():
         counts["payloads"] += _in_batches(_erase_payloads, store, source, window.payload_retention)
         counts["ids"] += _in_batches(_delete_ids, store, source, window.retention)
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         counts["rejections"] = forget_minutes(store, connection)[CounterKind.REJECTION]
     return counts
 
@@ -209,7 +209,7 @@ def _in_batches(
 
 def _erase_payloads(store: Store, source: str, age: timedelta) -> int:
     chosen = _oldest_ended(store, source, age, tables.EVENT.c.body.is_not(None))
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         change = {"body": None, "headers": None, "address": None}
         statement = (
             sa.update(tables.EVENT).where(_among(chosen)).values(**change).returning(tables.EVENT.c.id)
@@ -241,7 +241,7 @@ def _delete_ids(store: Store, source: str, age: timedelta) -> int:
     # The newest duplicate counts: while a provider still sends an id, its tombstone stands.
     quiet = sa.or_(tables.EVENT.c.last_duplicate_at.is_(None), tables.EVENT.c.last_duplicate_at < before)
     chosen = _oldest_ended(store, source, age, sa.and_(tables.EVENT.c.received_at < before, quiet))
-    with store.write() as connection:
+    with store.write(limit=LONG) as connection:
         return len(
             connection.execute(
                 sa.delete(tables.EVENT).where(_among(chosen)).returning(tables.EVENT.c.id)
