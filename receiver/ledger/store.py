@@ -183,20 +183,6 @@ class Store:
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
             raise LedgerUnavailable from error
 
-    @contextmanager
-    def _begun(self, **how: Any) -> Iterator[sa.Connection]:
-        with self.engine.connect().execution_options(**how) as connection:
-            try:
-                begun = connection.begin()
-            except sa.exc.DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-                # It ended while it was idle. Nothing has been done, so another one does as well; a ping of
-                # each connection before its use would cost a round trip a transaction.
-                begun = connection.begin()
-            with begun:
-                yield connection
-
     def _postgres_engine(self, pool: int) -> Engine:
         # PgBouncer in transaction mode: no prepared statements, no session state.
         arguments = {"prepare_threshold": None, "connect_timeout": int(WAIT)} | PATIENCE
