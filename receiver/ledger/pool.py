@@ -197,7 +197,7 @@ def lent(engine: Engine, until: float, limit: float) -> Iterator[PoolProxiedConn
         raise LedgerUnavailable from error
     connection: Any = pooled.driver_connection
     try:
-        if isinstance(connection, LimitedConnection):
+        if engine.dialect.name != "sqlite":
             connection.limit = limit
         yield pooled
     except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:

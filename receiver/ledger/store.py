@@ -15,7 +15,7 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
 from receiver.ledger.errors import LedgerUnavailable
-from receiver.ledger.pool import FifoSemaphore, LimitedConnection, acquiring, lent, limit_waits, ping_first
+from receiver.ledger.pool import FifoSemaphore, acquiring, lent, limit_waits, ping_first
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ WAIT = 4.0
 SHARE = 0.75
 
 # Seconds of silence where a statement may have many rows to look at or to change: platforms' routers wait for
-# an answer as long. On a server that was frozen before, the connection's ping has failed after WAIT.
+# an answer as long. On a server that was frozen before, BEGIN has failed after WAIT.
 LONG = 30.0
 
 # Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours.
@@ -110,7 +110,7 @@ class Store:
             yield connection
 
     @contextmanager
-    def write(self, options: str = "", *, limit: float | None = WAIT) -> Iterator[sa.Connection]:
+    def write(self, limit: float | None = WAIT, options: str = "") -> Iterator[sa.Connection]:
         """Open a transaction whose commit is on disk when the block ends; `limit` is as in `read`.
 
         `options` are further `SET LOCAL ...` for PostgreSQL, sent with its BEGIN.
@@ -147,43 +147,41 @@ class Store:
         with alone, self._pool.turn(max(0.0, begun + WAIT * SHARE - time.monotonic())):
             yield begun + WAIT
 
+    def _begin(self, **how: Any) -> tuple[sa.Connection, sa.RootTransaction]:
+        connection = self.engine.connect().execution_options(**how)
+        try:
+            try:
+                return connection, connection.begin()
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # It ended while it was idle. Nothing has been done, so another one does as well; a ping of
+                # each connection before its use would cost a round trip a transaction.
+                return connection, connection.begin()
+        except BaseException:
+            connection.close()
+            raise
+
     @contextmanager
     def _transaction(
         self, *, writes: bool, limit: float | None, options: str = ""
     ) -> Iterator[sa.Connection]:
         try:
-            with (
-                self._turn(writes=writes) as until,
-                self._begun(until, writes=writes, options=options) as connection,
-            ):
-                driver = connection.connection.driver_connection
-                if isinstance(driver, LimitedConnection):
-                    driver.limit = limit
-                yield connection
+            with self._turn(writes=writes) as until:
+                # BEGIN is in it: a server that is silent already is not waited for as long as a statement.
+                with acquiring(until):
+                    connection, begun = self._begin(writes=writes, options=options)
+                with connection, begun:
+                    if not self.sqlite:
+                        driver: Any = connection.connection.driver_connection
+                        driver.limit = limit
+                    yield connection
         except (*_UNAVAILABLE, sa.exc.DatabaseError) as error:
             # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
             if not isinstance(error, _UNAVAILABLE) and type(error) is not sa.exc.DatabaseError:
                 raise
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
             raise LedgerUnavailable from error
-
-    @contextmanager
-    def _begun(self, until: float, **how: Any) -> Iterator[sa.Connection]:
-        """Begin a transaction by a monotonic time: its BEGIN shows whether the connection still lives."""
-        with acquiring(until):
-            connection = self.engine.connect().execution_options(**how)
-        with connection:
-            with acquiring(until):
-                try:
-                    begun = connection.begin()
-                except sa.exc.DBAPIError as error:
-                    if not error.connection_invalidated:
-                        raise
-                    # It ended while it was idle. Nothing has been done, so another one does as well; a ping
-                    # of each connection before its use would cost a round trip a transaction.
-                    begun = connection.begin()
-            with begun:
-                yield connection
 
     def _postgres_engine(self, pool: int) -> Engine:
         # PgBouncer in transaction mode: no prepared statements, no session state.
@@ -199,8 +197,8 @@ class Store:
             connect_args=arguments,
         )
         sa.event.listen(engine, "connect", _note_settings)
-        limit_waits(engine)
         sa.event.listen(engine, "begin", _begin_postgres)
+        limit_waits(engine)
         ping_first(engine)
         return engine
 

@@ -159,6 +159,15 @@ def test_one_nudge_is_enough_for_idle_threads(
     thread.join(60)
 
 
+def test_a_starting_worker_looks_for_work(
+    store: Store, make_runner: MakeRunner, handler: GatedHandler, ledger: Ledger
+) -> None:
+    """What became due while no worker ran needs neither a nudge nor a sweep."""
+    add(store, "evt_1", "evt_2")
+    make_runner(handler).begin()
+    wait_until(lambda: ledger.states() == {"done": 2}, "both to run")
+
+
 def test_a_crowd_of_nudges_asks_an_empty_ledger_once(
     make_runner: MakeRunner, handler: GatedHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,7 +403,7 @@ def test_a_deaf_broker_starves_nothing(
 def test_a_pass_is_logged_with_its_counts(
     store: Store, make_runner: MakeRunner, handler: GatedHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a pass did stands on its line in fields of their own, for searches and sums."""
+    """The first pass comes at once; what it did stands on its line in fields, for searches and sums."""
     stopping = threading.Event()
 
     def nudge() -> bool:
@@ -407,7 +416,7 @@ def test_a_pass_is_logged_with_its_counts(
     pruner, reopener = Pruner(store, {}), Reopener(store, Registry([]))
     caplog.handler.setFormatter(line_formatter("json"))
     with caplog.at_level(logging.INFO, logger="worker.sweeper"):
-        thread = in_thread(lambda: run_sweeps(sweeper, pruner, reopener, timedelta(0), stopping))
+        thread = in_thread(lambda: run_sweeps(sweeper, pruner, reopener, timedelta(hours=1), stopping))
         assert stopping.wait(60)
         thread.join(60)
     (line,) = [text for text in caplog.text.splitlines() if "Swept" in text]

@@ -1,6 +1,8 @@
 """Nudges and background work after the response: bounded, in order, and few of many at once."""
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +16,7 @@ from receiver.ledger.intake import Delivery, Recorder
 from receiver.ledger.states import State
 from receiver.ledger.store import Store
 from receiver.ledger.tables import EVENT
+from tests.services.checkout import CHECKOUT
 from tests.services.clock import Clock
 from tests.services.waiting import wait_until
 
@@ -46,6 +49,23 @@ def nudged(counts: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> int:
     go_on.set()
     assert last.wait(60)
     return sent - LAST
+
+
+def test_the_client_is_loaded_without_a_connection() -> None:
+    """Nothing listens at this address, and the first nudge imports nothing; in a process without imports."""
+    code = """
+import sys
+from receiver.dispatch import Dispatcher
+dispatcher = Dispatcher("redis://127.0.0.1:1/0")
+assert "kombu.transport.redis" not in sys.modules
+dispatcher.load()
+before = set(sys.modules)
+dispatcher._publish([1])
+assert dispatcher.state == "unreachable"
+late = {name for name in set(sys.modules) - before if name.startswith(("kombu.transport", "redis"))}
+assert not late, late
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)
 
 
 def test_a_few_events_are_all_nudged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def claim_due(
     moment = store.moment()
     parameters = moment | {"limit": limit, "worker_": clipped(worker)}
     parameters |= {"until": moment["now"] + lease} if store.sqlite else {"lease": lease}
-    with store.write(IN_ORDER) as connection:
+    with store.write(options=IN_ORDER) as connection:
         rows = connection.execute(statement, parameters).all()
         if not rows:
             return []
