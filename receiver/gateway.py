@@ -346,6 +346,8 @@ class Gateway:
             if body is None:
                 raise Problem(413, "too-large", f"The body is longer than {PAGE_BODY} bytes.")
             held = len(body)
+            if held and self._uploads.full:
+                raise unavailable("Too many requests wait here; nothing was done. Send it again.")
             environ = _environ(scope, headers, body)
             if path == "/healthz":
                 status, sent, text = _run_wsgi(self._app, environ)

@@ -627,6 +627,32 @@ def test_a_slow_page_holds_no_delivery(on_postgres: Deployment) -> None:
         assert {request.result().status_code for request in asked} == {200}
 
 
+def test_bodies_that_wait_for_a_page_have_a_budget(on_postgres: Deployment) -> None:
+    """Behind pages that wait for a locked table, bodies past the budget are refused; none of them is kept."""
+    ledger = Ledger(on_postgres.database_url)
+    bearer = {"Authorization": f"Bearer {API_KEY}"}
+    page = f"/v1/events/{on_postgres.deliver('evt_0').json()['id']}"
+    body = b"x" * 1024 * 1024
+    with ExitStack() as cleanup, ledger.engine.connect() as other:
+        other.execute(text("LOCK TABLE conflict IN ACCESS EXCLUSIVE MODE"))
+        for _ in range(3):
+            slow = cleanup.enter_context(RawClient(on_postgres.url))
+            slow.send(request(page, None, bearer, method="GET"))
+        waits = "SELECT pid FROM pg_locks WHERE relation = 'conflict'::regclass AND NOT granted"
+        wait_until(lambda: len(ledger.rows(waits)) == 3, "the pages to wait")
+        clients = [
+            cleanup.enter_context(RawClient(on_postgres.url)).send(request("/v1/events", body))
+            for _ in range(gateway.BUDGET // len(body) + 1)
+        ]
+        answered = wait_until(lambda: [client for client in clients if client.answered()], "a refusal")
+        assert {client.reply().status for client in answered} == {503}
+        assert len(answered) < len(clients)
+        assert on_postgres.client.get(f"{on_postgres.url}/healthz").status_code == 200
+        other.rollback()
+        rest = [client for client in clients if client not in answered]
+        assert {client.reply().status for client in rest} <= {405, 503}
+
+
 def test_a_sleeping_verifier_holds_nothing_else(web: Deployment) -> None:
     """While a verifier of one's own sleeps for many deliveries, other sources and pages are answered."""
     until = web.folder / "until"

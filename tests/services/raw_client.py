@@ -1,5 +1,6 @@
 """A client on plain sockets: it sends exactly the bytes it is given and reads one response after another."""
 
+import select
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -63,6 +64,10 @@ class RawClient:
             return Reply(int(line.split()[1]), headers, self._answers.read(length))
         except ConnectionResetError:
             return None
+
+    def answered(self) -> bool:
+        """Return whether there is something to read, now."""
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def closed(self) -> bool:
         """Wait for the server to close; False if it sends something instead."""
