@@ -16,7 +16,6 @@ from receiver.ledger.intake import record
 from receiver.ledger.lease import Claim, Outcome
 from receiver.ledger.queue import (
     Retention,
-    claim,
     claim_due,
     expire,
     prune,
@@ -146,19 +145,9 @@ class Ledger(RuleBasedStateMachine):
             model.again(self.now)
             model.revived = self.now
 
-    @rule(name=names)
-    def claim(self, name: str) -> None:
-        """Claim one event, as a nudge does."""
-        if (model := self.models.get(name)) is None:
-            return
-        held = claim(self.store, model.event, lease=LEASE, worker="w")
-        if self.gone(model):
-            model.crash(self.now)
-        self.taken(held, [model] if self.due(model) else [])
-
     @rule()
     def claim_oldest(self) -> None:
-        """Claim the event that has been due longest."""
+        """Claim the event that has been due longest, as every nudge does."""
         due = [model for model in self.models.values() if self.due(model)]
         oldest = min((model.due for model in due), default=None)
         held = claim_due(self.store, limit=1, lease=LEASE, worker="w")
@@ -282,7 +271,8 @@ class Ledger(RuleBasedStateMachine):
             self.time_passes(timedelta(hours=2))
             self.sweep()
             for model in list(self.models.values()):
-                if held := claim(self.store, model.event, lease=LEASE, worker="last"):
+                mine = EVENT.c.id == model.event
+                for held in claim_due(self.store, limit=1, lease=LEASE, worker="last", where=mine):
                     self.taken(held, [model])
                     assert settle(self.store, [(held, Outcome(Move.FINISH))])
                     model.end(Move.FINISH, self.now)

@@ -153,7 +153,7 @@ class CallPerformer:
                     send, reply = self._send(outgoing, begin)
                     if new and send is None:
                         # No byte left, and people see that only of a call in the journal.
-                        self._plan()
+                        call = self._plan().id
                 except _Known:
                     continue
                 finally:
