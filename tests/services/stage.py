@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -160,7 +160,7 @@ def _with_call(store: Store, event_id: str, outcome: SendOutcome) -> tuple[UUID,
     planned = plan(
         store,
         held,
-        LETTER,
+        replace(LETTER, id=uuid7()),
         lambda _: f"5f0c7a1e-0000-4000-8000-{event.hex[:12]}",
     )
     assert planned
