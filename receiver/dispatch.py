@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from celery import Celery
@@ -120,13 +121,24 @@ class Background(Generic[Item]):
             # At the first item, not at import: a server that forks afterwards would lose the thread.
             with self._started:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, daemon=True, name=self._name)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, daemon=True, name=self._name)
+                    thread.start()
+                    # Not before it runs: where no thread can be started, the next item tries again.
+                    self._thread = thread
         try:
             self._queue.put_nowait(item)
         except queue.Full:
             return False
         return True
+
+    def flush(self) -> None:
+        """Hand over what is queued now, in the caller's thread: the process ends."""
+        batch = []
+        with suppress(queue.Empty):
+            while True:
+                batch.append(self._queue.get_nowait())
+        if batch:
+            self._work(batch)
 
     def _run(self) -> None:
         while True:

@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from receiver.ledger.intake import GroupCommit
 from receiver.problems import Answer, Problem, document, http_problem, unavailable
 from receiver.signatures import Request
 from receiver.telemetry import DELIVERIES, REQUEST_ID, UNKNOWN, RequestFacts
+from receiver.verifiers.remote_keys import AT_ONCE, WAITING
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +48,15 @@ Headers = Sequence[tuple[str, str]]
 # Seconds in which a delivery is answered, if with a 503: providers give up after ten, some after five.
 PATIENCE = 4.5
 
-# Seconds between two looks at deadlines; also the longest that measures wait before other processes see them.
+# Seconds between two looks at deadlines.
 TICK = 0.25
+
+# Seconds between two writes of the measures, which other processes read.
+FLUSH = 1.0
+
+# Threads of a source whose verifier may wait: more than may wait for keys at once, so that a delivery whose
+# key is known finds one.
+VERIFYING = WAITING + AT_ONCE
 
 # Seconds after a stop in which requests end, and any process does: granian kills it at ten, unflushed.
 LEAVE_AFTER = 7.0
@@ -61,7 +70,7 @@ BUDGET = 64 * 1024 * 1024
 PAGE_BODY = 1024 * 1024
 
 # Headers that mean nothing when they stand twice (RFC 9110, section 5.3); others are lists, and are joined.
-SINGLE = ("host", "content-type", "content-length", "content-encoding", "authorization", "x-request-id")
+SINGLE = ("host", "content-type", "content-length", "content-encoding", "authorization")
 
 DELIVERY_PATH = "/webhooks/"
 
@@ -184,7 +193,7 @@ class Gateway:
         self._observer, self._instruments, self._settings = web.observer, web.instruments, web.settings
         self._dispatcher = web.dispatcher
         hops = web.settings.proxy_hops
-        # Pages may all wait for the database at once: one connection is left for deliveries.
+        # Pages may all wait for the database at once: one connection is never theirs.
         pages = min(web.settings.web_threads, web.settings.db_pool - 1)
         self._pages = ThreadPoolExecutor(pages, "page")
         # For each source whose verifier may wait, so that it holds up no other.
@@ -215,16 +224,33 @@ class Gateway:
         # Granian stops at SIGTERM and at SIGINT alike: this takes the first, and passes on the second.
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         ticking = self._loop.create_task(self._tick())
+        # A thread of its own: a folder on a disk that hangs must not hold the loop.
+        threading.Thread(target=self._flush_for_ever, daemon=True, name="measures").start()
         self._dispatcher.load()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         ticking.cancel()
-        self._instruments.flush()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._loop.run_in_executor(self._health, self._flush), FLUSH)
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _flush_for_ever(self) -> None:
+        while True:
+            time.sleep(FLUSH)
+            try:
+                self._instruments.flush()
+            except Exception:
+                log.exception("The measures could not be written; the next second follows.")
+
+    def _flush(self) -> None:
+        """Write what is counted in memory, before the process ends."""
+        self._instruments.flush()
+        self._recorder.cache.flush()
+        self._ingress.flush()
 
     async def _tick(self) -> None:
         while True:
-            for tidy in (self._uploads.expire, self._commits.expire, self._instruments.flush):
+            for tidy in (self._uploads.expire, self._commits.expire):
                 try:
                     tidy()
                 except Exception:
@@ -258,9 +284,13 @@ class Gateway:
         )
         held, failed = 0, None
         try:
-            _check_repeated(headers, found)
             endpoint = self._ingress.endpoint(source)
             url, address = self._origin(scope, headers)
+            try:
+                _check_repeated(headers, found)
+            except Problem:
+                self._ingress.refuse(endpoint, "repeated_header", address, facts)
+                raise
             try:
                 body = await self._uploads.whole(receive, _length(found), endpoint.source.max_body)
             except UploadRefused as error:
@@ -308,20 +338,28 @@ class Gateway:
     ) -> Answer:
         if self._uploads.full:
             raise unavailable("Too many deliveries wait here; nothing was recorded. Send it again.")
+        until = self._loop.time() + PATIENCE
         if endpoint.may_wait:
             name = endpoint.source.name
             threads = self._verifying.get(name)
             if threads is None:
-                threads = ThreadPoolExecutor(self._settings.web_threads, f"verify-{name}")
-                self._verifying[name] = threads
+                threads = self._verifying[name] = ThreadPoolExecutor(VERIFYING, f"verify-{name}")
             prepare = partial(self._ingress.prepare, endpoint, request, address, facts)
-            prepared = await self._loop.run_in_executor(threads, copy_context().run, prepare)
+            waiting = self._loop.run_in_executor(threads, copy_context().run, prepare)
+            try:
+                prepared = await asyncio.wait_for(waiting, PATIENCE)
+            except TimeoutError:
+                # Its thread goes on, if it has one by now; its result is nobody's.
+                self._ingress.refuse(endpoint, "cannot_verify", address, facts)
+                raise unavailable(
+                    "It cannot be verified in time; nothing was recorded. Send it again."
+                ) from None
         else:
             prepared = self._ingress.prepare(endpoint, request, address, facts)
         if isinstance(prepared, Answer):
             return prepared
         try:
-            verdicts = await self._commits.record(prepared.deliveries)
+            verdicts = await self._commits.record(prepared.deliveries, until)
         except Exception as error:
             raise self._ingress.failure(prepared, error) from error
         return self._ingress.answer(prepared, verdicts, facts)

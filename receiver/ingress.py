@@ -116,6 +116,10 @@ class Ingress:
         facts.note_refused(endpoint.source.name, reason)
         self._rejections.put(Rejected(endpoint.source.name, reason, address))
 
+    def flush(self) -> None:
+        """Write the refusals that are counted in memory."""
+        self._rejections.flush()
+
     def too_large(self, endpoint: Endpoint, address: str | None, facts: RequestFacts) -> Problem:
         """Count a body over the source's limit and return its 413."""
         self.refuse(endpoint, "too_large", address, facts)

@@ -87,7 +87,7 @@ class Instruments(Collector):
         self._batches = [0.0] * (len(BATCH_BUCKETS) + 2)
         self._nudges: dict[str, int] = {}
         self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._changed = False
+        self._changed = self._told = False
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer and its time."""
@@ -124,8 +124,12 @@ class Instruments(Collector):
                 fresh = self._file.with_suffix(".new")
                 fresh.write_text(mine)
                 fresh.replace(self._file)
+                self._told = False
             except OSError as error:
-                log.warning("The folder of the measures takes none: %s", type(error).__name__)
+                self._changed = True
+                if not self._told:
+                    log.warning("The folder of the measures takes none: %s", type(error).__name__)
+                self._told = True
 
     def describe(self) -> list[Metric]:
         """Name nothing beforehand: a registry would collect to find out."""

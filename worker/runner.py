@@ -69,6 +69,8 @@ class HeldClaim:
     claim: Claim
     since: float
     outcome: Outcome | None = None
+    begun: bool = False
+    given_back: bool = False
 
 
 class BatchResult(NamedTuple):
@@ -87,6 +89,7 @@ class Runner:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.stopping = threading.Event()
         self._attempt = attempt
+        self._longest_wait = limits.lease.total_seconds() / WAIT_SHARE
         self._held = dict[UUID, HeldClaim]()
         self._busy = self._drains = 0
         self._waking = False
@@ -176,7 +179,11 @@ class Runner:
             return not self._busy
 
     def renew(self) -> int:
-        """Renew the leases of claims younger than `max_runtime`; return how many still hold."""
+        """Renew the leases of claims younger than `max_runtime`; return how many still hold.
+
+        Claims that wait for their turn behind a slow handler are given back instead, for other threads.
+        """
+        self._give_back()
         # An older one is let go: its lease runs out, and its handler's next call raises ClaimLost.
         oldest = time.monotonic() - self.limits.max_runtime.total_seconds()
         with self._lock:
@@ -189,6 +196,17 @@ class Runner:
                 log.warning("Event %s was taken over: its lease had run out.", held.claim.event)
                 self._forget(held)
         return len(young) - len(lost)
+
+    def _give_back(self) -> None:
+        with self._lock:
+            before = time.monotonic() - self._longest_wait
+            waiting = [held for held in self._held.values() if not held.begun and held.since < before]
+            for held in waiting:
+                held.given_back = True
+        if waiting:
+            settle(self.store, [(held.claim, NOT_BEGUN) for held in waiting])
+            for held in waiting:
+                self._forget(held)
 
     def release(self) -> int:
         """Give every held claim back, its attempt uncounted; return how many were still ours."""
@@ -237,16 +255,16 @@ class Runner:
 
         Once one of them is slow or the process stops, the rest are released for other threads.
         """
-        longest_wait = self.limits.lease.total_seconds() / WAIT_SHARE
         ended: list[tuple[Claim, Outcome]] = []
         settled, late, seconds = time.monotonic(), False, 0.0
         for held in batch:
             with self._lock:
                 # It may have been lost meanwhile, and this process may even hold a later claim of the event.
-                is_ours = self._held.get(held.claim.event) is held
+                is_ours = self._held.get(held.claim.event) is held and not held.given_back
+                held.begun = is_ours
             if is_ours:
                 begun = time.monotonic()
-                late = late or self.stopping.is_set() or begun - since > longest_wait
+                late = late or self.stopping.is_set() or begun - since > self._longest_wait
                 if late and held is not batch[0]:
                     ended.append((held.claim, NOT_BEGUN))
                 else:

@@ -52,6 +52,7 @@ REJECTION_REASONS = {
     "no_secret": "this source has no secret yet",
     "too_large": "the body is larger than max_body",
     "stalled": "the request was not whole within FIRSTSEEN_UPLOAD_TIMEOUT",
+    "repeated_header": "a header that has one value stood more than once",
     "no_room": "too many bodies arrived at once",
 }
 

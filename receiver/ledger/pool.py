@@ -15,7 +15,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
-from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.errors import CommitUncertain, LedgerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -203,9 +203,11 @@ def lent(engine: Engine, until: float, limit: float) -> Iterator[PoolProxiedConn
     except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
         if engine.dialect.is_disconnect(error, connection, None):
             pooled.invalidate(error)
+            if isinstance(error, AnswerTimeout):
+                log.warning("The ledger does not answer: %s", type(error).__name__)
+                raise CommitUncertain from error
             # Of a broken connection a second try shows what stands; a silent server would not say either.
-            if not isinstance(error, AnswerTimeout):
-                raise
+            raise
         log.warning("The ledger does not answer: %s", type(error).__name__)
         raise LedgerUnavailable from error
     finally:

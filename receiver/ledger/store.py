@@ -14,13 +14,13 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlmodel import UTCDateTime
 
-from receiver.ledger.errors import LedgerUnavailable
+from receiver.ledger.errors import CommitUncertain, LedgerUnavailable
 from receiver.ledger.pool import FifoSemaphore, acquiring, lent, limit_waits, ping_first
 
 log = logging.getLogger(__name__)
 
-# Seconds to get a connection, and seconds that its server may be silent, before the answer is 503. Less than
-# the gateway's patience: what it answers 503 must not be recorded afterwards, as far as that can be known.
+# Seconds to get a connection, and then seconds that its server may be silent after each statement. Each is
+# less than the gateway's patience, so that what it answers 503 is rarely recorded afterwards.
 WAIT = 4.0
 
 # The part of it that a turn or a lock may take: the server's own "no" must come first, for it costs no
@@ -32,7 +32,7 @@ SHARE = 0.75
 LONG = 30.0
 
 # Seconds and probes: a server that vanished from the network is given up after 20 s, not after hours.
-PATIENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
 
 # Milliseconds that sent bytes may stay unacknowledged by its machine: the same, in mid-statement.
 UNACKED = 10_000
@@ -166,6 +166,7 @@ class Store:
     def _transaction(
         self, *, writes: bool, limit: float | None, options: str = ""
     ) -> Iterator[sa.Connection]:
+        ends = False
         try:
             with self._turn(writes=writes) as until:
                 # BEGIN is in it: a server that is silent already is not waited for as long as a statement.
@@ -176,16 +177,17 @@ class Store:
                         driver: Any = connection.connection.driver_connection
                         driver.limit = limit
                     yield connection
+                    ends = writes
         except (*_UNAVAILABLE, sa.exc.DatabaseError) as error:
             # Its subclasses are a caller's mistakes, the bare class is a broken file or protocol.
             if not isinstance(error, _UNAVAILABLE) and type(error) is not sa.exc.DatabaseError:
                 raise
             log.warning("The ledger does not answer: %s", type(error.__cause__ or error).__name__)
-            raise LedgerUnavailable from error
+            raise (CommitUncertain if ends else LedgerUnavailable) from error
 
     def _postgres_engine(self, pool: int) -> Engine:
         # PgBouncer in transaction mode: no prepared statements, no session state.
-        arguments = {"prepare_threshold": None, "connect_timeout": int(WAIT)} | PATIENCE
+        arguments = {"prepare_threshold": None, "connect_timeout": int(WAIT)} | KEEPALIVE
         arguments["tcp_user_timeout"] = UNACKED
         engine = sa.create_engine(
             self.url,

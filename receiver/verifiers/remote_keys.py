@@ -26,14 +26,14 @@ HOUR, DAY = 3_600.0, 86_400.0
 # Values kept; the ones used longest ago go first. A provider has a handful of keys.
 ROOM = 256
 
-# Values in the making. Made-up names of keys must not take every thread of web.
+# Values in the making. Made-up names of keys must not take every thread that verifies.
 AT_ONCE = 4
 
-# Deliveries that wait at once. Web has 16 threads, and a sender's slow key must leave some to the others.
+# Deliveries that wait for keys at once: the gateway gives a source more threads than that.
 WAITING = 12
 
-# Seconds that a delivery waits for its key: providers give up after 5 to 30.
-PATIENCE = 5.0
+# Seconds that a delivery waits for its key: the gateway answers it after four and a half.
+PATIENCE = 4.0
 
 # Seconds in which a failed value is not tried again.
 PAUSE = 5.0

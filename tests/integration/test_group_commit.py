@@ -14,7 +14,7 @@ from receiver.ledger.counters import CounterKind, totals
 from receiver.ledger.errors import CommitUncertain, LedgerUnavailable
 from receiver.ledger.intake import Delivery, GroupCommit, Recorder, Verdict, group_commit, record
 from receiver.ledger.intake import insert as insert_module
-from receiver.ledger.intake.group_commit import MEMORY, STORM, DuplicateCache
+from receiver.ledger.intake.group_commit import LEAST, MEMORY, STORM, DuplicateCache
 from receiver.ledger.intake.insert import insert_new
 from receiver.ledger.intake.recording import _new_row
 from receiver.ledger.states import Move
@@ -138,6 +138,29 @@ def test_a_batch_is_bounded_and_the_rest_follows(
     assert count(held.store) == 8
 
 
+def test_a_batch_is_bounded_in_bytes_too(
+    commits: list[int], held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large bodies go into transactions of their own; one of any size fits alone."""
+    monkeypatch.setattr(group_commit, "BATCH_BYTES", 100)
+    monkeypatch.setattr(held, "record", GroupCommit.record)
+    bodies = [b"a", b"b" * 200, b"c" * 60, b"d" * 60, b"e"]
+    held.together([[delivery(f"evt_{number}", body=body)] for number, body in enumerate(bodies)])
+    assert len(commits) == 4, "one, the large one, two that fill a transaction, and one"
+    assert count(held.store) == 5
+
+
+def test_a_ledger_that_goes_away_is_not_asked_for_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch that is redone one by one, the first that finds no ledger answers for the rest."""
+    monkeypatch.setattr(group_commit, "record_first_seen", Mock(side_effect=ValueError))
+    monkeypatch.setattr(group_commit, "record_together", Mock(side_effect=ValueError))
+    asked = Mock(side_effect=LedgerUnavailable)
+    monkeypatch.setattr(group_commit, "record", asked)
+    outcomes = list(Recorder(store).record_requests([[delivery(f"evt_{number}")] for number in range(3)]))
+    assert [type(error) for each in outcomes for error in each.values()] == [LedgerUnavailable] * 3
+    assert asked.call_count == 1
+
+
 def test_copies_that_meet_are_first_seen_once(store: Store, held: Held) -> None:
     """Of ten copies in two transactions one is first seen, and nine are counted as duplicates."""
     answers = held.together([[delivery()] for _ in range(10)])
@@ -191,7 +214,7 @@ def test_a_request_that_waited_long_enough_is_unavailable(store: Store, held: He
     """While a commit hangs, every request is answered in time; its late row is handed on all the same."""
 
     async def hang() -> list[Any]:
-        commits = GroupCommit(held.recorder, patience=0.05)
+        commits = GroupCommit(held.recorder, patience=LEAST + 0.05)
         first = asyncio.create_task(commits.record([delivery("evt_1")]))
         await held.committing()
         others = [asyncio.create_task(commits.record([delivery(f"evt_{n}")])) for n in (2, 3)]
@@ -200,7 +223,7 @@ def test_a_request_that_waited_long_enough_is_unavailable(store: Store, held: He
             commits.expire()
         held.go_on.set()
         # The thread is free again: what comes now is recorded after the late row, in a commit of its own.
-        verdicts = await commits.record([delivery("evt_4")])
+        verdicts = await commits.record([delivery("evt_4")], asyncio.get_running_loop().time() + 60)
         assert verdicts[0].first_seen
         return await asyncio.gather(first, *others, return_exceptions=True)
 

@@ -1,7 +1,9 @@
 """A worker thread after a nudge: how many due events it claims, and when it returns unfinished ones."""
 
+import threading
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select
@@ -140,3 +142,30 @@ def test_a_failed_renewal_is_repeated_soon(store: Store, monkeypatch: pytest.Mon
     with pytest.raises(Ended):
         renew_for_ever(Flaky(store, lambda _: Outcome(Move.FINISH), LIMITS), timedelta(seconds=20))
     assert slept == [20, RENEW_PAUSE, RENEW_PAUSE, 20]
+
+
+def test_events_behind_a_slow_handler_are_given_back(store: Store) -> None:
+    """Events that were claimed together with a slow one are released for other threads, and run once."""
+    slow, go_on = threading.Event(), threading.Event()
+    ran: list[UUID] = []
+
+    def attempt(held: Claim) -> Outcome:
+        ran.append(held.event)
+        # The first of a batch of four, after one and two.
+        if len(ran) == 4:
+            slow.set()
+            assert go_on.wait(60)
+        return Outcome(Move.FINISH)
+
+    runner = Runner(store, attempt, LIMITS)
+    add(store, 7)
+    thread = threading.Thread(target=runner.run_nudged, daemon=True)
+    thread.start()
+    assert slow.wait(60)
+    runner._longest_wait = 0.0
+    runner.renew()
+    assert states(store)["processing"] == 1
+    assert Runner(store, attempt, LIMITS).run_nudged() == 3
+    go_on.set()
+    thread.join(60)
+    assert (states(store), len(set(ran)), len(ran)) == ({"done": 7}, 7, 7)

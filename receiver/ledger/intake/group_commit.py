@@ -30,6 +30,12 @@ log = logging.getLogger(__name__)
 # Deliveries of one transaction, or one request: the first of a burst must not wait for its last.
 BATCH_MAX = 500
 
+# Bytes of the bodies of one transaction: as one parameter they take several times as much.
+BATCH_BYTES = 4 * 1024 * 1024
+
+# Seconds that a request must have left to be recorded.
+LEAST = 0.5
+
 # Bytes of a body up to which the fast path is tried: a duplicate goes to the database twice then.
 SHORT = 64 * 1024
 
@@ -92,9 +98,17 @@ class Recorder:
         if (len(rest) > 1 or known) and (outcomes := self._record_together(rest, known)):
             yield outcomes
             return
+        away: LedgerUnavailable | None = None
         for place, events in rest.items():
+            if away is not None:
+                yield {place: away}
+                continue
             try:
                 verdicts = record(self._store, events)
+            except LedgerUnavailable as error:
+                # Nor is it there for the others: to try each would take minutes.
+                away = error
+                yield {place: error}
             except Exception as error:  # noqa: BLE001 - its request is answered with it
                 yield {place: error}
             else:
@@ -155,19 +169,24 @@ class GroupCommit:
         self._recorder, self._patience = recorder, patience
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "commit")
+        # The thread starts here and now: where none can, the process must not begin to serve.
+        self._thread.submit(int).result()
         self._waiting: deque[_Waiting] = deque()
         self._under_way: Sequence[_Waiting] = ()
         self._committing = False
 
-    async def record(self, deliveries: Sequence[Delivery]) -> Sequence[Verdict]:
+    async def record(self, deliveries: Sequence[Delivery], until: float | None = None) -> Sequence[Verdict]:
         """Return the verdicts once they are committed; raises LedgerUnavailable, or what refuses them.
 
-        CommitUncertain when a commit was under way that may still stand.
+        `until` is a time of the loop that replaces the patience; CommitUncertain when a commit was under way
+        by then that may still stand.
         """
         known = self._recorder.cache.answer(deliveries)
         if known is not None:
             return known
-        mine = _Waiting(deliveries, self._loop.create_future(), self._loop.time() + self._patience)
+        if until is None:
+            until = self._loop.time() + self._patience
+        mine = _Waiting(deliveries, self._loop.create_future(), until)
         self._waiting.append(mine)
         if not self._committing:
             self._committing = True
@@ -180,8 +199,10 @@ class GroupCommit:
     def expire(self) -> None:
         """Give up the requests whose patience has ended; called a few times a second."""
         now = self._loop.time()
-        while self._waiting and (self._waiting[0].outcome.done() or self._waiting[0].until < now):
-            _settle([(self._waiting.popleft(), LedgerUnavailable())])
+        # Their times are nearly in order: a slow verification has used up some of its request's.
+        _settle([(waiting, LedgerUnavailable()) for waiting in self._waiting if waiting.until < now])
+        while self._waiting and self._waiting[0].outcome.done():
+            self._waiting.popleft()
         for waiting in self._under_way:
             # It may still be recorded: then its next delivery is a duplicate.
             if waiting.until < now:
@@ -189,10 +210,16 @@ class GroupCommit:
 
     def _commit(self) -> None:
         batch: list[_Waiting] = []
-        room = BATCH_MAX
-        while self._waiting and (room > 0 or not batch):
-            batch.append(self._waiting.popleft())
-            room -= len(batch[-1].deliveries)
+        room, size, soon = BATCH_MAX, 0, self._loop.time() + LEAST
+        while self._waiting and ((room > 0 and size < BATCH_BYTES) or not batch):
+            waiting = self._waiting.popleft()
+            if waiting.until < soon:
+                # It would be answered 503 while it is being recorded.
+                _settle([(waiting, LedgerUnavailable())])
+            elif not waiting.outcome.done():
+                batch.append(waiting)
+                room -= len(waiting.deliveries)
+                size += sum(len(delivery.body) for delivery in waiting.deliveries)
         self._under_way = batch
         self._committing = bool(batch)
         if batch:
@@ -265,8 +292,8 @@ class DuplicateCache:
                 done.addresses = [*done.addresses[-RING + 1 :], clipped(delivery.address)]
                 self._counted[done.key] = done
             if not self._writing:
-                self._writing = True
                 threading.Thread(target=self._write_for_ever, daemon=True, name="storms").start()
+                self._writing = True
         return [Verdict(done.event, done.key[1], first_seen=False) for done in found]
 
     def learn(self, deliveries: Sequence[Delivery], verdicts: Sequence[Verdict]) -> None:
