@@ -127,10 +127,7 @@ class HttpTransport:
             nonlocal written
             # httpcore announces the first byte by this event, and what its callback raises comes through.
             if name.endswith(".send_request_headers.started"):
-                begun = time.monotonic()
                 before_send()
-                # What the ledger took is not the API's time.
-                self._clock.until += time.monotonic() - begun
                 written = True
 
         self._clock.until = time.monotonic() + self._deadline
