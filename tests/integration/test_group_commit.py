@@ -218,9 +218,10 @@ def test_a_request_that_waited_long_enough_is_unavailable(store: Store, held: He
         first = asyncio.create_task(commits.record([delivery("evt_1")]))
         await held.committing()
         others = [asyncio.create_task(commits.record([delivery(f"evt_{n}")])) for n in (2, 3)]
-        while not all(task.done() for task in (first, *others)):
-            await asyncio.sleep(0.01)
-            commits.expire()
+        async with asyncio.timeout(10):
+            while not all(task.done() for task in (first, *others)):
+                await asyncio.sleep(0.01)
+                commits.expire()
         held.go_on.set()
         # The thread is free again: what comes now is recorded after the late row, in a commit of its own.
         verdicts = await commits.record([delivery("evt_4")], asyncio.get_running_loop().time() + 60)
