@@ -70,7 +70,7 @@ def profile(deployment: Deployment, folder: Path) -> dict[str, float]:
     return found | {"bare": _run(bare.application(), deliveries)}
 
 
-async def _recorded(_commits: GroupCommit, deliveries: Sequence[Delivery]) -> list[Verdict]:
+async def _recorded(_commits: GroupCommit, deliveries: Sequence[Delivery], _until: float) -> list[Verdict]:
     return [Verdict(uuid4(), delivery.event_id, first_seen=True) for delivery in deliveries]
 
 
