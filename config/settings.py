@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     proxy_hops: Annotated[int, Field(ge=0, le=10)] = Field(default=0, validation_alias="FIRSTSEEN_PROXY_HOPS")
     web_concurrency: Count = Field(default=1, validation_alias="WEB_CONCURRENCY")
     web_threads: Count = Field(default=4, validation_alias="FIRSTSEEN_WEB_THREADS")
-    # Ten seconds: a megabyte at a slow phone's pace, and no provider's own timeout is longer by much.
+    # Ten seconds: a megabyte at the pace of a slow phone.
     upload_timeout: Duration = Field(
         default=timedelta(seconds=10), validation_alias="FIRSTSEEN_UPLOAD_TIMEOUT"
     )

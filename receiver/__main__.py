@@ -74,11 +74,12 @@ def _raise_file_limit() -> int:
 
     A stalled or idle connection costs a file, and where they are used up no other is accepted.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = (
-        min(hard, CONNECTIONS + OTHER_FILES) if hard != resource.RLIM_INFINITY else CONNECTIONS + OTHER_FILES
-    )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = CONNECTIONS + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     return max(files - OTHER_FILES, 1)
 
 

@@ -30,7 +30,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from config.tracing import flush
 from receiver.app import Web
 from receiver.endpoints import Endpoint
-from receiver.ingress import METHODS, base_url, full_url
+from receiver.ingress import METHODS, Prepared, base_url, full_url
 from receiver.ledger.intake import GroupCommit
 from receiver.problems import Answer, Problem, document, http_problem, unavailable
 from receiver.signatures import Request
@@ -185,6 +185,31 @@ class Uploads:
         self.expire()
 
 
+class _Verifying:
+    """The threads of a source whose verifier may wait."""
+
+    def __init__(self, source: str) -> None:
+        self._threads = ThreadPoolExecutor(VERIFYING, f"verify-{source}")
+        self._free = asyncio.Semaphore(VERIFYING)
+
+    async def run(self, prepare: Callable[[], Prepared | Answer]) -> Prepared | Answer:
+        """Run `prepare` on a thread, in this context.
+
+        Cancelled, it leaves a thread that has begun to its own: nobody gets its result. One that waits for a
+        thread leaves nothing, so that a verifier that never ends does not pile up requests.
+        """
+        await self._free.acquire()
+        running = self._threads.submit(copy_context().run, prepare)
+        loop = asyncio.get_running_loop()
+
+        def release(_ended: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the server has stopped
+                loop.call_soon_threadsafe(self._free.release)
+
+        running.add_done_callback(release)
+        return await asyncio.wrap_future(running)
+
+
 class Gateway:
     """The ASGI application around the Flask one."""
 
@@ -197,7 +222,7 @@ class Gateway:
         pages = min(web.settings.web_threads, web.settings.db_pool - 1)
         self._pages = ThreadPoolExecutor(pages, "page")
         # For each source whose verifier may wait, so that it holds up no other.
-        self._verifying: dict[str, ThreadPoolExecutor] = {}
+        self._verifying = {name: _Verifying(name) for name in web.ingress.slow_sources}
         # One is enough: of checks that meet, the others share what it found.
         self._health = ThreadPoolExecutor(1, "health")
         self._forwarded = _forwarding(hops) if hops else None
@@ -220,7 +245,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         deadline = self._settings.upload_timeout.total_seconds()
         self._uploads = Uploads(deadline, budget(self._ingress.largest_body))
-        self._commits = GroupCommit(self._recorder, PATIENCE)
+        self._commits = GroupCommit(self._recorder)
         # Granian stops at SIGTERM and at SIGINT alike: this takes the first, and passes on the second.
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         ticking = self._loop.create_task(self._tick())
@@ -339,17 +364,11 @@ class Gateway:
         if self._uploads.full:
             raise unavailable("Too many deliveries wait here; nothing was recorded. Send it again.")
         until = self._loop.time() + PATIENCE
-        if endpoint.may_wait:
-            name = endpoint.source.name
-            threads = self._verifying.get(name)
-            if threads is None:
-                threads = self._verifying[name] = ThreadPoolExecutor(VERIFYING, f"verify-{name}")
+        if verifying := self._verifying.get(endpoint.source.name):
             prepare = partial(self._ingress.prepare, endpoint, request, address, facts)
-            waiting = self._loop.run_in_executor(threads, copy_context().run, prepare)
             try:
-                prepared = await asyncio.wait_for(waiting, PATIENCE)
+                prepared = await asyncio.wait_for(verifying.run(prepare), PATIENCE)
             except TimeoutError:
-                # Its thread goes on, if it has one by now; its result is nobody's.
                 self._ingress.refuse(endpoint, "cannot_verify", address, facts)
                 raise unavailable(
                     "It cannot be verified in time; nothing was recorded. Send it again."
@@ -359,7 +378,7 @@ class Gateway:
         if isinstance(prepared, Answer):
             return prepared
         try:
-            verdicts = await self._commits.record(prepared.deliveries, until)
+            verdicts = await self._commits.record(prepared.deliveries, until - self._loop.time())
         except Exception as error:
             raise self._ingress.failure(prepared, error) from error
         return self._ingress.answer(prepared, verdicts, facts)

@@ -69,6 +69,11 @@ class Ingress:
         """The bytes of the largest body that any source takes."""
         return max((endpoint.source.max_body for endpoint in self._endpoints.values()), default=0)
 
+    @property
+    def slow_sources(self) -> list[str]:
+        """The sources whose verification may wait for the network, or for a user's own code."""
+        return [name for name, endpoint in self._endpoints.items() if endpoint.may_wait]
+
     def endpoint(self, source: str) -> Endpoint:
         """Return the endpoint of a source; raise Problem 404 where there is none."""
         found = self._endpoints.get(source)

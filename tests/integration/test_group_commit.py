@@ -63,7 +63,7 @@ class Held:
         """Record each batch as a request; all but the first arrive while the first commit waits."""
 
         async def meet() -> list[Any]:
-            commits = GroupCommit(self.recorder, patience=60)
+            commits = GroupCommit(self.recorder)
             first = asyncio.create_task(self.record(commits, batches[0]))
             await self.committing()
             rest = [asyncio.create_task(self.record(commits, batch)) for batch in batches[1:]]
@@ -80,14 +80,14 @@ class Held:
 
     async def record(self, commits: GroupCommit, batch: list[Delivery]) -> Sequence[Verdict]:
         """Record one request, and prove that its own rows stand when it is answered."""
-        verdicts = await commits.record(batch)
+        verdicts = await commits.record(batch, 60)
         assert count(self.store, EVENT.c.id.in_([verdict.event for verdict in verdicts])) == len(batch)
         return verdicts
 
 
 async def alone(recorder: Recorder, *deliveries: Delivery) -> Sequence[Verdict]:
     """Record one request in a group of its own."""
-    return await GroupCommit(recorder, patience=60).record(deliveries)
+    return await GroupCommit(recorder).record(deliveries, 60)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_requests_that_meet_share_a_commit(
     store: Store, commits: list[int], held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nine requests that arrive during a commit share the next one, and each gets its own verdict."""
-    monkeypatch.setattr(held, "record", GroupCommit.record)
+    monkeypatch.setattr(held, "record", lambda commits, batch: commits.record(batch, 60))
     answers = held.together([[delivery(f"evt_{number}")] for number in range(10)])
     assert len(commits) == 2
     assert [verdicts[0].event_id for verdicts in answers] == [f"evt_{number}" for number in range(10)]
@@ -131,7 +131,7 @@ def test_a_batch_is_bounded_and_the_rest_follows(
 ) -> None:
     """What does not fit into a transaction is recorded by the next one, and nothing is left behind."""
     monkeypatch.setattr(group_commit, "BATCH_MAX", 3)
-    monkeypatch.setattr(held, "record", GroupCommit.record)
+    monkeypatch.setattr(held, "record", lambda commits, batch: commits.record(batch, 60))
     answers = held.together([[delivery(f"evt_{number}")] for number in range(8)])
     assert len(commits) == 4, "one, then three, three and one"
     assert all(verdicts[0].first_seen for verdicts in answers)
@@ -143,7 +143,7 @@ def test_a_batch_is_bounded_in_bytes_too(
 ) -> None:
     """Large bodies go into transactions of their own; one of any size fits alone."""
     monkeypatch.setattr(group_commit, "BATCH_BYTES", 100)
-    monkeypatch.setattr(held, "record", GroupCommit.record)
+    monkeypatch.setattr(held, "record", lambda commits, batch: commits.record(batch, 60))
     bodies = [b"a", b"b" * 200, b"c" * 60, b"d" * 60, b"e"]
     held.together([[delivery(f"evt_{number}", body=body)] for number, body in enumerate(bodies)])
     assert len(commits) == 4, "one, the large one, two that fill a transaction, and one"
@@ -198,12 +198,12 @@ def test_an_unforeseen_error_fails_a_batch_and_no_other(held: Held, monkeypatch:
     """Even when the committing thread itself fails, every request is answered, and the next batch too."""
 
     async def fail() -> tuple[Any, Any]:
-        commits = GroupCommit(held.recorder, patience=60)
+        commits = GroupCommit(held.recorder)
         with monkeypatch.context() as patch:
             patch.setattr(held.recorder, "record_requests", Mock(side_effect=MemoryError))
-            broken = await asyncio.gather(commits.record([delivery("evt_1")]), return_exceptions=True)
+            broken = await asyncio.gather(commits.record([delivery("evt_1")], 60), return_exceptions=True)
         held.go_on.set()
-        return broken[0], await commits.record([delivery("evt_1")])
+        return broken[0], await commits.record([delivery("evt_1")], 60)
 
     broken, verdicts = asyncio.run(fail())
     assert isinstance(broken, CommitUncertain)
@@ -214,17 +214,17 @@ def test_a_request_that_waited_long_enough_is_unavailable(store: Store, held: He
     """While a commit hangs, every request is answered in time; its late row is handed on all the same."""
 
     async def hang() -> list[Any]:
-        commits = GroupCommit(held.recorder, patience=LEAST + 0.05)
-        first = asyncio.create_task(commits.record([delivery("evt_1")]))
+        commits = GroupCommit(held.recorder)
+        first = asyncio.create_task(commits.record([delivery("evt_1")], LEAST + 0.05))
         await held.committing()
-        others = [asyncio.create_task(commits.record([delivery(f"evt_{n}")])) for n in (2, 3)]
+        others = [asyncio.create_task(commits.record([delivery(f"evt_{n}")], LEAST + 0.05)) for n in (2, 3)]
         async with asyncio.timeout(10):
             while not all(task.done() for task in (first, *others)):
                 await asyncio.sleep(0.01)
                 commits.expire()
         held.go_on.set()
         # The thread is free again: what comes now is recorded after the late row, in a commit of its own.
-        verdicts = await commits.record([delivery("evt_4")], asyncio.get_running_loop().time() + 60)
+        verdicts = await commits.record([delivery("evt_4")], 60)
         assert verdicts[0].first_seen
         return await asyncio.gather(first, *others, return_exceptions=True)
 
@@ -238,11 +238,11 @@ def test_a_request_whose_sender_is_gone_harms_nobody(store: Store, held: Held) -
     """Of cancelled requests, one under way stands all the same; those that meet them are answered."""
 
     async def leave() -> Any:
-        commits = GroupCommit(held.recorder, patience=60)
-        first = asyncio.create_task(commits.record([delivery("evt_1")]))
+        commits = GroupCommit(held.recorder)
+        first = asyncio.create_task(commits.record([delivery("evt_1")], 60))
         await held.committing()
-        gone = asyncio.create_task(commits.record([delivery("evt_2")]))
-        stays = asyncio.create_task(commits.record([delivery("evt_3")]))
+        gone = asyncio.create_task(commits.record([delivery("evt_2")], 60))
+        stays = asyncio.create_task(commits.record([delivery("evt_3")], 60))
         await asyncio.sleep(0)
         first.cancel()
         gone.cancel()
@@ -261,9 +261,9 @@ def test_a_request_of_several_stands_as_a_whole(store: Store, monkeypatch: pytes
     deliver(store, "evt_old")
 
     async def meet() -> list[Any]:
-        commits = GroupCommit(Recorder(store), patience=60)
-        several = commits.record([delivery("evt_new"), delivery("evt_old")])
-        lone = commits.record([delivery("evt_1")])
+        commits = GroupCommit(Recorder(store))
+        several = commits.record([delivery("evt_new"), delivery("evt_old")], 60)
+        lone = commits.record([delivery("evt_1")], 60)
         return list(await asyncio.gather(several, lone, return_exceptions=True))
 
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import ChainMap, Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -51,7 +51,6 @@ ROOM = 10_000
 # Seconds between two writes of counts: a killed process loses no more of them, and nothing else.
 FLUSH = 1.0
 
-
 # What becomes of one request's deliveries: a verdict for each, in their order, or why none was recorded.
 Outcome = Sequence[Verdict] | Exception
 
@@ -71,7 +70,7 @@ class Recorder:
         known = self.cache.answer(deliveries)
         if known is not None:
             return known
-        (outcome,) = ChainMap(*self.record_requests([deliveries])).values()
+        outcome = next(done[0] for done in self.record_requests([deliveries]) if done)
         if isinstance(outcome, Exception):
             raise outcome
         self.cache.learn(deliveries, outcome)
@@ -161,12 +160,12 @@ class GroupCommit:
     """Group commit on an event loop: requests that wait together are recorded in one transaction.
 
     One commit is under way at a time, in a thread of its own; requests that arrive meanwhile are the next
-    batch, so batches are as large as the load. Each request waits `patience` seconds at most, whatever the
-    database does.
+    batch, so batches are as large as the load. No request waits longer than it said, whatever the database
+    does.
     """
 
-    def __init__(self, recorder: Recorder, patience: float) -> None:
-        self._recorder, self._patience = recorder, patience
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "commit")
         # The thread starts here and now: where none can, the process must not begin to serve.
@@ -175,18 +174,16 @@ class GroupCommit:
         self._under_way: Sequence[_Waiting] = ()
         self._committing = False
 
-    async def record(self, deliveries: Sequence[Delivery], until: float | None = None) -> Sequence[Verdict]:
+    async def record(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Verdict]:
         """Return the verdicts once they are committed; raises LedgerUnavailable, or what refuses them.
 
-        `until` is a time of the loop that replaces the patience; CommitUncertain when a commit was under way
-        by then that may still stand.
+        After `patience` seconds it raises LedgerUnavailable, or CommitUncertain when a commit is under way by
+        then that may still stand.
         """
         known = self._recorder.cache.answer(deliveries)
         if known is not None:
             return known
-        if until is None:
-            until = self._loop.time() + self._patience
-        mine = _Waiting(deliveries, self._loop.create_future(), until)
+        mine = _Waiting(deliveries, self._loop.create_future(), self._loop.time() + patience)
         self._waiting.append(mine)
         if not self._committing:
             self._committing = True
