@@ -53,21 +53,15 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """Start one PostgreSQL for the whole run; tests that stop or freeze theirs take `own_postgres`."""
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Postgres() as server:
+        yield server
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
     """Start a PostgreSQL for this test alone, to stop, freeze and kill."""
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Postgres() as server:
+        yield server
 
 
 @pytest.fixture
@@ -75,11 +69,8 @@ def pgbouncer(own_postgres: Postgres) -> Iterator[PgBouncer]:
     """Start a PgBouncer in front of the test's own PostgreSQL, to freeze and use up."""
     if program() is None:
         pytest.skip(NOT_INSTALLED)
-    server = PgBouncer(own_postgres)
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with PgBouncer(own_postgres) as server:
+        yield server
 
 
 @pytest.fixture
@@ -95,21 +86,15 @@ def rabbitmq() -> Iterator[RabbitMQ]:
     """Start one RabbitMQ for the whole run; a test that freezes it must thaw it."""
     if programs() is None:
         pytest.skip(MISSING)
-    server = RabbitMQ()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with RabbitMQ() as server:
+        yield server
 
 
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
     """Start a Valkey for this test alone, to freeze, wipe and kill."""
-    server = Valkey()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Valkey() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -56,11 +56,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Valkey]:
     """Run one broker for all of these tests."""
-    server = Valkey()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Valkey() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -86,11 +86,8 @@ def test_a_dead_consumer_does_not_fill_the_broker(migrated_url: str, valkey: Val
 @pytest.fixture
 def small_postgres() -> Iterator[Postgres]:
     """Start a PostgreSQL with as few connections as the smallest hosting plans allow."""
-    server = Postgres(max_connections=CONNECTIONS)
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Postgres(max_connections=CONNECTIONS) as server:
+        yield server
 
 
 def ordinary(server: Postgres) -> str:

@@ -41,11 +41,8 @@ Examine = Callable[..., Findings]
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Valkey]:
     """Run one Valkey for this file; a test that freezes it must thaw it."""
-    server = Valkey()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Valkey() as server:
+        yield server
 
 
 @pytest.fixture

@@ -39,11 +39,8 @@ SLEEP = text("SELECT pg_sleep(20)")
 @pytest.fixture(scope="module")
 def freezable() -> Iterator[Postgres]:
     """Run a PostgreSQL that tests may freeze."""
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -60,11 +60,8 @@ def own() -> Iterator[Callable[..., Store]]:
 @pytest.fixture(scope="module")
 def stoppable() -> Iterator[Postgres]:
     """Run a PostgreSQL that tests may stop."""
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with Postgres() as server:
+        yield server
 
 
 def as_role(store: Store, setting: str) -> str:

@@ -72,6 +72,16 @@ class Server:
         """Whether its process exists, frozen or not."""
         return self._process is not None and self._process.running
 
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self) -> Self:
         """Start it, on its earlier port if it had one, and wait until it answers."""
         tries = 1 if self.port else STARTS
