@@ -137,7 +137,9 @@ class CallPerformer:
         new = self._is_new()
         while True:
             if new:
-                call, sends, outgoing, begin = self._wanted.id, 0, self._new_request(), self._begin_new
+                call, sends, key = self._wanted.id, 0, self._make_key(0)
+                outgoing = complete(self._api, self._step.request, key)
+                begin = partial(self._begin_new, key)
             else:
                 planned = self._plan()
                 if planned.state == CallState.SUCCEEDED and not planned.handler_changed:
@@ -231,9 +233,6 @@ class CallPerformer:
         """
         return self._held.token == 1 and self._step.once is None and not self._api.problem
 
-    def _new_request(self) -> Outgoing:
-        return complete(self._api, self._step.request, self._make_key(0))
-
     def _send(self, outgoing: Outgoing, begin: Callable[[], UUID]) -> tuple[UUID | None, Reply | NoReply]:
         """Send once; return the send's id, if it began, and what came back.
 
@@ -249,8 +248,7 @@ class CallPerformer:
         reply = self._context.transports[self._api.name].send(with_traceparent(outgoing), before_send)
         return send, reply
 
-    def _begin_new(self) -> UUID:
-        key = self._make_key(0)
+    def _begin_new(self, key: str | None) -> UUID:
         try:
             begun = journal.begin_first_send(self._store, self._held, self._wanted, key, self._policy)
         except LedgerError as error:
