@@ -43,6 +43,18 @@ def test_row_ids_come_from_the_clock_and_differ() -> None:
     assert all(before <= row_id.int >> 80 <= after for row_id in made)
 
 
+def test_row_ids_of_one_millisecond_keep_their_order() -> None:
+    """A millisecond holds thousands of ids; each sorts behind the one before, however fast they are made."""
+    made = []
+    for _ in range(2000):
+        made.append(uuid7())
+        begun = time.time_ns()
+        # The fraction has steps of 244 ns.
+        while time.time_ns() - begun < 300:
+            pass
+    assert made == sorted(made)
+
+
 def test_the_example_of_the_rfc() -> None:
     """RFC 9562, appendix A.6."""
     noise = 0xCC3 << 62 | 0x18C4DC0C0C07398F
